@@ -1,0 +1,31 @@
+"""hvpspec: checkpoint in, certified spectrum out. The Hessian of a PyTorch loss from Hessian-vector products alone."""
+
+from hvpspec.checkpoint import load_checkpoint
+from hvpspec.dense import derivative, hessian
+from hvpspec.errors import CheckpointError, InputError
+from hvpspec.estimators.eigsh import eigsh
+from hvpspec.estimators.frobenius import frobenius_norm
+from hvpspec.estimators.spectrum import spectrum
+from hvpspec.estimators.trace import trace
+from hvpspec.operator import HessianOperator
+from hvpspec.results import Eigenpairs, Estimate, Progress, Spectrum
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Eigenpairs",
+    "Estimate",
+    "HessianOperator",
+    "InputError",
+    "Progress",
+    "Spectrum",
+    "__version__",
+    "derivative",
+    "eigsh",
+    "frobenius_norm",
+    "hessian",
+    "load_checkpoint",
+    "spectrum",
+    "trace",
+]

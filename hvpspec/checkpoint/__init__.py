@@ -1,0 +1,5 @@
+"""From a file to a model with the file's parameters: safely, strictly, and with clear words when it does not fit."""
+
+from hvpspec.checkpoint.load import load_checkpoint
+
+__all__ = ["load_checkpoint"]

@@ -1,0 +1,106 @@
+"""Small functions, explicitly: the whole Hessian, and directional derivatives of any order. Exact, by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+
+Inputs = Tensor | float | Sequence[Tensor | float]
+
+
+def hessian(fn: Callable[..., Any], inputs: Inputs) -> Tensor:
+    """The explicit Hessian of a scalar function, its blocks assembled into one tensor of shape (n, n).
+
+    fn: called as `fn(x)` for one tensor or number, `fn(x, y, …)` for a tuple or list of them; returns a scalar.
+    inputs: tensors of any shapes, or numbers (taken as float64). They are not written to.
+
+    Row and column i belong to element i of the inputs laid end to end. Rows of inputs that `fn` does not depend on
+    are zeros. Costs n HVPs. Raises InputError when `fn` does not return one real number, or it is not finite.
+    """
+    values, call = _prepare(fn, inputs)
+    sizes = [value.numel() for value in values]
+    result = torch.zeros(sum(sizes), sum(sizes), dtype=values[0].dtype, device=values[0].device)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [value.clone().requires_grad_() for value in values]
+        gradient = _flat_gradient(_scalar(call(leaves)), leaves, create_graph=True)
+        if not gradient.requires_grad:
+            return result
+        for row, element in zip(result, gradient, strict=True):
+            if element.requires_grad:
+                row.copy_(_flat_gradient(element, leaves, retain_graph=True))
+    return result
+
+
+def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order: int) -> Tensor:
+    """d^order/dt^order fn(inputs + t · direction) at t = 0, as a scalar tensor.
+
+    direction: structured and shaped like `inputs`. order: 0 (the value), 1 (gradient · direction), 2 (curvature along
+    it), … The cost grows by a constant factor with each order. Raises InputError as `hessian` does, and for a
+    direction of another shape or an order that is not a whole number ≥ 0.
+    """
+    if isinstance(order, bool) or not isinstance(order, int) or order < 0:
+        raise InputError(f"order must be a whole number ≥ 0; got {order!r}.")
+    values, call = _prepare(fn, inputs)
+    steps, _ = _prepare(fn, direction)
+    if [v.shape for v in values] != [s.shape for s in steps]:
+        raise InputError(
+            f"direction must be shaped like inputs: {[tuple(v.shape) for v in values]}; "
+            f"got {[tuple(s.shape) for s in steps]}."
+        )
+    with torch.inference_mode(False), torch.enable_grad():
+        t = torch.zeros((), dtype=values[0].dtype, device=values[0].device, requires_grad=True)
+        steps = [step.to(value) for step, value in zip(steps, values, strict=True)]
+        result = _scalar(call([value + t * step for value, step in zip(values, steps, strict=True)]))
+        for _ in range(order):
+            if not result.requires_grad:  # constant in t: all further derivatives are zero
+                return torch.zeros_like(result)
+            (result,) = torch.autograd.grad(result, t, create_graph=True, materialize_grads=True)
+    return result.detach()
+
+
+def _prepare(fn: Callable[..., Any], inputs: Inputs) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:
+    """Inputs as detached tensors of one dtype, and how to call `fn` on such a list."""
+    several = isinstance(inputs, (tuple, list))
+    values = [_tensor(value) for value in (inputs if several else [inputs])]  # type: ignore[union-attr]
+    if not values:
+        raise InputError("inputs is empty; give at least one tensor or number.")
+    if len({value.device for value in values}) > 1:
+        raise InputError("the inputs are on several devices; move them to one.")
+    dtype = values[0].dtype
+    for value in values[1:]:
+        dtype = torch.promote_types(dtype, value.dtype)
+    return [value.to(dtype) for value in values], lambda xs: fn(*xs) if several else fn(xs[0])
+
+
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise InputError("the inputs are complex; hvpspec differentiates with respect to real numbers.")
+        return value.detach() if value.is_floating_point() else value.detach().double()
+    if isinstance(value, Real):
+        return torch.tensor(float(value), dtype=torch.float64)
+    raise InputError(f"inputs must be tensors or numbers; got {type(value).__name__}.")
+
+
+def _scalar(value: Any) -> Tensor:
+    if isinstance(value, Real):
+        value = torch.tensor(float(value), dtype=torch.float64)  # a constant function
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"the function must return one real number; it returned {what}.")
+    if not bool(torch.isfinite(value)):
+        raise InputError(f"the function is {float(value)} there; choose inputs where it is finite.")
+    return value.reshape(())
+
+
+def _flat_gradient(value: Tensor, leaves: list[Tensor], **kwargs: bool) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros(sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype, device=leaves[0].device)
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, **kwargs)
+    return torch.cat([gradient.reshape(-1) for gradient in gradients])

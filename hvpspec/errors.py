@@ -1,0 +1,9 @@
+"""The errors that hvpspec raises on purpose: one clear sentence that says what to do."""
+
+
+class InputError(ValueError):
+    """Something given to hvpspec (model, loss, data, vector, option) cannot be used as it is."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read, or does not fit the model."""

@@ -1,0 +1,56 @@
+"""The options that estimators share, checked before any product is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from hvpspec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """When an estimate is good enough: half-width at `confidence` ≤ max(rtol · |value|, atol)."""
+
+    rtol: float = 0.01
+    atol: float = 0.0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not _is_real(value) or not 0 <= value < float("inf"):
+                raise InputError(f"{name} must be a number ≥ 0; got {value!r}.")
+        if not _is_real(self.confidence) or not 0 < self.confidence < 1:
+            raise InputError(f"confidence must lie between 0 and 1, such as 0.95; got {self.confidence!r}.")
+
+    def allowed(self, value: float) -> float:
+        return max(self.rtol * abs(value), self.atol)
+
+
+def check_count(name: str, value: Any) -> int:
+    """A whole number ≥ 1 (k, max_hvps)."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} must be a whole number ≥ 1; got {value!r}.")
+    return int(value)
+
+
+def check_budget(max_hvps: Any) -> int | None:
+    return None if max_hvps is None else check_count("max_hvps", max_hvps)
+
+
+def check_seed(seed: Any) -> int:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise InputError(f"seed must be a whole number from 0 to 2**64 − 1; got {seed!r}.")
+    return int(seed)
+
+
+def check_tol(tol: Any) -> float:
+    if not _is_real(tol) or not 0 <= tol < float("inf"):
+        raise InputError(f"tol must be a number ≥ 0; got {tol!r}.")
+    return float(tol)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

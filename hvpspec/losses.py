@@ -1,0 +1,210 @@
+"""Losses: each call gives a batch's mean loss and the weight (what that mean was taken over).
+
+The weight is what makes the same data, split into other batches, the same objective: for a mean over samples it
+is the number of samples, for a token loss the number of tokens not ignored, with class weights their sum.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hvpspec.errors import InputError
+
+LossFunction = Callable[[nn.Module, Any], Any]
+"""`loss(model, batch) -> mean loss` or `-> (mean loss, weight)`."""
+
+
+def resolve_loss(loss: str | LossFunction | nn.Module) -> LossFunction:
+    """A named loss, a torch criterion (`nn.CrossEntropyLoss(...)` and kin) or a function, as a function.
+
+    Raises InputError for an unknown name, a criterion whose reduction is not "mean", or something not callable.
+    """
+    if isinstance(loss, str):
+        try:
+            return NAMED_LOSSES[loss]
+        except KeyError:
+            names = ", ".join(f"'{name}'" for name in NAMED_LOSSES)
+            raise InputError(
+                f"no loss is named '{loss}'; choose one of {names}, or give a function loss(model, batch)."
+            ) from None
+    if isinstance(loss, _CRITERIA):
+        return _criterion(loss)
+    if not callable(loss):
+        raise InputError(f"loss must be a name or a function loss(model, batch); got {type(loss).__name__}.")
+    return loss
+
+
+def loss_name(loss: str | LossFunction | nn.Module) -> str:
+    """How a loss is called in reports."""
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, nn.Module):
+        return repr(loss)
+    return getattr(loss, "__qualname__", type(loss).__name__)
+
+
+# --- named losses -----------------------------------------------------------------------------------------------
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
+    """Softmax cross-entropy; batch (inputs, targets): class indices (−100 is ignored) or probabilities."""
+    return _cross_entropy(*_outputs_and_targets(model, batch, "cross_entropy"))
+
+
+def mse(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+    """Mean squared error over all elements; batch (inputs, targets), targets shaped like the outputs."""
+    outputs, targets = _same_shape(*_outputs_and_targets(model, batch, "mse"))
+    return F.mse_loss(outputs, targets), targets.numel()
+
+
+def bce_with_logits(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+    """Binary cross-entropy on logits, mean over all elements; batch (inputs, targets of the outputs' shape)."""
+    outputs, targets = _same_shape(*_outputs_and_targets(model, batch, "bce_with_logits"))
+    return F.binary_cross_entropy_with_logits(outputs, targets), targets.numel()
+
+
+def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
+    """Next-token cross-entropy; batch a dict with "input_ids", and optionally "attention_mask" and "labels".
+
+    Position t predicts label t + 1. Without "labels" the input ids are the labels, those that the attention mask
+    leaves out ignored; labels of −100 are ignored. The model is called with the entries that its forward names
+    (all of them if it takes **kwargs), or with the input ids alone.
+    """
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        raise InputError('the loss "causal_lm" needs batches that are dicts with "input_ids".')
+    ids = batch["input_ids"]
+    labels = batch.get("labels")
+    if labels is None:
+        labels = ids
+        if batch.get("attention_mask") is not None:
+            labels = ids.masked_fill(batch["attention_mask"] == 0, -100)
+    logits = _logits(_call_language_model(model, batch))
+    if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+        raise InputError(
+            f"the model gave outputs of shape {tuple(logits.shape)} for input_ids of shape {tuple(ids.shape)}; "
+            '"causal_lm" needs logits of shape (batch, tokens, vocabulary).'
+        )
+    return _cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+NAMED_LOSSES: dict[str, LossFunction] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+    "bce_with_logits": bce_with_logits,
+    "causal_lm": causal_lm,
+}
+
+
+# --- torch criteria ---------------------------------------------------------------------------------------------
+
+_ELEMENTWISE = (
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
+)  # fmt: skip
+_CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, *_ELEMENTWISE)
+
+
+def _criterion(criterion: nn.Module) -> LossFunction:
+    name = type(criterion).__name__
+    if criterion.reduction != "mean":
+        raise InputError(f'{name} has reduction="{criterion.reduction}"; hvpspec needs reduction="mean".')
+
+    def classes(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
+        outputs, targets = _outputs_and_targets(model, batch, name)
+        weight = _on(criterion.weight, outputs)
+        if isinstance(criterion, nn.NLLLoss):
+            mean = F.nll_loss(outputs, targets, weight, ignore_index=criterion.ignore_index)
+            return mean, _class_weight(outputs, targets, weight, criterion.ignore_index)
+        return _cross_entropy(outputs, targets, weight, criterion.ignore_index, criterion.label_smoothing)
+
+    def elements(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        outputs, targets = _same_shape(*_outputs_and_targets(model, batch, name))
+        buffers = {key: _on(value, outputs) for key, value in criterion.named_buffers()}
+        return torch.func.functional_call(criterion, buffers, (outputs, targets)), targets.numel()
+
+    return elements if isinstance(criterion, _ELEMENTWISE) else classes
+
+
+# --- shared pieces ----------------------------------------------------------------------------------------------
+
+
+def _cross_entropy(
+    outputs: Tensor,
+    targets: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor | int]:
+    if targets.is_floating_point():
+        targets = targets.to(outputs.dtype)
+    mean = F.cross_entropy(
+        outputs, targets, weight, ignore_index=ignore_index, label_smoothing=label_smoothing
+    )
+    return mean, _class_weight(outputs, targets, weight, ignore_index)
+
+
+def _class_weight(
+    outputs: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int
+) -> Tensor | int:
+    """What F.cross_entropy's "mean" divides by."""
+    if targets.is_floating_point():  # class probabilities: the positions, whatever the class weights
+        return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0]
+    kept = targets != ignore_index
+    return kept.sum() if weight is None else weight[targets[kept]].sum()
+
+
+def _outputs_and_targets(model: nn.Module, batch: Any, name: str) -> tuple[Tensor, Tensor]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        what = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+        raise InputError(
+            f'the loss "{name}" needs batches that are pairs (inputs, targets); got {what}. '
+            "For one batch, give data=[(inputs, targets)]."
+        )
+    inputs, targets = batch
+    if isinstance(inputs, Mapping):
+        outputs = model(**inputs)
+    elif isinstance(inputs, (tuple, list)):
+        outputs = model(*inputs)
+    else:
+        outputs = model(inputs)
+    if not isinstance(targets, Tensor):
+        raise InputError(f'the loss "{name}" needs targets that are a tensor; got {type(targets).__name__}.')
+    return _logits(outputs), targets
+
+
+def _logits(outputs: Any) -> Tensor:
+    """The model's output tensor, or the `logits` of a Hugging Face style output."""
+    logits = getattr(outputs, "logits", outputs)
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the model returned {type(outputs).__name__}, not a tensor (nor an object with .logits); "
+            "give a function loss(model, batch) that takes the right part of it."
+        )
+    return logits
+
+
+def _same_shape(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    if outputs.shape != targets.shape:  # broadcasting (n, 1) against (n,) is a classic silent error
+        raise InputError(
+            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}; make them equal."
+        )
+    return outputs, targets.to(outputs.dtype)
+
+
+def _on(value: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if value is None else value.to(like.device, like.dtype if value.is_floating_point() else None)
+
+
+def _call_language_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    named = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in named.values()):
+        return model(**inputs)
+    if "input_ids" in named:
+        return model(**{key: value for key, value in inputs.items() if key in named})
+    return model(batch["input_ids"])

@@ -1,0 +1,286 @@
+"""What is differentiated: the weighted mean of a loss over batches, as a function of the chosen parameters.
+
+    L(p) = Σ_b w_b · loss_b(p) / Σ_b w_b
+
+with w_b what the mean of batch b was taken over, so that L does not depend on how the data are split into batches.
+The model itself is never written to: losses are evaluated on copies through `torch.func.functional_call`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hvpspec.errors import InputError
+from hvpspec.losses import LossFunction, loss_name, resolve_loss
+from hvpspec.parameters import ParameterSpace, choose_parameters
+
+ATTENTION_BACKEND = "math"
+"""The only scaled-dot-product attention kernel that has a second derivative."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The model's values at one moment, in the objective's dtype and on its device.
+
+    `parameters`: the chosen ones, in the order of the ParameterSpace, as leaves that require a gradient.
+    `constants`: all other parameters and the buffers, by name.
+    """
+
+    parameters: tuple[Tensor, ...]
+    constants: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LossValue:
+    """The loss over the data: `value` (the weighted mean), `weight` (Σ w_b) and the number of batches."""
+
+    value: float
+    weight: float
+    batches: int
+
+
+class _LossModule(nn.Module):
+    """Puts loss(model, batch) into a forward, so that functional_call swaps parameters for all the loss does."""
+
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Any) -> Any:
+        return self._loss(self.model, batch)
+
+
+class Objective:
+    """The weighted mean loss of `model` over `data` as a function of its chosen parameters.
+
+    model: an nn.Module; it is evaluated in eval mode and left as it was. Its values are read anew for each
+        product, so that an Objective follows a model that trains on.
+    loss: "cross_entropy", "mse", "bce_with_logits", "causal_lm", a torch criterion, or a function
+        `loss(model, batch) -> mean loss` or `-> (mean loss, weight)`. Without a weight, the number of samples
+        (the length of the batch's tensors) is taken.
+    data: a re-iterable of batches (a list, a DataLoader); not a generator.
+    parameters: globs that choose parameters by name; None takes all that require a gradient.
+    dtype: torch.float32 or torch.float64; None keeps the parameters' own (half precision becomes float32).
+    device: None keeps the parameters' own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | LossFunction | nn.Module,
+        data: Iterable[Any],
+        *,
+        parameters: str | Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+        self.model = model
+        self.loss_name = loss_name(loss)
+        self.space: ParameterSpace = choose_parameters(model, parameters)
+        chosen = [model.get_parameter(name) for name in self.space.names]
+        self.dtype = dtype or _working_dtype(chosen)
+        self.device = torch.device(device) if device is not None else chosen[0].device
+        self.data = _check_data(data)
+        self._module = _LossModule(model, resolve_loss(loss))
+        self._weight: float | None = None
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode, gradients on, and only kernels that are exact and twice differentiable; all restored after."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.device.type == "cuda":
+                stack.enter_context(_without_tf32())
+            try:
+                self.model.eval()
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    def snapshot(self) -> Snapshot:
+        """Copies of the model's current values. What the model's forward writes to goes to the copy."""
+        chosen = set(self.space.names)
+        constants = {
+            name: self._cast(parameter.detach())
+            for name, parameter in self.model.named_parameters()
+            if name not in chosen
+        }
+        constants.update({name: self._cast(buffer) for name, buffer in self.model.named_buffers()})
+        parameters = tuple(
+            self.model.get_parameter(name).detach().to(self.device, self.dtype, copy=True).requires_grad_()
+            for name in self.space.names
+        )
+        return Snapshot(parameters, constants)
+
+    def losses(self, snapshot: Snapshot) -> Iterator[tuple[int, Tensor, float]]:
+        """For each batch of weight > 0: its number, its mean loss (a graph over the parameters) and its weight.
+
+        Use within `evaluating()`. Raises InputError, naming the batch, for a loss that cannot be used, and when the
+        data are empty or weigh otherwise than on the pass before.
+        """
+        total, batches = 0.0, 0
+        for index, batch in enumerate(self.data):
+            batches += 1
+            loss, weight = self._batch_loss(index, batch, snapshot)
+            total += weight
+            if weight > 0:
+                yield index, loss, weight
+        if batches == 0:
+            again = "gave nothing on a further pass; it must be re-iterable, such as a list or a DataLoader"
+            raise InputError("data has no batches." if self._weight is None else f"data {again}.")
+        if total == 0:
+            raise InputError("every batch has weight 0: nothing to take a mean over (are all targets ignored?).")
+        if self._weight is not None and not math.isclose(total, self._weight, rel_tol=1e-6):
+            raise InputError(
+                f"data changed between passes (total weight {self._weight:g}, then {total:g}); "
+                "give the same batches each time."
+            )
+        self._weight = total
+
+    def value(self) -> LossValue:
+        """The loss over all the data. Costs one forward pass, no HVP."""
+        total = weight = 0.0
+        batches = 0
+        with self.evaluating(), torch.no_grad():
+            for _, loss, w in self.losses(self.snapshot()):
+                total += w * float(loss)
+                weight += w
+                batches += 1
+        return LossValue(total / weight, weight, batches)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    def _batch_loss(self, index: int, batch: Any, snapshot: Snapshot) -> tuple[Tensor, float]:
+        batch = _move(batch, self.device, self.dtype)
+        buffers = {name for name, _ in self.model.named_buffers()}
+        # Buffers are copied for each batch: one that the forward writes to must not reach the next batch.
+        values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
+        values.update(zip(self.space.names, snapshot.parameters, strict=True))
+        try:
+            result = torch.func.functional_call(
+                self._module, {f"model.{name}": value for name, value in values.items()}, (batch,)
+            )
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(f"batch {index}: the loss raised {type(error).__name__}: {error}") from error
+        return _check_loss(index, result, batch)
+
+
+def _working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any parameter is; else float32, half precision being too coarse to differentiate twice in."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def _check_data(data: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping)) or not hasattr(data, "__iter__"):
+        if isinstance(data, torch.utils.data.Dataset):
+            raise InputError("data is a Dataset of single samples; wrap it in a DataLoader to get batches.")
+        raise InputError(
+            f"data must be a re-iterable of batches, such as a list or a DataLoader; got {type(data).__name__}."
+        )
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"data is a one-shot {type(data).__name__}, but every HVP passes over the data again; "
+            "give a list of batches (list(data)) or a DataLoader."
+        )
+    return data
+
+
+def _check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
+    loss, weight = result, None
+    if isinstance(result, (tuple, list)):
+        if len(result) != 2:
+            raise InputError(f"batch {index}: the loss returned {len(result)} values; return (mean loss, weight).")
+        loss, weight = result
+    if not isinstance(loss, Tensor):
+        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; return a scalar tensor.")
+    if loss.numel() != 1 or loss.is_complex():
+        kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
+        raise InputError(f"batch {index}: the loss is {kind}; return a real scalar (the mean over the batch).")
+    weight = _sample_count(index, batch) if weight is None else float(weight)
+    if not (math.isfinite(weight) and weight >= 0):
+        raise InputError(f"batch {index}: the loss's weight is {weight}; it must be finite and not negative.")
+    if weight > 0 and not bool(torch.isfinite(loss)):
+        raise InputError(
+            f"batch {index}: the loss is {float(loss)}; look at that batch, and at the checkpoint's values."
+        )
+    return loss.reshape(()), weight
+
+
+def _sample_count(index: int, batch: Any) -> float:
+    lengths = {tensor.shape[0] for tensor in _tensors(batch) if tensor.ndim > 0}
+    if len(lengths) != 1:
+        found = f"its tensors have lengths {sorted(lengths)}" if lengths else "it holds no tensor"
+        raise InputError(
+            f"batch {index}: cannot tell how many samples it has ({found}); "
+            "let the loss return (mean loss, weight)."
+        )
+    return float(lengths.pop())
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from _tensors(value)
+    elif dataclasses.is_dataclass(batch):
+        for field in dataclasses.fields(batch):
+            yield from _tensors(getattr(batch, field.name))
+
+
+def _move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The batch with every tensor in it on `device` and its floating-point ones in `dtype`, however nested."""
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        batch = torch.from_numpy(batch)
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None)
+    if isinstance(batch, Mapping):
+        return {key: _move(value, device, dtype) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_move(value, device, dtype) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_move(value, device, dtype) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {f.name: _move(getattr(batch, f.name), device, dtype) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **fields)
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    return batch
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """TF32 keeps 10 bits of mantissa: an HVP through it is off by 1e-3."""
+    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    saved = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, saved, strict=True):
+            switch.fp32_precision = precision

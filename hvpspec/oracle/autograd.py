@@ -1,0 +1,88 @@
+"""The reference engine: torch.autograd.grad twice, batch by batch. Exact; every other engine is checked against it.
+
+For each batch the gradient g(p) is taken once with its graph kept; each column v of the block then costs one
+backward pass through that graph, since d(gᵀv)/dp = Hv (Pearlmutter, doi:10.1162/neco.1994.6.1.147).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.objective import Objective
+
+
+def hvp(objective: Objective, block: Tensor) -> Tensor:
+    """H @ block for a block of shape (n, b) in the objective's dtype and on its device.
+
+    Costs b HVPs: for each batch one gradient with graph, and b backward passes through it. Raises InputError, naming
+    the batch, when the loss has no second derivative or a product is not finite.
+    """
+    columns = block.T.contiguous()
+    total = torch.zeros_like(columns)
+    weights = 0.0
+    depends = False
+    with objective.evaluating():
+        snapshot = objective.snapshot()
+        for index, loss, weight in objective.losses(snapshot):
+            depends |= loss.requires_grad
+            product = _batch_hvp(objective, index, loss, snapshot.parameters, columns)
+            if product is not None:
+                _check_finite(index, product, columns)
+                total.add_(product, alpha=weight)
+            weights += weight
+    if not depends:
+        warnings.warn(
+            "the loss does not depend on the chosen parameters, so that its Hessian is zero; if it should, "
+            "look for torch.no_grad() or .detach() in the model or the loss.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return total.div_(weights).T
+
+
+def _batch_hvp(
+    objective: Objective, index: int, loss: Tensor, parameters: tuple[Tensor, ...], columns: Tensor
+) -> Tensor | None:
+    """One batch's Hessian times each row of `columns`, shape (b, n); None where it is zero."""
+    if not loss.requires_grad:
+        return None
+    try:
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        # A parameter that the loss does not use has no gradient; one that it is affine in has a constant gradient.
+        curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+        if not curved:
+            return None
+        outputs = [g for _, g in curved]
+        result = torch.empty_like(columns)
+        for row, vector in zip(result, columns, strict=True):
+            pieces = objective.space.split(vector)
+            second = torch.autograd.grad(
+                outputs,
+                parameters,
+                [pieces[i] for i, _ in curved],
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            torch.cat([piece.reshape(-1) for piece in second], out=row)
+        return result
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # torch names the operation: "derivative for aten::… is not implemented".
+        raise InputError(f"batch {index}: the loss cannot be differentiated twice: {error}") from error
+
+
+def _check_finite(index: int, product: Tensor, columns: Tensor) -> None:
+    if bool(torch.isfinite(product).all()):
+        return
+    if not bool(torch.isfinite(columns).all()):
+        raise InputError("the vector to multiply has NaN or Inf entries.")
+    raise InputError(
+        f"batch {index}: the Hessian-vector product is not finite, although the loss is; look there for a square "
+        "root, norm or logarithm taken at 0, or try float64."
+    )

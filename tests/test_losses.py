@@ -1,0 +1,131 @@
+"""Each loss's mean times its weight must add up: whole = Σ mean·weight / Σ weight over any parts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hvpspec.errors import InputError
+from hvpspec.losses import loss_name, resolve_loss
+
+N, C = 12, 4
+
+
+def outputs():
+    return torch.randn(N, C, dtype=torch.float64)
+
+
+def labels():
+    y = torch.randint(0, C, (N,))
+    y[3] = -100
+    return y
+
+
+WEIGHT = torch.tensor([0.1, 2.0, 0.7, 1.3])
+CRITERIA = {
+    "cross_entropy": ("cross_entropy", labels),
+    "cross_entropy, probabilities": ("cross_entropy", lambda: torch.rand(N, C).softmax(1)),
+    "mse": ("mse", outputs),
+    "bce_with_logits": ("bce_with_logits", lambda: torch.rand(N, C)),
+    "class weights": (nn.CrossEntropyLoss(WEIGHT), labels),
+    "class weights, smoothed": (nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.2), labels),
+    "class weights, probabilities": (nn.CrossEntropyLoss(WEIGHT), lambda: torch.rand(N, C).softmax(1)),
+    "ignore_index": (nn.CrossEntropyLoss(ignore_index=2), lambda: labels().clamp(min=0)),
+    "nll": (nn.NLLLoss(WEIGHT), labels),
+    "huber": (nn.HuberLoss(delta=0.5), outputs),
+    "bce with pos_weight": (nn.BCEWithLogitsLoss(pos_weight=WEIGHT), lambda: torch.rand(N, C)),
+}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_parts_add_up_to_the_whole(name):
+    loss, make = CRITERIA[name]
+    x, y = outputs(), make()
+    fn, identity = resolve_loss(loss), nn.Identity()
+    parts = [fn(identity, (x[s], y[s])) for s in (slice(0, 5), slice(5, 6), slice(6, N))]
+    parts = [(mean, weight) for mean, weight in parts if weight > 0]  # a part all ignored has mean NaN, weight 0
+    split = sum(mean * weight for mean, weight in parts) / sum(weight for _, weight in parts)
+    whole = loss.double()(x, y) if isinstance(loss, nn.Module) else NAMED[loss](x, y)
+    torch.testing.assert_close(split, whole.double(), rtol=1e-6 if whole.dtype == torch.float32 else 1e-13, atol=0)
+
+
+NAMED = {
+    "cross_entropy": lambda x, y: F.cross_entropy(x, y.double() if y.is_floating_point() else y),
+    "mse": F.mse_loss,
+    "bce_with_logits": lambda x, y: F.binary_cross_entropy_with_logits(x, y.double()),
+}
+
+
+def test_causal_lm_predicts_the_next_token_and_leaves_masked_ones_out():
+    logits = torch.randn(2, 4, 5, dtype=torch.float64)
+    model = nn.Module()
+    model.forward = lambda input_ids: logits
+    ids = torch.tensor([[0, 1, 2, 3], [4, 3, 2, 1]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    mean, weight = resolve_loss("causal_lm")(model, {"input_ids": ids, "attention_mask": mask})
+    p = logits.log_softmax(-1)
+    expected = -(p[0, 0, 1] + p[0, 1, 2] + p[0, 2, 3] + p[1, 0, 3]) / 4
+    torch.testing.assert_close(mean, expected)
+    assert weight == 4
+    labels = torch.full_like(ids, -100)
+    labels[1, 2] = 4
+    mean, weight = resolve_loss("causal_lm")(model, {"input_ids": ids, "labels": labels})
+    torch.testing.assert_close(mean, -p[1, 1, 4])
+    assert weight == 1
+
+
+@pytest.mark.parametrize("signature", ["keywords", "named", "positional"])
+def test_causal_lm_gives_a_model_what_its_forward_takes(signature):
+    seen = {}
+
+    class Keywords(nn.Module):
+        def forward(self, **kwargs):
+            seen.update(kwargs)
+            return nn.functional.one_hot(kwargs["input_ids"], 5).double()
+
+    class Named(nn.Module):
+        def forward(self, input_ids, attention_mask=None):
+            return Keywords.forward(self, input_ids=input_ids, attention_mask=attention_mask)
+
+    class Positional(nn.Module):
+        def forward(self, idx):
+            return Keywords.forward(self, input_ids=idx)
+
+    model = {"keywords": Keywords, "named": Named, "positional": Positional}[signature]()
+    batch = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 2), "labels": torch.tensor([[1, 2]])}
+    resolve_loss("causal_lm")(model, batch)
+    assert set(seen) == ({"input_ids"} if signature == "positional" else {"input_ids", "attention_mask"})
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "message"),
+    [
+        ("cross_entropy", torch.zeros(3), r"pairs \(inputs, targets\); got a Tensor"),
+        ("cross_entropy", (torch.zeros(3, 4), [1, 2, 3]), "targets that are a tensor"),
+        ("mse", (torch.zeros(3, 1), torch.zeros(3)), r"outputs have shape \(3, 1\) and targets \(3,\)"),
+        ("causal_lm", (torch.zeros(3, 1), torch.zeros(3)), 'dicts with "input_ids"'),
+        ("causal_lm", {"input_ids": torch.zeros(3, 4).long()}, "logits of shape"),
+    ],
+)
+def test_a_batch_that_does_not_fit_the_loss(loss, batch, message):
+    with pytest.raises(InputError, match=message):
+        resolve_loss(loss)(nn.Identity(), batch)
+
+
+def test_what_is_no_loss():
+    with pytest.raises(InputError, match="choose one of 'cross_entropy'"):
+        resolve_loss("crossentropy")
+    with pytest.raises(InputError, match='reduction="sum"'):
+        resolve_loss(nn.MSELoss(reduction="sum"))
+    with pytest.raises(InputError, match="got int"):
+        resolve_loss(3)
+    with pytest.raises(InputError, match=r"returned tuple, not a tensor"):
+        model = nn.Module()
+        model.forward = lambda x: (x, x)
+        resolve_loss("mse")(model, (torch.zeros(2), torch.zeros(2)))
+
+
+def test_names():
+    assert loss_name("mse") == "mse"
+    assert loss_name(nn.MSELoss()) == "MSELoss()"
+    assert loss_name(outputs) == "outputs"

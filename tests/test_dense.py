@@ -114,14 +114,18 @@ class TestDerivative:
 
 
 def test_where_finite_differences_fail():
-    """Rosenbrock's valley, condition number 1e13: no step size lets central differences find the small curvature.
+    """Rosenbrock's valley, condition number 1e13: the small curvature by autograd and by central differences.
+
+    At the textbook step ε^¼ they are off by a factor of thousands; at the best step, which nobody can know without
+    the answer, still a hundred times worse than autograd.
 
     The README quotes this; `python tests/test_dense.py` prints the figures.
     """
     condition, ours, theirs = rosenbrock_errors()
     assert condition > 1e13
-    assert ours < 0.01
-    assert min(theirs.values()) > 10
+    assert ours < 0.002
+    assert theirs[1e-4] > 1000
+    assert min(theirs.values()) > 100 * ours
 
 
 def rosenbrock_errors(a=1e10, x=3.0, angle=0.5):

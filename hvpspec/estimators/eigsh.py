@@ -98,7 +98,7 @@ def _finished(krylov: Krylov, ritz: Ritz, chosen: np.ndarray, k: int, which: str
         return False
     first = krylov.segments[-1]
     if first == 0:
-        return True
+        return not krylov.closed
     # After a breakdown the eigenspaces may hold more vectors than the segments so far have shown. This one shows no
     # more when its own extreme Ritz values are accurate and add nothing beyond the k-th.
     segment = krylov.ritz(first)

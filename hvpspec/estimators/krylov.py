@@ -18,6 +18,7 @@ from hvpspec.errors import InputError
 from hvpspec.estimators.symmetric import Symmetric
 from hvpspec.estimators.vectors import gaussian, inner
 
+_CLOSED = 100  # a residual below so many roundoffs of ‖T‖ is rounding: the space is invariant
 _ASYMMETRY_LIMIT = 1e-2  # relative to ‖T‖: more is no rounding, the operator is not symmetric or not repeatable
 
 
@@ -92,7 +93,7 @@ def lanczos(A: Symmetric, *, seed: int, max_steps: int) -> Iterator[Krylov]:
         _append(krylov, vector, max_steps)
         _step(A, krylov, residual := A @ vector)
         beta = float(torch.linalg.vector_norm(residual.double()))
-        if krylov.m == A.n or beta <= 10 * A.eps * max(krylov.norm, beta):
+        if krylov.m == A.n or beta <= _CLOSED * A.eps * krylov.norm:
             krylov.defects[-1] += beta
             krylov.betas.append(0.0)
         else:

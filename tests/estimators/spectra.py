@@ -1,0 +1,43 @@
+"""Matrices with known spectra: those of the XTrace paper's tests (arXiv:2301.07825), and an indefinite one."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+N = 1000
+
+
+def eigenvalues(name: str, n: int = N) -> np.ndarray:
+    i = np.arange(1, n + 1)
+    return {
+        "flat": lambda: np.linspace(1, 3, n),
+        "polynomial": lambda: i**-2.0,
+        "exponential, slow": lambda: 0.9**i,
+        "exponential, fast": lambda: 0.7**i,
+        "step": lambda: np.where(i <= n // 20, 1.0, 1e-3),
+        "indefinite with outliers": lambda: np.concatenate(
+            [np.geomspace(1, 10, 15), -np.geomspace(0.5, 6, 15), 0.05 * np.sin(np.arange(n - 30.0))]
+        ),
+        "rank one": lambda: np.where(i == 1, 1.0, 0.0),
+    }[name]()
+
+
+NAMES = (
+    "flat",
+    "polynomial",
+    "exponential, slow",
+    "exponential, fast",
+    "step",
+    "indefinite with outliers",
+    "rank one",
+)
+
+
+@functools.cache
+def matrix(name: str, n: int = N) -> np.ndarray:
+    """A dense symmetric matrix with those eigenvalues and a random eigenbasis."""
+    Q = np.linalg.qr(np.random.default_rng(5).standard_normal((n, n)))[0]
+    A = (Q * eigenvalues(name, n)) @ Q.T
+    return (A + A.T) / 2

@@ -16,6 +16,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    except KeyboardInterrupt:  # importing torch takes a while
+        sys.exit(130)
     sys.exit(run())
 
 

@@ -164,6 +164,14 @@ def demo(
 
 def _run(checkpoint: Path, load: Any, loss: Any, options: Options, names: dict[str, Any]) -> None:
     """The road from a checkpoint to spectrum.json. On Ctrl-C, what is known goes the same way, marked incomplete."""
+    try:
+        _measure(checkpoint, load, loss, options, names)
+    except KeyboardInterrupt:
+        err.print("hvpspec: interrupted before the first figure was known; nothing was written.")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def _measure(checkpoint: Path, load: Any, loss: Any, options: Options, names: dict[str, Any]) -> None:
     start = time.perf_counter()
     prepare_folder(options.out)
     model, data = load()
@@ -270,16 +278,18 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
-    except TyperException as error:
-        message, status = f"{error.format_message()} (hvpspec --help shows how)", 2
-    except InputError as error:
-        message, status = str(error), 2
-    except (KeyboardInterrupt, typer.Abort):
-        message, status = "interrupted before the first figure was known; nothing was written.", _INTERRUPTED
     except Exception as error:
-        message = f"{type(error).__name__}: {error} (--debug shows where)"
-        status = 1
-    if "--debug" in arguments:
-        traceback.print_exc()
-    err.print(f"hvpspec: {message}", markup=False)
-    return status
+        if "--debug" in arguments:
+            traceback.print_exception(error)
+        message, status = _explain(error)
+        err.print(f"hvpspec: {message}", markup=False)
+        return status
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to say of an error, in one line, and the exit status."""
+    if isinstance(error, TyperException):
+        return f"{error.format_message()} (hvpspec --help shows how)", 2
+    if isinstance(error, InputError):
+        return " ".join(str(error).split()), 2
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", 1

@@ -99,7 +99,7 @@ def _scalar(value: Any) -> Tensor:
     return value.reshape(())
 
 
-def _flat_gradient(value: Tensor, leaves: list[Tensor], **kwargs: bool) -> Tensor:
+def _flat_gradient(value: Tensor, leaves: list[Tensor], **kwargs: Any) -> Tensor:
     if not value.requires_grad:
         return torch.zeros(sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype, device=leaves[0].device)
     gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, **kwargs)

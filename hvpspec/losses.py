@@ -109,7 +109,7 @@ _ELEMENTWISE = (
 _CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, *_ELEMENTWISE)
 
 
-def _criterion(criterion: nn.Module) -> LossFunction:
+def _criterion(criterion: Any) -> LossFunction:
     name = type(criterion).__name__
     if criterion.reduction != "mean":
         raise InputError(f'{name} has reduction="{criterion.reduction}"; hvpspec needs reduction="mean".')
@@ -124,7 +124,7 @@ def _criterion(criterion: nn.Module) -> LossFunction:
 
     def elements(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
         outputs, targets = _same_shape(*_outputs_and_targets(model, batch, name))
-        buffers = {key: _on(value, outputs) for key, value in criterion.named_buffers()}
+        buffers: Any = {key: _on(value, outputs) for key, value in criterion.named_buffers()}
         return torch.func.functional_call(criterion, buffers, (outputs, targets)), targets.numel()
 
     return elements if isinstance(criterion, _ELEMENTWISE) else classes
@@ -142,15 +142,11 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor | int]:
     if targets.is_floating_point():
         targets = targets.to(outputs.dtype)
-    mean = F.cross_entropy(
-        outputs, targets, weight, ignore_index=ignore_index, label_smoothing=label_smoothing
-    )
+    mean = F.cross_entropy(outputs, targets, weight, ignore_index=ignore_index, label_smoothing=label_smoothing)
     return mean, _class_weight(outputs, targets, weight, ignore_index)
 
 
-def _class_weight(
-    outputs: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int
-) -> Tensor | int:
+def _class_weight(outputs: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor | int:
     """What F.cross_entropy's "mean" divides by."""
     if targets.is_floating_point():  # class probabilities: the positions, whatever the class weights
         return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0]

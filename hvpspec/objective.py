@@ -9,17 +9,16 @@ The model itself is never written to: losses are evaluated on copies through `to
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hvpspec.batches import check_data, move, sample_count
 from hvpspec.errors import InputError
 from hvpspec.losses import LossFunction, loss_name, resolve_loss
 from hvpspec.parameters import ParameterSpace, choose_parameters
@@ -92,8 +91,8 @@ class Objective:
         self.space: ParameterSpace = choose_parameters(model, parameters)
         chosen = [model.get_parameter(name) for name in self.space.names]
         self.dtype = dtype or _working_dtype(chosen)
-        self.device = torch.device(device) if device is not None else chosen[0].device
-        self.data = _check_data(data)
+        self.device = chosen[0].device if device is None else _check_device(device)
+        self.data = check_data(data)
         self._module = _LossModule(model, resolve_loss(loss))
         self._weight: float | None = None
 
@@ -170,7 +169,7 @@ class Objective:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def _batch_loss(self, index: int, batch: Any, snapshot: Snapshot) -> tuple[Tensor, float]:
-        batch = _move(batch, self.device, self.dtype)
+        batch = move(batch, self.device, self.dtype)
         buffers = {name for name, _ in self.model.named_buffers()}
         # Buffers are copied for each batch: one that the forward writes to must not reach the next batch.
         values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
@@ -191,19 +190,12 @@ def _working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
 
 
-def _check_data(data: Iterable[Any]) -> Iterable[Any]:
-    if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping)) or not hasattr(data, "__iter__"):
-        if isinstance(data, torch.utils.data.Dataset):
-            raise InputError("data is a Dataset of single samples; wrap it in a DataLoader to get batches.")
-        raise InputError(
-            f"data must be a re-iterable of batches, such as a list or a DataLoader; got {type(data).__name__}."
-        )
-    if isinstance(data, Iterator):
-        raise InputError(
-            f"data is a one-shot {type(data).__name__}, but every HVP passes over the data again; "
-            "give a list of batches (list(data)) or a DataLoader."
-        )
-    return data
+def _check_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has one of its own for each reason
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
 
 
 def _check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
@@ -217,7 +209,7 @@ def _check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
     if loss.numel() != 1 or loss.is_complex():
         kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
         raise InputError(f"batch {index}: the loss is {kind}; return a real scalar (the mean over the batch).")
-    weight = _sample_count(index, batch) if weight is None else float(weight)
+    weight = sample_count(index, batch) if weight is None else float(weight)
     if not (math.isfinite(weight) and weight >= 0):
         raise InputError(f"batch {index}: the loss's weight is {weight}; it must be finite and not negative.")
     if weight > 0 and not bool(torch.isfinite(loss)):
@@ -227,55 +219,11 @@ def _check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
     return loss.reshape(()), weight
 
 
-def _sample_count(index: int, batch: Any) -> float:
-    lengths = {tensor.shape[0] for tensor in _tensors(batch) if tensor.ndim > 0}
-    if len(lengths) != 1:
-        found = f"its tensors have lengths {sorted(lengths)}" if lengths else "it holds no tensor"
-        raise InputError(
-            f"batch {index}: cannot tell how many samples it has ({found}); "
-            "let the loss return (mean loss, weight)."
-        )
-    return float(lengths.pop())
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from _tensors(value)
-    elif dataclasses.is_dataclass(batch):
-        for field in dataclasses.fields(batch):
-            yield from _tensors(getattr(batch, field.name))
-
-
-def _move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The batch with every tensor in it on `device` and its floating-point ones in `dtype`, however nested."""
-    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
-        batch = torch.from_numpy(batch)
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None)
-    if isinstance(batch, Mapping):
-        return {key: _move(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_move(value, device, dtype) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(_move(value, device, dtype) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {f.name: _move(getattr(batch, f.name), device, dtype) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **fields)
-    if callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    return batch
-
-
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
     """TF32 keeps 10 bits of mantissa: an HVP through it is off by 1e-3."""
-    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    cudnn: Any = torch.backends.cudnn
+    switches: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
     saved = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

@@ -46,9 +46,7 @@ class HessianOperator(LinearOperator):
         device: str | torch.device | None = None,
     ) -> None:
         self.engine, self._product = choose_engine(engine)
-        self.objective = Objective(
-            model, loss, data, parameters=parameters, dtype=_torch_dtype(dtype), device=device
-        )
+        self.objective = Objective(model, loss, data, parameters=parameters, dtype=_torch_dtype(dtype), device=device)
         self.torch_dtype = self.objective.dtype
         self.device = self.objective.device
         self.hvps = 0

@@ -21,9 +21,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     digits = load_digits()
-    np.savez_compressed(
-        demo.DATA, images=digits.data.astype(np.uint8), labels=digits.target.astype(np.uint8)
-    )
+    np.savez_compressed(demo.DATA, images=digits.data.astype(np.uint8), labels=digits.target.astype(np.uint8))
     ((images, labels),) = demo.batches(len(digits.target))
     model = demo.build()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)

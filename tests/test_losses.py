@@ -119,9 +119,9 @@ def test_what_is_no_loss():
         resolve_loss(nn.MSELoss(reduction="sum"))
     with pytest.raises(InputError, match="got int"):
         resolve_loss(3)
+    model = nn.Module()
+    model.forward = lambda x: (x, x)
     with pytest.raises(InputError, match=r"returned tuple, not a tensor"):
-        model = nn.Module()
-        model.forward = lambda x: (x, x)
         resolve_loss("mse")(model, (torch.zeros(2), torch.zeros(2)))
 
 

@@ -89,9 +89,7 @@ def _import(place: str, option: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(error.name + ".")):
-            raise InputError(
-                f"{option}: no module named '{place}' (a file is named with its .py ending)."
-            ) from error
+            raise InputError(f"{option}: no module named '{place}' (a file is named with its .py ending).") from error
         raise InputError(f"{option}: importing {place} failed: {error}.") from error
     except Exception as error:
         raise InputError(f"{option}: importing {place} raised {type(error).__name__}: {error}") from error

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,12 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> dic
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     if not head:
         raise CheckpointError(f"{path} is empty.")
-    content = _read_safetensors(path) if _is_safetensors(head, path) else _read_torch(path)
+    if _is_safetensors(head):
+        content: Any = _read_safetensors(path)
+    elif head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of the legacy format
+        content = _read_torch(path)
+    else:
+        raise CheckpointError(f"{path} is not a checkpoint that torch.save or safetensors wrote.")
     return _find_state_dict(content, key, path)
 
 
@@ -50,9 +56,9 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_safetensors(head: bytes, path: Path) -> bool:
+def _is_safetensors(head: bytes) -> bool:
     """A safetensors file starts with the length of its JSON header (8 bytes, little endian) and then the header."""
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the format's own limit
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -71,16 +77,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickle protocols: they are read, or refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"Unsupported (?:global|class|operand)[^A-Za-z_]*(?:GLOBAL )?([\w.]+)", str(error))
-        if wanted or "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            asks = f" (it asks for {wanted.group(1)})" if wanted else ""
-            raise CheckpointError(
-                f"{path} was not read, because that would run code from the file{asks}; where you trust it, load it "
-                "there and save only the tensors: torch.save(model.state_dict(), 'weights.pt')."
-            ) from error
-        raise CheckpointError(_not_a_checkpoint(path, error)) from error
+        if "Weights only load failed" not in str(error):
+            raise CheckpointError(_not_a_checkpoint(path, error)) from error
+        wanted = re.search(r"unsupported global:?\s+(?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
+        asks = f" (it asks for {wanted.group(1)})" if wanted else ""
+        raise CheckpointError(
+            f"{path} was not read, because it holds more than tensors, and that could run code{asks}; where you trust "
+            "it, load it there and save only the tensors: torch.save(model.state_dict(), 'weights.pt')."
+        ) from error
     except Exception as error:  # truncated and foreign files fail in many ways
         raise CheckpointError(_not_a_checkpoint(path, error)) from error
 

@@ -41,7 +41,7 @@ def check_budget(max_hvps: Any) -> int | None:
 
 
 def check_seed(seed: Any) -> int:
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= int(seed) < 2**64:
         raise InputError(f"seed must be a whole number from 0 to 2**64 − 1; got {seed!r}.")
     return int(seed)
 

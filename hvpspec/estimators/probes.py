@@ -100,7 +100,9 @@ def _quantile(confidence: float, freedom: int) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
-def probe_steps(A: Symmetric, *, seed: int, max_hvps: int | None, wanted: Callable[[ProbeSums], float]) -> Iterator[ProbeSums]:
+def probe_steps(
+    A: Symmetric, *, seed: int, max_hvps: int | None, wanted: Callable[[ProbeSums], float]
+) -> Iterator[ProbeSums]:
     """Adds blocks of probes, yielding the (same) sums after each, until the budget is spent.
 
     `wanted(sums)` foretells how many probes the tolerance needs in all. When that comes to more than n further

@@ -63,9 +63,7 @@ def sample(
     tolerance = Tolerance(rtol, atol, confidence)
     operator = as_symmetric(A)
     estimate = None
-    for step in sample_steps(
-        operator, (figure,), tolerance, seed=check_seed(seed), max_hvps=check_budget(max_hvps)
-    ):
+    for step in sample_steps(operator, (figure,), tolerance, seed=check_seed(seed), max_hvps=check_budget(max_hvps)):
         estimate = step.figures[figure]
         if callback is not None:
             callback(estimate)

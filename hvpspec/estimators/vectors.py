@@ -32,9 +32,7 @@ def column_inner(A: Tensor, B: Tensor) -> Tensor:
     return total
 
 
-def rademacher(
-    n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Random signs, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed."""
     columns = np.empty((len(numbers), n), dtype=np.int8)
     for column, number in zip(columns, numbers, strict=True):

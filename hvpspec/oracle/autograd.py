@@ -95,7 +95,7 @@ def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        function = getattr(node, "_forward_cls", None)
+        function: Any = getattr(node, "_forward_cls", None)
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if code is not None and code.co_filename == torch.autograd.function.__file__:
             raise InputError(

@@ -62,9 +62,7 @@ def prepare_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(
-            f"--out {folder}: cannot write there ({error.strerror}); choose another folder."
-        ) from error
+        raise InputError(f"--out {folder}: cannot write there ({error.strerror}); choose another folder.") from error
 
 
 def _umask() -> int:

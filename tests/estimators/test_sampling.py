@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from estimators.spectra import NAMES, matrix
 from scipy import stats
 from zoo import explicit_hessian, mlp
 
 import hvpspec
-from estimators.spectra import NAMES, matrix
 from hvpspec.errors import InputError
 from hvpspec.estimators.options import Tolerance
 from hvpspec.estimators.probes import BLOCK, ProbeSums
@@ -26,9 +26,7 @@ def test_the_estimate_is_the_plain_mean_over_the_probes(figure, budget):
     """Against a naive transcription of Hutchinson's estimator on the same probes."""
     A = matrix("indefinite with outliers")
     found = FIGURES[figure][0](A, seed=3, max_hvps=budget)
-    probes = [
-        rademacher(len(A), [i], seed=3, dtype=torch.float64, device=CPU)[:, 0].numpy() for i in range(budget)
-    ]
+    probes = [rademacher(len(A), [i], seed=3, dtype=torch.float64, device=CPU)[:, 0].numpy() for i in range(budget)]
     if figure == "trace":
         expected = sum(w @ A @ w for w in probes) / budget
     else:

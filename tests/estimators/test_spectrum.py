@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from estimators.spectra import eigenvalues, matrix
 from zoo import explicit_hessian, mlp
 
 import hvpspec
-from estimators.spectra import eigenvalues, matrix
 from hvpspec.errors import InputError
 
 

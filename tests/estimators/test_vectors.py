@@ -26,7 +26,9 @@ def test_probes_are_signs_and_depend_on_seed_and_number_only():
     assert W.shape == (n, 3)
     assert set(W.unique().tolist()) == {-1.0, 1.0}
     assert torch.equal(rademacher(n, [5], seed=3, **OPTIONS)[:, 0], W[:, 2])
-    assert torch.equal(rademacher(n, [5], seed=3, dtype=torch.float32, device=OPTIONS["device"])[:, 0].double(), W[:, 2])
+    assert torch.equal(
+        rademacher(n, [5], seed=3, dtype=torch.float32, device=OPTIONS["device"])[:, 0].double(), W[:, 2]
+    )
     # a shorter vector is the beginning of a longer one: entries are keyed by position
     assert torch.equal(rademacher(100, [1], seed=3, **OPTIONS)[:, 0], W[:100, 1])
     assert not torch.equal(rademacher(n, [0], seed=4, **OPTIONS)[:, 0], W[:, 0])

@@ -90,9 +90,7 @@ class TestClosedForms:
         model = nn.Linear(4, 3, bias=False).double()
         P = model(self.x).softmax(1).detach().numpy()
         X = self.x.numpy()
-        expected = sum(
-            np.kron(np.diag(p) - np.outer(p, p), np.outer(x, x)) for p, x in zip(P, X, strict=True)
-        ) / len(X)
+        expected = sum(np.kron(np.diag(p) - np.outer(p, p), np.outer(x, x)) for p, x in zip(P, X, strict=True)) / len(X)
         found = self.hessian(model, "cross_entropy", torch.randint(0, 3, (30,)))
         assert relative(found, expected) < 1e-14
 

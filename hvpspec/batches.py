@@ -1,0 +1,74 @@
+"""Batches as users give them: checked, counted, and moved to where the work is done, however nested."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+
+
+def check_data(data: Iterable[Any]) -> Iterable[Any]:
+    """The data, if it can be passed over again and again; InputError, saying what to give instead, if not."""
+    if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping)) or not hasattr(data, "__iter__"):
+        if isinstance(data, torch.utils.data.Dataset):
+            raise InputError("data is a Dataset of single samples; wrap it in a DataLoader to get batches.")
+        raise InputError(
+            f"data must be a re-iterable of batches, such as a list or a DataLoader; got {type(data).__name__}."
+        )
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"data is a one-shot {type(data).__name__}, but every HVP passes over the data again; "
+            "give a list of batches (list(data)) or a DataLoader."
+        )
+    return data
+
+
+def sample_count(index: int, batch: Any) -> float:
+    """The length that all tensors in the batch share. Raises InputError, naming the batch, when they do not."""
+    lengths = {tensor.shape[0] for tensor in _tensors(batch) if tensor.ndim > 0}
+    if len(lengths) != 1:
+        found = f"its tensors have lengths {sorted(lengths)}" if lengths else "it holds no tensor"
+        raise InputError(
+            f"batch {index}: cannot tell how many samples it has ({found}); let the loss return (mean loss, weight)."
+        )
+    return float(lengths.pop())
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from _tensors(value)
+    elif dataclasses.is_dataclass(batch):
+        for field in dataclasses.fields(batch):
+            yield from _tensors(getattr(batch, field.name))
+
+
+def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The batch with every tensor in it on `device` and its floating-point ones in `dtype`, however nested."""
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        batch = torch.from_numpy(batch)
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None)
+    if isinstance(batch, Mapping):
+        return {key: move(value, device, dtype) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device, dtype) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(move(value, device, dtype) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {f.name: move(getattr(batch, f.name), device, dtype) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **fields)
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    return batch

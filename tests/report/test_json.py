@@ -1,0 +1,60 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from hvpspec.errors import InputError
+from hvpspec.report.json import SCHEMA, prepare_folder, read_spectrum, spectrum_document, write_json
+from hvpspec.results import Eigenpairs, Estimate, Spectrum
+
+PAIRS = Eigenpairs(np.array([3.0, -1.0]), None, np.zeros(2), np.array([1e-3, np.inf]), True, 12)
+TRACE = Estimate(2.0, 0.1, 0.95, True, 30)
+SPECTRUM = Spectrum(7, PAIRS, TRACE, TRACE, 42, 1.5, True)
+
+
+def test_the_fixed_keys():
+    document = spectrum_document(SPECTRUM, loss=0.5, provenance={"seed": 0})
+    assert document["schema"] == SCHEMA == "hvpspec/spectrum/1"
+    assert document["complete"] is True
+    assert document["parameters"] == 7
+    assert document["loss"] == 0.5
+    assert document["eigenvalues"] == [
+        {"value": 3.0, "error": 1e-3, "residual": 0.0},
+        {"value": -1.0, "error": None, "residual": 0.0},
+    ]
+    for figure in ("trace", "frobenius_norm"):
+        assert {"value", "error", "confidence", "converged"} <= document[figure].keys()
+    assert (document["hvps"], document["seconds"], document["provenance"]) == (42, 1.5, {"seed": 0})
+
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "spectrum.json"
+    write_json(path, {"schema": SCHEMA, "old": True})
+    with pytest.raises(ValueError, match="nan"):
+        write_json(path, {"bad": float("nan")})
+    monkeypatch.setattr(os, "replace", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_json(path, {"new": True})
+    assert json.loads(path.read_text()) == {"schema": SCHEMA, "old": True}
+    assert os.listdir(tmp_path) == ["spectrum.json"]
+    assert path.stat().st_mode & 0o444
+
+
+def test_it_comes_back(tmp_path):
+    write_json(tmp_path / "spectrum.json", spectrum_document(SPECTRUM, loss=0.5, provenance={}))
+    assert read_spectrum(tmp_path / "spectrum.json").to_dict() == SPECTRUM.to_dict()
+    for content in ("{", "[]", '{"schema": "other"}'):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(InputError, match=r"cannot be read as JSON|not a hvpspec/spectrum/1 file"):
+            read_spectrum(tmp_path / "other.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_spectrum(tmp_path / "nothing.json")
+
+
+def test_folders(tmp_path):
+    prepare_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write there"):
+        prepare_folder(tmp_path / "file")

@@ -1,0 +1,47 @@
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hvpspec.report.text import shortfalls, spectrum_table, with_error
+from hvpspec.results import Eigenpairs, Estimate, Spectrum
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (12.345678, 0.00051, ("12.34568", "0.00051")),
+        (-12.345678, 0.51, ("-12.35", "0.51")),
+        (0.000123456, 1e-6, ("0.0001235", "1e-06")),
+        (5.0, 7.0, ("5.0", "7")),
+        (3.0, 1e-16, ("3.00000000", "1e-16")),
+        (3.0, 0.0, ("3", "0")),
+        (0.0, 0.1, ("0", "0.1")),
+        (1234.5, 12, ("1234", "12")),
+        (3.0, math.inf, ("3", "unknown")),
+    ],
+)
+def test_digits_follow_the_error(value, error, shown):
+    assert with_error(value, error) == shown
+
+
+def render(spectrum):
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(spectrum_table(spectrum))
+    return console.export_text()
+
+
+def test_table_and_shortfalls():
+    pairs = Eigenpairs(np.array([3.0, -1.0]), None, np.zeros(2), np.array([1e-3, 2e-2]), False, 12)
+    trace = Estimate(12.5, 0.5, 0.9, False, 40)
+    text = render(Spectrum(7, pairs, trace, None, 52, 1.5, True))
+    assert "λ1" in text
+    assert "-1.00" in text
+    assert "90 %, tolerance not reached" in text
+    assert "not reached" in text.splitlines()[-1]
+    notes = shortfalls(Spectrum(7, pairs, trace, None, 52, 1.5, True), rtol=0.01, tol=1e-3)
+    assert [note.split()[0] for note in notes] == ["Not", "The", "The"]
+    assert "±4.00%, not to the ±1.00%" in notes[1]
+    exact = Estimate(12.5, 1e-15, 0.95, True, 40, "exact")
+    assert "exact, up to rounding" in render(Spectrum(7, None, exact, exact, 52, 1.5, True))

@@ -31,7 +31,7 @@ def describe(
     """
     return {
         "checkpoint": {
-            "path": str(checkpoint),
+            "path": _shown(checkpoint),
             "key": sources["key"],
             "sha256": sha256(checkpoint),
             "bytes": checkpoint.stat().st_size,
@@ -51,11 +51,16 @@ def describe(
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "numpy", "scipy")},
         },
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "command": command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
     }
+
+
+def _shown(path: Path) -> str:
+    """As the user would write it: relative to the current folder when it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _device_name(device: torch.device) -> str:

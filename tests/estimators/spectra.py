@@ -38,6 +38,12 @@ NAMES = (
 @functools.cache
 def matrix(name: str, n: int = N) -> np.ndarray:
     """A dense symmetric matrix with those eigenvalues and a random eigenbasis."""
-    Q = np.linalg.qr(np.random.default_rng(5).standard_normal((n, n)))[0]
-    A = (Q * eigenvalues(name, n)) @ Q.T
+    return rotated(eigenvalues(name, n))
+
+
+def rotated(values: np.ndarray, seed: int = 5) -> np.ndarray:
+    """A dense symmetric matrix with these eigenvalues and a random eigenbasis."""
+    values = np.asarray(values, float)
+    Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values),) * 2))[0]
+    A = (Q * values) @ Q.T
     return (A + A.T) / 2

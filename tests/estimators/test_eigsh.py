@@ -1,21 +1,11 @@
 import numpy as np
 import pytest
-import scipy.sparse as sp
-import scipy.sparse.linalg as sla
 import torch
-from estimators.spectra import eigenvalues, matrix
+from estimators.spectra import eigenvalues, matrix, rotated
 from zoo import explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.estimators.krylov import lanczos
-from hvpspec.estimators.symmetric import as_symmetric
-
-
-def rotated(values, seed=0):
-    values = np.asarray(values, float)
-    Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values),) * 2))[0]
-    return (Q * values) @ Q.T
 
 
 def pick(values, k, which):
@@ -26,29 +16,6 @@ def pick(values, k, which):
         "SA": lambda: falling[::-1][:k],
         "BE": lambda: np.r_[falling[: (k + 1) // 2], falling[len(falling) - k // 2 :]],
     }[which]()
-
-
-class TestKrylov:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_the_identity_itself(self, dtype):
-        """A Q = Q T + β q eᵀ and QᵀQ = I, to rounding, at every step."""
-        A = torch.from_numpy(matrix("indefinite with outliers")).to(dtype)
-        *_, krylov = lanczos(as_symmetric(A), seed=0, max_steps=80)
-        Q = krylov.basis
-        T = np.diag(krylov.alphas) + np.diag(krylov.betas[:-1], 1) + np.diag(krylov.betas[:-1], -1)
-        eps = torch.finfo(dtype).eps
-        gram = (Q.double().T @ Q.double()).numpy()
-        assert np.abs(gram - np.eye(80)).max() < 20 * eps
-        remainder = (A.double() @ Q.double()).numpy() - Q.double().numpy() @ T
-        assert np.abs(remainder[:, :-1]).max() < 1e3 * eps
-        assert abs(np.linalg.norm(remainder[:, -1]) - krylov.betas[-1]) < 1e3 * eps
-        assert max(krylov.defects) < 1e3 * eps
-
-    def test_no_ghosts_in_float32(self):
-        values = np.r_[np.linspace(5, 10, 6), np.linspace(-0.1, 0.1, 500)]
-        A = torch.from_numpy(rotated(values)).float()
-        *_, krylov = lanczos(as_symmetric(A), seed=0, max_steps=200)
-        assert (krylov.ritz().values > 1).sum() == 6
 
 
 @pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
@@ -125,60 +92,6 @@ def test_float32_errors_hold():
         assert found.vectors.dtype == np.float32
         assert (np.abs(eigenvalues("indefinite with outliers")[:, None] - found.values).min(0) <= found.error).all()
         assert (found.error < 1e-4).all()
-
-
-@pytest.mark.parametrize(
-    "convert",
-    [
-        lambda A: A,
-        torch.from_numpy,
-        sp.csr_array,
-        sp.coo_matrix,
-        sla.aslinearoperator,
-        lambda A: torch.from_numpy(A).to_sparse(),
-        lambda A: A.tolist(),
-        lambda A: sla.LinearOperator(A.shape, matvec=lambda x: A @ x),
-    ],
-    ids=["array", "tensor", "sparse array", "sparse matrix", "operator", "sparse tensor", "list", "matvec only"],
-)
-def test_any_symmetric_operator_will_do(convert):
-    values = np.r_[10, -8, np.linspace(-1, 1, 48)]
-    found = hvpspec.eigsh(convert(rotated(values)), 2)
-    np.testing.assert_allclose(found.values, [10, -8], rtol=1e-5)
-    trace = hvpspec.trace(convert(rotated(values)), atol=0.5)
-    assert abs(trace.value - 2) <= trace.error <= 0.5
-    norm = hvpspec.frobenius_norm(convert(rotated(values)), rtol=1e-6)
-    assert norm.value == pytest.approx(np.linalg.norm(values), rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("A", "message"),
-    [
-        (np.ones((2, 3)), r"square matrix or operator; got shape \(2, 3\)"),
-        (np.ones(3), "square"),
-        (np.zeros((0, 0)), "square"),
-        (np.array([[0.0, 1], [2, 0]]), "not symmetric: entries differ from their mirror image by up to 1"),
-        (sp.csr_array(np.array([[0.0, 1], [2, 0]])), "not symmetric"),
-        (np.eye(2) * 1j, "complex"),
-        (torch.eye(2) * 1j, "complex"),
-        (np.full((2, 2), np.nan), "NaN"),
-        ("matrix", "got str"),
-        (None, "got NoneType"),
-        (sla.aslinearoperator(np.triu(np.ones((5, 5)))), "the operator is not symmetric, or gives different products"),
-        (sla.aslinearoperator(np.full((5, 5), np.inf)), "NaN or Inf"),
-    ],
-)
-def test_what_is_no_symmetric_operator(A, message):
-    with pytest.raises(InputError, match=message):
-        hvpspec.eigsh(A)
-
-
-def test_random_products_are_found_out():
-    generator = np.random.default_rng(0)
-    A = matrix("indefinite with outliers")
-    noisy = sla.LinearOperator(A.shape, matvec=lambda x: A @ x + 0.1 * generator.standard_normal(x.shape))
-    with pytest.raises(InputError, match="gives different products for the same vector"):
-        hvpspec.eigsh(noisy)
 
 
 @pytest.mark.parametrize(

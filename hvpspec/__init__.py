@@ -2,7 +2,7 @@
 
 from hvpspec.checkpoint import load_checkpoint
 from hvpspec.dense import derivative, hessian
-from hvpspec.errors import CheckpointError, InputError
+from hvpspec.errors import CheckpointError, InputError, ZeroHessianWarning
 from hvpspec.estimators.eigsh import eigsh
 from hvpspec.estimators.frobenius import frobenius_norm
 from hvpspec.estimators.spectrum import spectrum
@@ -20,6 +20,7 @@ __all__ = [
     "InputError",
     "Progress",
     "Spectrum",
+    "ZeroHessianWarning",
     "__version__",
     "derivative",
     "eigsh",

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typer.exceptions import TyperException
 import hvpspec
 from hvpspec import demo as demo_files
 from hvpspec.checkpoint.model import load_data, load_loss, load_model
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.estimators.options import Tolerance, check_budget, check_count, check_seed, check_tol
 from hvpspec.objective import LossValue
 from hvpspec.provenance import describe
@@ -165,7 +166,11 @@ def demo(
 def _run(checkpoint: Path, load: Any, loss: Any, options: Options, names: dict[str, Any]) -> None:
     """The road from a checkpoint to spectrum.json. On Ctrl-C, what is known goes the same way, marked incomplete."""
     try:
-        _measure(checkpoint, load, loss, options, names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ZeroHessianWarning)  # here it is a model that was loaded or written wrongly
+            _measure(checkpoint, load, loss, options, names)
+    except ZeroHessianWarning as warning:
+        raise InputError(str(warning)) from warning
     except KeyboardInterrupt:
         err.print("hvpspec: interrupted before the first figure was known; nothing was written.")
         raise typer.Exit(_INTERRUPTED) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order:
     it), … The cost grows by a constant factor with each order. Raises InputError as `hessian` does, and for a
     direction of another shape or an order that is not a whole number ≥ 0.
     """
-    if isinstance(order, bool) or not isinstance(order, int) or order < 0:
+    if isinstance(order, bool) or not isinstance(order, Integral) or order < 0:
         raise InputError(f"order must be a whole number ≥ 0; got {order!r}.")
     values, call = _prepare(fn, inputs)
     steps, _ = _prepare(fn, direction)
@@ -57,7 +57,7 @@ def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order:
         t = torch.zeros((), dtype=values[0].dtype, device=values[0].device, requires_grad=True)
         steps = [step.to(value) for step, value in zip(steps, values, strict=True)]
         result = _scalar(call([value + t * step for value, step in zip(values, steps, strict=True)]))
-        for _ in range(order):
+        for _ in range(int(order)):
             if not result.requires_grad:  # constant in t: all further derivatives are zero
                 return torch.zeros_like(result)
             (result,) = torch.autograd.grad(result, t, create_graph=True, materialize_grads=True)

@@ -16,15 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvpspec.batches import check_data, move, sample_count
 from hvpspec.errors import InputError
+from hvpspec.kernels import twice_differentiable
 from hvpspec.losses import LossFunction, loss_name, resolve_loss
 from hvpspec.parameters import ParameterSpace, choose_parameters
-
-ATTENTION_BACKEND = "math"
-"""The only scaled-dot-product attention kernel that has a second derivative."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,8 @@ class Objective:
         self.model = model
         self.loss_name = loss_name(loss)
         self.space: ParameterSpace = choose_parameters(model, parameters)
-        chosen = [model.get_parameter(name) for name in self.space.names]
+        named = dict(model.named_parameters(remove_duplicate=False))
+        chosen = [named[name] for name in self.space.names]
         self.dtype = dtype or _working_dtype(chosen)
         self.device = chosen[0].device if device is None else _check_device(device)
         self.data = check_data(data)
@@ -100,13 +98,7 @@ class Objective:
     def evaluating(self) -> Iterator[None]:
         """Eval mode, gradients on, and only kernels that are exact and twice differentiable; all restored after."""
         modes = [(module, module.training) for module in self.model.modules()]
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.autocast(self.device.type, enabled=False))
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self.device.type == "cuda":
-                stack.enter_context(_without_tf32())
+        with twice_differentiable(self.device):
             try:
                 self.model.eval()
                 yield
@@ -116,16 +108,11 @@ class Objective:
 
     def snapshot(self) -> Snapshot:
         """Copies of the model's current values. What the model's forward writes to goes to the copy."""
-        chosen = set(self.space.names)
-        constants = {
-            name: self._cast(parameter.detach())
-            for name, parameter in self.model.named_parameters()
-            if name not in chosen
-        }
+        named, chosen = dict(self.model.named_parameters()), set(self.space.names)
+        constants = {name: self._cast(parameter.detach()) for name, parameter in named.items() if name not in chosen}
         constants.update({name: self._cast(buffer) for name, buffer in self.model.named_buffers()})
         parameters = tuple(
-            self.model.get_parameter(name).detach().to(self.device, self.dtype, copy=True).requires_grad_()
-            for name in self.space.names
+            named[name].detach().to(self.device, self.dtype, copy=True).requires_grad_() for name in self.space.names
         )
         return Snapshot(parameters, constants)
 
@@ -217,18 +204,3 @@ def _check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
             f"batch {index}: the loss is {float(loss)}; look at that batch, and at the checkpoint's values."
         )
     return loss.reshape(()), weight
-
-
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """TF32 keeps 10 bits of mantissa: an HVP through it is off by 1e-3."""
-    cudnn: Any = torch.backends.cudnn
-    switches: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
-    saved = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        yield
-    finally:
-        for switch, precision in zip(switches, saved, strict=True):
-            switch.fp32_precision = precision

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hvpspec.checkpoint.read import sha256
-from hvpspec.objective import ATTENTION_BACKEND, LossValue
+from hvpspec.kernels import ATTENTION_BACKEND
+from hvpspec.objective import LossValue
 from hvpspec.operator import HessianOperator
 
 

@@ -45,6 +45,9 @@ def slow(model, batch):
     time.sleep(0.02)
     return loss(model, batch)
 
+def detached(model, batch):
+    return loss(model, batch).detach()
+
 def broken(model, batch):
     raise KeyError("no such thing")
 """
@@ -175,6 +178,7 @@ def test_parameters_loss_functions_and_seeds(folder, dense):
         ({"train.py:batches": "train.py:calls"}, "data must be a re-iterable of batches"),
         ({"cross_entropy": "crossentropy"}, "choose one of cross_entropy, mse, bce_with_logits, causal_lm"),
         ({"cross_entropy": "mse"}, "outputs have shape (20, 3) and targets (20,)"),
+        ({"cross_entropy": "train.py:detached"}, "look for torch.no_grad() or .detach()"),
         ({"cross_entropy": "train.py:broken"}, "batch 0: the loss raised KeyError"),
         (["--dtype", "float16"], "dtype must be float32 or float64; got float16."),
         (["--rtol", "-1"], "rtol must be a number ≥ 0"),

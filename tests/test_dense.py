@@ -106,6 +106,7 @@ class TestDerivative:
             (torch.ones(3), 1, r"shaped like inputs: \[\(2,\)\]; got \[\(3,\)\]"),
             (torch.ones(2), -1, "order must be a whole number"),
             (torch.ones(2), 1.5, "order must be a whole number"),
+            (torch.ones(2), True, "order must be a whole number"),
         ],
     )
     def test_errors(self, direction, order, message):

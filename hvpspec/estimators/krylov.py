@@ -14,12 +14,10 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from hvpspec.errors import InputError
-from hvpspec.estimators.symmetric import Symmetric
+from hvpspec.estimators.symmetric import Symmetric, refuse_asymmetric
 from hvpspec.estimators.vectors import gaussian, inner
 
 _CLOSED = 100  # a residual below so many roundoffs of ‖T‖ is rounding: the space is invariant
-_ASYMMETRY_LIMIT = 1e-2  # relative to ‖T‖: more is no rounding, the operator is not symmetric or not repeatable
 
 
 @dataclass(frozen=True)
@@ -117,11 +115,7 @@ def _step(A: Symmetric, krylov: Krylov, product: Tensor) -> None:
         before[-1] -= krylov.betas[-1]
     krylov.defects.append(float(np.linalg.norm(before)))
     scale = max(float(np.linalg.norm(coefficients)), krylov.norm if krylov.betas else 0.0)
-    if krylov.defects[-1] > _ASYMMETRY_LIMIT * scale:
-        raise InputError(
-            f"the operator is not symmetric, or gives different products for the same vector: off by "
-            f"{krylov.defects[-1] / scale:.1%} of its norm (randomness in the model, the loss or the data?)."
-        )
+    refuse_asymmetric(krylov.defects[-1], scale)
 
 
 def _orthogonalise(basis: Tensor, vector: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hvpspec.estimators.symmetric import Symmetric
+from hvpspec.estimators.symmetric import Symmetric, refuse_asymmetric
 from hvpspec.estimators.vectors import column_inner, inner, rademacher
 
 BLOCK = 8
@@ -44,12 +44,14 @@ class ProbeSums:
         return len(self.quadratic)
 
     def add(self, probes: Tensor, products: Tensor) -> None:
-        """Takes in a block: probes ω and z = Aω, both (n, b)."""
-        self.quadratic += column_inner(probes, products).tolist()
+        """Takes in a block: probes ω and z = Aω, both (n, b). Raises InputError when ω_iᵀz_j and ω_jᵀz_i differ."""
+        cross = inner(probes, products)
+        self.quadratic += cross.diagonal().tolist()
         gram = inner(products, products)
         self.squares += gram.diagonal().tolist()
         self.pairs += float((gram**2).sum() - (gram.diagonal() ** 2).sum())
-        self.pair_count += gram.shape[0] * (gram.shape[0] - 1)
+        self.pair_count += len(gram) * (len(gram) - 1)
+        refuse_asymmetric(float((cross - cross.T).norm()), math.sqrt((len(gram) - 1) * float(gram.trace())))
 
     # --- the trace ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.operator import HessianOperator
 
+_ASYMMETRY_LIMIT = 1e-2  # relative to the operator's norm
+
 
 class _Multiply(Protocol):
     def __call__(self, block: Tensor, /) -> Tensor: ...
@@ -73,6 +75,16 @@ def as_symmetric(A: Any) -> Symmetric:
         )
     _check_kind(array.shape, array.dtype)
     return _from_tensor(torch.from_numpy(np.array(array, dtype=_float_dtype(array.dtype))))
+
+
+def refuse_asymmetric(defect: float, scale: float) -> None:
+    """Raises InputError when products contradict symmetry by more than rounding could."""
+    if defect > _ASYMMETRY_LIMIT * scale:
+        raise InputError(
+            f"the operator is not symmetric, or gives different products for the same vector: off by "
+            f"{defect / scale:.1%} of its norm (randomness in the model, the loss or the data, or an operation whose "
+            "second derivative torch gets wrong?)."
+        )
 
 
 def _from_tensor(matrix: Tensor) -> Symmetric:

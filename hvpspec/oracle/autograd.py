@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.objective import Objective
 
 
@@ -43,7 +43,7 @@ def hvp(objective: Objective, block: Tensor) -> Tensor:
         warnings.warn(
             "the loss does not depend on the chosen parameters, so that its Hessian is zero; if it should, "
             "look for torch.no_grad() or .detach() in the model or the loss.",
-            RuntimeWarning,
+            ZeroHessianWarning,
             stacklevel=2,
         )
     return total.div_(weights).T

@@ -95,6 +95,26 @@ class TestClosedForms:
         assert relative(found, expected) < 1e-14
 
 
+@pytest.mark.parametrize("make", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weight_normalisation(make):
+    """torch's fused kernel has a wrong second derivative; the reference writes v · g / ‖v‖ out."""
+    x, y = torch.randn(20, 4).double(), torch.randn(20, 3).double()
+    layer = make(nn.Linear(4, 3)).double()
+    H = hvpspec.HessianOperator(layer, lambda m, b: (m(b[0]).sin() - b[1]).square().mean(), [(x, y)])
+    values = {name.rpartition(".")[2]: p.detach() for name, p in layer.named_parameters()}
+    names = [name.rpartition(".")[2] for name in H.parameters.names]
+    g, v = ("weight_g", "weight_v") if "weight_g" in names else ("original0", "original1")
+
+    def loss(*pieces):
+        p = dict(zip(names, pieces, strict=True))
+        weight = p[v] * p[g] / p[v].square().sum(1, keepdim=True).sqrt()
+        return ((x @ weight.T + p["bias"]).sin() - y).square().mean()
+
+    expected = hvpspec.hessian(loss, [values[name] for name in names]).numpy()
+    assert relative(H @ np.eye(len(expected)), expected) < 1e-13
+
+
 class TestZeros:
     def test_unused_parameters_have_zero_rows(self):
         model = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2)}).double()
@@ -174,11 +194,11 @@ def test_no_second_derivative_names_the_batch_and_the_operation():
         H @ torch.ones(6)
 
 
-def test_tf32_switches_come_back(monkeypatch):
-    from hvpspec import objective
+def test_tf32_switches_come_back():
+    from hvpspec import kernels
 
     before = torch.backends.cudnn.conv.fp32_precision
-    with objective._without_tf32():
+    with kernels._without_tf32():
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
 

@@ -6,6 +6,7 @@ Every new vector is orthogonalised twice against the whole basis; without that, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from hvpspec.estimators.symmetric import Symmetric, refuse_asymmetric
-from hvpspec.estimators.vectors import gaussian, inner
+from hvpspec.estimators.vectors import column_inner, gaussian, inner
 
 _CLOSED = 100  # a residual below so many roundoffs of ‖T‖ is rounding: the space is invariant
 
@@ -75,8 +76,7 @@ class Krylov:
     def vectors(self, coefficients: np.ndarray) -> Tensor:
         """Basis times coefficients, columns normalised: shape (n, k)."""
         small = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self.storage)
-        result = self.basis @ small
-        return result / torch.linalg.vector_norm(result, dim=0)
+        return _normalised(self.basis @ small)
 
 
 def lanczos(A: Symmetric, *, seed: int, max_steps: int) -> Iterator[Krylov]:
@@ -90,7 +90,7 @@ def lanczos(A: Symmetric, *, seed: int, max_steps: int) -> Iterator[Krylov]:
     while vector is not None and krylov.m < max_steps:
         _append(krylov, vector, max_steps)
         _step(A, krylov, residual := A @ vector)
-        beta = float(torch.linalg.vector_norm(residual.double()))
+        beta = math.sqrt(float(column_inner(residual, residual)))
         if krylov.m == A.n or beta <= _CLOSED * A.eps * krylov.norm:
             krylov.defects[-1] += beta
             krylov.betas.append(0.0)
@@ -133,11 +133,15 @@ def _fresh(A: Symmetric, krylov: Krylov, seed: int) -> Tensor | None:
     if krylov.m == A.n:
         return None
     vector = gaussian(A.n, len(krylov.segments) - 1, seed=seed, dtype=A.dtype, device=A.device)
-    vector /= torch.linalg.vector_norm(vector)
     for _ in range(2):  # the second time cleans up what normalising a small remainder has magnified
         _orthogonalise(krylov.basis, vector)
-        vector /= torch.linalg.vector_norm(vector)
+        vector = _normalised(vector)
     return vector
+
+
+def _normalised(vectors: Tensor) -> Tensor:
+    """Columns of unit length, the lengths taken in float64: a float32 sum over many entries is off by 1e-5."""
+    return vectors / column_inner(vectors, vectors).sqrt().to(vectors.dtype)
 
 
 def _append(krylov: Krylov, vector: Tensor, max_steps: int) -> None:

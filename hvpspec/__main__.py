@@ -6,6 +6,8 @@ import sys
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):  # λ and ± on a terminal that cannot show them must not end the run
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         from hvpspec.cli import run
     except ModuleNotFoundError as error:

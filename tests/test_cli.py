@@ -333,6 +333,15 @@ def test_without_the_extra_the_library_imports_and_the_command_says_what_to_inst
     assert done.stderr.count("\n") == 1
 
 
+def test_a_terminal_without_unicode(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "hvpspec", "demo", "--max-hvps", "10", "-k", "1", "--out", str(tmp_path)],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert b"?1 " in done.stdout
+
+
 def test_demo(tmp_path):
     done = run(tmp_path, "demo", "--max-hvps", "60", "-k", "3", "--out", "d")
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse.linalg as sla
 import torch
 from estimators.spectra import matrix, rotated
 
@@ -30,3 +31,17 @@ def test_no_ghosts_in_float32():
     A = torch.from_numpy(rotated(values)).float()
     *_, krylov = lanczos(as_symmetric(A), seed=0, max_steps=200)
     assert (krylov.ritz().values > 1).sum() == 6
+
+
+def test_unit_lengths_hold_for_long_float32_vectors():
+    """Float32 sums over a million entries would be off by 1e-5 or so."""
+    n = 1_000_000
+    diagonal = np.linspace(1, 2, n, dtype=np.float32)[:, None]
+    operator = sla.LinearOperator(
+        (n, n), matvec=lambda x: diagonal[:, 0] * x.reshape(-1), matmat=lambda X: diagonal * X, dtype=np.float32
+    )
+    *_, krylov = lanczos(as_symmetric(operator), seed=0, max_steps=4)
+    Q = krylov.basis.double().numpy()
+    assert np.abs(Q.T @ Q - np.eye(4)).max() < 5e-7
+    lengths = np.linalg.norm(krylov.vectors(np.eye(4)).double().numpy(), axis=0)
+    assert np.abs(lengths - 1).max() < 5e-7

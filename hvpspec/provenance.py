@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import hvpspec
 from hvpspec.checkpoint.read import sha256
 from hvpspec.kernels import ATTENTION_BACKEND
 from hvpspec.objective import LossValue
@@ -48,7 +49,7 @@ def describe(
         "engine": H.engine,
         "attention_backend": ATTENTION_BACKEND,
         "versions": {
-            "hvpspec": metadata.version("hvpspec"),
+            "hvpspec": hvpspec.__version__,
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "numpy", "scipy")},
         },

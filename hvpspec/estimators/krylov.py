@@ -18,6 +18,7 @@ from torch import Tensor
 from hvpspec.estimators.symmetric import Symmetric, refuse_asymmetric
 from hvpspec.estimators.vectors import column_inner, gaussian, inner
 
+_ROUNDING = 50  # what a product may be off by, in roundoffs of ‖T‖, without its asymmetry showing it
 _CLOSED = 100  # a residual below so many roundoffs of ‖T‖ is rounding: the space is invariant
 
 
@@ -71,7 +72,7 @@ class Krylov:
         residuals = self.betas[-1] * np.abs(vectors[-1])
         # A Q = Q T + β q eᵀ + E with ‖E e_j‖ = defect_j (measured), so that ‖E s‖ ≤ Σ_j defect_j |s_j|.
         noise = np.array(self.defects[first:]) @ np.abs(vectors)
-        return Ritz(values, vectors, residuals, residuals + noise + 10 * self.eps * self.norm)
+        return Ritz(values, vectors, residuals, residuals + noise + _ROUNDING * self.eps * self.norm)
 
     def vectors(self, coefficients: np.ndarray) -> Tensor:
         """Basis times coefficients, columns normalised: shape (n, k)."""

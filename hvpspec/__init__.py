@@ -3,17 +3,20 @@
 from hvpspec.checkpoint import load_checkpoint
 from hvpspec.dense import derivative, hessian
 from hvpspec.errors import CheckpointError, InputError, ZeroHessianWarning
+from hvpspec.estimators.density import spectral_density
 from hvpspec.estimators.eigsh import eigsh
 from hvpspec.estimators.frobenius import frobenius_norm
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.estimators.trace import trace
 from hvpspec.operator import HessianOperator
-from hvpspec.results import Eigenpairs, Estimate, Progress, Spectrum
+from hvpspec.results import Bracket, Density, Eigenpairs, Estimate, Progress, Spectrum
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bracket",
     "CheckpointError",
+    "Density",
     "Eigenpairs",
     "Estimate",
     "HessianOperator",
@@ -27,6 +30,7 @@ __all__ = [
     "frobenius_norm",
     "hessian",
     "load_checkpoint",
+    "spectral_density",
     "spectrum",
     "trace",
 ]

@@ -23,11 +23,13 @@ import hvpspec
 from hvpspec import demo as demo_files
 from hvpspec.checkpoint.model import load_data, load_loss, load_model
 from hvpspec.errors import InputError, ZeroHessianWarning
+from hvpspec.estimators.basis import check_storage
 from hvpspec.estimators.options import Tolerance, check_budget, check_count, check_seed, check_tol
+from hvpspec.estimators.spectrum import check_only
 from hvpspec.objective import LossValue
 from hvpspec.provenance import describe
 from hvpspec.report.json import prepare_folder, spectrum_document, write_json
-from hvpspec.report.text import shortfalls, spectrum_table, with_error
+from hvpspec.report.text import shortfalls, spectrum_notes, spectrum_table, with_error
 from hvpspec.results import Progress as Step
 from hvpspec.results import Spectrum
 
@@ -60,6 +62,10 @@ class Options:
     confidence: float
     seed: int
     max_hvps: int
+    only: list[str] | None
+    verify: bool
+    basis_memory: str | None
+    basis_on: str
     out: Path
 
     def check(self) -> None:
@@ -68,9 +74,11 @@ class Options:
         check_tol(self.tol)
         check_seed(self.seed)
         check_budget(self.max_hvps)
+        check_storage(self.basis_memory, self.basis_on)
+        check_only(self.only)
 
     def described(self) -> dict[str, Any]:
-        names = ("k", "parameters", "rtol", "tol", "confidence", "seed", "max_hvps")
+        names = ("k", "parameters", "rtol", "tol", "confidence", "seed", "max_hvps", "only", "verify")
         return {name: getattr(self, name) for name in names}
 
 
@@ -86,6 +94,18 @@ Tol = Annotated[float, typer.Option(help="Relative residual ‖Hv − λv‖ / |
 Confidence = Annotated[float, typer.Option(help="Probability that an interval holds the true figure.")]
 Seed = Annotated[int, typer.Option(help="Of all random vectors.")]
 MaxHvps = Annotated[int, typer.Option("--max-hvps", help="Budget of Hessian-vector products for all figures.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="FIGURE", help="eigenvalues, trace, frobenius_norm or density; repeat it for several."
+    ),
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Measure the residuals with k products of their own.")]
+BasisMemory = Annotated[
+    str | None,
+    typer.Option("--basis-memory", metavar="SIZE", help="Most that long vectors may take, such as 2GiB."),
+]
+BasisOn = Annotated[str, typer.Option("--basis-on", help="Where the basis is kept: device, cpu or disk.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that spectrum.json is written to.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -119,14 +139,20 @@ def spectrum(
     confidence: Confidence = 0.95,
     seed: Seed = 0,
     max_hvps: MaxHvps = _BUDGET,
+    only: Only = None,
+    verify: Verify = False,
+    basis_memory: BasisMemory = None,
+    basis_on: BasisOn = "device",
     out: Out = Path(),
     debug: Debug = False,
 ) -> None:
-    """Top eigenvalues, trace and Frobenius norm of the Hessian at a checkpoint, each with its error.
+    """Top eigenvalues, trace, Frobenius norm and spectral density of the Hessian at a checkpoint, with their errors.
 
     Example: [bold]hvpspec spectrum model.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
-    options = Options(k, parameters, dtype, device, rtol, tol, confidence, seed, max_hvps, out)
+    options = Options(
+        k, parameters, dtype, device, rtol, tol, confidence, seed, max_hvps, only, verify, basis_memory, basis_on, out
+    )
     options.check()
 
     def load() -> tuple[nn.Module, Any]:
@@ -145,7 +171,11 @@ def demo(
     tol: Tol = 1e-3,
     confidence: Confidence = 0.95,
     seed: Seed = 0,
-    max_hvps: MaxHvps = 5 * _BUDGET,
+    max_hvps: MaxHvps = _BUDGET,
+    only: Only = None,
+    verify: Verify = False,
+    basis_memory: BasisMemory = None,
+    basis_on: BasisOn = "device",
     out: Out = Path(),
     debug: Debug = False,
 ) -> None:
@@ -153,7 +183,9 @@ def demo(
 
     Example: [bold]hvpspec demo --out demo-run[/bold]
     """
-    options = Options(k, parameters, dtype, device, rtol, tol, confidence, seed, max_hvps, out)
+    options = Options(
+        k, parameters, dtype, device, rtol, tol, confidence, seed, max_hvps, only, verify, basis_memory, basis_on, out
+    )
     options.check()
 
     def load() -> tuple[nn.Module, Any]:
@@ -191,6 +223,8 @@ def _measure(checkpoint: Path, load: Any, loss: Any, options: Options, names: di
 
         def follow(step: Step) -> None:
             nonlocal known
+            if known is None:
+                _print_plan(step, options)
             known = step.spectrum
             show(step)
 
@@ -203,11 +237,15 @@ def _measure(checkpoint: Path, load: Any, loss: Any, options: Options, names: di
                 seed=options.seed,
                 max_hvps=options.max_hvps,
                 tol=options.tol,
+                only=options.only,
+                verify=options.verify,
+                basis_memory=options.basis_memory,
+                basis_on=options.basis_on,
                 callback=follow,
             )
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is known is about to be saved: let that finish
-            if known is None:
+            if known is None or known.hvps == 0:
                 raise
     provenance = describe(
         H,
@@ -222,8 +260,11 @@ def _measure(checkpoint: Path, load: Any, loss: Any, options: Options, names: di
     write_json(path, spectrum_document(known, loss=value.value, provenance=provenance))
     out.print(spectrum_table(known))
     out.print()
+    for note in spectrum_notes(known):
+        out.print(note)
     for note in shortfalls(known, rtol=options.rtol, tol=options.tol) if known.complete else []:
         out.print(f"{note} More products (--max-hvps) would narrow it.")
+    out.print()
     rest = "" if known.complete else " · interrupted: the figures are what was known by then"
     out.print(f"{known.hvps} HVPs in {known.seconds:.1f} s{rest}")
     out.print(f"written to {path}")
@@ -235,6 +276,16 @@ def _print_head(checkpoint: Path, H: hvpspec.HessianOperator, loss: LossValue, n
     out.print(f"{checkpoint.name} · {H.parameters.n:,} parameters · {H.dtype.name} on {H.device}")
     batches = f"{loss.batches} batch" + ("es" if loss.batches > 1 else "")
     out.print(f"loss on the data: {loss.value:.6g} ({name}, {batches}, total weight {loss.weight:,.10g})")
+    out.print()
+
+
+def _print_plan(step: Step, options: Options) -> None:
+    figures = ", ".join(
+        f"{options.k} eigenvalues" if name == "eigenvalues" else name.replace("_", " ").replace("frob", "Frob")
+        for name in step.spectrum.asked
+    )
+    out.print(f"plan: {figures}")
+    out.print(f"foreseen: about {step.expected} HVPs, at most {options.max_hvps:,} (--max-hvps)")
     out.print()
 
 
@@ -253,15 +304,16 @@ def _progress_bar() -> Iterator[Any]:
         transient=True,
         disable=not err.is_terminal,
     )
-    tasks: dict[str, Any] = {}
+    task = bar.add_task("", total=None, count="0", figure="")
+    expected: int | None = None
 
     def show(step: Step) -> None:
-        if step.stage not in tasks:
-            tasks[step.stage] = (bar.add_task(step.stage, total=None, count="", figure=""), step.hvps)
-        task, first = tasks[step.stage]
-        total = None if step.expected is None else max(step.expected - first, 1)
-        count = f"{step.hvps}/{step.expected}" if step.expected is not None else str(step.hvps)
-        bar.update(task, completed=step.hvps - first, total=total, count=count, figure=_current(step))
+        nonlocal expected
+        expected = step.expected or expected
+        count = f"{step.hvps}/{expected}" if expected else str(step.hvps)
+        bar.update(
+            task, description=step.stage, completed=step.hvps, total=expected, count=count, figure=_current(step)
+        )
 
     with bar:
         yield show

@@ -93,6 +93,7 @@ class Objective:
         self.data = check_data(data)
         self._module = _LossModule(model, resolve_loss(loss))
         self._weight: float | None = None
+        self._batches: int | None = None
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -139,7 +140,7 @@ class Objective:
                 f"data changed between passes (total weight {self._weight:g}, then {total:g}); "
                 "give the same batches each time."
             )
-        self._weight = total
+        self._weight, self._batches = total, batches
 
     def value(self) -> LossValue:
         """The loss over all the data. Costs one forward pass, no HVP."""
@@ -151,6 +152,15 @@ class Objective:
                 weight += w
                 batches += 1
         return LossValue(total / weight, weight, batches)
+
+    def batch_count(self) -> int:
+        """How many batches the data have: from the last pass, from len(data), or else by counting them."""
+        if self._batches is None:
+            try:
+                self._batches = len(self.data)  # type: ignore[arg-type]
+            except TypeError:
+                self._batches = sum(1 for _ in self.data)
+        return self._batches
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+
+FIGURES = ("eigenvalues", "trace", "frobenius_norm", "density")
+_TINY = 1e-12  # sums of weights are off by rounding
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,9 @@ class Estimate:
 
     value ± error holds the true figure with probability `confidence`; `error` is infinite when too few products were
     made to tell. converged: whether the tolerance asked for was reached. hvps: products it cost. method: how it was
-    found; "exact" (a product with each unit vector) leaves no error but rounding.
+    found; "exact" (the basis spans the whole space) leaves no error but rounding. relative_to: what a relative
+    tolerance was taken of: the figure itself, or the Frobenius norm for a trace that is smaller. data_error: the
+    standard error as an estimate for the population that the data are a sample of; None where that is not known.
     """
 
     value: float
@@ -24,6 +30,8 @@ class Estimate:
     converged: bool
     hvps: int
     method: str = "hutchinson"
+    relative_to: str = "value"
+    data_error: float | None = None
 
     def __str__(self) -> str:
         return f"{self.value:.6g} ± {self.error:.2g} ({self.confidence:.4g})"
@@ -37,6 +45,8 @@ class Estimate:
             "converged": self.converged,
             "hvps": self.hvps,
             "method": self.method,
+            "relative_to": self.relative_to,
+            "data_error": None if self.data_error is None else _finite(self.data_error),
         }
 
     @classmethod
@@ -49,7 +59,26 @@ class Estimate:
             converged=data["converged"],
             hvps=data["hvps"],
             method=data["method"],
+            relative_to=data.get("relative_to", "value"),
+            data_error=data.get("data_error"),
         )
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Bounds that hold together with probability ≥ `confidence`."""
+
+    lower: float
+    upper: float
+    confidence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"lower": _finite(self.lower), "upper": _finite(self.upper), "confidence": self.confidence}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Bracket:
+        lower, upper = data["lower"], data["upper"]
+        return cls(-math.inf if lower is None else lower, math.inf if upper is None else upper, data["confidence"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +87,11 @@ class Eigenpairs:
 
     values: shape (k,), float64. vectors: shape (n, k), unit columns in the operator's dtype; None while under way or
     when read from a file. residuals: shape (k,), ‖A v − θ v‖₂. error: shape (k,); an eigenvalue lies within `error` of
-    each value (the residual, and what rounding in the products adds). converged: whether every residual is within the
-    tolerance asked for. hvps: products it cost.
+    each value: ‖r‖²/gap where the value is shown to be isolated, the residual ‖r‖ elsewhere, and in both cases what
+    rounding in the products adds. converged: whether every residual is within the tolerance asked for. hvps: products
+    it cost. verified: whether the residuals were measured with products of their own. largest, smallest: brackets of
+    λ_max and λ_min over the whole spectrum, whatever was asked for. data_error: shape (k,), the standard error of each
+    value as an estimate for the population that the data are a sample of; None where there are too few batches.
     """
 
     values: np.ndarray
@@ -68,25 +100,161 @@ class Eigenpairs:
     error: np.ndarray
     converged: bool
     hvps: int
+    verified: bool = False
+    largest: Bracket | None = None
+    smallest: Bracket | None = None
+    data_error: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the vectors."""
-        rows = zip(self.values.tolist(), self.error.tolist(), self.residuals.tolist(), strict=True)
+        columns = {"value": self.values, "error": self.error, "residual": self.residuals}
+        if self.data_error is not None:
+            columns["data_error"] = self.data_error
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return {
-            "eigenvalues": [
-                {"value": value, "error": _finite(error), "residual": _finite(residual)}
-                for value, error, residual in rows
-            ],
+            "eigenvalues": [dict(zip(columns, map(_finite, row), strict=True)) for row in rows],
             "converged": self.converged,
             "hvps": self.hvps,
+            "verified": self.verified,
+            "largest": None if self.largest is None else self.largest.to_dict(),
+            "smallest": None if self.smallest is None else self.smallest.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Eigenpairs:
-        def column(key: str) -> np.ndarray:
-            return np.array([math.inf if row[key] is None else row[key] for row in data["eigenvalues"]], float)
+        def column(key: str, missing: float) -> np.ndarray:
+            entries = [row.get(key) for row in data["eigenvalues"]]
+            return np.array([missing if entry is None else entry for entry in entries], float)
 
-        return cls(column("value"), None, column("residual"), column("error"), data["converged"], data["hvps"])
+        def bracket(key: str) -> Bracket | None:
+            return None if data.get(key) is None else Bracket.from_dict(data[key])
+
+        spread = column("data_error", math.nan)
+        return cls(
+            values=column("value", math.nan),
+            vectors=None,
+            residuals=column("residual", math.inf),
+            error=column("error", math.inf),
+            converged=data["converged"],
+            hvps=data["hvps"],
+            verified=data.get("verified", False),
+            largest=bracket("largest"),
+            smallest=bracket("smallest"),
+            data_error=None if np.isnan(spread).all() else spread,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """The distribution of the n eigenvalues, as weights on nodes.
+
+    nodes: shape (m,), rising. weights: shape (m,), sum 1; 0 at nodes that only mark where a bound changes. exact: shape
+    (m,), where a node is an eigenvalue that is known and counted (weight 1/n, or as many as were found there); the
+    other weights are Gauss quadrature for random vectors (SLQ). cdf_lower, cdf_upper: shape (m,), what the distribution
+    function of those vectors lies between from each node up to the next (Chebyshev, Markov, Stieltjes); they take in no
+    sampling error. support: an interval that holds all eigenvalues with probability ≥ `confidence`. n: eigenvalues.
+    samples: random vectors. hvps: products it cost. converged: whether the tolerance asked for was reached.
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    exact: np.ndarray
+    cdf_lower: np.ndarray
+    cdf_upper: np.ndarray
+    support: tuple[float, float]
+    n: int
+    samples: int
+    confidence: float
+    hvps: int
+    converged: bool = True
+
+    def cdf(self, x: Any) -> np.ndarray:
+        """The share of eigenvalues that are ≤ x; x of any shape."""
+        return self._step(np.cumsum(self.weights), x)
+
+    def cdf_bounds(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        """What the share of eigenvalues ≤ x lies between at each x (each with probability ≥ `confidence`)."""
+        outside = (np.asarray(x, float) < self.support[0]) | (np.asarray(x, float) > self.support[1])
+        lower = self._step(self.cdf_lower, x)
+        upper = self._step(self.cdf_upper, x)
+        whole = self._step(np.cumsum(np.where(self.exact, self.weights, 0.0)), x)
+        lower = lower - self._chance(lower - np.minimum(whole, lower))
+        upper = upper + self._chance(upper - np.minimum(whole, upper))
+        exact = self.cdf(x)
+        lower, upper = np.clip(lower - _TINY, 0.0, 1.0), np.clip(upper + _TINY, 0.0, 1.0)
+        return np.where(outside, exact, lower), np.where(outside, exact, upper)
+
+    def count(self, a: float, b: float) -> Estimate:
+        """The number of eigenvalues in (a, b], with an interval that holds it with probability ≥ `confidence`."""
+        (low_a, high_a), (low_b, high_b) = (tuple(map(float, self.cdf_bounds(x))) for x in (a, b))
+        value = self.n * float(self.cdf(b) - self.cdf(a))
+        most, least = min(self.n * (high_b - low_a), self.n), max(self.n * (low_b - high_a), 0.0)
+        error = max(most - value, value - least, 0.0)
+        return Estimate(value, error, self.confidence, True, self.hvps, "slq")
+
+    def grid(self, smoothing: float | None = None, points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+        """The density at evenly spaced x, each node widened to a normal curve.
+
+        smoothing: its standard deviation, in units of the eigenvalues; by default a hundredth of their range.
+        Returns x and the density, shape (points,); its integral is 1.
+        """
+        low, high = float(self.nodes[0]), float(self.nodes[-1])
+        width = (high - low) / 100 or max(abs(high), 1.0) / 100 if smoothing is None else float(smoothing)
+        if not width > 0 or points < 2:
+            raise ValueError("smoothing must be > 0 and points ≥ 2.")
+        x = np.linspace(low - 4 * width, high + 4 * width, points)
+        curves = np.exp(-(((x[:, None] - self.nodes) / width) ** 2) / 2) / (width * math.sqrt(2 * math.pi))
+        return x, curves @ self.weights
+
+    @property
+    def error(self) -> float:
+        """A bound on the Wasserstein-1 distance to the true distribution, ∫ |cdf − true cdf| dx, at `confidence`."""
+        starts = np.concatenate([[self.support[0]], self.nodes])
+        ends = np.concatenate([self.nodes, [self.support[1]]])
+        lower, upper = self.cdf_bounds(starts)
+        value = self.cdf(starts)
+        return float(np.maximum(upper - value, value - lower) @ np.maximum(ends - starts, 0.0))
+
+    def _step(self, values: np.ndarray, x: Any) -> np.ndarray:
+        """A function that is 0 up to the first node, `values[i]` from node i on, and 1 beyond the support."""
+        x = np.asarray(x, float)
+        found = np.concatenate([[0.0], values])[np.searchsorted(self.nodes, x, side="right")]
+        return np.where(x > self.support[1], 1.0, np.where(x < self.support[0], 0.0, found))
+
+    def _chance(self, share: np.ndarray) -> np.ndarray:
+        """The half-width that sampling gives a share: a random vector's weight on it is a Beta variable."""
+        mass = float(self.weights[~self.exact].sum())
+        if mass <= 0:
+            return np.zeros_like(share)
+        q = np.clip(share / mass, 0.0, 1.0)
+        quantile = NormalDist().inv_cdf((1 + self.confidence) / 2)
+        return quantile * mass * np.sqrt(2 * q * (1 - q) / ((mass * self.n + 2) * self.samples))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "nodes": self.nodes.tolist(),
+            "weights": self.weights.tolist(),
+            "exact": self.exact.tolist(),
+            "cdf_lower": self.cdf_lower.tolist(),
+            "cdf_upper": self.cdf_upper.tolist(),
+            "support": [_finite(end) for end in self.support],
+            "n": self.n,
+            "samples": self.samples,
+            "confidence": self.confidence,
+            "hvps": self.hvps,
+            "converged": self.converged,
+            "error": _finite(self.error),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Density:
+        arrays: dict[str, Any] = {
+            name: np.array(data[name]) for name in ("nodes", "weights", "exact", "cdf_lower", "cdf_upper")
+        }
+        low, high = data["support"]
+        support = (-math.inf if low is None else low, math.inf if high is None else high)
+        rest = {name: data[name] for name in ("n", "samples", "confidence", "hvps", "converged")}
+        return cls(**arrays, support=support, **rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +262,8 @@ class Spectrum:
     """All figures of one operator.
 
     parameters: n. eigenpairs: largest magnitude first. complete: False while under way or after an interruption; a
-    figure not reached by then is None. hvps, seconds: what it cost in all.
+    figure not reached by then, or not asked for, is None. hvps, seconds: what it cost in all. asked: the figures asked
+    for. predicted: the products that were foreseen before the first one was made (None: not known).
     """
 
     parameters: int
@@ -104,42 +273,45 @@ class Spectrum:
     hvps: int
     seconds: float
     complete: bool
+    density: Density | None = None
+    asked: tuple[str, ...] = FIGURES[:3]
+    predicted: int | None = None
 
     @property
     def converged(self) -> bool:
-        """Whether every figure is there and within its tolerance."""
-        figures = (self.eigenpairs, self.trace, self.frobenius_norm)
-        return self.complete and all(figure is not None and figure.converged for figure in figures)
+        """Whether every figure asked for is there and within its tolerance."""
+        return self.complete and all(figure is not None and figure.converged for figure in self._figures().values())
+
+    def _figures(self) -> dict[str, Eigenpairs | Estimate | Density | None]:
+        figures = (self.eigenpairs, self.trace, self.frobenius_norm, self.density)
+        return {name: figure for name, figure in zip(FIGURES, figures, strict=True) if name in self.asked}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the figures as spectrum.json has them."""
-        pairs = {"eigenvalues": [], "converged": False, "hvps": 0}
-        if self.eigenpairs is not None:
-            pairs = self.eigenpairs.to_dict()
+        pairs = {} if self.eigenpairs is None else self.eigenpairs.to_dict()
         return {
             "complete": self.complete,
             "converged": self.converged,
             "parameters": self.parameters,
-            "eigenvalues": pairs["eigenvalues"],
-            "eigenvalues_converged": pairs["converged"],
-            "eigenvalues_hvps": pairs["hvps"],
+            "asked": list(self.asked),
+            "eigenvalues": pairs.pop("eigenvalues", []),
+            **{f"eigenvalues_{name}": entry for name, entry in pairs.items()},
             "trace": None if self.trace is None else self.trace.to_dict(),
             "frobenius_norm": None if self.frobenius_norm is None else self.frobenius_norm.to_dict(),
+            "density": None if self.density is None else self.density.to_dict(),
             "hvps": self.hvps,
+            "predicted_hvps": self.predicted,
             "seconds": self.seconds,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Spectrum:
-        """Reads what `to_dict` gives, and spectrum.json."""
+        """Reads what `to_dict` gives, and spectrum.json, of this version or an older one."""
         pairs = None
         if data["eigenvalues"]:
+            rest = {name.removeprefix("eigenvalues_"): entry for name, entry in data.items()}
             pairs = Eigenpairs.from_dict(
-                {
-                    "eigenvalues": data["eigenvalues"],
-                    "converged": data["eigenvalues_converged"],
-                    "hvps": data["eigenvalues_hvps"],
-                }
+                {**rest, "converged": data["eigenvalues_converged"], "hvps": data["eigenvalues_hvps"]}
             )
         return cls(
             parameters=data["parameters"],
@@ -149,6 +321,9 @@ class Spectrum:
             hvps=data["hvps"],
             seconds=data["seconds"],
             complete=data["complete"],
+            density=None if data.get("density") is None else Density.from_dict(data["density"]),
+            asked=tuple(data.get("asked", FIGURES[:3])),
+            predicted=data.get("predicted_hvps"),
         )
 
 
@@ -156,8 +331,8 @@ class Spectrum:
 class Progress:
     """What a callback is told while `spectrum` works.
 
-    stage: what is being estimated. hvps: products made so far. expected: products made by the end of this stage, as
-    far as can be foreseen (None: not yet). spectrum: what is known so far.
+    stage: what is being done. hvps: products made so far. expected: products that the whole run will have made, as far
+    as can be foreseen; the first Progress, before any product, has the prediction. spectrum: what is known so far.
     """
 
     stage: str

@@ -1,20 +1,47 @@
-"""Extreme eigenpairs by Lanczos, with their residuals."""
+"""Extreme eigenpairs by Lanczos, with their residuals and certificates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.krylov import Krylov, Ritz, lanczos
-from hvpspec.estimators.options import check_budget, check_count, check_seed, check_tol
-from hvpspec.estimators.symmetric import Symmetric, as_symmetric
+from hvpspec.estimators.basis import check_storage
+from hvpspec.estimators.certificates import Exclusion, bracket, isolated_errors
+from hvpspec.estimators.krylov import Krylov, Ritz
+from hvpspec.estimators.onepass import OnePass
+from hvpspec.estimators.options import check_budget, check_confidence, check_count, check_seed, check_tol
+from hvpspec.estimators.symmetric import as_symmetric
+from hvpspec.estimators.vectors import column_inner
 from hvpspec.results import Eigenpairs
 
 _DEFAULT_BUDGET = 1000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which eigenpairs, and how well."""
+
+    k: int
+    which: str
+    tol: float
+
+    def __post_init__(self) -> None:
+        check_count("k", self.k)
+        if self.which not in _ORDERS:
+            names = ", ".join(f'"{name}"' for name in _ORDERS)
+            raise InputError(f"which must be one of {names}; got {self.which!r}.")
+        check_tol(self.tol)
+
+    def choose(self, values: np.ndarray, k: int | None = None) -> np.ndarray:
+        """Which of the values, in order."""
+        return _ORDERS[self.which](values, min(k or self.k, len(values)))
 
 
 def eigsh(
@@ -25,93 +52,144 @@ def eigsh(
     tol: float = 1e-3,
     seed: int = 0,
     max_hvps: int | None = None,
+    confidence: float = 0.95,
+    verify: bool = False,
+    block_size: int = 1,
+    basis_memory: int | str | None = None,
+    basis_on: str = "device",
     callback: Callable[[Eigenpairs], None] | None = None,
 ) -> Eigenpairs:
-    """The k extreme eigenpairs of a symmetric operator (n × n), by Lanczos with full reorthogonalisation.
+    """The k extreme eigenpairs of a symmetric operator (n × n), by block Lanczos with full reorthogonalisation.
 
     A: HessianOperator, SciPy LinearOperator, sparse or dense array, or torch tensor.
     k: how many; at most n are returned.
     which: "LM" largest magnitude, "LA" largest, "SA" smallest, "BE" half from each end (the odd one from the top).
         Values come in that order: by falling magnitude, falling, rising, falling.
     tol: stop when every residual ‖A v − θ v‖ ≤ tol · |θ| (or is down at rounding errors).
-    seed: of the random start vector.
+    seed: of the random start vectors.
     max_hvps: the budget; by default 1000, or n if that is less. Once it is spent, what there is comes back with
         `converged=False`.
+    confidence: of the brackets `largest` and `smallest`.
+    verify: multiply the eigenvectors once more (k HVPs) and report the residuals measured so.
+    block_size: random start vectors. With one, which needs the fewest HVPs, a multiple eigenvalue shows as a single
+        one unless the space closes; b vectors show up to b copies. (`spectrum` finds missed copies with its probes.)
+    basis_memory: what the basis may take, in bytes or as "2GiB"; by default a quarter of what is free. A basis that
+        has filled it is shrunk to its best vectors (thick restart), which costs some more HVPs.
+    basis_on: "device", "cpu" or "disk" (a temporary file, deleted afterwards).
     callback: called with the Eigenpairs so far (without vectors) as they improve.
 
-    `error` bounds the distance from each value to an eigenvalue: the residual, plus the asymmetry that the products
-    showed, plus rounding. A single random start sees multiple eigenvalues through breakdowns only: one of a
-    cluster closer than the tolerance may be missed. Costs one HVP a step, and memory for one n-vector a step.
+    `error` bounds the distance from each value to an eigenvalue: the residual, or ‖r‖²/gap where the value is shown
+    to be isolated, plus the asymmetry that the products showed, plus rounding. Costs one HVP a step and vector, and
+    memory for as many n-vectors as there are steps, up to basis_memory.
 
-    Raises InputError for options out of range and for an operator that is not symmetric.
+    Raises InputError for options out of range, for an operator that is not symmetric and for too little memory.
     """
+    wanted = Wanted(k, which, tol)
+    seed, budget = check_seed(seed), check_budget(max_hvps)
+    confidence, storage = check_confidence(confidence), check_storage(basis_memory, basis_on)
+    block_size = check_count("block_size", block_size)
     operator = as_symmetric(A)
-    pairs = None
-    for pairs in eigsh_steps(operator, k, which, tol=tol, seed=seed, max_hvps=max_hvps):
-        if callback is not None and pairs.vectors is None:
-            callback(pairs)
-    assert pairs is not None
-    return pairs
-
-
-def eigsh_steps(
-    A: Symmetric, k: int, which: str, *, tol: float, seed: int, max_hvps: int | None
-) -> Iterator[Eigenpairs]:
-    """The eigenpairs as they improve: without vectors while under way, the last one with them."""
-    k = min(check_count("k", k), A.n)
-    if which not in _ORDERS:
-        names = ", ".join(f'"{name}"' for name in _ORDERS)
-        raise InputError(f"which must be one of {names}; got {which!r}.")
-    tol, seed = check_tol(tol), check_seed(seed)
-    budget = min(check_budget(max_hvps) or _DEFAULT_BUDGET, A.n)
-
-    already = A.hvps
-    for krylov in lanczos(A, seed=seed, max_steps=budget):
-        if not _worth_checking(krylov, budget):
+    one = OnePass(operator, seed=seed, block=block_size, storage=storage, k=min(k, operator.n), probes=False)
+    budget = min(budget or _DEFAULT_BUDGET, operator.n)
+    while True:
+        one.extend(budget - one.hvps, wanted.choose)
+        if not worth_checking(one.krylov) and one.hvps < budget:
             continue
-        ritz = krylov.ritz()
-        chosen = _choose(ritz.values, k, which)
-        converged = _finished(krylov, ritz, chosen, k, which, tol)
-        last = converged or krylov.m == budget
-        yield Eigenpairs(
-            values=ritz.values[chosen],
-            vectors=krylov.vectors(ritz.coefficients[:, chosen]).cpu().numpy() if last else None,
-            residuals=ritz.residuals[chosen],
-            error=ritz.errors[chosen],
-            converged=converged,
-            hvps=A.hvps - already,
-        )
-        if last:
-            return
+        if callback is None and one.hvps < budget and not converged(one.krylov, wanted):
+            continue
+        pairs, chosen, ritz = current(one, wanted, confidence)
+        if pairs.converged or one.hvps >= budget:
+            return finish(one, pairs, chosen, ritz, wanted if verify else None)
+        if callback is not None:
+            callback(pairs)
 
 
-def _worth_checking(krylov: Krylov, budget: int) -> bool:
-    """Solving for T costs m²: at each step at first, every hundredth part of m later on."""
-    m = krylov.m
-    return m == budget or krylov.closed or m % max(1, m // 100) == 0
+def worth_checking(krylov: Krylov) -> bool:
+    """Solving for T costs m³: at each step at first, every hundred-and-fiftieth part of m later on."""
+    return krylov.segment == krylov.m or krylov.m % max(1, krylov.m // 150) == 0
 
 
-def _finished(krylov: Krylov, ritz: Ritz, chosen: np.ndarray, k: int, which: str, tol: float) -> bool:
-    if krylov.m == krylov.storage.shape[1]:
+def converged(krylov: Krylov, wanted: Wanted) -> bool:
+    """Whether the pairs that are wanted are there and within tolerance."""
+    ritz = krylov.ritz()
+    return _finished(krylov, ritz, wanted.choose(ritz.values), wanted)
+
+
+def current(one: OnePass, wanted: Wanted, confidence: float) -> tuple[Eigenpairs, np.ndarray, Ritz]:
+    """The eigenpairs as the Krylov space has them, without vectors; which Ritz pairs they are."""
+    krylov = one.krylov
+    ritz = krylov.ritz()
+    chosen = wanted.choose(ritz.values)
+    values, residuals = ritz.values[chosen], ritz.residuals[chosen]
+    exclusion = Exclusion.of(krylov)
+    return (
+        Eigenpairs(
+            values=values,
+            vectors=None,
+            residuals=residuals,
+            error=isolated_errors(exclusion, values, residuals, ritz.values) + ritz.noise[chosen],
+            converged=_finished(krylov, ritz, chosen, wanted),
+            hvps=one.hvps,
+            largest=bracket(ritz, exclusion, 1, confidence),
+            smallest=bracket(ritz, exclusion, -1, confidence),
+            data_error=one.spread.eigenvalues(ritz.coefficients[:, chosen]),
+        ),
+        chosen,
+        ritz,
+    )
+
+
+def finish(one: OnePass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz, verify: Wanted | None) -> Eigenpairs:
+    """The eigenpairs with vectors and, to `verify` them, residuals that were measured."""
+    krylov = one.krylov
+    vectors = krylov.vectors(ritz.coefficients[:, chosen])
+    pairs = replace(pairs, vectors=vectors.cpu().numpy())
+    if verify is None:
+        return pairs
+    # By the Krylov relation H v = θ v + F Cᵀs; what the product differs from that by is the HVP's own noise.
+    products = one.A @ vectors
+    expected = vectors * _row(pairs.values, vectors)
+    expected += krylov.frontier @ _small(krylov.projection.coupling.T @ ritz.coefficients[:, chosen], vectors)
+    noise = np.maximum(ritz.noise[chosen], _lengths(products - expected))
+    values = column_inner(vectors, products).cpu().numpy()
+    residuals = _lengths(products - vectors * _row(values, vectors))
+    small = residuals <= np.maximum(verify.tol * np.abs(values), noise)
+    return replace(
+        pairs,
+        values=values,
+        residuals=residuals,
+        error=isolated_errors(Exclusion.of(krylov), values, residuals, ritz.values) + noise,
+        converged=pairs.converged and bool(small.all()),
+        hvps=one.hvps,
+        verified=True,
+    )
+
+
+def _finished(krylov: Krylov, ritz: Ritz, chosen: np.ndarray, wanted: Wanted) -> bool:
+    if krylov.m == krylov.n:
         return True  # the basis spans the whole space
-    if len(chosen) < k or not _small(krylov, ritz, chosen, tol).all():
+    if len(chosen) < wanted.k or not _within(krylov, ritz, chosen, wanted.tol).all():
         return False
-    first = krylov.segments[-1]
-    if first == 0:
-        return not krylov.closed
-    # After a breakdown the eigenspaces may hold more vectors than the segments so far have shown. This one shows no
+    starts = [first for first, _ in krylov.projection.segments]
+    if len(starts) == 1:
+        return True
+    # After a breakdown the eigenspaces may hold more vectors than the segments so far have shown. The last one shows no
     # more when its own extreme Ritz values are accurate and add nothing beyond the k-th.
-    segment = krylov.ritz(first)
-    extreme = _choose(segment.values, min(2 if which == "BE" else 1, len(segment.values)), which)
-    if not _small(krylov, segment, extreme, tol).all():
+    start, end = (starts[-2], starts[-1]) if starts[-1] == krylov.m else (starts[-1], krylov.m)
+    if start == 0:
         return False
-    slack = 1e-8 * krylov.norm
-    return all(_beyond(segment.values[i], ritz.values[chosen], which) <= slack for i in extreme)
+    segment = krylov.projection.ritz(krylov.eps, start, end)
+    extreme = wanted.choose(segment.values, 2 if wanted.which == "BE" else 1)
+    if not _within(krylov, segment, extreme, wanted.tol).all():
+        return False
+    slack = 1e-8 * krylov.projection.norm
+    return all(_beyond(segment.values[i], ritz.values[chosen], wanted.which) <= slack for i in extreme)
 
 
-def _small(krylov: Krylov, ritz: Ritz, index: np.ndarray, tol: float) -> np.ndarray:
+def _within(krylov: Krylov, ritz: Ritz, index: np.ndarray, tol: float) -> np.ndarray:
     """Which residuals are within the tolerance, or down at rounding errors (an eigenvalue of 0 has no relative one)."""
-    return ritz.residuals[index] <= np.maximum(tol * np.abs(ritz.values[index]), 20 * krylov.eps * krylov.norm)
+    floor = 20 * krylov.eps * krylov.projection.norm
+    return ritz.residuals[index] <= np.maximum(tol * np.abs(ritz.values[index]), floor)
 
 
 def _beyond(value: float, chosen: np.ndarray, which: str) -> float:
@@ -126,6 +204,18 @@ def _beyond(value: float, chosen: np.ndarray, which: str) -> float:
     above = value - float(high.min())
     below = float(low.max()) - value if len(low) else -math.inf
     return max(above, below)
+
+
+def _row(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like)
+
+
+def _small(matrix: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(matrix)).to(like)
+
+
+def _lengths(columns: Tensor) -> np.ndarray:
+    return column_inner(columns, columns).sqrt().cpu().numpy()
 
 
 def _largest_magnitude(values: np.ndarray, k: int) -> np.ndarray:
@@ -148,7 +238,3 @@ def _both_ends(values: np.ndarray, k: int) -> np.ndarray:
 
 
 _ORDERS = {"LM": _largest_magnitude, "LA": _largest, "SA": _smallest, "BE": _both_ends}
-
-
-def _choose(values: np.ndarray, k: int, which: str) -> np.ndarray:
-    return _ORDERS[which](values, min(k, len(values)))

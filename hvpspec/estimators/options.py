@@ -22,11 +22,11 @@ class Tolerance:
             value = getattr(self, name)
             if not _is_real(value) or not 0 <= value < float("inf"):
                 raise InputError(f"{name} must be a number ≥ 0; got {value!r}.")
-        if not _is_real(self.confidence) or not 0 < self.confidence < 1:
-            raise InputError(f"confidence must lie between 0 and 1, such as 0.95; got {self.confidence!r}.")
+        check_confidence(self.confidence)
 
-    def allowed(self, value: float) -> float:
-        return max(self.rtol * abs(value), self.atol)
+    def allowed(self, value: float, scale: float = 0.0) -> float:
+        """The half-width that will do; `scale` stands in for a smaller value in the relative part."""
+        return max(self.rtol * max(abs(value), scale), self.atol)
 
 
 def check_count(name: str, value: Any) -> int:
@@ -50,6 +50,12 @@ def check_tol(tol: Any) -> float:
     if not _is_real(tol) or not 0 <= tol < float("inf"):
         raise InputError(f"tol must be a number ≥ 0; got {tol!r}.")
     return float(tol)
+
+
+def check_confidence(confidence: Any) -> float:
+    if not _is_real(confidence) or not 0 < confidence < 1:
+        raise InputError(f"confidence must lie between 0 and 1, such as 0.95; got {confidence!r}.")
+    return float(confidence)
 
 
 def _is_real(value: Any) -> bool:

@@ -1,142 +1,148 @@
-"""Rademacher probes: one pass of products serves the trace (ωᵀAω) and the Frobenius norm (‖Aω‖²).
+"""Random sign probes on the complement of a basis, and the small matrices that all their figures come from.
 
-Probes go in blocks of 8. Within a block the products with *other* probes come free: (ω_iᵀ A ω_j)² and (z_iᵀ z_j)²
-for i ≠ j have expectations ‖A‖_F² and ‖A²‖_F². They give the variances of the samples far more reliably than the
-spread of few samples does, which for a spectrum with one large eigenvalue (samples like χ²₁) is too small too often.
+With P the projector on the basis and B = (I − P) H (I − P), a probe is w = (I − P) ω for random signs ω, and its image
+y = B w. When the basis grows by X with the remainder R = (I − P') H X, both follow without a product:
+
+    w' = w − X a,    y' = (I − X Xᵀ) y − R a,    a = Xᵀ w
+
+so that all probes serve the basis of the moment, whenever they were made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from hvpspec.estimators.symmetric import Symmetric, refuse_asymmetric
-from hvpspec.estimators.vectors import column_inner, inner, rademacher
+from hvpspec.estimators.basis import Basis
+from hvpspec.estimators.krylov import Krylov, Step
+from hvpspec.estimators.symmetric import refuse_asymmetric
+from hvpspec.estimators.vectors import inner, rademacher
 
-BLOCK = 8
 
+@dataclass(frozen=True)
+class Grams:
+    """Inner products of a block of b probes: wᵀw, wᵀy and yᵀy, each (b, b)."""
 
-@dataclass
-class ProbeSums:
-    """What the probes so far have shown of a symmetric A (n × n); the vectors themselves are not kept.
-
-    quadratic: ωᵀAω of each probe; squares: ‖Aω‖² of each. pairs, pair_count: Σ (z_iᵀz_j)² over pairs in blocks, and
-    how many. exact_diagonal, exact_squares: set once A was multiplied by every unit vector; then the sums are exact.
-    """
-
-    n: int
-    eps: float
-    quadratic: list[float] = field(default_factory=list)
-    squares: list[float] = field(default_factory=list)
-    pairs: float = 0.0
-    pair_count: int = 0
-    exact_trace: float | None = None
-    exact_norm: float | None = None
+    ww: np.ndarray
+    wy: np.ndarray
+    yy: np.ndarray
 
     @property
     def count(self) -> int:
-        return len(self.quadratic)
+        return len(self.ww)
+
+
+class Pool:
+    """Probes w and images y, both (n, N), kept for as long as the basis may still grow; after that only their Grams.
+
+    Once a block of probes is retired the basis must not grow any more.
+    """
+
+    def __init__(self, krylov: Krylov, capacity: int) -> None:
+        self._krylov = krylov
+        self._capacity = capacity
+        self._drawn = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all probes; those to come are others."""
+        self.probes = self._krylov.frontier.new_empty(self._krylov.n, 0)
+        self.images = self.probes
+        self._retired: list[Grams] = []
+        self._live: Grams | None = None
+
+    @property
+    def count(self) -> int:
+        return self.probes.shape[1] + sum(grams.count for grams in self._retired)
+
+    @property
+    def frozen(self) -> bool:
+        return bool(self._retired)
+
+    def full(self, count: int) -> bool:
+        """Whether `count` more probes would be retired at once."""
+        return self.frozen or self.probes.shape[1] + count > self._capacity
+
+    def grams(self) -> list[Grams]:
+        """One for each block within which all pairs are known."""
+        if self._live is None and self.probes.shape[1]:
+            self._live = _grams(self.probes, self.images)
+        return [*self._retired, *([self._live] if self._live else [])]
+
+    def draw(self, count: int) -> Tensor:
+        """The next probes, projected on the complement: shape (n, count)."""
+        krylov = self._krylov
+        numbers = range(self._drawn, self._drawn + count)
+        self._drawn += count
+        like = krylov.frontier
+        signs = rademacher(krylov.n, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
+        return _complement(krylov.basis, signs)[0]
 
     def add(self, probes: Tensor, products: Tensor) -> None:
-        """Takes in a block: probes ω and z = Aω, both (n, b). Raises InputError when ω_iᵀz_j and ω_jᵀz_i differ."""
-        cross = inner(probes, products)
-        self.quadratic += cross.diagonal().tolist()
-        gram = inner(products, products)
-        self.squares += gram.diagonal().tolist()
-        self.pairs += float((gram**2).sum() - (gram.diagonal() ** 2).sum())
-        self.pair_count += len(gram) * (len(gram) - 1)
-        refuse_asymmetric(float((cross - cross.T).norm()), math.sqrt((len(gram) - 1) * float(gram.trace())))
-
-    # --- the trace ----------------------------------------------------------------------------------------------
-
-    def trace(self, confidence: float) -> tuple[float, float]:
-        """The trace and its half-width at `confidence`."""
-        if self.exact_trace is not None:
-            return self.exact_trace, self._rounding(math.sqrt(self.n) * (self.exact_norm or 0.0))
-        mean = float(np.mean(self.quadratic))
-        norm = math.sqrt(float(np.mean(self.squares)))
-        if self.count < 2:
-            return mean, math.inf
-        # Var ωᵀAω = 2 (‖A‖_F² − Σ A_ii²) ≤ 2 (‖A‖_F² − tr²/n) = 2 ‖A − cI‖_F² with c = tr/n. The bound is nearly the
-        # variance itself unless A is close to diagonal; there the spread of the samples, taken at its 99 % upper
-        # limit, is smaller.
-        centred = max(norm**2 - mean**2 / self.n, 0.0)
-        freedom = self.count - 1
-        spread = np.var(self.quadratic, ddof=1) * freedom / stats.chi2.ppf(0.01, freedom)
-        variance = min(2 * centred, float(spread))
-        half = _quantile(confidence, freedom) * math.sqrt(variance / self.count)
-        return mean, half + self._rounding(norm)
-
-    # --- the Frobenius norm -------------------------------------------------------------------------------------
-
-    def frobenius_norm(self, confidence: float) -> tuple[float, float]:
-        """The Frobenius norm and its half-width at `confidence`."""
-        if self.exact_norm is not None:
-            return self.exact_norm, self._rounding(self.exact_norm)
-        mean = float(np.mean(self.squares))
-        if mean == 0:  # every product was zero: A ω = 0 for a random ω only if A = 0 (almost surely)
-            return 0.0, 0.0
-        norm = math.sqrt(mean)
-        if self.count < 2:
-            return norm, math.inf
-        # Var ‖Aω‖² = 2 (‖A²‖_F² − Σ (A²)_ii²) ≤ 2 (‖A²‖_F² − ‖A‖_F⁴/n), from the pairs; or the spread of the samples
-        # where that is larger. The samples are skewed and the norm is a square root, so the interval is set on the
-        # logarithm, and its longer, upper side is reported.
-        bound = 2 * max(self.pairs / self.pair_count - mean**2 / self.n, 0.0) if self.pair_count else 0.0
-        variance = max(bound, float(np.var(self.squares, ddof=1)))
-        relative = _quantile(confidence, self.count - 1) * math.sqrt(variance / self.count) / (2 * mean)
-        half = norm * math.expm1(relative) if relative < 100 else math.inf
-        return norm, half + self._rounding(norm)
-
-    def _rounding(self, scale: float) -> float:
-        return 16 * self.eps * scale
-
-
-def _quantile(confidence: float, freedom: int) -> float:
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
-
-
-def probe_steps(
-    A: Symmetric, *, seed: int, max_hvps: int | None, wanted: Callable[[ProbeSums], float]
-) -> Iterator[ProbeSums]:
-    """Adds blocks of probes, yielding the (same) sums after each, until the budget is spent.
-
-    `wanted(sums)` foretells how many probes the tolerance needs in all. When that comes to more than n further
-    products, and the budget allows them, A is multiplied by the n unit vectors instead: then the sums are exact.
-    Products in that stretch are yielded too, with the sums unchanged until its end.
-    """
-    sums = ProbeSums(A.n, A.eps)
-    left = math.inf if max_hvps is None else max_hvps
-    if A.n <= min(BLOCK, left):
-        yield from _exactly(A, sums)
-        return
-    while left > 0:
-        if sums.count and wanted(sums) - sums.count >= A.n and left >= A.n:
-            yield from _exactly(A, sums)
+        """Takes in probes w and their products H w. Raises InputError when those contradict symmetry."""
+        krylov = self._krylov
+        images, inside = _complement(krylov.basis, products)
+        block = _grams(probes, images)
+        rounding = 1e3 * krylov.eps * krylov.projection.norm * math.sqrt(krylov.n)
+        scale = math.sqrt((1 + block.count) * float(np.trace(block.yy) + (inside**2).sum())) + rounding
+        refuse_asymmetric(float(np.linalg.norm(block.wy - block.wy.T)), scale)
+        if krylov.m:  # Qᵀ H w = C Fᵀ w
+            expected = krylov.projection.coupling @ inner(krylov.frontier, probes).cpu().numpy()
+            refuse_asymmetric(float(np.linalg.norm(inside - expected)), scale + krylov.projection.norm)
+        if self.full(probes.shape[1]):
+            self._retired += self.grams()[len(self._retired) :]
+            self.probes, self.images, self._live = probes[:, :0], images[:, :0], None
+            self._retired.append(block)
             return
-        numbers = range(sums.count, sums.count + int(min(BLOCK, left)))
-        probes = rademacher(A.n, numbers, seed=seed, dtype=A.dtype, device=A.device)
-        sums.add(probes, A @ probes)
-        left -= len(numbers)
-        yield sums
+        self.probes = torch.cat([self.probes, probes], 1)
+        self.images = torch.cat([self.images, images], 1)
+        self._live = None
+
+    def follow(self, step: Step) -> None:
+        """Deflates all probes against the vectors that the step added to the basis."""
+        if not self.probes.shape[1]:
+            return
+        a = inner(step.vectors, self.probes).to(self.probes.dtype)
+        along = inner(step.vectors, self.images).to(self.images.dtype)
+        self.probes = self.probes - step.vectors @ a
+        self.images = self.images - step.vectors @ along - step.remainder @ a
+        self._live = None
+
+    def strongest(self) -> tuple[float, Tensor] | None:
+        """The direction w that the images lean to most, (n, 1), and an estimate of ‖B w‖ ≤ ‖B‖₂ without a product.
+
+        For each probe the direction is taken from the others, as wᵀy_j = (B w)ᵀω_j has the mean square ‖B w‖² only if
+        w does not know ω_j.
+        """
+        if self.probes.shape[1] < 4:
+            return None
+        yy = self.grams()[-1].yy
+        squares = []
+        for j in range(len(yy)):
+            others = np.delete(np.arange(len(yy)), j)
+            values, vectors = np.linalg.eigh(yy[np.ix_(others, others)])
+            if values[-1] <= 0:
+                return None
+            squares.append(float(vectors[:, -1] @ yy[others, j]) ** 2 / values[-1])
+        values, vectors = np.linalg.eigh(yy)
+        direction = self.images @ torch.from_numpy(vectors[:, -1:] / math.sqrt(values[-1])).to(self.images)
+        return math.sqrt(float(np.mean(squares))), direction
 
 
-def _exactly(A: Symmetric, sums: ProbeSums) -> Iterator[ProbeSums]:
-    trace = squares = 0.0
-    for start in range(0, A.n, BLOCK):
-        width = min(BLOCK, A.n - start)
-        block = torch.zeros(A.n, width, dtype=A.dtype, device=A.device)
-        block[range(start, start + width), range(width)] = 1
-        product = A @ block
-        trace += float(product[start : start + width].diagonal().double().sum())
-        squares += float(column_inner(product, product).sum())
-        if start + width == A.n:
-            sums.exact_trace, sums.exact_norm = trace, math.sqrt(squares)
-        if sums.count or start + width == A.n:
-            yield sums
+def _complement(basis: Basis, block: Tensor) -> tuple[Tensor, np.ndarray]:
+    """(I − P) block, projected twice, and the coefficients of what was taken off."""
+    total = np.zeros((basis.m, block.shape[1]))
+    for _ in range(2 if basis.m else 0):
+        inside = basis.inner(block)
+        block = block - basis.combine(inside)
+        total += inside.cpu().numpy()
+    return block, total
+
+
+def _grams(probes: Tensor, images: Tensor) -> Grams:
+    ww, wy, yy = inner(probes, probes), inner(probes, images), inner(images, images)
+    return Grams(ww.cpu().numpy(), wy.cpu().numpy(), yy.cpu().numpy())

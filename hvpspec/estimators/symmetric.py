@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,10 +16,15 @@ from hvpspec.errors import InputError
 from hvpspec.operator import HessianOperator
 
 _ASYMMETRY_LIMIT = 1e-2  # relative to the operator's norm
+_GROUPS = 8  # of batches: enough for a standard error, few enough to cost next to nothing
 
 
 class _Multiply(Protocol):
     def __call__(self, block: Tensor, /) -> Tensor: ...
+
+
+class _ByGroups(Protocol):
+    def __call__(self, block: Tensor, groups: int, receive: Callable[[int, float, Tensor], None], /) -> Tensor: ...
 
 
 @dataclass
@@ -30,6 +36,8 @@ class Symmetric:
     device: torch.device
     multiply: _Multiply
     hvps: int = field(default=0)
+    groups: int = 0  # of batches, as a HessianOperator has; their products can be told apart
+    multiply_by_groups: _ByGroups | None = None
 
     @property
     def eps(self) -> float:
@@ -37,7 +45,14 @@ class Symmetric:
         return float(torch.finfo(self.dtype).eps) / 2
 
     def __matmul__(self, block: Tensor) -> Tensor:
-        product = self.multiply(block)
+        return self._checked(block, self.multiply(block))
+
+    def by_groups(self, block: Tensor, receive: Callable[[int, float, Tensor], None]) -> Tensor:
+        """The product, and for each group of batches its number, weight and own product, given to `receive`."""
+        assert self.multiply_by_groups is not None
+        return self._checked(block, self.multiply_by_groups(block, self.groups, receive))
+
+    def _checked(self, block: Tensor, product: Tensor) -> Tensor:
         self.hvps += block.shape[1]
         if product.shape != block.shape:
             raise InputError(f"the operator turned shape {tuple(block.shape)} into {tuple(product.shape)}.")
@@ -52,7 +67,9 @@ def as_symmetric(A: Any) -> Symmetric:
     Raises InputError when it is not square, real or (as far as that can be seen without products) symmetric.
     """
     if isinstance(A, HessianOperator):
-        return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat)
+        groups = min(A.objective.batch_count(), _GROUPS)
+        by_groups = A.multiply_by_groups if groups > 1 else None
+        return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, groups, by_groups)
     if isinstance(A, Tensor):
         return _from_tensor(A)
     if isinstance(A, LinearOperator):

@@ -8,36 +8,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 16  # positions that share one counter stream; part of what a seed means, so never change it
+CHUNK = 1 << 16  # positions that share one counter stream; part of what a seed means, so never change it
 _PROBES, _GAUSSIANS = 0, 1  # separate streams of one seed
 
 
 def inner(A: Tensor, B: Tensor) -> Tensor:
-    """AᵀB for A (n, a) and B (n, b): shape (a, b), accumulated and returned in float64."""
-    if A.dtype == torch.float64 and B.dtype == torch.float64:
+    """AᵀB for A (n, a) and B (n, b): shape (a, b), accumulated and returned in float64, on B's device."""
+    if A.dtype == torch.float64 and B.dtype == torch.float64 and A.device == B.device:
         return A.T @ B
-    total = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=A.device)
-    for start in range(0, A.shape[0], _CHUNK):  # chunks, so that no float64 copy of a whole basis is made
-        rows = slice(start, start + _CHUNK)
-        total += A[rows].double().T @ B[rows].double()
+    total = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=B.device)
+    for start in range(0, A.shape[0], CHUNK):  # chunks, so that no float64 copy of a whole basis is made
+        rows = slice(start, start + CHUNK)
+        total += A[rows].to(B.device).double().T @ B[rows].double()
     return total
 
 
 def column_inner(A: Tensor, B: Tensor) -> Tensor:
     """The inner product of each column of A with the same column of B: shape (b,), in float64."""
     total = torch.zeros(A.shape[1], dtype=torch.float64, device=A.device)
-    for start in range(0, A.shape[0], _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    for start in range(0, A.shape[0], CHUNK):
+        rows = slice(start, start + CHUNK)
         total += (A[rows].double() * B[rows].double()).sum(0)
     return total
+
+
+def orthonormal(block: Tensor, basis: Tensor) -> Tensor:
+    """An orthonormal basis of what the columns of `block` (n, b) add to those of `basis` (n, m): shape (n, b)."""
+    for _ in range(2):
+        block = torch.linalg.qr(block - basis @ inner(basis, block).to(block.dtype)).Q
+    return block
 
 
 def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Random signs, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed."""
     columns = np.empty((len(numbers), n), dtype=np.int8)
     for column, number in zip(columns, numbers, strict=True):
-        for start in range(0, n, _CHUNK):
-            length = min(_CHUNK, n - start)
+        for start in range(0, n, CHUNK):
+            length = min(CHUNK, n - start)
             words = _stream(seed, number, start, _PROBES).random_raw((length + 63) // 64)
             bits = np.unpackbits(words.astype("<u8").view(np.uint8), count=length)
             column[start : start + length] = 2 * bits.astype(np.int8) - 1
@@ -47,8 +54,8 @@ def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype,
 def gaussian(n: int, number: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A standard normal vector, shape (n, 1): Gaussian number `number` of the seed."""
     vector = np.empty((n, 1), dtype=np.float64)
-    for start in range(0, n, _CHUNK):
-        length = min(_CHUNK, n - start)
+    for start in range(0, n, CHUNK):
+        length = min(CHUNK, n - start)
         generator = np.random.Generator(_stream(seed, number, start, _GAUSSIANS))
         vector[start : start + length, 0] = generator.standard_normal(length)
     return torch.from_numpy(vector).to(device, dtype)
@@ -56,4 +63,4 @@ def gaussian(n: int, number: int, *, seed: int, dtype: torch.dtype, device: torc
 
 def _stream(seed: int, number: int, start: int, kind: int) -> np.random.Philox:
     """The counter-based generator for one chunk of one vector (Philox, doi:10.1145/2063384.2063405)."""
-    return np.random.Philox(key=[seed, number], counter=[0, 0, start // _CHUNK, kind])
+    return np.random.Philox(key=[seed, number], counter=[0, 0, start // CHUNK, kind])

@@ -1,16 +1,23 @@
-"""How one HVP is computed. One engine a file, one signature: (objective, V) -> HV for a block V of shape (n, b)."""
+"""How one HVP is computed. One engine a file, one signature: (objective, V) -> HV for a block V of shape (n, b).
+
+A third, optional argument is told each batch's share of the product: see `hvpspec.oracle.autograd.hvp`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.objective import Objective
 from hvpspec.oracle import autograd
+from hvpspec.oracle.autograd import OnBatch
 
-Engine = Callable[[Objective, Tensor], Tensor]
+
+class Engine(Protocol):
+    def __call__(self, objective: Objective, block: Tensor, on_batch: OnBatch | None = None) -> Tensor: ...
+
 
 ENGINES: dict[str, Engine] = {"autograd": autograd.hvp}
 

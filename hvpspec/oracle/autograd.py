@@ -7,6 +7,7 @@ backward pass through that graph, since d(gᵀv)/dp = Hv (Pearlmutter, doi:10.11
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from torch import Tensor
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.objective import Objective
 
+OnBatch = Callable[[int, float, Tensor | None], None]
 
-def hvp(objective: Objective, block: Tensor) -> Tensor:
+
+def hvp(objective: Objective, block: Tensor, on_batch: OnBatch | None = None) -> Tensor:
     """H @ block for a block of shape (n, b) in the objective's dtype and on its device.
 
+    on_batch: called with each batch's number, weight and own product (n, b); None stands for a product of zero.
     Costs b HVPs: for each batch one gradient with graph, and b backward passes through it. Raises InputError, naming
     the batch, when the loss has no second derivative or a product is not finite.
     """
@@ -38,6 +42,8 @@ def hvp(objective: Objective, block: Tensor) -> Tensor:
             if product is not None:
                 _check_finite(index, product, columns)
                 total.add_(product, alpha=weight)
+            if on_batch is not None:
+                on_batch(index, weight, None if product is None else product.T)
             weights += weight
     if not depends:
         warnings.warn(

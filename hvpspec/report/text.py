@@ -6,43 +6,86 @@ import math
 
 from rich.table import Table
 
-from hvpspec.results import Estimate, Spectrum
+from hvpspec.results import Bracket, Density, Eigenpairs, Estimate, Spectrum
+
+_NAMES = {"trace": "trace", "frobenius_norm": "Frobenius norm"}
 
 
 def spectrum_table(spectrum: Spectrum) -> Table:
-    """Eigenvalues, then trace and norm, each with its error bar."""
+    """The figures asked for, each with its error bar; a column for the data's part in it where that is known."""
+    figures = [spectrum.eigenpairs, spectrum.trace, spectrum.frobenius_norm]
+    with_data = any(figure is not None and figure.data_error is not None for figure in figures)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("± error", justify="right")
+    if with_data:
+        table.add_column("± data", justify="right")
     table.add_column("note")
-    pairs = spectrum.eigenpairs
-    if pairs is None:
-        table.add_row("eigenvalues", "–", "", "not reached")
-    else:
-        for number, (value, error) in enumerate(zip(pairs.values, pairs.error, strict=True), start=1):
-            digits, bar = with_error(float(value), float(error))
-            table.add_row(f"λ{number}", digits, bar, "")
-    for name, estimate in (("trace", spectrum.trace), ("Frobenius norm", spectrum.frobenius_norm)):
-        if estimate is None:
-            table.add_row(name, "–", "", "not reached")
+
+    def row(name: str, value: str, error: str, data: float | None, note: str) -> None:
+        shown = "" if data is None or not math.isfinite(data) else f"{data:.2g}"
+        table.add_row(name, value, error, *([shown] if with_data else []), note)
+
+    if "eigenvalues" in spectrum.asked:
+        pairs = spectrum.eigenpairs
+        if pairs is None:
+            row("eigenvalues", "–", "", None, "not reached")
         else:
-            table.add_row(name, *with_error(estimate.value, estimate.error), _certainty(estimate))
+            spread = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
+            rows = zip(pairs.values.tolist(), pairs.error.tolist(), spread, strict=True)
+            for number, (value, error, data) in enumerate(rows, start=1):
+                row(f"λ{number}", *with_error(value, error), data, "")
+    for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
+        if name not in spectrum.asked:
+            continue
+        if estimate is None:
+            row(_NAMES[name], "–", "", None, "not reached")
+        else:
+            shown = with_error(estimate.value, estimate.error)
+            row(_NAMES[name], *shown, estimate.data_error, _certainty(estimate))
     return table
+
+
+def spectrum_notes(spectrum: Spectrum) -> list[str]:
+    """What the table has no column for: bounds on the whole spectrum, the density, what the errors mean."""
+    notes = []
+    pairs = spectrum.eigenpairs
+    if pairs is not None and pairs.largest is not None and pairs.smallest is not None:
+        low, high = pairs.smallest, pairs.largest
+        notes.append(
+            f"all eigenvalues lie in [{_outward(low, -1)}, {_outward(high, 1)}] ({100 * high.confidence:g} % each end)"
+        )
+    if spectrum.density is not None:
+        notes.append(_density_note(spectrum.density))
+    trace = spectrum.trace
+    if trace is not None and trace.relative_to == "frobenius_norm":
+        notes.append("trace: small beside the norm (parts cancel); its tolerance is relative to that")
+    if _has_data_error(pairs, trace, spectrum.frobenius_norm):
+        notes.append("± data: standard error, if the batches are a random sample of a population")
+    return notes
 
 
 def shortfalls(spectrum: Spectrum, *, rtol: float, tol: float) -> list[str]:
     """A sentence for each figure that is not within the tolerance asked for."""
     notes = []
     pairs = spectrum.eigenpairs
-    if pairs is None or not pairs.converged:
+    if "eigenvalues" in spectrum.asked and (pairs is None or not pairs.converged):
         notes.append(f"Not every eigenpair reached a relative residual of {tol:g}: their errors say how far each is.")
-    for name, estimate in (("trace", spectrum.trace), ("Frobenius norm", spectrum.frobenius_norm)):
+    for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
+        if name not in spectrum.asked:
+            continue
         if estimate is None:
-            notes.append(f"The {name} was not reached.")
+            notes.append(f"The {_NAMES[name]} was not reached.")
         elif not estimate.converged:
-            relative = estimate.error / abs(estimate.value) if estimate.value else math.inf
-            notes.append(f"The {name} is known to ±{relative:.2%}, not to the ±{rtol:.2%} asked for.")
+            scale, unit = abs(estimate.value), ""
+            if estimate.relative_to == "frobenius_norm" and spectrum.frobenius_norm is not None:
+                scale, unit = spectrum.frobenius_norm.value, " of the norm"
+            relative = estimate.error / scale if scale else math.inf
+            notes.append(f"The {_NAMES[name]} is known to ±{relative:.2%}{unit}, not to the ±{rtol:.2%} asked for.")
+    density = spectrum.density
+    if "density" in spectrum.asked and (density is None or not density.converged):
+        notes.append("The density is coarser than asked for." if density else "The density was not reached.")
     return notes
 
 
@@ -61,3 +104,26 @@ def _certainty(estimate: Estimate) -> str:
         return "exact, up to rounding"
     note = f"{100 * estimate.confidence:g} %"
     return note if estimate.converged else f"{note}, tolerance not reached"
+
+
+def _outward(bracket: Bracket, side: int) -> str:
+    """The outer bound, rounded outwards to as many digits as the bracket is wide."""
+    bound = bracket.upper if side > 0 else bracket.lower
+    if not math.isfinite(bound):
+        return "∞" if side > 0 else "−∞"
+    width = bracket.upper - bracket.lower
+    if bound == 0 or width <= 0:
+        return f"{bound:.6g}"
+    decimals = min(max(1 - math.floor(math.log10(width)), 0), 8 - math.floor(math.log10(abs(bound))))
+    step = 10.0**-decimals
+    return f"{side * math.ceil(side * bound / step) * step:.{max(decimals, 0)}f}"
+
+
+def _density_note(density: Density) -> str:
+    width = density.support[1] - density.support[0]
+    share = f" ± {density.error / width:.1%} of the spectrum's width (Wasserstein distance)" if width > 0 else ""
+    return f"density: {len(density.nodes)} nodes{share}"
+
+
+def _has_data_error(*figures: Eigenpairs | Estimate | None) -> bool:
+    return any(figure is not None and figure.data_error is not None for figure in figures)

@@ -10,7 +10,7 @@ OPTIONS = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inner_products_accumulate_in_float64(monkeypatch, dtype):
-    monkeypatch.setattr(vectors, "_CHUNK", 7)  # several chunks, the last ragged
+    monkeypatch.setattr(vectors, "CHUNK", 7)  # several chunks, the last ragged
     A, B = torch.randn(40, 3).to(dtype), torch.randn(40, 2).to(dtype)
     A[0, 0] = 1e8  # swamps the rest in float32
     B[0, 0] = 1
@@ -21,7 +21,7 @@ def test_inner_products_accumulate_in_float64(monkeypatch, dtype):
 
 
 def test_probes_are_signs_and_depend_on_seed_and_number_only():
-    n = 2 * vectors._CHUNK + 77
+    n = 2 * vectors.CHUNK + 77
     W = rademacher(n, [0, 1, 5], seed=3, **OPTIONS)
     assert W.shape == (n, 3)
     assert set(W.unique().tolist()) == {-1.0, 1.0}
@@ -45,7 +45,7 @@ def test_probes_are_uncorrelated_and_unbiased():
 
 
 def test_gaussians():
-    n = vectors._CHUNK + 1000
+    n = vectors.CHUNK + 1000
     g = gaussian(n, 0, seed=1, **OPTIONS)[:, 0].numpy()
     assert abs(g.mean()) < 4 / np.sqrt(n)
     assert abs((g**2).mean() - 1) < 4 * np.sqrt(2 / n)

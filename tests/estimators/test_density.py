@@ -1,0 +1,124 @@
+"""The density: its moments, its bounds against the true distribution, exact parts, counts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from estimators.spectra import NAMES, eigenvalues, matrix, rotated
+from zoo import explicit_hessian, mlp
+
+import hvpspec
+from hvpspec.estimators.density import read_density
+from hvpspec.estimators.krylov import extend, start
+from hvpspec.estimators.symmetric import as_symmetric
+from hvpspec.results import Density
+
+
+def distance(density, values):
+    """The Wasserstein-1 distance to the true distribution, by brute force."""
+    values = np.sort(values)
+    x = np.unique(np.r_[values, density.nodes])
+    true = np.searchsorted(values, x, side="right") / len(values)
+    return np.abs(density.cdf(x) - true)[:-1] @ np.diff(x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_error_bounds_hold(name):
+    values = eigenvalues(name, 300)
+    inside, points = 0, 0
+    for seed in range(4):
+        found = hvpspec.spectral_density(torch.from_numpy(matrix(name, 300)), seed=seed)
+        assert found.converged
+        assert found.error <= 0.02 * (found.support[1] - found.support[0])
+        assert distance(found, values) <= found.error
+        x = np.linspace(values.min() - 0.1, values.max() + 0.1, 101)
+        lower, upper = found.cdf_bounds(x)
+        true = (values <= x[:, None] + 1e-12).mean(1)
+        inside += ((lower <= true) & (true <= upper)).sum()
+        points += len(x)
+    assert inside / points >= 0.93
+
+
+def test_quadrature_is_gaussian():
+    """m steps from v reproduce vᵀA^j v for j < 2m, when no weight is replaced by an exact count."""
+    A = matrix("flat", 400)
+    krylov = start(as_symmetric(A), seed=2)
+    for _ in range(5):
+        extend(krylov, as_symmetric(A).__matmul__)
+    found = read_density([krylov], 0.95, 5)
+    v = krylov.basis.matrix[:, 0].numpy()
+    assert not found.exact.any()
+    for j in range(10):
+        moment = v @ np.linalg.matrix_power(A, j) @ v
+        assert found.weights @ found.nodes**j == pytest.approx(moment, rel=1e-10)
+
+
+def test_known_eigenvalues_count_as_one_each():
+    A = matrix("indefinite with outliers")
+    found = hvpspec.spectral_density(A, rtol=0.005)
+    outliers = np.sort(np.r_[np.geomspace(1, 10, 15), -np.geomspace(0.5, 6, 15)])
+    np.testing.assert_allclose(found.nodes[found.exact], outliers, rtol=1e-3)
+    np.testing.assert_allclose(found.weights[found.exact], 1e-3)
+    assert found.count(0.2, 20).value == pytest.approx(15)
+    assert found.count(0.2, 20).error < 0.1
+    bulk = found.count(-0.2, 0.2)
+    assert bulk.value == pytest.approx(970)
+    half = found.count(0, 20)
+    true = (eigenvalues("indefinite with outliers") > 0).sum()
+    assert abs(half.value - true) <= half.error < 300
+
+
+def test_counts_hold_at_their_rate():
+    A, values = torch.from_numpy(matrix("flat", 300)), eigenvalues("flat", 300)
+    held = 0
+    for seed in range(100):
+        count = hvpspec.spectral_density(A, seed=seed, max_hvps=20).count(1.5, 2.2)
+        held += abs(count.value - ((values > 1.5) & (values <= 2.2)).sum()) <= count.error
+        assert count.error < 150
+    assert held >= 90
+
+
+@pytest.mark.parametrize("values", [np.zeros(40), np.full(40, 2.0), np.r_[3, 3, 1, np.zeros(37)], [4.0], [1.0, -1.0]])
+def test_closed_spaces_are_exact(values):
+    found = hvpspec.spectral_density(rotated(values), rtol=0.0)
+    assert found.converged
+    for x in (-2, 0.5, 1.5, 2.5, 5):
+        assert found.cdf(x) == pytest.approx(np.mean(np.asarray(values) <= x + 1e-9), abs=1e-9)
+
+
+def test_the_whole_space_is_exact():
+    case = mlp()
+    values = np.linalg.eigvalsh(explicit_hessian(case))
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data)
+    found = hvpspec.spectral_density(H, rtol=1e-9)
+    assert found.converged
+    assert found.hvps <= len(values)
+    assert distance(found, values) < 1e-10
+    assert found.exact.all()
+
+
+def test_more_vectors_when_steps_are_not_enough():
+    found = hvpspec.spectral_density(matrix("flat", 600), rtol=0.08)
+    assert found.converged
+    assert found.samples > 1
+    assert found.hvps < 300
+    few = hvpspec.spectral_density(matrix("flat", 600), rtol=0.001, max_hvps=10)
+    assert not few.converged
+    assert few.hvps == 10
+    assert few.error > found.error
+
+
+def test_grid_and_dictionary():
+    found = hvpspec.spectral_density(matrix("flat"), rtol=0.1)
+    x, density = found.grid()
+    assert np.trapezoid(density, x) == pytest.approx(1, rel=1e-3)
+    inside = (x > 1.3) & (x < 2.7)
+    wide = found.grid(smoothing=0.2, points=300)[1]
+    assert len(wide) == 300
+    assert density[inside].mean() == pytest.approx(0.5, rel=0.15)
+    with pytest.raises(ValueError, match="smoothing must be > 0"):
+        found.grid(smoothing=0)
+    again = Density.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert again.to_dict() == found.to_dict()
+    assert again.cdf(2.0) == found.cdf(2.0)

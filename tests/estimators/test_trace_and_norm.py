@@ -1,0 +1,334 @@
+"""Trace and Frobenius norm: right, calibrated, within budget, and honest about it."""
+
+import numpy as np
+import pytest
+import torch
+from estimators.spectra import NAMES, matrix
+from scipy import stats
+from zoo import explicit_hessian, mlp
+
+import hvpspec
+from hvpspec.errors import InputError
+from hvpspec.estimators.basis import Storage
+from hvpspec.estimators.onepass import PILOTS, OnePass
+from hvpspec.estimators.options import Tolerance
+from hvpspec.estimators.symmetric import as_symmetric
+from hvpspec.estimators.vectors import gaussian, rademacher
+
+CPU = torch.device("cpu")
+FIGURES = {
+    "trace": (hvpspec.trace, np.trace),
+    "frobenius_norm": (hvpspec.frobenius_norm, np.linalg.norm),
+}
+METHODS = ("krylov", "hutchinson", "hutch++", "xtrace")
+
+
+def signs(n, numbers, seed):
+    return rademacher(n, list(numbers), seed=seed, dtype=torch.float64, device=CPU).numpy()
+
+
+# --- the methods, against naive transcriptions of their papers on the same probes --------------------------------
+
+
+def naive_hutchinson(A, count, seed):
+    samples = [(w @ A @ w, (A @ w) @ (A @ w)) for w in signs(len(A), range(count), seed).T]
+    trace, square = np.mean(samples, 0)
+    return trace, np.sqrt(square)
+
+
+def naive_hutchpp(A, count, seed):
+    """Algorithm 1 of arXiv:2010.09649; for the norm, the same on A² with A applied once more."""
+    n, third = len(A), count // 3
+    rounds = [(range(8 * r, 8 * r + 4), range(8 * r + 4, 8 * r + 8)) for r in range(third // 4)]
+    S = np.hstack([signs(n, sketch, seed) for sketch, _ in rounds])
+    G = np.hstack([signs(n, probes, seed) for _, probes in rounds])
+    Q = np.linalg.qr(A @ S)[0]
+    complement = np.eye(n) - Q @ Q.T
+    trace = np.trace(Q.T @ A @ Q) + np.trace(G.T @ complement @ A @ complement @ G) / third
+    square = np.trace(Q.T @ A @ A @ Q) + np.trace(G.T @ complement @ A @ A @ complement @ G) / third
+    return trace, np.sqrt(square)
+
+
+def naive_xtrace(A, count, seed):
+    """The definition in arXiv:2301.07825, section 2.3 and 2.4: a QR factorisation for each left-out vector."""
+    n, k = len(A), count // 2
+    tests = [gaussian(n, j, seed=seed, dtype=torch.float64, device=CPU).numpy() for j in range(k)]
+    omega = np.hstack([np.sqrt(n) * w / np.linalg.norm(w) for w in tests])
+    traces, squares = [], []
+    for i in range(k):
+        Q = np.linalg.qr(A @ np.delete(omega, i, 1))[0]
+        w = omega[:, i] - Q @ (Q.T @ omega[:, i])
+        w *= np.sqrt(n - k + 1) / np.linalg.norm(w)
+        traces.append(np.trace(Q.T @ A @ Q) + w @ A @ w)
+        image = A @ omega[:, i]
+        rest = image - Q @ (Q.T @ image)
+        squares.append(np.linalg.norm(A @ Q) ** 2 + rest @ rest)
+    return np.mean(traces), np.sqrt(np.mean(squares)), np.std(traces, ddof=1) / np.sqrt(k)
+
+
+NAIVE = {"hutchinson": naive_hutchinson, "hutch++": naive_hutchpp, "xtrace": naive_xtrace}
+
+
+@pytest.mark.parametrize("method", NAIVE)
+@pytest.mark.parametrize("name", ["flat", "polynomial", "indefinite with outliers"])
+def test_against_a_naive_transcription(method, name):
+    A, budget = matrix(name, 200), 24
+    expected = NAIVE[method](A, budget, 3)
+    for i, (figure, (estimate, _)) in enumerate(FIGURES.items()):
+        found = estimate(A, rtol=0, seed=3, max_hvps=budget, method=method)
+        assert found.value == pytest.approx(expected[i], rel=1e-11), figure
+        assert found.hvps == budget
+        assert found.method == method
+    if method == "xtrace":
+        found = hvpspec.trace(A, rtol=0, seed=3, max_hvps=budget, method=method)
+        assert found.error == pytest.approx(stats.t.ppf(0.975, budget // 2 - 1) * expected[2], rel=1e-6)
+
+
+def naive_krylov_aware(A, steps, probes, seed):
+    """tr T + mean ωᵀ(I−P)A(I−P)ω and ‖T‖² + 2‖C‖² + mean ‖(I−P)A(I−P)ω‖², with an explicit Krylov basis."""
+    n = len(A)
+    v = gaussian(n, 0, seed=seed, dtype=torch.float64, device=CPU).numpy()
+    K = np.empty((n, 0))
+    for _ in range(steps):
+        v = v - K @ (K.T @ v)
+        v -= K @ (K.T @ v)
+        K = np.hstack([K, v / np.linalg.norm(v)])
+        v = A @ K[:, -1:]
+    complement = np.eye(n) - K @ K.T
+    B = complement @ A @ complement
+    W = complement @ signs(n, range(probes), seed)
+    T, rest = K.T @ A @ K, complement @ A @ K
+    return np.trace(T), (T**2).sum() + 2 * (rest**2).sum(), B, W
+
+
+def test_probes_serve_the_basis_of_the_moment():
+    """However steps and probes follow one another, the samples are those of the definition."""
+    A = matrix("indefinite with outliers", 200)
+    one = OnePass(as_symmetric(A), seed=3, storage=Storage(None))
+    for action in (1, 1, -4, 1, 1, 1, -4, 1):
+        one.probe(-action) if action < 0 else one.extend(1)
+    known, squares, B, W = naive_krylov_aware(A, 6, 8, 3)
+    remainder = one.remainder()
+    lengths, quadratic = (W**2).sum(0), (W * (B @ W)).sum(0)
+    (grams,) = remainder.blocks
+    np.testing.assert_allclose(np.diag(grams.ww), lengths, rtol=1e-10)
+    np.testing.assert_allclose(grams.wy, W.T @ B @ W, atol=1e-10)
+    np.testing.assert_allclose(grams.yy, W.T @ B @ B @ W, atol=1e-10)
+    others = (quadratic.sum() - quadratic) / (lengths.sum() - lengths)
+    trace = known + np.mean(quadratic - others * (lengths - 194))
+    found = one.estimate("trace", Tolerance())
+    assert found.value == pytest.approx(trace, rel=1e-10)
+    norm = one.estimate("frobenius_norm", Tolerance())
+    assert norm.value**2 == pytest.approx(squares + remainder.squared_norms.mean(), rel=1e-10)
+    # what the interval rests on: ‖B_c‖² and ‖B_c²‖², without bias
+    assert remainder.variation == pytest.approx(np.linalg.norm(B) ** 2, rel=0.5)
+    assert remainder.fourth == pytest.approx(np.linalg.norm(B @ B) ** 2, rel=0.9)
+
+
+def test_estimates_are_unbiased():
+    """Over many seeds the mean error vanishes, for a basis and probes in any order."""
+    A = matrix("exponential, slow", 200)
+    errors = []
+    for seed in range(300):
+        one = OnePass(as_symmetric(A), seed=seed, storage=Storage(None))
+        one.probe(4)
+        one.extend(1)
+        one.extend(1)
+        one.probe(4)
+        one.extend(1)
+        found = one.estimate("trace", Tolerance()), one.estimate("frobenius_norm", Tolerance())
+        errors.append((found[0].value - np.trace(A), found[1].value ** 2 - np.linalg.norm(A) ** 2))
+    errors = np.array(errors)
+    assert (np.abs(errors.mean(0)) < 3.5 * errors.std(0) / np.sqrt(len(errors))).all()
+
+
+# --- intervals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("figure", FIGURES)
+def test_intervals_hold_the_truth(figure, name):
+    """95 % intervals at fixed budgets and stopping by themselves; `scripts/bench_estimators.py` is the long form."""
+    estimate, exact = FIGURES[figure]
+    A = torch.from_numpy(matrix(name, 200))
+    truth, seeds = exact(A.numpy()), 100
+    for options in ({"rtol": 0, "max_hvps": 12}, {"rtol": 0, "max_hvps": 30}, {"rtol": 0.1}, {"rtol": 0.03}):
+        held = 0
+        for seed in range(seeds):
+            found = estimate(A, seed=seed, **options)
+            held += abs(found.value - truth) <= found.error
+            assert found.converged or "max_hvps" in options
+        assert held / seeds >= 0.93 - 0.03, (options, held)  # chance makes it vary by that at 100 seeds
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_intervals_are_no_wider_than_they_must_be(figure):
+    """On a spectrum whose samples are nearly normal the width is that of the textbook interval."""
+    A = matrix("step")
+    W = signs(len(A), range(400), 0)
+    samples = (W * (A @ W)).sum(0) if figure == "trace" else np.linalg.norm(A @ W, axis=0)
+    textbook = stats.t.ppf(0.975, 63) * samples.std() / np.sqrt(64)
+    found = FIGURES[figure][0](A, seed=1, max_hvps=64, rtol=0, method="hutchinson")
+    assert 0.7 * textbook < found.error < 1.4 * textbook
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("method", METHODS)
+def test_it_stops_at_the_tolerance(figure, method):
+    estimate, exact = FIGURES[figure]
+    A = matrix("step")
+    truth, last = exact(A), 0
+    for rtol in (0.3, 0.1, 0.05):
+        found = estimate(A, rtol=rtol, seed=2, method=method)
+        assert found.converged
+        assert found.error <= rtol * abs(found.value)
+        assert abs(found.value - truth) <= 2 * found.error
+        assert found.hvps >= last
+        last = found.hvps
+        assert estimate(A, rtol=0, atol=rtol * truth, seed=2, method=method).hvps <= 2 * found.hvps
+    assert last < 500
+    if method == "hutchinson":
+        assert estimate(A, rtol=0.05, confidence=0.6826895, seed=2, method=method).hvps <= last / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("flat", 16), ("polynomial", 30), ("exponential, slow", 60), ("exponential, fast", 30), ("step", 125)],
+)
+def test_products_to_one_percent(name, most):
+    """The balance of basis and probes: a step or probe too many on either side would show."""
+    found = [hvpspec.trace(torch.from_numpy(matrix(name)), seed=seed) for seed in range(3)]
+    assert all(estimate.converged for estimate in found)
+    assert np.mean([estimate.hvps for estimate in found]) <= most
+
+
+def test_a_flat_spectrum_gets_next_to_no_basis():
+    found = hvpspec.trace(matrix("flat"), rtol=0.003)
+    plain = hvpspec.trace(matrix("flat"), rtol=0.003, method="hutchinson")
+    assert plain.hvps > 50
+    assert found.hvps <= plain.hvps + 6  # the steps that show what a step is worth
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("n", [1, 3, 8, 30])
+def test_exact_when_that_is_cheaper(figure, n):
+    A = matrix("indefinite with outliers", 50)[:n, :n]
+    estimate, exact = FIGURES[figure]
+    found = estimate(A, rtol=1e-10)
+    assert found.converged
+    assert abs(found.value - exact(A)) <= found.error < 1e-8
+    if n <= PILOTS:
+        assert found.method == "exact"
+        assert found.error < 1e-12
+    assert found.hvps == n if n <= PILOTS else found.hvps <= n + PILOTS
+
+
+def test_a_trace_near_zero_takes_its_tolerance_from_the_norm():
+    A = np.kron(matrix("step", 100), np.diag([1.0, -1.0]))
+    norm = np.linalg.norm(A)
+    found = hvpspec.trace(A, rtol=0.1)
+    assert found.converged
+    assert found.relative_to == "frobenius_norm"
+    assert abs(found.value) <= found.error <= 0.11 * norm
+    assert hvpspec.trace(A, rtol=0.1, atol=10 * norm).relative_to == "value"  # the absolute one is the looser
+    tight = hvpspec.trace(A, rtol=0, atol=0.05)
+    assert abs(tight.value) <= tight.error <= 0.05
+    assert hvpspec.trace(matrix("step"), rtol=0.1).relative_to == "value"
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_tiny_budgets_claim_nothing(figure):
+    A = matrix("flat")
+    one = FIGURES[figure][0](A, max_hvps=1)
+    assert one.error == np.inf
+    assert not one.converged
+    assert one.hvps == 1
+    two = FIGURES[figure][0](A, max_hvps=2)
+    assert np.isfinite(two.error)
+    assert two.hvps == 2
+    for method in ("hutch++", "xtrace"):
+        with pytest.raises(InputError, match="too few"):
+            FIGURES[figure][0](A, max_hvps=1, method="xtrace")
+        assert FIGURES[figure][0](A, max_hvps=6, method=method).hvps <= 6
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("scale", [0.0, -2.5])
+def test_multiples_of_the_identity(figure, scale):
+    found = FIGURES[figure][0](scale * np.eye(200))
+    assert found.converged
+    assert found.hvps == PILOTS
+    assert abs(found.value - FIGURES[figure][1](scale * np.eye(200))) <= found.error < 1e-10
+
+
+def test_a_nearly_diagonal_matrix_is_not_charged_for_its_diagonal():
+    """Sign probes see off-diagonal entries only: diag(1 … 200) plus little has a nearly exact trace."""
+    A = np.diag(np.arange(1.0, 201)) + 1e-3 * matrix("flat", 200)
+    found = hvpspec.trace(A, max_hvps=16, rtol=0, method="hutchinson")
+    assert abs(found.value - np.trace(A)) <= found.error < 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_neural_network(dtype):
+    case = mlp()
+    D = explicit_hessian(case)
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data, dtype=dtype)
+    for figure, (estimate, exact) in FIGURES.items():
+        found = estimate(H, max_hvps=24, rtol=0, confidence=0.9999)
+        assert abs(found.value - exact(D)) <= found.error, figure
+        exactly = estimate(H, rtol=1e-6)
+        assert exactly.hvps <= len(D) + PILOTS
+        assert abs(exactly.value - exact(D)) <= exactly.error < 1e-4
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_probes_beyond_what_memory_holds(figure):
+    """Probes that no longer fit are kept as inner products; the figures are the same as those of plain probes."""
+    A = matrix("step")
+    tight = FIGURES[figure][0](A, rtol=0, max_hvps=200, basis_memory=30 * 8000, seed=1)
+    assert tight.hvps == 200
+    assert abs(tight.value - FIGURES[figure][1](A)) <= tight.error
+    plain = FIGURES[figure][0](A, rtol=0, max_hvps=200, method="hutchinson", seed=1, basis_memory=30 * 8000)
+    assert plain.value == pytest.approx(naive_hutchinson(A, 200, 1)[list(FIGURES).index(figure)], rel=1e-10)
+
+
+def test_callbacks_see_every_step_and_may_stop_it():
+    seen = []
+    hvpspec.trace(matrix("step"), max_hvps=20, callback=seen.append)
+    hvps = [estimate.hvps for estimate in seen]
+    assert hvps == sorted(hvps)
+    assert hvps[-1] == 20
+
+    def stop(estimate):
+        raise KeyboardInterrupt
+
+    for method in METHODS:
+        with pytest.raises(KeyboardInterrupt):
+            hvpspec.trace(matrix("step"), callback=stop, method=method)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rtol": -0.1}, "rtol must be a number ≥ 0"),
+        ({"atol": float("inf")}, "atol must be"),
+        ({"confidence": 1}, "confidence must lie between 0 and 1"),
+        ({"confidence": 95}, "confidence must lie between 0 and 1"),
+        ({"max_hvps": -3}, "max_hvps must be"),
+        ({"seed": 1.5}, "seed must be"),
+        ({"method": "exact"}, 'method must be one of "krylov"'),
+        ({"basis_memory": "x"}, "basis_memory must be"),
+        ({"rtol": 0, "method": "hutchinson"}, "rtol=0 needs an atol"),
+        ({"rtol": 0, "method": "xtrace"}, "rtol=0 needs an atol"),
+    ],
+)
+@pytest.mark.parametrize("figure", FIGURES)
+def test_options_out_of_range(figure, options, message):
+    with pytest.raises(InputError, match=message):
+        FIGURES[figure][0](np.eye(3), **options)
+
+
+def test_allowed_width():
+    assert Tolerance(0.1, 2.0).allowed(-30) == 3
+    assert Tolerance(0.1, 2.0).allowed(5) == 2
+    assert Tolerance(0.1, 2.0).allowed(5, 40) == 4

@@ -283,7 +283,7 @@ def main() -> None:
         "",
         "–: not offered (hessian-eigenthings and PyHessian have no Frobenius norm; PyHessian's density calls "
         f"torch.eig, which torch {version} no longer has), and not in the total. curvlinops: SciPy's eigsh at its best "
-        "ncv, XTrace, Hutchinson for the norm, Lanczos density and its estimate of the boundaries. hessian-eigenthings: "
+        "ncv, XTrace, Hutchinson for the norm, Lanczos density with boundaries estimated. hessian-eigenthings: "
         "Lanczos with the fewest steps that do, Hutch++, one SLQ run. PyHessian: deflated power iteration, Hutchinson. "
         f"HVPs are means, seconds medians of {ROUNDS} rounds.",
     ]

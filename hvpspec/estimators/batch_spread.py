@@ -78,20 +78,20 @@ class BatchSpread:
 
     def eigenvalues(self, coefficients: np.ndarray) -> np.ndarray | None:
         """Of the Ritz values with these coefficients in the basis (columns)."""
-        if not self._groups:
+        if not self._weights.any():
             return None
         parts = np.einsum("ij,gik,kj->gj", coefficients, self._basis, coefficients)
         return np.array([self._standard_error(part, None) for part in parts.T])
 
     def trace(self) -> float | None:
-        if not self._groups:
+        if not self._weights.any():
             return None
         samples = np.diagonal(self._probes, axis1=1, axis2=2)
         return self._standard_error(np.trace(self._basis, axis1=1, axis2=2), samples)
 
     def frobenius_norm(self, norm: float) -> float | None:
         """To first order, from ⟨H, H_g⟩ on the basis and over pairs of probes; the norm itself is given."""
-        if not self._groups or norm == 0:
+        if not self._weights.any() or norm == 0:
             return None
         basis = np.einsum("ij,gij->g", self._mean(self._basis), self._basis)
         products = self._mean(self._probes) * self._probes

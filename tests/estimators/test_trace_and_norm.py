@@ -158,7 +158,7 @@ def test_intervals_hold_the_truth(figure, name):
             found = estimate(A, seed=seed, **options)
             held += abs(found.value - truth) <= found.error
             assert found.converged or "max_hvps" in options
-        assert held / seeds >= 0.93 - 0.03, (options, held)  # chance makes it vary by that at 100 seeds
+        assert held / seeds >= 0.87, (options, held)  # chance makes it vary by 0.02, and there are 56 of these
 
 
 @pytest.mark.parametrize("figure", FIGURES)

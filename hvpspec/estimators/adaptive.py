@@ -19,6 +19,7 @@ from hvpspec.results import Estimate
 
 _WINDOW = 6  # steps over which the gain of a step is measured
 _BLOCK = 8  # probes multiplied together
+_WORTH = 0.8  # N g from which a step is made: what is left is an estimate, and a step too few can cost much more
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def choose(one: OnePass, figures: dict[Figure, Estimate], tolerance: Tolerance, 
     if fits and further >= dimension:
         return Move("extend", 1, dimension)
     final = min(needed[binding], probes + left)
-    if one.can_extend and final * _gain(one, binding, further) > 1:
+    if one.can_extend and final * _gain(one, binding, further) > _WORTH:
         return Move("extend", 1, min(further, left))
     return Move("probe", int(min(_BLOCK, max(further, 1.0) // 1 + 1, left)), min(further, left))
 

@@ -26,7 +26,9 @@ from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.estimators.basis import check_storage
 from hvpspec.estimators.options import Tolerance, check_budget, check_count, check_seed, check_tol
 from hvpspec.estimators.spectrum import check_only
+from hvpspec.memory import check_size
 from hvpspec.objective import LossValue
+from hvpspec.oracle import ENGINES
 from hvpspec.provenance import describe
 from hvpspec.report.json import prepare_folder, spectrum_document, write_json
 from hvpspec.report.text import shortfalls, spectrum_notes, spectrum_table, with_error
@@ -57,6 +59,8 @@ class Options:
     parameters: list[str] | None
     dtype: str | None
     device: str | None
+    engine: str
+    memory_limit: str | None
     rtol: float
     tol: float
     confidence: float
@@ -76,6 +80,7 @@ class Options:
         check_budget(self.max_hvps)
         check_storage(self.basis_memory, self.basis_on)
         check_only(self.only)
+        check_size("--memory-limit", self.memory_limit)
 
     def described(self) -> dict[str, Any]:
         names = ("k", "parameters", "rtol", "tol", "confidence", "seed", "max_hvps", "only", "verify")
@@ -89,6 +94,11 @@ Parameters = Annotated[
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32 or float64; by default the checkpoint model's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default the model's own.")]
+Engine = Annotated[str, typer.Option(help=f"How a product is computed: {', '.join(ENGINES)}.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option("--memory-limit", metavar="SIZE", help="Most that linearized engines may keep, such as 2GiB."),
+]
 Rtol = Annotated[float, typer.Option(help="Half-width of the trace's and the norm's interval, relative.")]
 Tol = Annotated[float, typer.Option(help="Relative residual ‖Hv − λv‖ / |λ| of the eigenpairs.")]
 Confidence = Annotated[float, typer.Option(help="Probability that an interval holds the true figure.")]
@@ -134,6 +144,8 @@ def spectrum(
     parameters: Parameters = None,
     dtype: Dtype = None,
     device: Device = None,
+    engine: Engine = "auto",
+    memory_limit: MemoryLimit = None,
     rtol: Rtol = 0.01,
     tol: Tol = 1e-3,
     confidence: Confidence = 0.95,
@@ -151,7 +163,22 @@ def spectrum(
     Example: [bold]hvpspec spectrum model.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
     options = Options(
-        k, parameters, dtype, device, rtol, tol, confidence, seed, max_hvps, only, verify, basis_memory, basis_on, out
+        k,
+        parameters,
+        dtype,
+        device,
+        engine,
+        memory_limit,
+        rtol,
+        tol,
+        confidence,
+        seed,
+        max_hvps,
+        only,
+        verify,
+        basis_memory,
+        basis_on,
+        out,
     )
     options.check()
 
@@ -167,6 +194,8 @@ def demo(
     parameters: Parameters = None,
     dtype: Dtype = "float64",
     device: Device = None,
+    engine: Engine = "auto",
+    memory_limit: MemoryLimit = None,
     rtol: Rtol = 0.01,
     tol: Tol = 1e-3,
     confidence: Confidence = 0.95,
@@ -184,7 +213,22 @@ def demo(
     Example: [bold]hvpspec demo --out demo-run[/bold]
     """
     options = Options(
-        k, parameters, dtype, device, rtol, tol, confidence, seed, max_hvps, only, verify, basis_memory, basis_on, out
+        k,
+        parameters,
+        dtype,
+        device,
+        engine,
+        memory_limit,
+        rtol,
+        tol,
+        confidence,
+        seed,
+        max_hvps,
+        only,
+        verify,
+        basis_memory,
+        basis_on,
+        out,
     )
     options.check()
 
@@ -213,7 +257,14 @@ def _measure(checkpoint: Path, load: Any, loss: Any, options: Options, names: di
     prepare_folder(options.out)
     model, data = load()
     H = hvpspec.HessianOperator(
-        model, loss, data, parameters=options.parameters, dtype=options.dtype, device=options.device
+        model,
+        loss,
+        data,
+        parameters=options.parameters,
+        engine=options.engine,
+        memory_limit=options.memory_limit,
+        dtype=options.dtype,
+        device=options.device,
     )
     value = H.loss()
     _print_head(checkpoint, H, value, names["loss"])
@@ -267,6 +318,7 @@ def _measure(checkpoint: Path, load: Any, loss: Any, options: Options, names: di
     out.print()
     rest = "" if known.complete else " · interrupted: the figures are what was known by then"
     out.print(f"{known.hvps} HVPs in {known.seconds:.1f} s{rest}")
+    out.print(f"engine: {H.plan}")
     out.print(f"written to {path}")
     if not known.complete:
         raise typer.Exit(_INTERRUPTED)

@@ -92,6 +92,7 @@ class Objective:
         self.device = chosen[0].device if device is None else _check_device(device)
         self.data = check_data(data)
         self._module = _LossModule(model, resolve_loss(loss))
+        self._loss = loss
         self._weight: float | None = None
         self._batches: int | None = None
 
@@ -107,11 +108,16 @@ class Objective:
                 for module, training in modes:
                     module.training = training
 
-    def snapshot(self) -> Snapshot:
-        """Copies of the model's current values. What the model's forward writes to goes to the copy."""
+    def snapshot(self, *, to_keep: bool = False) -> Snapshot:
+        """Copies of the model's current values. What the model's forward writes to goes to the copy.
+
+        Constants are copied only `to_keep` them beyond a change of the model.
+        """
         named, chosen = dict(self.model.named_parameters()), set(self.space.names)
         constants = {name: self._cast(parameter.detach()) for name, parameter in named.items() if name not in chosen}
         constants.update({name: self._cast(buffer) for name, buffer in self.model.named_buffers()})
+        if to_keep:
+            constants = {name: tensor.clone() for name, tensor in constants.items()}
         parameters = tuple(
             named[name].detach().to(self.device, self.dtype, copy=True).requires_grad_() for name in self.space.names
         )
@@ -162,24 +168,42 @@ class Objective:
                 self._batches = sum(1 for _ in self.data)
         return self._batches
 
+    def in_float64(self) -> Objective:
+        """The same objective, evaluated in float64."""
+        return Objective(
+            self.model, self._loss, self.data, parameters=self.space.names, dtype=torch.float64, device=self.device
+        )
+
+    def unchanged(self, snapshot: Snapshot) -> bool:
+        """Whether the model's values are still those of the snapshot. Costs one pass over the parameters."""
+        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        then = {**snapshot.constants, **dict(zip(self.space.names, snapshot.parameters, strict=True))}
+        return named.keys() == then.keys() and all(
+            torch.equal(self._cast(tensor.detach()), then[name].detach()) for name, tensor in named.items()
+        )
+
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
-    def _batch_loss(self, index: int, batch: Any, snapshot: Snapshot) -> tuple[Tensor, float]:
-        batch = move(batch, self.device, self.dtype)
+    def raw_loss(self, batch: Any, snapshot: Snapshot) -> Any:
+        """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
         buffers = {name for name, _ in self.model.named_buffers()}
         # Buffers are copied for each batch: one that the forward writes to must not reach the next batch.
         values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
+        return torch.func.functional_call(
+            self._module, {f"model.{name}": value for name, value in values.items()}, (batch,)
+        )
+
+    def _batch_loss(self, index: int, batch: Any, snapshot: Snapshot) -> tuple[Tensor, float]:
+        batch = move(batch, self.device, self.dtype)
         try:
-            result = torch.func.functional_call(
-                self._module, {f"model.{name}": value for name, value in values.items()}, (batch,)
-            )
+            result = self.raw_loss(batch, snapshot)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise InputError(f"batch {index}: the loss raised {type(error).__name__}: {error}") from error
-        return _check_loss(index, result, batch)
+        return check_loss(index, result, batch)
 
 
 def _working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
@@ -195,7 +219,7 @@ def _check_device(device: str | torch.device) -> torch.device:
         raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
 
 
-def _check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
+def check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
     loss, weight = result, None
     if isinstance(result, (tuple, list)):
         if len(result) != 2:

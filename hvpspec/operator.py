@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.losses import LossFunction
+from hvpspec.memory import check_size
 from hvpspec.objective import LossValue, Objective
-from hvpspec.oracle import choose_engine
+from hvpspec.oracle import Chooser
 from hvpspec.parameters import ParameterSpace
 
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
@@ -23,7 +24,11 @@ class HessianOperator(LinearOperator):
     """The Hessian of the weighted mean of `loss` over `data`, in the chosen parameters of `model`. Never stored.
 
     model, loss, data, parameters: see `hvpspec.objective.Objective`.
-    engine: "auto" or "autograd": how a product is computed.
+    engine: how a product is computed. "autograd" differentiates anew each time. "linearized" traces each batch once and
+        keeps what does not depend on the vector; "compiled" has Inductor compile that, "cudagraph" (CUDA only) replays
+        it as a CUDA graph. "auto" starts with autograd and changes to what is faster once that will repay. Each is
+        checked against autograd before use. `H.plan` says in one line what was chosen, and why.
+    memory_limit: what linearized engines may keep, in bytes or as "2GiB"; by default 40 % of the free memory.
     dtype: "float32", "float64", or the torch or NumPy dtype; None keeps the model's own.
     device: where products are computed; None keeps the model's own.
 
@@ -42,11 +47,13 @@ class HessianOperator(LinearOperator):
         *,
         parameters: str | Sequence[str] | None = None,
         engine: str = "auto",
+        memory_limit: int | str | None = None,
         dtype: str | torch.dtype | np.dtype | type | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        self.engine, self._product = choose_engine(engine)
+        limit = check_size("memory_limit", memory_limit)
         self.objective = Objective(model, loss, data, parameters=parameters, dtype=_torch_dtype(dtype), device=device)
+        self._product = Chooser(self.objective, engine, limit)
         self.torch_dtype = self.objective.dtype
         self.device = self.objective.device
         self.hvps = 0
@@ -57,6 +64,20 @@ class HessianOperator(LinearOperator):
     def parameters(self) -> ParameterSpace:
         """Names, shapes and positions of the parameters; `.flatten` and `.unflatten` convert vectors."""
         return self.objective.space
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine in use: "autograd" or "linearized"."""
+        return self._product.engine
+
+    @property
+    def plan(self) -> str:
+        """How products are computed, in one line: the engine, what it keeps, or why it is not another."""
+        return self._product.plan
+
+    def expect(self, products: int) -> None:
+        """Says how many products are about to be asked for, from which "auto" judges what will repay."""
+        self._product.expect(products)
 
     def loss(self) -> LossValue:
         """The loss over the data (one forward pass, no HVP)."""
@@ -121,7 +142,7 @@ class HessianOperator(LinearOperator):
     def _multiply_block(self, block: Tensor) -> Tensor:
         if block.shape[1] == 0:
             return block.clone()
-        product = self._product(self.objective, block)
+        product = self._product(block)
         self.hvps += block.shape[1]
         return product
 
@@ -151,7 +172,7 @@ class HessianOperator(LinearOperator):
             if product is not None:
                 total.add_(product, alpha=batch_weight)
 
-        product = self._product(self.objective, block, on_batch)
+        product = self._product(block, on_batch)
         close()
         self.hvps += block.shape[1]
         return product

@@ -47,6 +47,7 @@ def describe(
         "device": _device_name(H.device),
         "threads": torch.get_num_threads(),
         "engine": H.engine,
+        "engine_plan": H.plan,
         "attention_backend": ATTENTION_BACKEND,
         "versions": {
             "hvpspec": hvpspec.__version__,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.vectors import CHUNK, inner
+from hvpspec.memory import check_size, free_memory
 
 PLACES = ("device", "cpu", "disk")
 _SHARE = 0.25  # of the memory that is free, where no budget was given
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,7 @@ def check_storage(basis_memory: Any, basis_on: Any) -> Storage:
     if basis_on not in PLACES:
         names = ", ".join(f'"{place}"' for place in PLACES)
         raise InputError(f"basis_on must be one of {names}; got {basis_on!r}.")
-    memory = basis_memory
-    if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", memory.lower())
-        try:
-            memory = float(match[1]) * _UNITS[match[2]] if match else None
-        except (ValueError, KeyError):
-            memory = None
-        if memory is None:
-            raise InputError(f'basis_memory must be a number of bytes or a text such as "2GiB"; got {basis_memory!r}.')
-    if memory is None:
-        return Storage(None, basis_on)
-    if isinstance(memory, bool) or not isinstance(memory, (int, float, np.integer)) or not 0 < memory < float("inf"):
-        raise InputError(f'basis_memory must be a number of bytes or a text such as "2GiB"; got {basis_memory!r}.')
-    return Storage(int(memory), basis_on)
+    return Storage(check_size("basis_memory", basis_memory), basis_on)
 
 
 class Basis:
@@ -159,9 +145,4 @@ def _reserve(file: Path, size: int) -> None:
 def _free(place: str, device: torch.device) -> int:
     if place == "disk":
         return shutil.disk_usage(tempfile.gettempdir()).free
-    if place == "device" and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system tells
-        return 8 * 2**30
+    return free_memory(device if place == "device" else torch.device("cpu"))

@@ -135,6 +135,7 @@ class _Run:
             self.callback(Progress(stage, one.hvps, expected, self.known))
 
     def go(self) -> Spectrum:
+        self.one.A.expect(self.predicted)
         self.report("plan", self.predicted - self.checks)
         if self.pairs:
             self._eigenvalues()

@@ -38,6 +38,7 @@ class Symmetric:
     hvps: int = field(default=0)
     groups: int = 0  # of batches, as a HessianOperator has; their products can be told apart
     multiply_by_groups: _ByGroups | None = None
+    expect: Callable[[int], None] = lambda products: None  # told how many products are about to be asked for
 
     @property
     def eps(self) -> float:
@@ -69,7 +70,7 @@ def as_symmetric(A: Any) -> Symmetric:
     if isinstance(A, HessianOperator):
         groups = min(A.objective.batch_count(), _GROUPS)
         by_groups = A.multiply_by_groups if groups > 1 else None
-        return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, groups, by_groups)
+        return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, groups, by_groups, A.expect)
     if isinstance(A, Tensor):
         return _from_tensor(A)
     if isinstance(A, LinearOperator):

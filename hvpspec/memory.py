@@ -1,0 +1,49 @@
+"""Memory: how much is free, and sizes as people write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+import torch
+
+from hvpspec.errors import InputError
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def check_size(name: str, size: Any) -> int | None:
+    """A number of bytes, or a text such as "2GiB", as a number of bytes; None stays None. InputError otherwise."""
+    if size is None:
+        return None
+    number = size
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", size.lower())
+        try:
+            number = float(match[1]) * _UNITS[match[2]] if match else None
+        except (ValueError, KeyError):
+            number = None
+    if isinstance(number, bool) or not isinstance(number, (int, float, np.integer)) or not 0 < number < float("inf"):
+        raise InputError(f'{name} must be a number of bytes or a text such as "2GiB"; got {size!r}.')
+    return int(number)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return 8 * 2**30
+
+
+def readable(size: float) -> str:
+    """1536 → "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"

@@ -1,0 +1,298 @@
+"""What one HVP costs, as a multiple of one gradient: hvpspec's engines beside its peers' operators.
+
+    pip install -c scripts/constraints.txt torch -e ".[cli,test,bench]" && pip install --no-deps pyhessian==0.1
+    .venv/bin/python scripts/bench_oracle.py             about half an hour; writes results/oracle.md
+    .venv/bin/python scripts/bench_oracle.py --device cuda
+
+float32, one batch of the size named unless said otherwise; all in turns in one run, medians of nine. "Nothing kept":
+the residuals are computed anew for each product. Peak: the most memory that a product took above what was held before.
+Errors: against autograd in float64, relative. What takes longer than `--patience` minutes to get ready is given up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import platform
+import signal
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import torch
+from torch import Tensor
+
+import hvpspec
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = 9
+
+
+class GivenUp(Exception):
+    """It took too long to get ready."""
+
+
+@contextlib.contextmanager
+def patience(minutes: float) -> Iterator[None]:
+    def give_up(*_: Any) -> None:
+        raise GivenUp
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# --- the contestants: each takes a problem and gives a function of a flat vector -----------------------------------
+
+
+def gradient(problem: models.Problem, device: str) -> Callable[[Tensor], Any]:
+    model = problem.model.eval()
+    data = [(x.to(device), y.to(device)) for x, y in problem.data]
+    parameters = list(model.parameters())
+
+    def run(v: Tensor) -> Any:
+        return [torch.autograd.grad(problem.criterion(model(x), y), parameters) for x, y in data]
+
+    return run
+
+
+def ours(engine: str, **options: Any) -> Callable[[models.Problem, str], Callable[[Tensor], Tensor]]:
+    def make(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
+        H = hvpspec.HessianOperator(
+            problem.model, problem.criterion, problem.data, engine=engine, device=device, **options
+        )
+        H @ torch.ones(H.shape[0], device=device)
+        wanted = {"compiled": "compiled", "cudagraph": "CUDA graph"}.get(engine, "")
+        if wanted not in H.plan:
+            raise RuntimeError(H.plan)
+        return lambda v: H @ v
+
+    return make
+
+
+def eigenthings(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
+    import hessian_eigenthings as package
+
+    data = [(x.to(device), y.to(device)) for x, y in problem.data]
+    operator = package.HessianOperator(problem.model, data, package.supervised_loss(problem.criterion))
+    return operator.matvec
+
+
+def curvlinops(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
+    import curvlinops as package
+
+    data = [(x.to(device), y.to(device)) for x, y in problem.data]
+    parameters = [p for p in problem.model.parameters() if p.requires_grad]
+    operator = package.HessianLinearOperator(
+        problem.model, problem.criterion, parameters, data, check_deterministic=False
+    )
+    return lambda v: operator @ v
+
+
+def compiled_jvp_of_grad(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
+    """The formula of curvlinops under torch.compile; its own operator does not compile as a whole."""
+    named = dict(problem.model.eval().named_parameters())
+    values = tuple(p.detach() for p in named.values())
+
+    def product(x: Tensor, y: Tensor, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def loss(parameters: tuple[Tensor, ...]) -> Tensor:
+            swapped = dict(zip(named, parameters, strict=True))
+            return problem.criterion(torch.func.functional_call(problem.model, swapped, (x,)), y)
+
+        return torch.func.jvp(torch.func.grad(loss), (values,), (tangents,))[1]
+
+    fast = torch.compile(product, dynamic=False, fullgraph=True)
+    data = [(x.to(device), y.to(device)) for x, y in problem.data]
+
+    def run(v: Tensor) -> Tensor:
+        pieces = v.split([p.numel() for p in values])
+        tangents = tuple(piece.view_as(p) for piece, p in zip(pieces, values, strict=True))
+        parts = [torch.cat([piece.reshape(-1) for piece in fast(x, y, tangents)]) for x, y in data]
+        return torch.stack(parts).mean(0)
+
+    return run
+
+
+def pyhessian(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
+    import pyhessian as package
+    from pyhessian.utils import hessian_vector_product
+
+    (batch,) = problem.data
+    operator = package.hessian(problem.model, problem.criterion, data=batch, cuda=device == "cuda")
+    shapes = [p.shape for p in operator.params]
+
+    def run(v: Tensor) -> Tensor:
+        pieces = [piece.view(shape) for piece, shape in zip(v.split([s.numel() for s in shapes]), shapes, strict=True)]
+        return torch.cat([p.reshape(-1) for p in hessian_vector_product(operator.gradsH, operator.params, pieces)])
+
+    return run
+
+
+CONTESTANTS: dict[str, Callable[[models.Problem, str], Callable[[Tensor], Any]]] = {
+    "one gradient": gradient,
+    "hvpspec, autograd": ours("autograd"),
+    "hvpspec, linearized": ours("linearized"),
+    "hvpspec, linearized, nothing kept": ours("linearized", memory_limit=1),
+    "hvpspec, compiled": ours("compiled"),
+    "hvpspec, compiled, nothing kept": ours("compiled", memory_limit=1),
+    "hvpspec, CUDA graph": ours("cudagraph"),
+    "hessian-eigenthings 1.0.0a5": eigenthings,
+    "PyHessian 0.1 (one batch)": pyhessian,
+    "curvlinops 3.0.1": curvlinops,
+    "curvlinops' jvp(grad), compiled": compiled_jvp_of_grad,
+}
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------
+
+
+def seconds(run: Callable[[Tensor], Any], v: Tensor) -> float:
+    start = time.perf_counter()
+    run(v)
+    if v.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(run: Callable[[Tensor], Any], v: Tensor) -> float:
+    """Bytes that a product takes above what is held before it."""
+    gc.collect()
+    if v.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(v)
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _status("VmRSS")
+    run(v)
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return 1024 * float(line.split()[1])
+    return float("nan")
+
+
+def compare(make: Callable[[], models.Problem], names: list[str], minutes: float, device: str) -> dict[str, Any]:
+    """For each contestant: seconds (median), seconds to get ready, peak bytes, relative error; or why not."""
+    torch.manual_seed(0)
+    problem = make()
+    problem.model.to(device)
+    parameters = sum(p.numel() for p in problem.model.parameters())
+    v = torch.randn(parameters, device=device)
+    exact = hvpspec.HessianOperator(problem.model, problem.criterion, problem.data, engine="autograd", dtype="float64")
+    expected = exact @ v.double()
+    ready: dict[str, Callable[[Tensor], Any]] = {}
+    result: dict[str, Any] = {}
+    for name in names:
+        start = time.perf_counter()
+        try:
+            with patience(minutes):
+                run = CONTESTANTS[name](problem, device)
+                product = run(v)
+        except GivenUp:
+            result[name] = f"not ready after {minutes:g} minutes"
+            continue
+        except Exception as error:
+            result[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+            continue
+        took = time.perf_counter() - start
+        off = float("nan")
+        if isinstance(product, Tensor):
+            off = float((product.detach().double() - expected).norm() / expected.norm())
+        ready[name] = run
+        result[name] = {"ready": took, "off": off, "times": []}
+        print(f"  {name}: ready in {took:.1f} s", flush=True)
+    for _ in range(ROUNDS):
+        for name, run in ready.items():
+            result[name]["times"].append(seconds(run, v))
+    for name, run in ready.items():
+        result[name]["seconds"] = statistics.median(result[name]["times"])
+        result[name]["peak"] = peak(run, v)
+    return result
+
+
+def table(found: dict[str, Any], device: str) -> list[str]:
+    base = found["one gradient"]["seconds"]
+    absolute = " ms |" if device == "cuda" else ""
+    lines = [
+        f"| one HVP | ÷ gradient |{absolute} ready in | peak memory | error |",
+        "| --- | ---: |" + (" ---: |" if absolute else "") + " ---: | ---: | ---: |",
+    ]
+    for name, one in found.items():
+        if isinstance(one, str):
+            lines.append(f"| {name} | {one} |{' |' if absolute else ''} | | |")
+            continue
+        ratio = f"{one['seconds'] / base:.2f}"
+        ms = f" {1e3 * one['seconds']:.2f} |" if absolute else ""
+        off = "" if one["off"] != one["off"] else f"{one['off']:.0e}"
+        lines.append(f"| {name} | {ratio} |{ms} {one['ready']:.1f} s | {one['peak'] / 2**20:.0f} MiB | {off} |")
+    return lines
+
+
+def growth(device: str) -> list[str]:
+    names = ["one gradient", "hvpspec, autograd", "hvpspec, linearized"]
+    lines = [
+        "| MLP | gradient, ms | autograd ÷ gradient | linearized ÷ gradient |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    cases = [(f"{b} × 1024 samples, width 256", b, 256) for b in (1, 4, 16)]
+    cases += [(f"1 × 1024 samples, width {w}", 1, w) for w in (128, 512, 1024)]
+    for label, batches, width in cases:
+
+        def make(batches: int = batches, width: int = width) -> models.Problem:
+            return models.mlp(batches, width)
+
+        found = compare(make, names, 5, device)
+        base = found[names[0]]["seconds"]
+        ratios = " | ".join(f"{found[name]['seconds'] / base:.2f}" for name in names[1:])
+        lines.append(f"| {label} | {1e3 * base:.1f} | {ratios} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--patience", type=float, default=9, help="minutes that an entry may take to get ready")
+    parser.add_argument("--only", help="problems whose name holds this, such as MLP; nothing is written")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    names = [name for name in CONTESTANTS if "CUDA" not in name or options.device == "cuda"]
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    text = " ".join((__doc__ or "").split("\n\n")[2].split())
+    lines = [
+        "# What one Hessian-vector product costs",
+        "",
+        f"Made by `python scripts/bench_oracle.py{'' if options.device == 'cpu' else ' --device cuda'}`; torch "
+        f"{torch.__version__.split('+')[0]}, {hardware}, {platform.system()}.",
+        "",
+        text,
+        "",
+    ]
+    for name, make in models.PROBLEMS.items():
+        if options.only and options.only not in name:
+            continue
+        print(name, flush=True)
+        lines += [f"## {name}", "", *table(compare(make, names, options.patience, options.device), options.device), ""]
+        print("\n".join(lines[-len(names) - 5 :]), flush=True)
+    if options.only:
+        return
+    lines += ["## How it grows with data and width", "", *growth(options.device)]
+    print("\n".join(lines[-8:]))
+    name = "oracle.md" if options.device == "cpu" else "oracle-gpu.md"
+    (ROOT / "results" / name).write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

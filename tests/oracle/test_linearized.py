@@ -1,0 +1,345 @@
+"""The traced engines against the reference: every test model, other batches, changed values, changed data."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from zoo import CASES, mlp
+
+import hvpspec
+from hvpspec.oracle import auto, linearized
+from hvpspec.oracle.traced import NotTraceable, shape_of
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+
+
+def relative(found, expected):
+    return float(torch.linalg.norm(torch.as_tensor(found) - torch.as_tensor(expected))) / float(
+        torch.linalg.norm(torch.as_tensor(expected))
+    )
+
+
+def operators(case, **options):
+    reference = hvpspec.HessianOperator(case.model, case.loss, case.data, engine="autograd")
+    return reference, hvpspec.HessianOperator(case.model, case.loss, case.data, engine="linearized", **options)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("limit", [None, 1, "20 kB"], ids=["all kept", "none kept", "some kept"])
+def test_agreement(name, limit):
+    """Single vectors and blocks, with residuals kept, recomputed, or some of each; ragged last batches and all."""
+    reference, fast = operators(CASES[name](), memory_limit=limit)
+    V = torch.randn(fast.shape[0], 11, dtype=torch.float64)
+    expected = reference @ V
+    for _ in range(2):
+        assert relative(fast @ V, expected) <= 1e-12
+        assert relative(fast @ V[:, 3], expected[:, 3]) <= 1e-12
+    assert fast.engine == "linearized", fast.plan
+    assert "linearized, eager" in fast.plan
+    if limit == 1:
+        assert "residuals of 0 of" in fast.plan
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["mlp", "tied weights"])
+def test_compiled(name):
+    case = CASES[name]()
+    reference, _ = operators(case)
+    fast = hvpspec.HessianOperator(case.model, case.loss, case.data, engine="compiled")
+    V = torch.randn(fast.shape[0], 3, dtype=torch.float64)
+    assert relative(fast @ V, reference @ V) <= 1e-12
+    assert "compiled" in fast.plan
+
+
+def test_float32_is_judged_by_float64():
+    """ReLU's kinks amplify rounding in the primal: the difference may be large, and is no error."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    data = [(torch.randn(200, 20), torch.randint(0, 3, (200,)))]
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="linearized")
+    v = torch.randn(H.shape[0])
+    exact = hvpspec.HessianOperator(model, "cross_entropy", data, engine="autograd", dtype="float64") @ v.double()
+    assert relative((H @ v).double(), exact) < 1e-5
+    assert H.engine == "linearized"
+
+
+def test_nothing_of_the_data_is_baked_in():
+    """The first batch is traced; others have other classes, ignored tokens, class weights and lengths of words."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Embedding(9, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+
+    def loss(model, batch):
+        tokens, targets, scale = batch
+        logits = model(tokens).transpose(1, 2)
+        per_token = nn.functional.cross_entropy(logits, targets, ignore_index=0, reduction="none")
+        weight = (targets != 0).sum()
+        return scale.mean() * per_token.sum() / weight + (tokens.double().var() * per_token).mean(), weight
+
+    data = []
+    for size in range(1, 5):
+        tokens, targets = torch.randint(0, 9, (6, 7)), torch.randint(0, 4, (6, 7))
+        targets[:, size:] = 0
+        data.append((tokens, targets, torch.full((3,), float(size)).double()))
+    reference = hvpspec.HessianOperator(model, loss, data, engine="autograd")
+    fast = hvpspec.HessianOperator(model, loss, data, engine="linearized")
+    V = torch.randn(fast.shape[0], 3, dtype=torch.float64)
+    assert relative(fast @ V, reference @ V) <= 1e-12
+    assert fast.engine == "linearized"
+    assert len(fast._product._fast._artefacts) == 1  # one shape, one trace
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_it_follows_a_model_that_trains_on(limit):
+    """However the values are changed: a step, a write through .data, a new tensor, a buffer."""
+    case = CASES["cnn with batchnorm"]()
+    reference, fast = operators(case, memory_limit=limit)
+    v = torch.randn(fast.shape[0], 1, dtype=torch.float64)
+    assert relative(fast @ v, reference @ v) <= 1e-12
+
+    def step(p):
+        with torch.no_grad():
+            p.add_(0.1)
+
+    def through_data(p):
+        p.data.mul_(1.3)
+
+    def replaced(p):
+        p.data = p.data + 0.2
+
+    first = next(case.model.parameters())
+    for change in (step, through_data, replaced):
+        before = fast @ v
+        change(first)
+        assert relative(fast @ v, reference @ v) <= 1e-12
+        assert relative(fast @ v, before) > 1e-6
+    next(b for b in case.model.buffers() if b.is_floating_point()).mul_(2.0)
+    assert relative(fast @ v, reference @ v) <= 1e-12
+
+
+class Shuffled:
+    """The same samples in another order on each pass."""
+
+    def __init__(self, x, y, size):
+        self.x, self.y, self.size, self.passes = x, y, size, 0
+
+    def __iter__(self):
+        self.passes += 1
+        order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(self.passes))
+        yield from zip(self.x[order].split(self.size), self.y[order].split(self.size), strict=True)
+
+
+def test_data_in_another_order_are_not_mixed():
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x, y = torch.randn(40, 3).double(), torch.randint(0, 2, (40,))
+    expected = hvpspec.HessianOperator(model, "cross_entropy", [(x, y)]) @ torch.eye(32, dtype=torch.float64)
+    for limit in (None, 1, 3000):
+        H = hvpspec.HessianOperator(model, "cross_entropy", Shuffled(x, y, 8), engine="linearized", memory_limit=limit)
+        found = [H @ torch.eye(32, dtype=torch.float64) for _ in range(3)]
+        assert max(relative(product, expected) for product in found) <= 1e-12, H.plan
+
+
+def test_batches_that_are_written_to_are_prepared_anew():
+    case = mlp()
+    reference, fast = operators(case)
+    v = torch.randn(fast.shape[0], 1, dtype=torch.float64)
+    before = fast @ v
+    case.data[1][0].mul_(1.5)
+    assert relative(fast @ v, reference @ v) <= 1e-12
+    assert relative(fast @ v, before) > 1e-6
+
+
+def test_batches_are_told_apart():
+    case = mlp()
+    reference, fast = operators(case)
+    v = torch.randn(fast.shape[0], 2, dtype=torch.float64)
+    for operator in (reference, fast):
+        operator.seen = []
+        operator.multiply_by_groups(v, 3, lambda g, w, product, seen=operator.seen: seen.append((g, w, product)))
+    for (g, w, product), (g2, w2, product2) in zip(reference.seen, fast.seen, strict=True):
+        assert (g, w) == (g2, w2)
+        assert relative(product2, product) <= 1e-12
+    a, b = hvpspec.spectrum(reference, 3, rtol=0.1), hvpspec.spectrum(fast, 3, rtol=0.1)
+    np.testing.assert_allclose(a.eigenpairs.data_error, b.eigenpairs.data_error, rtol=1e-6)
+
+
+# --- what cannot be traced ---------------------------------------------------------------------------------------
+
+
+class Square(torch.autograd.Function):
+    """Differentiable twice, written by hand."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * x * g
+
+
+def test_custom_functions_keep_working():
+    case = mlp()
+
+    def loss(model, batch):
+        return Square.apply(model(batch[0])).mean()
+
+    case.loss = loss
+    reference, fast = operators(case)
+    v = torch.randn(fast.shape[0], 1, dtype=torch.float64)
+    assert relative(fast @ v, reference @ v) <= 1e-12
+    assert fast.engine in ("linearized", "autograd")
+
+
+def test_control_flow_that_depends_on_data_falls_back_with_a_reason(caplog):
+    case = mlp()
+
+    def loss(model, batch):
+        out = model(batch[0])
+        return out.square().mean() if float(out.mean()) > 0 else out.pow(4).mean()
+
+    case.loss = loss
+    reference, fast = operators(case)
+    v = torch.randn(fast.shape[0], 1, dtype=torch.float64)
+    with caplog.at_level(logging.INFO, logger="hvpspec"):
+        assert relative(fast @ v, reference @ v) <= 1e-12
+    assert fast.engine == "autograd"
+    assert fast.plan.startswith("autograd (tracing failed: ")
+    assert fast.plan.count("\n") == 0
+    assert "tracing failed" in caplog.text
+
+
+def test_values_read_by_numpy_fall_back():
+    case = mlp()
+    case.loss = lambda model, batch: model(batch[0]).square().mean() * float(batch[0].detach().numpy().max())
+    reference, fast = operators(case)
+    v = torch.randn(fast.shape[0], 1, dtype=torch.float64)
+    assert relative(fast @ v, reference @ v) <= 1e-12
+    assert fast.engine == "autograd"
+
+
+def test_what_a_batch_may_hold():
+    x = torch.randn(3, 2)
+    key, tensors, _ = shape_of({"x": x, "n": 3, "name": "a"})
+    assert [t is x for t in tensors] == [True]
+    assert key != shape_of({"x": x, "n": 4, "name": "a"})[0]
+    assert key != shape_of({"x": torch.randn(4, 2), "n": 3, "name": "a"})[0]
+    with pytest.raises(NotTraceable, match="holds a object"):
+        shape_of((x, object()))
+    with pytest.raises(NotTraceable, match="layout"):
+        shape_of((x.to_sparse(),))
+
+
+def test_a_wrong_engine_is_found_out(monkeypatch):
+    """As a miscompiled one would be: off by a few parts in a thousand."""
+    case = mlp()
+    original = linearized.Linearized._product
+    monkeypatch.setattr(linearized.Linearized, "_product", lambda self, V, f: original(self, V, f) * 1.003)
+    reference, fast = operators(case)
+    v = torch.randn(fast.shape[0], 1, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="disagrees with autograd"):
+        product = fast @ v
+    assert relative(product, reference @ v) <= 1e-14
+    assert fast.plan.startswith("autograd (the linearized engine disagrees: its products are off by 3.0e-03")
+
+
+def test_a_compiler_that_fails_leaves_the_eager_form(monkeypatch):
+    case = mlp()
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: 1 / 0)
+    fast = hvpspec.HessianOperator(case.model, case.loss, case.data, engine="compiled")
+    reference, _ = operators(case)
+    v = torch.randn(fast.shape[0], 1, dtype=torch.float64)
+    assert relative(fast @ v, reference @ v) <= 1e-12
+    assert fast.engine == "linearized"
+    assert "not compiled: division by zero" in fast.plan
+
+
+def test_errors_are_those_of_the_reference():
+    case = mlp()
+    case.data[1][0][0, 0] = float("nan")
+    _, fast = operators(case)
+    with pytest.raises(hvpspec.InputError, match="batch 1: the loss is nan"):
+        fast @ torch.ones(fast.shape[0], dtype=torch.float64)
+    case = mlp()
+    _, fast = operators(case)
+    fast @ torch.ones(fast.shape[0], dtype=torch.float64)
+    with pytest.raises(hvpspec.InputError, match="vector to multiply has NaN"):
+        fast @ torch.full((fast.shape[0],), float("nan"), dtype=torch.float64)
+
+
+# --- auto --------------------------------------------------------------------------------------------------------
+
+
+def test_auto_changes_when_that_repays(monkeypatch):
+    case = mlp()
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data)
+    v = torch.randn(H.shape[0], 1, dtype=torch.float64)
+    expected = H @ v
+    assert H.plan == "autograd"
+    H @ v
+    assert H.engine == "autograd"  # a few milliseconds saved do not repay the tracing
+    H.expect(10**6)
+    assert relative(H @ v, expected) <= 1e-12
+    assert H.engine == "linearized"
+    slow = hvpspec.HessianOperator(case.model, case.loss, case.data)
+    slow @ v
+    monkeypatch.setattr(auto.Chooser, "_measure", lambda self: 1e9)
+    slow.expect(10**6)
+    assert relative(slow @ v, expected) <= 1e-12
+    assert slow.plan == "autograd (the linearized engine is not faster here)"
+
+
+@needs_compiler
+def test_auto_compiles_when_that_repays(monkeypatch):
+    monkeypatch.setattr(auto, "_COMPILING", 0.0)
+    monkeypatch.setattr(auto, "_COMPILING_AN_OPERATION", 0.0)
+    case = mlp()
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data)
+    reference, _ = operators(case)
+    v = torch.randn(H.shape[0], 1, dtype=torch.float64)
+    H @ v
+    H.expect(10**6)
+    for _ in range(3):
+        assert relative(H @ v, reference @ v) <= 1e-12
+    assert H.plan.startswith("linearized, ")  # compiled, or eager if that was measured to be faster
+    assert H._product._settled
+
+
+def test_memory_limits_are_checked():
+    case = mlp()
+    with pytest.raises(hvpspec.InputError, match="memory_limit must be"):
+        hvpspec.HessianOperator(case.model, case.loss, case.data, memory_limit="lots")
+
+
+def test_kept_residuals_stay_within_the_budget():
+    """Measured on the storages themselves."""
+    case = CASES["transformer layer"]()
+    _, fast = operators(case, memory_limit=40_000)
+    fast @ torch.ones(fast.shape[0], dtype=torch.float64)
+    state = fast._product._fast._state
+    assert 0 < len(state.kept) < state.batches
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for kept in state.kept.values()
+        for tensor in kept.residuals
+    }
+    values = {t.untyped_storage().data_ptr() for t in (*state.snapshot.parameters, *state.snapshot.constants.values())}
+    assert sum(size for pointer, size in storages.items() if pointer not in values) <= 40_000
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("engine", ["linearized", "compiled", "cudagraph"])
+def test_on_a_gpu(engine):
+    case = mlp()
+    reference = hvpspec.HessianOperator(case.model, case.loss, case.data, engine="autograd", device="cuda")
+    fast = hvpspec.HessianOperator(case.model, case.loss, case.data, engine=engine, device="cuda")
+    V = torch.randn(fast.shape[0], 9, dtype=torch.float64, device="cuda")
+    for _ in range(2):
+        assert relative(fast @ V, reference @ V) <= 1e-12
+    assert fast.engine == "linearized", fast.plan

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy.special import betainc
 
 FIGURES = ("eigenvalues", "trace", "frobenius_norm", "density")
 _TINY = 1e-12  # sums of weights are off by rounding
@@ -178,8 +178,9 @@ class Density:
         lower = self._step(self.cdf_lower, x)
         upper = self._step(self.cdf_upper, x)
         whole = self._step(np.cumsum(np.where(self.exact, self.weights, 0.0)), x)
-        lower = lower - self._chance(lower - np.minimum(whole, lower))
-        upper = upper + self._chance(upper - np.minimum(whole, upper))
+        whole = np.minimum(whole, lower)  # the exact part, in which there is no chance
+        lower = whole + self._true_share(lower - whole, -1)
+        upper = whole + self._true_share(upper - whole, 1)
         exact = self.cdf(x)
         lower, upper = np.clip(lower - _TINY, 0.0, 1.0), np.clip(upper + _TINY, 0.0, 1.0)
         return np.where(outside, exact, lower), np.where(outside, exact, upper)
@@ -221,14 +222,25 @@ class Density:
         found = np.concatenate([[0.0], values])[np.searchsorted(self.nodes, x, side="right")]
         return np.where(x > self.support[1], 1.0, np.where(x < self.support[0], 0.0, found))
 
-    def _chance(self, share: np.ndarray) -> np.ndarray:
-        """The half-width that sampling gives a share: a random vector's weight on it is a Beta variable."""
+    def _true_share(self, share: np.ndarray, side: int) -> np.ndarray:
+        """How small (side −1) or large (side 1) the true share may be, where random vectors have this weight.
+
+        Of eigenvalues whose share is p a random vector holds a Beta(np/2, n(1 − p)/2) variable: p is such that as small
+        or large a weight as this has the probability (1 − confidence)/2.
+        """
         mass = float(self.weights[~self.exact].sum())
         if mass <= 0:
-            return np.zeros_like(share)
+            return share
         q = np.clip(share / mass, 0.0, 1.0)
-        quantile = NormalDist().inv_cdf((1 + self.confidence) / 2)
-        return quantile * mass * np.sqrt(2 * q * (1 - q) / ((mass * self.n + 2) * self.samples))
+        halves = mass * self.n * self.samples / 2
+        tail = (1 - self.confidence) / 2 if side > 0 else (1 + self.confidence) / 2
+        low, high = (q, np.ones_like(q)) if side > 0 else (np.zeros_like(q), q)
+        for _ in range(50):
+            p = (low + high) / 2
+            below = betainc(np.maximum(halves * p, 1e-12), np.maximum(halves * (1 - p), 1e-12), q) > tail
+            low, high = np.where(below, p, low), np.where(below, high, p)
+        p = np.where((q <= 0) | (q >= 1), q, (low + high) / 2)
+        return mass * p
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,8 @@
 """How many products the estimators need, how far off they are, and how often their error bars hold.
 
-    .venv/bin/python scripts/bench_estimators.py             about half an hour; writes results/estimators.md
-    .venv/bin/python scripts/bench_estimators.py --quick     a few minutes, fewer seeds; prints only
+    .venv/bin/python scripts/bench_estimators.py                   some forty minutes; writes results/estimators.md
+    .venv/bin/python scripts/bench_estimators.py --quick           a few minutes, fewer seeds; prints only
+    .venv/bin/python scripts/bench_estimators.py --table claims    writes that table anew
 
 The matrices have the spectra of the XTrace paper's tests (arXiv:2301.07825), an indefinite one with 30 outliers and one
 of rank one (the hardest for an interval: its samples are χ²₁), each with n = 1000 in a random eigenbasis; and the
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -203,8 +205,9 @@ def all_figures_row(job: tuple[str, int]) -> str:
 # --- the digits checkpoint ---------------------------------------------------------------------------------------
 
 
-def digits_lines(seeds: int) -> list[str]:
-    H, values = digits()
+def digits_lines(job: tuple[str, int]) -> list[str]:
+    name, seeds = job
+    H, values = problem(name)
     top, lines = largest(values, 10), []
     above = float(np.abs(top[-1])) * 0.9
     for dtype in (torch.float64, torch.float32):
@@ -230,76 +233,110 @@ def digits_lines(seeds: int) -> list[str]:
     return lines
 
 
-def table(title: str, text: str, head: str, rows: Iterable[str]) -> list[str]:
-    columns = head.count("|") - 1
-    lines = [f"## {title}", "", text, "", head, "| --- |" + " ---: |" * (columns - 1), *rows, ""]
-    print("\n".join(lines), flush=True)
-    return lines
+@dataclass(frozen=True)
+class Table:
+    """One section of the report: `work(job)` gives a row or several, for each spectrum named, over that many seeds."""
+
+    title: str
+    text: str
+    head: str
+    work: Callable[[tuple[str, int]], str | list[str]]
+    names: tuple[str, ...]
+    seeds: int
+
+    def lines(self, pool: Any) -> list[str]:
+        columns = self.head.count("|") - 1
+        rows: list[str] = []
+        for made in pool.imap(self.work, [(name, self.seeds) for name in self.names]):
+            rows += [made] if isinstance(made, str) else made
+        lines = [f"## {self.title}", "", self.text, "", self.head, "| --- |" + " ---: |" * (columns - 1), *rows, ""]
+        print("\n".join(lines), flush=True)
+        return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer seeds, and nothing is written")
-    quick = parser.parse_args().quick
-    few, more, many = (4, 8, 40) if quick else (20, 60, 500)
-    digits()
+def tables(few: int, more: int, many: int) -> list[Table]:
     chance = 2 * np.sqrt(CONFIDENCE * (1 - CONFIDENCE) / many)
-    lines = [
-        "# The estimators on spectra that are known",
-        "",
-        "Made by `python scripts/bench_estimators.py`. Six matrices with n = 1000 in a random eigenbasis (the spectra "
-        "of the XTrace paper, one indefinite with 30 outliers), one of rank one for the intervals, and the Hessian of "
-        "the digits checkpoint (n = 3466), all float64 unless said otherwise.",
-        "",
-    ]
-    with Pool(2) as pool:
-        lines += table(
+    return [
+        Table(
             "All figures of the digits checkpoint",
             "`spectrum(A, 10)` with its defaults: ten eigenpairs to a relative residual of 1e-3 (checked with products "
             f"of their own), trace and norm to ±1 % at 95 %, the density. {few} seeds. Ghosts: Ritz values above the "
             "bulk after 200 steps, less the eigenvalues there.",
             "| dtype | HVPs, mean | most | trace off by, mean | all within their errors | ghosts |",
-            pool.apply(digits_lines, (few,)),
-        )
-        lines += table(
+            digits_lines,
+            (DIGITS,),
+            few,
+        ),
+        Table(
             "Products for ten eigenpairs of largest magnitude, true relative residual ≤ 1e-3",
             f"SciPy's `eigsh` from the same start vectors, at the best of some fifty values of `ncv`. Means of {few} "
             "seeds; values of `ncv` at which it returned eigenvalues that are not the ten largest do not count.",
             "| spectrum | hvpspec | SciPy | its best ncv |",
-            pool.imap(eigenpairs_row, [(name, few) for name in (DIGITS, *XTRACE)]),
-        )
-        rows = pool.imap(accuracy_rows, [(name, more) for name in (*XTRACE, DIGITS)])
-        lines += table(
+            eigenpairs_row,
+            (DIGITS, *XTRACE),
+            few,
+        ),
+        Table(
             "Relative rms error at a fixed number of products",
             f"{more} seeds. Last column: hvpspec's default over the best of the other three (errors below 1e-13 count "
             "as that).",
             "| figure | spectrum | HVPs | hvpspec | Hutchinson | Hutch++ | XTrace | ratio |",
-            (row for part in rows for row in part),
-        )
-        lines += table(
+            accuracy_rows,
+            (*XTRACE, DIGITS),
+            more,
+        ),
+        Table(
             "Products to ±1 % by its own stopping rule",
             "Means; `>` where some seeds ran into the limit of 1500. The methods' own intervals do not all hold.",
             "| spectrum | trace: hvpspec | Hutch++ | XTrace | norm: hvpspec | Hutch++ | XTrace |",
-            pool.imap(one_percent_row, [(name, few) for name in (*XTRACE, DIGITS)]),
-        )
-        lines += table(
-            "Do the claims of one `spectrum` call hold?",
+            one_percent_row,
+            (*XTRACE, DIGITS),
+            few,
+        ),
+        Table(
+            "Do the claims of one spectrum call hold?",
             f"`spectrum(A, 5, rtol=0.1, tol=0.1)`, {many} seeds: how often all five eigenvalues are within their "
             "errors, trace and norm within theirs (95 %), λ_max and λ_min in their brackets (95 % at least), and the "
             "share of 41 points where the true distribution is within the density's bounds (95 % at least).",
             "| spectrum | eigenvalues | trace | norm | λ_max | λ_min | density |",
-            pool.imap(all_figures_row, [(name, many) for name in NAMES]),
-        )
-        rows = pool.imap(coverage_rows, [(name, many) for name in NAMES])
-        lines += table(
+            all_figures_row,
+            NAMES,
+            many,
+        ),
+        Table(
             "How often the 95 % intervals hold the truth",
             f"{many} seeds each, in brackets the mean number of products; chance alone makes it vary by ±{chance:.1%}. "
             "At fixed budgets, then stopping by itself at a tolerance.",
             "| figure | spectrum | 16 HVPs | 30 | 60 | " + " | ".join(f"rtol {rtol}" for rtol in RTOLS) + " |",
-            (row for part in rows for row in part),
-        )
-    if not quick:
-        (ROOT / "results/estimators.md").write_text("\n".join(lines).rstrip() + "\n")
+            coverage_rows,
+            NAMES,
+            many,
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer seeds, and nothing is written")
+    parser.add_argument("--table", default="", help="only tables whose title holds this; the others stay as they are")
+    options = parser.parse_args()
+    digits()
+    path = ROOT / "results/estimators.md"
+    head = (
+        "# The estimators on spectra that are known\n\n"
+        "Made by `python scripts/bench_estimators.py`. Six matrices with n = 1000 in a random eigenbasis (the spectra "
+        "of the XTrace paper, one indefinite with 30 outliers), one of rank one for the intervals, and the Hessian of "
+        "the digits checkpoint (n = 3466), all float64 unless said otherwise."
+    )
+    before = path.read_text().split("\n## ")[1:] if path.exists() else []
+    sections = {section.split("\n")[0]: f"## {section}".strip() for section in before}
+    with Pool(2) as pool:
+        for one in tables(*((4, 8, 40) if options.quick else (20, 60, 500))):
+            if options.table in one.title:
+                sections[one.title] = "\n".join(one.lines(pool)).strip()
+    if not options.quick:
+        titles = [one.title for one in tables(1, 1, 1)]
+        path.write_text("\n\n".join([head, *(sections[title] for title in titles if title in sections)]) + "\n")
 
 
 if __name__ == "__main__":

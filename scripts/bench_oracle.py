@@ -17,6 +17,7 @@ import gc
 import platform
 import signal
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -261,6 +262,59 @@ def growth(device: str) -> list[str]:
     return lines
 
 
+def automatic() -> list[str]:
+    """The plan of "auto" on every model of the tests, told that many products are to come."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from zoo import CASES
+
+    lines = ["| test model | autograd, ms | auto, ms | ratio | plan |", "| --- | ---: | ---: | ---: | --- |"]
+    for name, make in CASES.items():
+        case = make()
+        plain, fast = (
+            hvpspec.HessianOperator(case.model, case.loss, case.data, engine=engine) for engine in ("autograd", "auto")
+        )
+        v = torch.randn(plain.shape[0], dtype=torch.float64)
+        fast @ v
+        fast.expect(2000)
+        times: tuple[list[float], list[float]] = ([], [])
+        for operator in (plain, fast):
+            for _ in range(3):
+                operator @ v
+        for _ in range(10 * ROUNDS):
+            for operator, taken in zip((plain, fast), times, strict=True):
+                taken.append(seconds(operator.__matmul__, v))
+        first, second = (1e3 * statistics.median(taken) for taken in times)
+        lines.append(f"| {name} | {first:.2f} | {second:.2f} | {second / first:.2f} | {fast.plan} |")
+    return lines
+
+
+def overhead(device: str) -> list[str]:
+    """What a spectrum run takes beside the engine's products."""
+    torch.manual_seed(0)
+    problem = models.gpt()
+    H = hvpspec.HessianOperator(problem.model, problem.criterion, problem.data, engine="linearized", device=device)
+    H @ torch.ones(H.shape[0], device=device)
+    engine, inside = H._product._fast, [0.0]
+    product = engine._product  # what Linearized computes, beneath all of the operator
+
+    def timed(*arguments: Any) -> Tensor:
+        start = time.perf_counter()
+        result = product(*arguments)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        inside[0] += time.perf_counter() - start
+        return result
+
+    engine._product = timed
+    start = time.perf_counter()
+    found = hvpspec.spectrum(H, 10, max_hvps=60)
+    total = time.perf_counter() - start
+    return [
+        f"`spectrum(H, 10, max_hvps=60)` on the GPT: {found.hvps} products took {inside[0]:.1f} s of {total:.1f} s; "
+        f"the rest (flattening, orthogonalisation against the basis, small matrices) is {1 - inside[0] / total:.1%}."
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -288,8 +342,11 @@ def main() -> None:
         print("\n".join(lines[-len(names) - 5 :]), flush=True)
     if options.only:
         return
-    lines += ["## How it grows with data and width", "", *growth(options.device)]
-    print("\n".join(lines[-8:]))
+    lines += ["## How it grows with data and width", "", *growth(options.device), ""]
+    lines += ["## What the estimators add", "", *overhead(options.device), ""]
+    if options.device == "cpu":
+        lines += ["## The choice of `auto` on the models of the tests (float64)", "", *automatic()]
+    print("\n".join(lines[-30:]))
     name = "oracle.md" if options.device == "cpu" else "oracle-gpu.md"
     (ROOT / "results" / name).write_text("\n".join(lines).rstrip() + "\n")
 

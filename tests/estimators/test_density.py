@@ -62,7 +62,7 @@ def test_known_eigenvalues_count_as_one_each():
     np.testing.assert_allclose(found.nodes[found.exact], outliers, rtol=1e-3)
     np.testing.assert_allclose(found.weights[found.exact], 1e-3)
     assert found.count(0.2, 20).value == pytest.approx(15)
-    assert found.count(0.2, 20).error < 0.1
+    assert found.count(0.2, 20).error < 0.5
     bulk = found.count(-0.2, 0.2)
     assert bulk.value == pytest.approx(970)
     half = found.count(0, 20)

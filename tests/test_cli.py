@@ -133,7 +133,7 @@ def test_provenance_says_where_the_figures_come_from(folder):
     assert provenance["loss"] == "cross_entropy"
     assert provenance["seed"] == 3
     assert provenance["dtype"] == "float32"
-    assert provenance["engine"] == "autograd"
+    assert provenance["engine"] in ("autograd", "linearized")  # auto: what repays on this machine
     assert provenance["attention_backend"] == "math"
     assert provenance["versions"]["torch"] == torch.__version__
     assert provenance["seconds"] > 0

@@ -58,3 +58,19 @@ def test_folders(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write there"):
         prepare_folder(tmp_path / "file")
+
+
+def test_files_of_the_first_version_still_load(tmp_path):
+    """As they were before density, data errors and brackets were added."""
+    figure = {"value": 2.0, "error": 0.1, "confidence": 0.95, "converged": True, "hvps": 9, "method": "hutchinson"}
+    old = {
+        "schema": SCHEMA, "complete": True, "converged": True, "parameters": 7, "loss": 0.5,
+        "eigenvalues": [{"value": 3.0, "error": 1e-3, "residual": 1e-3}], "eigenvalues_converged": True,
+        "eigenvalues_hvps": 5, "trace": figure, "frobenius_norm": figure, "hvps": 14, "seconds": 1.0, "provenance": {},
+    }  # fmt: skip
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    found = read_spectrum(tmp_path / "old.json")
+    assert found.converged
+    assert found.density is None
+    assert found.eigenpairs.data_error is None
+    assert found.trace.relative_to == "value"

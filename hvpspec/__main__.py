@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 
 def main() -> None:
@@ -10,8 +11,12 @@ def main() -> None:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         from hvpspec.cli import run
+
+        for name in ("matplotlib", "jinja2"):  # imported only once there is something to show: not after hours of work
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "safetensors"):
+        if error.name not in ("typer", "rich", "safetensors", "matplotlib", "jinja2"):
             raise
         print(
             f"hvpspec: the command line needs {error.name}, which is not installed; pip install 'hvpspec[cli]'.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -27,6 +28,11 @@ def check_data(data: Iterable[Any]) -> Iterable[Any]:
             "give a list of batches (list(data)) or a DataLoader."
         )
     return data
+
+
+def frozen(data: Iterable[Any]) -> list[Any]:
+    """One pass over the data, kept: copies of every batch, which later passes repeat."""
+    return [copy.deepcopy(batch) for batch in check_data(data)]
 
 
 def sample_count(index: int, batch: Any) -> float:

@@ -11,3 +11,17 @@ class ZeroHessianWarning(RuntimeWarning):
 
 class CheckpointError(InputError):
     """A checkpoint cannot be read, or does not fit the model."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was read, but in a way that its reader should know of.
+
+    `kind`: one word for scripts; `found` and `done`: for people, as a preflight's findings have them.
+    """
+
+    def __init__(self, kind: str, found: str, done: str) -> None:
+        super().__init__(kind, found, done)
+        self.kind, self.found, self.done = kind, found, done
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.done}."

@@ -93,11 +93,52 @@ def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
     return _cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
+def own(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
+    """The model's own loss, as Hugging Face models return it (`output.loss`) for a batch with "labels".
+
+    batch: a dict of the forward's arguments. The weight is what such a loss is the mean over: the labels that are not
+    −100 (without the first of each sequence where the model predicts the next token), or all elements of labels
+    that are real numbers.
+    """
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("labels"), Tensor):
+        raise InputError(
+            'the loss "model" needs batches that are dicts of the model\'s arguments, "labels" among them.'
+        )
+    loss = getattr(model(**batch), "loss", None)
+    if not isinstance(loss, Tensor):
+        raise InputError('the loss "model" is the .loss of what the model returns for labels; this model returns none.')
+    labels = batch["labels"]
+    if labels.is_floating_point():
+        return loss, labels.numel()
+    if labels.ndim > 1 and _predicts_next(model):
+        labels = labels[..., 1:]
+    return loss, (labels != -100).sum()
+
+
+def cosine_similarity(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+    """For sentence encoders: mean squared error between the cosine of two sentences' embeddings and a target in −1 … 1.
+
+    batch: (first, second, targets); first and second are what a tokenizer gives for n sentences each (a dict with
+    "input_ids" and "attention_mask", or the ids alone), targets is of shape (n,). A sentence's embedding is the mean of
+    its tokens' last hidden states (Reimers and Gurevych, arXiv:1908.10084).
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 3 or not isinstance(batch[2], Tensor):
+        raise InputError(
+            'the loss "cosine_similarity" needs batches (first sentences, second sentences, targets), the sentences as '
+            "a tokenizer gives them and the targets a tensor."
+        )
+    first, second, targets = batch
+    cosines, targets = _same_shape(F.cosine_similarity(_embedding(model, first), _embedding(model, second)), targets)
+    return F.mse_loss(cosines, targets), targets.numel()
+
+
 NAMED_LOSSES: dict[str, LossFunction] = {
     "cross_entropy": cross_entropy,
     "mse": mse,
     "bce_with_logits": bce_with_logits,
     "causal_lm": causal_lm,
+    "model": own,
+    "cosine_similarity": cosine_similarity,
 }
 
 
@@ -204,3 +245,25 @@ def _call_language_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     if "input_ids" in named:
         return model(**{key: value for key, value in inputs.items() if key in named})
     return model(batch["input_ids"])
+
+
+def _predicts_next(model: nn.Module) -> bool:
+    """Whether a Hugging Face model shifts its labels, so that the first of a sequence is no target."""
+    config: Any = getattr(model, "config", None)
+    loss = getattr(getattr(model, "loss_function", None), "__name__", "")
+    return loss == "ForCausalLMLoss" and not getattr(config, "is_encoder_decoder", False)
+
+
+def _embedding(model: nn.Module, sentences: Any) -> Tensor:
+    """(n, width): the mean of each sentence's last hidden states over its tokens, padding left out."""
+    inputs = sentences if isinstance(sentences, Mapping) else {"input_ids": sentences}
+    output = model(**inputs)
+    hidden = getattr(output, "last_hidden_state", output)
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+        raise InputError(
+            f'the model returned {type(output).__name__}; "cosine_similarity" needs hidden states of shape (sentences, '
+            "tokens, width), as an encoder without a head returns them."
+        )
+    mask = inputs.get("attention_mask")
+    mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden.dtype)
+    return (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)

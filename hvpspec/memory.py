@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,42 @@ def free_memory(device: torch.device) -> int:
 def readable(size: float) -> str:
     """1536 → "1.5 KiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
+        if size < 999.5:  # three figures: 1,020 KiB would be "1.02e+03"
             return f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"
+
+
+def resident() -> int | None:
+    """Bytes that this process holds in memory; None where the system does not tell."""
+    return _status("VmRSS")
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """What the block takes above what was held before it, at most: bytes, or None where the system does not tell."""
+    found: int | None = None
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before: int | None = torch.cuda.memory_allocated(device)
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+            before = _status("VmRSS")
+        except OSError:
+            before = None
+    yield lambda: found
+    if before is not None:
+        after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+        found = None if after is None else max(after - before, 0)
+
+
+def _status(field: str) -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from hvpspec.batches import check_data, move, sample_count
 from hvpspec.errors import InputError
-from hvpspec.kernels import twice_differentiable
+from hvpspec.kernels import recomputing_with, twice_differentiable
 from hvpspec.losses import LossFunction, loss_name, resolve_loss
 from hvpspec.parameters import ParameterSpace, choose_parameters
 
@@ -38,11 +39,15 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class LossValue:
-    """The loss over the data: `value` (the weighted mean), `weight` (Σ w_b) and the number of batches."""
+    """The loss over the data: `value` (the weighted mean), `weight` (Σ w_b) and the number of batches.
+
+    size: the weighted mean of |loss_b|, which rounding is to be judged by.
+    """
 
     value: float
     weight: float
     batches: int
+    size: float = 0.0
 
 
 class _LossModule(nn.Module):
@@ -60,8 +65,9 @@ class _LossModule(nn.Module):
 class Objective:
     """The weighted mean loss of `model` over `data` as a function of its chosen parameters.
 
-    model: an nn.Module; it is evaluated in eval mode and left as it was. Its values are read anew for each
-        product, so that an Objective follows a model that trains on.
+    model: an nn.Module; it is evaluated in eval mode and left as it was. Of wrappers (DataParallel, DDP, what
+        torch.compile returns) the module inside is taken. Its values are read anew for each product, so that an
+        Objective follows a model that trains on.
     loss: "cross_entropy", "mse", "bce_with_logits", "causal_lm", a torch criterion, or a function
         `loss(model, batch) -> mean loss` or `-> (mean loss, weight)`. Without a weight, the number of samples
         (the length of the batch's tensors) is taken.
@@ -83,16 +89,16 @@ class Objective:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
-        self.model = model
+        self.model = unwrapped(model)
         self.loss_name = loss_name(loss)
-        self.space: ParameterSpace = choose_parameters(model, parameters)
-        named = dict(model.named_parameters(remove_duplicate=False))
+        self.space: ParameterSpace = choose_parameters(self.model, parameters)
+        named = dict(self.model.named_parameters(remove_duplicate=False))
         chosen = [named[name] for name in self.space.names]
         self.dtype = dtype or _working_dtype(chosen)
         self.device = chosen[0].device if device is None else _check_device(device)
         self.data = check_data(data)
-        self._module = _LossModule(model, resolve_loss(loss))
-        self._loss = loss
+        self._module = _LossModule(self.model, resolve_loss(loss))
+        self.loss = loss
         self._weight: float | None = None
         self._batches: int | None = None
 
@@ -129,13 +135,22 @@ class Objective:
         Use within `evaluating()`. Raises InputError, naming the batch, for a loss that cannot be used, and when the
         data are empty or weigh otherwise than on the pass before.
         """
+        for index, evaluate in self.batch_losses():
+            loss, weight = evaluate(snapshot)
+            if weight > 0:
+                yield index, loss, weight
+
+    def batch_losses(self) -> Iterator[tuple[int, Callable[[Snapshot], tuple[Tensor, float]]]]:
+        """One pass over the data: each batch's number, and its mean loss and weight as a function of a snapshot.
+
+        To be used as `losses`, which it raises the same errors as, where a batch is evaluated at several points.
+        """
         total, batches = 0.0, 0
         for index, batch in enumerate(self.data):
             batches += 1
-            loss, weight = self._batch_loss(index, batch, snapshot)
-            total += weight
-            if weight > 0:
-                yield index, loss, weight
+            weights: list[float] = []
+            yield index, partial(self._noted_loss, weights, index, batch)
+            total += weights[0]
         if batches == 0:
             again = "gave nothing on a further pass; it must be re-iterable, such as a list or a DataLoader"
             raise InputError("data has no batches." if self._weight is None else f"data {again}.")
@@ -150,14 +165,15 @@ class Objective:
 
     def value(self) -> LossValue:
         """The loss over all the data. Costs one forward pass, no HVP."""
-        total = weight = 0.0
+        total = size = weight = 0.0
         batches = 0
         with self.evaluating(), torch.no_grad():
             for _, loss, w in self.losses(self.snapshot()):
                 total += w * float(loss)
+                size += w * abs(float(loss))
                 weight += w
                 batches += 1
-        return LossValue(total / weight, weight, batches)
+        return LossValue(total / weight, weight, batches, size / weight)
 
     def batch_count(self) -> int:
         """How many batches the data have: from the last pass, from len(data), or else by counting them."""
@@ -171,7 +187,7 @@ class Objective:
     def in_float64(self) -> Objective:
         """The same objective, evaluated in float64."""
         return Objective(
-            self.model, self._loss, self.data, parameters=self.space.names, dtype=torch.float64, device=self.device
+            self.model, self.loss, self.data, parameters=self.space.names, dtype=torch.float64, device=self.device
         )
 
     def unchanged(self, snapshot: Snapshot) -> bool:
@@ -191,9 +207,16 @@ class Objective:
         # Buffers are copied for each batch: one that the forward writes to must not reach the next batch.
         values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
-        return torch.func.functional_call(
-            self._module, {f"model.{name}": value for name, value in values.items()}, (batch,)
-        )
+        values = {f"model.{name}": value for name, value in values.items()}
+        with recomputing_with(self._module, values):
+            return torch.func.functional_call(self._module, values, (batch,))
+
+    def _noted_loss(
+        self, weights: list[float], index: int, batch: Any, snapshot: Snapshot
+    ) -> tuple[Tensor, float]:  # fmt: skip
+        loss, weight = self._batch_loss(index, batch, snapshot)
+        weights.append(weight)
+        return loss, weight
 
     def _batch_loss(self, index: int, batch: Any, snapshot: Snapshot) -> tuple[Tensor, float]:
         batch = move(batch, self.device, self.dtype)
@@ -204,6 +227,17 @@ class Objective:
         except Exception as error:
             raise InputError(f"batch {index}: the loss raised {type(error).__name__}: {error}") from error
         return check_loss(index, result, batch)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper, however nested."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def _working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:

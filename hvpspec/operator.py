@@ -26,8 +26,10 @@ class HessianOperator(LinearOperator):
     model, loss, data, parameters: see `hvpspec.objective.Objective`.
     engine: how a product is computed. "autograd" differentiates anew each time. "linearized" traces each batch once and
         keeps what does not depend on the vector; "compiled" has Inductor compile that, "cudagraph" (CUDA only) replays
-        it as a CUDA graph. "auto" starts with autograd and changes to what is faster once that will repay. Each is
-        checked against autograd before use. `H.plan` says in one line what was chosen, and why.
+        it as a CUDA graph. "finite-difference" is the last resort where a loss can be derived only once: differences of
+        its gradient, whose error is measured and goes into every error bar. "auto" starts with autograd and changes to
+        what is faster once that will repay. Each but that last resort is checked against autograd before use. `H.plan`
+        says in one line what was chosen, and why.
     memory_limit: what linearized engines may keep, in bytes or as "2GiB"; by default 40 % of the free memory.
     dtype: "float32", "float64", or the torch or NumPy dtype; None keeps the model's own.
     device: where products are computed; None keeps the model's own.
@@ -67,8 +69,13 @@ class HessianOperator(LinearOperator):
 
     @property
     def engine(self) -> str:
-        """The name of the engine in use: "autograd" or "linearized"."""
+        """The name of the engine in use: "autograd", "linearized" or "finite-difference"."""
         return self._product.engine
+
+    @property
+    def noise(self) -> float:
+        """What products are off by beyond rounding, relative to their length: 0 but for finite differences."""
+        return self._product.noise
 
     @property
     def plan(self) -> str:
@@ -78,6 +85,14 @@ class HessianOperator(LinearOperator):
     def expect(self, products: int) -> None:
         """Says how many products are about to be asked for, from which "auto" judges what will repay."""
         self._product.expect(products)
+
+    def foresee(self, products: int) -> float:
+        """Seconds that so many products will take, judging by those made so far; NaN where there are none."""
+        return self._product.foresee(products)
+
+    def foresee_kept(self, products: int, taken: int) -> int:
+        """Bytes that an engine will keep beyond what is held now, as far as is known; taken: by one product now."""
+        return self._product.foresee_kept(products, taken)
 
     def loss(self) -> LossValue:
         """The loss over the data (one forward pass, no HVP)."""

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 
 
+def all_finite(vectors: Tensor) -> bool:
+    """Whether no entry is NaN or Inf; a single sum says so where there is none."""
+    return bool(torch.isfinite(vectors.sum())) or bool(torch.isfinite(vectors).all())
+
+
 @dataclass(frozen=True)
 class ParameterSpace:
     """An ordered choice of named parameters, laid end to end in one vector of length `n`.
@@ -92,6 +97,11 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
         aliases.setdefault(id(parameter), []).append(name)
         tensors[id(parameter)] = parameter
     if not tensors:
+        if any("quantized" in type(module).__module__ for module in model.modules()):
+            raise InputError(
+                f"the model ({type(model).__name__}) is quantised, and rounded layers have no parameters to derive in; "
+                "hvpspec.preflight.mended(model)[0] is the float32 model of the same weights."
+            )
         raise InputError(f"the model ({type(model).__name__}) has no parameters.")
 
     chosen = set(tensors)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import hvpspec
-from hvpspec.checkpoint.read import sha256
+from hvpspec.checkpoint.files import checkpoint_files, sha256
 from hvpspec.kernels import ATTENTION_BACKEND
 from hvpspec.objective import LossValue
 from hvpspec.operator import HessianOperator
@@ -20,25 +20,20 @@ from hvpspec.operator import HessianOperator
 def describe(
     H: HessianOperator,
     *,
-    checkpoint: Path,
+    checkpoint: Path | None,
     sources: dict[str, Any],
     loss: LossValue,
     options: dict[str, Any],
     command: list[str],
     seconds: float,
 ) -> dict[str, Any]:
-    """The `provenance` of spectrum.json.
+    """The `provenance` of spectrum.json, and of a series, which has its checkpoints elsewhere (None here).
 
     sources: how model, data and loss were named. options: what was asked for. seconds: the whole run, loading included.
     """
     return {
-        "checkpoint": {
-            "path": _shown(checkpoint),
-            "key": sources["key"],
-            "sha256": sha256(checkpoint),
-            "bytes": checkpoint.stat().st_size,
-        },
-        "model": sources["model"],
+        **({} if checkpoint is None else {"checkpoint": _described(checkpoint, sources["key"])}),
+        "model": sources["model"] or "the checkpoint's own",
         "data": {"source": sources["data"], "batches": loss.batches, "weight": loss.weight},
         "loss": sources["loss"],
         "options": options,
@@ -59,6 +54,11 @@ def describe(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
     }
+
+
+def _described(checkpoint: Path, key: str | None) -> dict[str, Any]:
+    size = sum(file.stat().st_size for file in checkpoint_files(checkpoint))
+    return {"path": _shown(checkpoint), "key": key, "sha256": sha256(checkpoint), "bytes": size}
 
 
 def _shown(path: Path) -> str:

@@ -4,81 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import betainc
 
+from hvpspec.results_estimate import Bracket, Estimate, finite
+
+if TYPE_CHECKING:
+    from hvpspec.results_condition import Blocks, Condition
+
 FIGURES = ("eigenvalues", "trace", "frobenius_norm", "density")
 _TINY = 1e-12  # sums of weights are off by rounding
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its error bar.
-
-    value ± error holds the true figure with probability `confidence`; `error` is infinite when too few products were
-    made to tell. converged: whether the tolerance asked for was reached. hvps: products it cost. method: how it was
-    found; "exact" (the basis spans the whole space) leaves no error but rounding. relative_to: what a relative
-    tolerance was taken of: the figure itself, or the Frobenius norm for a trace that is smaller. data_error: the
-    standard error as an estimate for the population that the data are a sample of; None where that is not known.
-    """
-
-    value: float
-    error: float
-    confidence: float
-    converged: bool
-    hvps: int
-    method: str = "hutchinson"
-    relative_to: str = "value"
-    data_error: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.value:.6g} ± {self.error:.2g} ({self.confidence:.4g})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an error that is not known (infinite) becomes None."""
-        return {
-            "value": _finite(self.value),
-            "error": _finite(self.error),
-            "confidence": self.confidence,
-            "converged": self.converged,
-            "hvps": self.hvps,
-            "method": self.method,
-            "relative_to": self.relative_to,
-            "data_error": None if self.data_error is None else _finite(self.data_error),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Estimate:
-        value, error = data["value"], data["error"]
-        return cls(
-            value=math.nan if value is None else value,
-            error=math.inf if error is None else error,
-            confidence=data["confidence"],
-            converged=data["converged"],
-            hvps=data["hvps"],
-            method=data["method"],
-            relative_to=data.get("relative_to", "value"),
-            data_error=data.get("data_error"),
-        )
-
-
-@dataclass(frozen=True)
-class Bracket:
-    """Bounds that hold together with probability ≥ `confidence`."""
-
-    lower: float
-    upper: float
-    confidence: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"lower": _finite(self.lower), "upper": _finite(self.upper), "confidence": self.confidence}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Bracket:
-        lower, upper = data["lower"], data["upper"]
-        return cls(-math.inf if lower is None else lower, math.inf if upper is None else upper, data["confidence"])
+_SURE = ("sure_lower", "sure_upper")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +50,7 @@ class Eigenpairs:
             columns["data_error"] = self.data_error
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return {
-            "eigenvalues": [dict(zip(columns, map(_finite, row), strict=True)) for row in rows],
+            "eigenvalues": [dict(zip(columns, map(finite, row), strict=True)) for row in rows],
             "converged": self.converged,
             "hvps": self.hvps,
             "verified": self.verified,
@@ -152,8 +90,10 @@ class Density:
     (m,), where a node is an eigenvalue that is known and counted (weight 1/n, or as many as were found there); the
     other weights are Gauss quadrature for random vectors (SLQ). cdf_lower, cdf_upper: shape (m,), what the distribution
     function of those vectors lies between from each node up to the next (Chebyshev, Markov, Stieltjes); they take in no
-    sampling error. support: an interval that holds all eigenvalues with probability ≥ `confidence`. n: eigenvalues.
-    samples: random vectors. hvps: products it cost. converged: whether the tolerance asked for was reached.
+    sampling error. sure_lower, sure_upper: shape (m,), what the distribution function of all eigenvalues lies between
+    for certain, as Ritz values interlace with eigenvalues (None in older files). support: an interval that holds all
+    eigenvalues with probability ≥ `confidence`. n: eigenvalues. samples: random vectors. hvps: products it cost.
+    converged: whether the tolerance asked for was reached.
     """
 
     nodes: np.ndarray
@@ -167,6 +107,8 @@ class Density:
     confidence: float
     hvps: int
     converged: bool = True
+    sure_lower: np.ndarray | None = None
+    sure_upper: np.ndarray | None = None
 
     def cdf(self, x: Any) -> np.ndarray:
         """The share of eigenvalues that are ≤ x; x of any shape."""
@@ -181,6 +123,9 @@ class Density:
         whole = np.minimum(whole, lower)  # the exact part, in which there is no chance
         lower = whole + self._true_share(lower - whole, -1)
         upper = whole + self._true_share(upper - whole, 1)
+        if self.sure_lower is not None and self.sure_upper is not None:
+            lower = np.maximum(lower, self._step(self.sure_lower, x))
+            upper = np.minimum(upper, self._step(self.sure_upper, x))
         exact = self.cdf(x)
         lower, upper = np.clip(lower - _TINY, 0.0, 1.0), np.clip(upper + _TINY, 0.0, 1.0)
         return np.where(outside, exact, lower), np.where(outside, exact, upper)
@@ -190,8 +135,7 @@ class Density:
         (low_a, high_a), (low_b, high_b) = (tuple(map(float, self.cdf_bounds(x))) for x in (a, b))
         value = self.n * float(self.cdf(b) - self.cdf(a))
         most, least = min(self.n * (high_b - low_a), self.n), max(self.n * (low_b - high_a), 0.0)
-        error = max(most - value, value - least, 0.0)
-        return Estimate(value, error, self.confidence, True, self.hvps, "slq")
+        return Estimate.between(value, least, most, self.confidence, self.hvps, "slq")
 
     def grid(self, smoothing: float | None = None, points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
         """The density at evenly spaced x, each node widened to a normal curve.
@@ -249,20 +193,20 @@ class Density:
             "exact": self.exact.tolist(),
             "cdf_lower": self.cdf_lower.tolist(),
             "cdf_upper": self.cdf_upper.tolist(),
-            "support": [_finite(end) for end in self.support],
+            "support": [finite(end) for end in self.support],
             "n": self.n,
             "samples": self.samples,
             "confidence": self.confidence,
             "hvps": self.hvps,
             "converged": self.converged,
-            "error": _finite(self.error),
+            "error": finite(self.error),
+            **{name: array.tolist() for name in _SURE if (array := getattr(self, name)) is not None},
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Density:
-        arrays: dict[str, Any] = {
-            name: np.array(data[name]) for name in ("nodes", "weights", "exact", "cdf_lower", "cdf_upper")
-        }
+        there = ("nodes", "weights", "exact", "cdf_lower", "cdf_upper", *(name for name in _SURE if name in data))
+        arrays: dict[str, Any] = {name: np.array(data[name]) for name in there}
         low, high = data["support"]
         support = (-math.inf if low is None else low, math.inf if high is None else high)
         rest = {name: data[name] for name in ("n", "samples", "confidence", "hvps", "converged")}
@@ -275,7 +219,8 @@ class Spectrum:
 
     parameters: n. eigenpairs: largest magnitude first. complete: False while under way or after an interruption; a
     figure not reached by then, or not asked for, is None. hvps, seconds: what it cost in all. asked: the figures asked
-    for. predicted: the products that were foreseen before the first one was made (None: not known).
+    for. predicted: the products that were foreseen before the first one was made (None: not known). condition: what the
+    same products tell of the conditioning. blocks: the figures of each group of parameters, where they were asked for.
     """
 
     parameters: int
@@ -288,6 +233,8 @@ class Spectrum:
     density: Density | None = None
     asked: tuple[str, ...] = FIGURES[:3]
     predicted: int | None = None
+    condition: Condition | None = None
+    blocks: Blocks | None = None
 
     @property
     def converged(self) -> bool:
@@ -311,6 +258,8 @@ class Spectrum:
             "trace": None if self.trace is None else self.trace.to_dict(),
             "frobenius_norm": None if self.frobenius_norm is None else self.frobenius_norm.to_dict(),
             "density": None if self.density is None else self.density.to_dict(),
+            "condition": None if self.condition is None else self.condition.to_dict(),
+            "blocks": None if self.blocks is None else self.blocks.to_dict(),
             "hvps": self.hvps,
             "predicted_hvps": self.predicted,
             "seconds": self.seconds,
@@ -319,6 +268,8 @@ class Spectrum:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Spectrum:
         """Reads what `to_dict` gives, and spectrum.json, of this version or an older one."""
+        from hvpspec.results_condition import Blocks, Condition  # it builds upon this file
+
         pairs = None
         if data["eigenvalues"]:
             rest = {name.removeprefix("eigenvalues_"): entry for name, entry in data.items()}
@@ -336,6 +287,8 @@ class Spectrum:
             density=None if data.get("density") is None else Density.from_dict(data["density"]),
             asked=tuple(data.get("asked", FIGURES[:3])),
             predicted=data.get("predicted_hvps"),
+            condition=None if data.get("condition") is None else Condition.from_dict(data["condition"]),
+            blocks=None if data.get("blocks") is None else Blocks.from_dict(data["blocks"]),
         )
 
 
@@ -351,7 +304,3 @@ class Progress:
     hvps: int
     expected: int | None
     spectrum: Spectrum
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,11 +2,13 @@
 
     pip install -c scripts/constraints.txt torch -e ".[cli,test,bench]" && pip install --no-deps pyhessian==0.1
     .venv/bin/python scripts/bench_oracle.py             about half an hour; writes results/oracle.md
+    .venv/bin/python scripts/bench_oracle.py --only GPT --only Memory      those sections of it alone
     .venv/bin/python scripts/bench_oracle.py --device cuda
 
-float32, one batch of the size named unless said otherwise; all in turns in one run, medians of nine. "Nothing kept":
-the residuals are computed anew for each product. Peak: the most memory that a product took above what was held before.
-Errors: against autograd in float64, relative. What takes longer than `--patience` minutes to get ready is given up.
+float32, one batch of the size named unless said otherwise; all of a section in turns in one run, medians of nine rounds
+or more. "Nothing kept": the residuals are computed anew for each product. Peak: the most memory that a product took
+above what is held between products. Errors: against autograd in float64, relative. What takes longer than `--patience`
+minutes to get ready is given up.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import itertools
 import platform
 import signal
 import statistics
@@ -31,7 +34,7 @@ from torch import Tensor
 import hvpspec
 
 ROOT = Path(__file__).resolve().parent.parent
-ROUNDS = 9
+ROUNDS, ENOUGH = 9, 10.0  # at least so many rounds, and where they are short, more, for so many seconds
 
 
 class GivenUp(Exception):
@@ -172,17 +175,16 @@ def peak(run: Callable[[Tensor], Any], v: Tensor) -> float:
         before = torch.cuda.memory_allocated()
         run(v)
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _status("VmRSS")
-    run(v)
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return 1024 * float(line.split()[1])
-    return float("nan")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run(v)
+    changes: list[tuple[int, int]] = []  # when, and by how many bytes (negative when freed)
+    pending = list(profile.profiler.kineto_results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return max(itertools.accumulate(size for _, size in sorted(changes)), default=0)
 
 
 def compare(make: Callable[[], models.Problem], names: list[str], minutes: float, device: str) -> dict[str, Any]:
@@ -215,7 +217,9 @@ def compare(make: Callable[[], models.Problem], names: list[str], minutes: float
         ready[name] = run
         result[name] = {"ready": took, "off": off, "times": []}
         print(f"  {name}: ready in {took:.1f} s", flush=True)
-    for _ in range(ROUNDS):
+    start, rounds = time.perf_counter(), 0
+    while rounds < ROUNDS or (time.perf_counter() - start < ENOUGH and rounds < 50 * ROUNDS):
+        rounds += 1
         for name, run in ready.items():
             result[name]["times"].append(seconds(run, v))
     for name, run in ready.items():
@@ -262,6 +266,38 @@ def growth(device: str) -> list[str]:
     return lines
 
 
+def budgets(device: str) -> list[str]:
+    """Held and peak memory under several budgets, beside a gradient's own peak."""
+    torch.manual_seed(0)
+    problem = models.gpt(4)
+    problem.model.to(device)
+    v = torch.randn(sum(p.numel() for p in problem.model.parameters()), device=device)
+    mib = 2.0**20
+    base = peak(gradient(problem, device), v) / mib
+    lines = [
+        f"GPT, 4 batches, MiB. One gradient's own peak is {base:.0f}; one product of plain autograd's "
+        f"{peak(ours('autograd')(problem, device), v) / mib:.0f}.",
+        "",
+        "| budget | kept | held | peak of one product above that | held + peak − budget |",
+        "| ---: | --- | ---: | ---: | ---: |",
+    ]
+    for budget in (1000, 450, 300, 150, 1):
+        H = hvpspec.HessianOperator(
+            problem.model,
+            problem.criterion,
+            problem.data,
+            engine="linearized",
+            memory_limit=f"{budget}MiB",
+            device=device,
+        )
+        H @ v
+        state = H._product._fast._state
+        held, above = state.size / mib, peak(H.__matmul__, v) / mib
+        over = held + above - budget
+        lines.append(f"| {budget} | {len(state.kept)} of 4 batches | {held:.0f} | {above:.0f} | {over:.0f} |")
+    return lines
+
+
 def automatic() -> list[str]:
     """The plan of "auto" on every model of the tests, told that many products are to come."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -288,12 +324,13 @@ def automatic() -> list[str]:
     return lines
 
 
-def overhead(device: str) -> list[str]:
+def overhead(device: str, copies: int) -> str:
     """What a spectrum run takes beside the engine's products."""
     torch.manual_seed(0)
     problem = models.gpt()
-    H = hvpspec.HessianOperator(problem.model, problem.criterion, problem.data, engine="linearized", device=device)
-    H @ torch.ones(H.shape[0], device=device)
+    data = problem.data * copies
+    H = hvpspec.HessianOperator(problem.model, problem.criterion, data, engine="linearized", device=device)
+    H @ torch.ones(H.shape[0], 8, device=device)  # the plan is made, for blocks as large as those to come
     engine, inside = H._product._fast, [0.0]
     product = engine._product  # what Linearized computes, beneath all of the operator
 
@@ -309,46 +346,56 @@ def overhead(device: str) -> list[str]:
     start = time.perf_counter()
     found = hvpspec.spectrum(H, 10, max_hvps=60)
     total = time.perf_counter() - start
-    return [
-        f"`spectrum(H, 10, max_hvps=60)` on the GPT: {found.hvps} products took {inside[0]:.1f} s of {total:.1f} s; "
-        f"the rest (flattening, orthogonalisation against the basis, small matrices) is {1 - inside[0] / total:.1%}."
-    ]
+    return (
+        f"`spectrum(H, 10, max_hvps=60)` on the GPT, {copies} batch(es): {found.hvps} products took {inside[0]:.1f} s "
+        f"of {total:.1f} s; the rest (orthogonalisation, probes, small matrices) {1 - inside[0] / total:.1%}."
+    )
+
+
+def sections(device: str, minutes: float) -> dict[str, Callable[[], list[str]]]:
+    """What the page holds: titles, and what measures and writes the text below each."""
+    names = [name for name in CONTESTANTS if "CUDA" not in name or device == "cuda"]
+
+    def beside(make: Callable[[], models.Problem]) -> Callable[[], list[str]]:
+        return lambda: table(compare(make, names, minutes, device), device)
+
+    found: dict[str, Callable[[], list[str]]] = {name: beside(make) for name, make in models.PROBLEMS.items()}
+    found["How it grows with data and width"] = lambda: growth(device)
+    found["Memory"] = lambda: budgets(device)
+    found["What the estimators add"] = lambda: [f"- {overhead(device, copies)}" for copies in (1, 4)]
+    if device == "cpu":
+        found["The choice of `auto` on the models of the tests (float64)"] = automatic
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--patience", type=float, default=9, help="minutes that an entry may take to get ready")
-    parser.add_argument("--only", help="problems whose name holds this, such as MLP; nothing is written")
+    parser.add_argument(
+        "--only", action="append", help="sections whose title holds this, such as MLP; the page keeps its others"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    names = [name for name in CONTESTANTS if "CUDA" not in name or options.device == "cuda"]
+    page = ROOT / "results" / ("oracle.md" if options.device == "cpu" else "oracle-gpu.md")
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    text = " ".join((__doc__ or "").split("\n\n")[2].split())
-    lines = [
-        "# What one Hessian-vector product costs",
-        "",
+    head = (
+        "# What one Hessian-vector product costs\n\n"
         f"Made by `python scripts/bench_oracle.py{'' if options.device == 'cpu' else ' --device cuda'}`; torch "
-        f"{torch.__version__.split('+')[0]}, {hardware}, {platform.system()}.",
-        "",
-        text,
-        "",
-    ]
-    for name, make in models.PROBLEMS.items():
-        if options.only and options.only not in name:
+        f"{torch.__version__.split('+')[0]}, {hardware}, {platform.system()}.\n\n"
+        + " ".join((__doc__ or "").split("\n\n")[2].split())
+    )
+    kept = page.read_text().split("\n## ")[1:] if options.only and page.exists() else []
+    texts = {title: text.strip("\n") for title, text in (part.split("\n", 1) for part in kept)}
+    measure = sections(options.device, options.patience)
+    for title, run in measure.items():
+        if options.only and not any(part in title for part in options.only):
             continue
-        print(name, flush=True)
-        lines += [f"## {name}", "", *table(compare(make, names, options.patience, options.device), options.device), ""]
-        print("\n".join(lines[-len(names) - 5 :]), flush=True)
-    if options.only:
-        return
-    lines += ["## How it grows with data and width", "", *growth(options.device), ""]
-    lines += ["## What the estimators add", "", *overhead(options.device), ""]
-    if options.device == "cpu":
-        lines += ["## The choice of `auto` on the models of the tests (float64)", "", *automatic()]
-    print("\n".join(lines[-30:]))
-    name = "oracle.md" if options.device == "cpu" else "oracle-gpu.md"
-    (ROOT / "results" / name).write_text("\n".join(lines).rstrip() + "\n")
+        print(f"## {title}", flush=True)
+        texts[title] = "\n".join(run())
+        print(texts[title], flush=True)
+    parts = [f"## {title}\n\n{texts[title]}" for title in measure if title in texts]
+    page.write_text("\n\n".join([head, *parts]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Each loss's mean times its weight must add up: whole = Σ mean·weight / Σ weight over any parts."""
 
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,3 +131,71 @@ def test_names():
     assert loss_name("mse") == "mse"
     assert loss_name(nn.MSELoss()) == "MSELoss()"
     assert loss_name(outputs) == "outputs"
+
+
+class Scored(nn.Module):
+    """What a Hugging Face model does with labels: scores from a table, and their loss beside them."""
+
+    def __init__(self, loss_function=None):
+        super().__init__()
+        self.scores = nn.Parameter(torch.randn(7, 5, dtype=torch.float64))
+        self.loss_function = loss_function
+
+    def forward(self, input_ids, labels=None):
+        scores, kept = self.scores[input_ids], labels
+        if self.loss_function is not None:
+            scores, kept = scores[:, :-1], labels[:, 1:]
+        if labels.is_floating_point():
+            return types.SimpleNamespace(loss=F.mse_loss(scores, labels))
+        return types.SimpleNamespace(loss=F.cross_entropy(scores.flatten(0, -2), kept.flatten()))
+
+
+def ForCausalLMLoss():  # known by its name
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("kind", ["masked", "next token", "classes", "numbers"])
+def test_a_models_own_loss_weighs_what_it_is_a_mean_over(kind):
+    model = Scored(ForCausalLMLoss if kind == "next token" else None)
+    ids = torch.randint(0, 7, (N,) if kind == "classes" else (N, 6))
+    labels = torch.randint(0, 5, ids.shape)
+    if kind == "numbers":
+        labels = torch.randn(*ids.shape, 5, dtype=torch.float64)
+    elif kind != "classes":
+        labels[2:4, 1:] = -100
+        labels[8, 3] = -100
+    fn = resolve_loss("model")
+    parts = [fn(model, {"input_ids": ids[s], "labels": labels[s]}) for s in (slice(0, 3), slice(3, N))]
+    split = sum(mean * weight for mean, weight in parts) / sum(weight for _, weight in parts)
+    torch.testing.assert_close(split, model(ids, labels).loss, rtol=1e-13, atol=0)
+
+
+def test_cosine_similarity_leaves_padding_out():
+    hidden = torch.randn(4, 3, 5, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
+    model = nn.Module()
+    model.forward = lambda input_ids, attention_mask: types.SimpleNamespace(last_hidden_state=hidden[input_ids[:, 0]])
+    ids = torch.arange(4)[:, None].expand(4, 3)
+    targets = torch.tensor([0.5, -0.25])
+    first, second = ({"input_ids": ids[s], "attention_mask": mask[s]} for s in (slice(0, 2), slice(2, 4)))
+    mean, weight = resolve_loss("cosine_similarity")(model, (first, second, targets))
+    means = [h[m.bool()].mean(0) for h, m in zip(hidden, mask, strict=True)]
+    cosines = [float(means[i] @ means[j] / means[i].norm() / means[j].norm()) for i, j in ((0, 2), (1, 3))]
+    assert float(mean) == pytest.approx(((cosines[0] - 0.5) ** 2 + (cosines[1] + 0.25) ** 2) / 2, rel=1e-12)
+    assert weight == 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "message"),
+    [
+        ("model", (torch.ones(2), torch.ones(2)), "dicts of the model's arguments"),
+        ("model", {"input_ids": torch.ones(2)}, '"labels" among them'),
+        ("cosine_similarity", {"input_ids": torch.ones(2)}, "needs batches"),
+        ("cosine_similarity", (torch.ones(2), torch.ones(2), torch.ones(2)), "needs hidden states of shape"),
+    ],
+)
+def test_losses_of_hugging_face_models_say_what_they_need(loss, batch, message):
+    model = nn.Module()
+    model.forward = lambda input_ids: input_ids
+    with pytest.raises(InputError, match=message):
+        resolve_loss(loss)(model, batch)

@@ -3,96 +3,133 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from hvpspec.checkpoint.read import read_checkpoint
-from hvpspec.errors import CheckpointError
+from hvpspec.checkpoint.files import one_line
+from hvpspec.checkpoint.matching import fitting_parts, match_names, tied
+from hvpspec.checkpoint.read import read_model, read_state
+from hvpspec.checkpoint.values import dense, dequantised, of_another_kind, without_rounding
+from hvpspec.errors import CheckpointError, CheckpointWarning
 
-_WRAPPERS = frozenset({"module", "_orig_mod"})  # DataParallel and DDP; torch.compile
 _LISTED = 20  # names that a message spells out
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@overload
 def load_checkpoint(
-    path: str | os.PathLike[str], model: Model, *, key: str | None = None, strict: bool = True
-) -> Model:
-    """Loads the parameters and buffers in a checkpoint file into `model`, in place, and returns it.
+    path: str | os.PathLike[str],
+    model: Model,
+    *,
+    key: str | None = ...,
+    strict: bool = ...,
+    allow_classes: Sequence[str] = ...,
+    trust_pickle: bool = ...,
+) -> Model: ...
 
-    path: a `.pt`/`.pth` file (read with weights_only=True) or a safetensors file.
-    key: where the state dict is nested; None looks under the usual keys ("state_dict", "model", …).
-    strict: every entry of the model and of the file must have its partner; False loads those that have.
 
-    Prefixes that wrappers leave (`module.`, `_orig_mod.`), at any level, are ignored when names are matched.
+@overload
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    model: None = ...,
+    *,
+    key: str | None = ...,
+    strict: bool = ...,
+    allow_classes: Sequence[str] = ...,
+    trust_pickle: bool = ...,
+) -> nn.Module: ...
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    key: str | None = None,
+    strict: bool = True,
+    allow_classes: Sequence[str] = (),
+    trust_pickle: bool = False,
+) -> nn.Module:
+    """Loads the parameters and buffers in a checkpoint into `model`, in place, and returns it.
+
+    path: a file that torch.save wrote (nested or not, Lightning's too), safetensors (single or an index), a directory
+        of Hugging Face or torch.distributed.checkpoint, a TorchScript or torch.export archive.
+    model: None takes the model that the checkpoint brings: a Hugging Face directory, a TorchScript archive, or a
+        torch.export archive that is trusted.
+    key: where the state dict is nested, "ema" say; None looks under the usual keys ("state_dict", "model", …).
+    strict: every entry of the model and of the file must have its partner; False loads those that have, and names what
+        of the model stays as it was in a CheckpointWarning.
+    allow_classes: "package.module.Class" of objects that the file may hold beside tensors.
+    trust_pickle: reads the file whatever it holds, which runs its code; with a CheckpointWarning.
+
+    Prefixes that wrappers leave (`module.`, `_orig_mod.`, `_fsdp_wrapped_module.` …), at any level, are ignored when
+    names are matched, and so is one that all names share (`model.`), where that makes them match.
+    No value is rounded: a model in half precision is raised to the file's float32. Half-precision and quantised
+    parameters in a file are cast to the model's. Either way with a CheckpointWarning.
     Raises CheckpointError, listing missing, unexpected and misshapen entries by name; the model is then unchanged.
     """
-    found = read_checkpoint(path, key)
+    if model is None:
+        return read_model(path, key, allow_classes=allow_classes, trust_pickle=trust_pickle)
+    path = Path(path)
+    found, at = read_state(path, key, allow_classes=allow_classes, trust_pickle=trust_pickle)
     expected = model.state_dict()
-    matched, unexpected = match_names(found, expected)
-
-    by_storage: dict[object, list[str]] = {}
-    for name, tensor in expected.items():
-        if isinstance(tensor, Tensor):
-            by_storage.setdefault(_identity(tensor, name), []).append(name)
-    missing = [
-        names[0]
-        for names in by_storage.values()
-        # An entry tied to one that is there comes with it. Old files lack the counter that BatchNorm only trains with.
-        if not any(name in matched for name in names) and not names[0].endswith("num_batches_tracked")
-    ]
+    packed = [name for name, own in expected.items() if isinstance(own, tuple)]
+    if packed:
+        raise CheckpointError(
+            f"the model ({type(model).__name__}) is quantised ({_list(packed)}), and {path} cannot be loaded into it; "
+            "build the network as it was before quantisation."
+        )
+    buffers = dict(model.named_buffers())
+    fit = match_names(found, expected, buffers)
+    entries = {name: found[entry] for name, entry in fit.matched.items()}
     misshapen = [
-        f"{name} (file {tuple(found[entry].shape)}, model {tuple(expected[name].shape)})"
-        for name, entry in matched.items()
-        if found[entry].shape != expected[name].shape
+        f"{name} (file {tuple(tensor.shape)}, model {tuple(expected[name].shape)})"
+        for name, tensor in entries.items()
+        if not is_lazy(expected[name]) and tensor.shape != expected[name].shape
     ]
-    torn = [
-        " and ".join(present)
-        for names in by_storage.values()
-        if len(present := [name for name in names if name in matched]) > 1
-        and not all(torch.equal(found[matched[present[0]]], found[matched[name]]) for name in present[1:])
-    ]
-
-    complaints = {"misshapen": misshapen, "tied in the model but different in the file": torn}
-    if strict or not matched:
-        complaints = {"missing": missing, "unexpected": unexpected, **complaints}
-    if any(complaints.values()) or not matched:
+    complaints = {"misshapen": misshapen}
+    if not misshapen:  # only then is it known how much memory their values will take
+        entries = dense(dequantised(path, entries))
+        complaints["of another kind"] = of_another_kind(entries, model, expected)
+        complaints["tied in the model but different in the file"] = _torn(entries, expected)
+    if strict or not fit.matched:
+        complaints = {"missing": fit.missing, "unexpected": fit.unexpected, **complaints}
+    if any(complaints.values()) or not fit.matched:
         said = "; ".join(f"{what}: {_list(names)}" for what, names in complaints.items() if names)
-        remedy = "check that --model builds the network that was saved" if matched else "no name in common"
+        remedy = "check that --model builds the network that was saved" if fit.matched else "no name in common"
+        if parts := fitting_parts(found, expected, buffers):
+            keys = " or ".join(f"--key {at}.{part}" if at else f"--key {part}" for part in parts)
+            remedy = f"what is under {' and '.join(parts)} fits {'each ' * (len(parts) > 1)}by itself: add {keys}"
+        elif complaints.get("of another kind"):
+            remedy = "of a quantised model, give the checkpoint from before quantisation"
         raise CheckpointError(f"{path} does not fit the model ({type(model).__name__}): {said} ({remedy}).")
-    model.load_state_dict({name: found[entry] for name, entry in matched.items()}, strict=False)
+    if fit.missing:
+        found_not = f"{path} does not hold {_list(fit.missing)}"
+        warnings.warn(
+            CheckpointWarning("missing", found_not, "there the model keeps the values it was built with"), stacklevel=2
+        )
+    without_rounding(path, entries, model, expected)
+    try:
+        model.load_state_dict(entries, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} cannot be loaded into {type(model).__name__} ({one_line(error)}).") from error
     return model
 
 
-def match_names(found: Mapping[str, Tensor], expected: Mapping[str, object]) -> tuple[dict[str, str], list[str]]:
-    """{model's name: file's name} and the file's names without a partner; wrapper prefixes are ignored."""
-    plain: dict[str, list[str]] = {}
-    for name in expected:
-        plain.setdefault(_unwrapped(name), []).append(name)
-    matched: dict[str, str] = {}
-    unexpected = []
-    # Exact matches first, so that a wrapped name never takes the place of an exact one.
-    for entry in sorted(found, key=lambda entry: entry not in expected):
-        candidates = [entry] if entry in expected else plain.get(_unwrapped(entry), [])
-        if len(candidates) == 1 and candidates[0] not in matched:
-            matched[candidates[0]] = entry
-        else:
-            unexpected.append(entry)
-    return matched, unexpected
-
-
-def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _identity(tensor: Tensor, name: str) -> object:
-    """Equal for tied entries: same memory, same shape."""
-    if tensor.numel() == 0 or tensor.is_meta:
-        return name
-    return (tensor.device, tensor.data_ptr(), tensor.shape)
+def _torn(entries: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
+    """Names of one tensor of the model for which the file has several."""
+    return [
+        " and ".join(present)
+        for names in tied(expected)
+        if len(present := [name for name in names if name in entries]) > 1
+        and not all(torch.equal(entries[present[0]], entries[name]) for name in present[1:])
+    ]
 
 
 def _list(names: Iterable[str]) -> str:

@@ -48,11 +48,8 @@ def load_loss(spec: str) -> str | Callable[..., Any] | nn.Module:
 
 def load_object(spec: str, option: str) -> Any:
     """What `FILE_OR_MODULE:name` names. Raises InputError, naming the option, when it is not there."""
-    place, separator, name = spec.rpartition(":")
-    if not separator or not place or not name:
-        raise InputError(f"{option} {spec}: write it as file.py:function or package.module:function.")
-    module = _import(place, option)
-    found: Any = module
+    found: Any = import_module(spec, option)
+    place, _, name = spec.rpartition(":")
     for part in name.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], n=3)
@@ -60,6 +57,25 @@ def load_object(spec: str, option: str) -> Any:
             raise InputError(f"{option} {spec}: {place} has no '{part}'{hint}")
         found = getattr(found, part)
     return found
+
+
+def import_module(spec: str, option: str) -> ModuleType:
+    """The module in which `spec` names something, and which `user_modules` has from then on."""
+    place, separator, name = spec.rpartition(":")
+    if not separator or not place or not name:
+        raise InputError(f"{option} {spec}: write it as file.py:function or package.module:function.")
+    module = _import(place, option)
+    if module not in _modules:
+        _modules.append(module)
+    return module
+
+
+_modules: list[ModuleType] = []
+
+
+def user_modules() -> tuple[ModuleType, ...]:
+    """The modules that the user named so far, in that order."""
+    return tuple(_modules)
 
 
 def _call(spec: str, option: str) -> Any:

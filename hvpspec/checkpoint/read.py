@@ -1,149 +1,165 @@
-"""Checkpoint files to named tensors, without running any code from the file."""
+"""Checkpoints of every format to named tensors, without running any code from the file; told apart by content."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
-import re
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hvpspec.checkpoint.archives import Archive
+from hvpspec.checkpoint.distributed import read_distributed
+from hvpspec.checkpoint.files import foreign, head
+from hvpspec.checkpoint.huggingface import huggingface_model
+from hvpspec.checkpoint.names import find_state_dict, tensors
+from hvpspec.checkpoint.pickled import read_torch
+from hvpspec.checkpoint.programs import export_model, export_tensors, script_model, script_tensors
+from hvpspec.checkpoint.tensor_files import is_safetensors, read_safetensors, read_shards
 from hvpspec.errors import CheckpointError
 
-USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
-"""Where training scripts keep the model's state dict, in the order in which they are tried."""
+_WEIGHTS = (
+    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
+)  # fmt: skip
 
-_MAX_DEPTH = 4  # of nested keys
+_STEPS = ("global_step", "step", "steps", "iteration", "iter", "it")
 
 
-def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file, on the CPU: {name: tensor}.
+def read_checkpoint(
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    *,
+    allow_classes: Sequence[str] = (),
+    trust_pickle: bool = False,
+) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, on the CPU: {name: tensor}.
 
-    path: a `.pt`/`.pth` file written by torch.save, or a safetensors file; told apart by content, not by name.
+    path: what torch.save wrote (zip or legacy, nested or not, Lightning's `.ckpt`); safetensors, single or the index of
+        several; a directory of torch.distributed.checkpoint or of Hugging Face; a torch.export or TorchScript archive.
     key: where the state dict is nested, with dots for deeper levels; None looks under the usual keys.
-    Raises CheckpointError when the file is missing, unreadable, would run code, or holds no state dict.
+    allow_classes: "package.module.Class" of objects that a pickle may hold beside tensors.
+    trust_pickle: read pickles without restriction, which runs whatever code they hold; with a CheckpointWarning.
+    Raises CheckpointError when it is missing, unreadable, damaged, would run code, or holds no state dict. Memory: that
+    of the tensors, once; nothing is allotted for what a file declares and does not hold.
     """
+    return read_state(path, key, allow_classes=allow_classes, trust_pickle=trust_pickle)[0]
+
+
+def read_state(
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    *,
+    allow_classes: Sequence[str] = (),
+    trust_pickle: bool = False,
+) -> tuple[dict[str, Tensor], str]:
+    """What `read_checkpoint` returns, and the key under which it was found."""
+    path = _resolve(Path(path))
+    found, at = find_state_dict(_content(path, allow_classes, trust_pickle), key, path)
+    return tensors(found), at
+
+
+def read_step(
+    path: str | os.PathLike[str], *, allow_classes: Sequence[str] = (), trust_pickle: bool = False
+) -> int | None:
+    """The training step that a checkpoint notes beside its weights ("step", "global_step" …); None where it does not.
+    Arguments as `read_checkpoint`."""
+    content = _content(_resolve(Path(path)), allow_classes, trust_pickle)
+    for name in _STEPS if isinstance(content, Mapping) else ():
+        value = content.get(name)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    return None
+
+
+def read_model(
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    *,
+    allow_classes: Sequence[str] = (),
+    trust_pickle: bool = False,
+) -> nn.Module:
+    """The model that a checkpoint brings, with its parameters: from a Hugging Face directory, a TorchScript archive, a
+    pickled nn.Module whose classes are allowed or, where it is trusted, a torch.export archive or any pickled module.
+    Arguments as `read_checkpoint`."""
     path = Path(path)
+    if path.is_dir() and _described(path):
+        _no_key(key, path)
+        return huggingface_model(path, read_checkpoint(path, allow_classes=allow_classes, trust_pickle=trust_pickle))
+    path = _resolve(path)
+    if path.is_file() and head(path).startswith(b"PK"):
+        with Archive(path) as archive:
+            if archive.kind in ("torchscript", "export"):
+                _no_key(key, path)
+                load = script_model if archive.kind == "torchscript" else export_model
+                return load(archive, trust=trust_pickle)
+    if (trust_pickle or allow_classes) and path.is_file() and head(path).startswith((b"PK", b"\x80")):
+        found, _ = find_state_dict(_content(path, allow_classes, trust_pickle), key, path)
+        if isinstance(found, nn.Module):
+            return found
+    if path.is_file() and path.suffix != ".json" and not _is_known(head(path), path):
+        raise foreign(path)
+    beside = f" or give the directory, {path.parent}, whose config.json names it" if _described(path.parent) else ""
+    raise CheckpointError(
+        f"{path} holds weights but not the network they belong to; say with --model FILE:FUNCTION how it is built"
+        f"{',' * bool(beside)}{beside}."
+    )
+
+
+def _described(folder: Path) -> bool:
+    """Whether a directory is one of Hugging Face's."""
+    return (folder / "config.json").is_file() and not (folder / ".metadata").is_file()
+
+
+def _content(path: Path, allow_classes: Sequence[str], trust_pickle: bool) -> Any:
+    """What a file holds, as it is nested there."""
+    if path.is_dir():
+        return read_distributed(path)
+    first = head(path)
+    if path.name.endswith(".json") and first.lstrip().startswith(b"{"):
+        return read_shards(
+            path, lambda shard: tensors(find_state_dict(_content(shard, allow_classes, trust_pickle), None, shard)[0])
+        )
+    if is_safetensors(first, path):
+        return read_safetensors(path)
+    if first.startswith(b"PK\x03\x04"):
+        with Archive(path) as archive:
+            if archive.kind == "torchscript":
+                return script_tensors(archive)
+            if archive.kind == "export":
+                return export_tensors(archive)
+    elif not _is_known(first, path):
+        raise foreign(path)
+    return read_torch(path, path, allow_classes=allow_classes, trust_pickle=trust_pickle)
+
+
+def _is_known(first: bytes, path: Path) -> bool:
+    """Whether a file begins as one that is read; torch's legacy format is a row of pickles."""
+    return first.startswith((b"PK\x03\x04", b"\x80")) or is_safetensors(first, path)
+
+
+def _resolve(path: Path) -> Path:
+    """The file to read; of a directory the weights in it, or itself if it is a distributed checkpoint."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file.")
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; give the checkpoint file in it.")
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
-    if not head:
-        raise CheckpointError(f"{path} is empty.")
-    if _is_safetensors(head):
-        content: Any = _read_safetensors(path)
-    elif head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of the legacy format
-        content = _read_torch(path)
-    else:
-        raise CheckpointError(f"{path} is not a checkpoint that torch.save or safetensors wrote.")
-    return _find_state_dict(content, key, path)
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_safetensors(head: bytes) -> bool:
-    """A safetensors file starts with the length of its JSON header (8 bytes, little endian) and then the header."""
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the format's own limit
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ModuleNotFoundError:
-        raise CheckpointError(
-            f"{path} is a safetensors file; to read it, pip install 'hvpspec[cli]' (or safetensors)."
-        ) from None
-    try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({_one_line(error)}).") from error
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickle protocols: they are read, or refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
-            raise CheckpointError(_not_a_checkpoint(path, error)) from error
-        wanted = re.search(r"unsupported global:?\s+(?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
-        asks = f" (it asks for {wanted.group(1)})" if wanted else ""
-        raise CheckpointError(
-            f"{path} was not read, because it holds more than tensors, and that could run code{asks}; where you trust "
-            "it, load it there and save only the tensors: torch.save(model.state_dict(), 'weights.pt')."
-        ) from error
-    except Exception as error:  # truncated and foreign files fail in many ways
-        raise CheckpointError(_not_a_checkpoint(path, error)) from error
-
-
-def _not_a_checkpoint(path: Path, error: Exception) -> str:
-    return (
-        f"{path} is not a checkpoint that torch.save or safetensors wrote, or it is damaged "
-        f"({type(error).__name__}: {_one_line(error)})."
+    if not path.is_dir() or (path / ".metadata").is_file():
+        return path
+    for name in _WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    for pattern in ("*.safetensors.index.json", "*.safetensors"):
+        if len(found := sorted(path.glob(pattern))) == 1:
+            return found[0]
+    names = sorted(file.name for file in path.iterdir())
+    has = f"it has {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "it is empty"
+    raise CheckpointError(
+        f"{path} is a directory without weights that are known ({', '.join(_WEIGHTS)}, .metadata; {has}); give the "
+        "checkpoint file in it."
     )
 
 
-def _one_line(error: Exception, limit: int = 160) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _find_state_dict(content: Any, key: str | None, path: Path) -> dict[str, Tensor]:
+def _no_key(key: str | None, path: Path) -> None:
     if key is not None:
-        for part in key.split(".") if not (isinstance(content, Mapping) and key in content) else [key]:
-            if not isinstance(content, Mapping) or part not in content:
-                raise CheckpointError(f"{path} has no key '{key}'; it has {_keys(content)}.")
-            content = content[part]
-        if not _is_state_dict(content):
-            raise CheckpointError(f"{path}: what is under '{key}' is no state dict; it has {_keys(content)}.")
-    else:
-        for _ in range(_MAX_DEPTH):
-            nested = [name for name in USUAL_KEYS if isinstance(content, Mapping) and _leads_on(content.get(name))]
-            if not nested:
-                break
-            content = content[nested[0]]
-        if not _is_state_dict(content):
-            raise CheckpointError(
-                f"{path}: no state dict found; it has {_keys(content)}. If one of these holds it, name it with key=."
-            )
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _leads_on(value: Any) -> bool:
-    """A state dict, or a level above one."""
-    return _is_state_dict(value) or (
-        isinstance(value, Mapping) and any(_is_state_dict(value.get(name)) for name in USUAL_KEYS)
-    )
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and all(isinstance(name, str) for name in value)
-        and any(isinstance(entry, Tensor) for entry in value.values())
-    )
-
-
-def _keys(value: Any) -> str:
-    if not isinstance(value, Mapping):
-        return f"a {type(value).__name__} there"
-    names = [str(name) for name in value]
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"the keys {', '.join(names[:10])}{more}" if names else "no keys"
+        raise CheckpointError(f"{path} brings its model and its one state dict; --key goes with --model.")

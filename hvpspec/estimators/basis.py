@@ -90,16 +90,27 @@ class Basis:
         """QᵀX in X's own precision, where the basis is at hand; for figures that need a few digits."""
         return self.rows @ X if self._place == "device" else self.inner(X).to(X.dtype)
 
-    def combine(self, coefficients: Tensor | np.ndarray) -> Tensor:
-        """Q S for S (m, k): shape (n, k), on the device."""
-        small = torch.as_tensor(coefficients).to(self.device, self._storage.dtype)
+    def combine(self, coefficients: Tensor | np.ndarray, first: int = 0) -> Tensor:
+        """Q S for S (m − first, k), on the basis vectors from number `first` on: shape (n, k), on the device."""
+        n, k = self._storage.shape[1], coefficients.shape[1]
+        result = torch.zeros(k, n, dtype=self._storage.dtype, device=self.device).T
+        return self._add(result, coefficients, first, 1)
+
+    def subtract(self, W: Tensor, coefficients: Tensor | np.ndarray, first: int = 0) -> None:
+        """W ← W − Q S for W (n, k), in place; S as for `combine`."""
+        self._add(W, coefficients, first, -1)
+
+    def _add(self, W: Tensor, coefficients: Tensor | np.ndarray, first: int, sign: int) -> Tensor:
+        """W ← W ± Q S. By rows: a vector's entries lie side by side in both."""
+        small = torch.as_tensor(coefficients).to(self.device, self._storage.dtype).T
+        rows = self.rows[first:]
         if self._place == "device":
-            return self.matrix @ small
-        result = self._storage.new_empty((self._storage.shape[1], small.shape[1]), device=self.device)
-        for start in range(0, len(result), CHUNK):
-            rows = slice(start, start + CHUNK)
-            result[rows] = self.matrix[rows].to(self.device) @ small
-        return result
+            W.T.addmm_(small, rows, alpha=sign)
+        else:
+            for start in range(0, len(W), CHUNK):
+                part = slice(start, start + CHUNK)
+                W[part].T.addmm_(small, rows[:, part].to(self.device), alpha=sign)
+        return W
 
     def compress(self, coefficients: np.ndarray) -> None:
         """Q ← Q S for S (m, k) with k ≤ m, in place, the sums taken in float64."""

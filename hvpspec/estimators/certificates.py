@@ -9,6 +9,11 @@ For one start vector this is 1/√(Σ_j p_j(λ)²), p_j being the Lanczos polyno
 Ritz values. A random start of width b has |Gx|² ~ Beta(b/2, (n − b)/2), whatever u is. So, with a known probability, no
 eigenvalue lies where the right-hand side is below the quantile. (Kuczyński and Woźniakowski 1992, doi:10.1137/0613066;
 van Dorsselaer, Hochstenbach and van der Vorst 2000, doi:10.1137/S0895479899353323.)
+
+A start s = share · ĝ + a, of a random unit vector ĝ and any a that does not depend on it, has |sᵀu| ≤ share · δ no more
+often than |ĝᵀu| ≤ δ: the density of ĝᵀu is even and falls from 0 outwards (n ≥ 3), so that no other interval of that
+length has more of it. (Anderson 1955, doi:10.1090/S0002-9939-1955-0069229-1.) So a start may lean towards vectors that
+are thought to be near eigenvectors, and what it proves holds wherever they point.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from scipy.linalg import eigh
 from hvpspec.estimators.krylov import Krylov, Ritz
 from hvpspec.results import Bracket
 
+_UNLUCKY = 3.0  # times less of the start than the extreme Ritz vector has: so much any eigenvector beyond may have
 _ISOLATED = 1e-3  # the probability, over all n eigenvalues, that one lies in a gap that is called empty
 
 
@@ -36,6 +42,7 @@ class Exclusion:
     width: int
     n: int
     slack: float
+    share: float = 1.0
 
     @classmethod
     def of(cls, krylov: Krylov) -> Exclusion | None:
@@ -50,7 +57,7 @@ class Exclusion:
         if not np.any(coupled):
             return None
         slack = float(np.linalg.norm(known.defects[:end])) + 50 * krylov.eps * known.norm
-        return cls(values, vectors[:width], coupled, width, krylov.n, slack)
+        return cls(values, vectors[:width], coupled, width, krylov.n, slack, krylov.share)
 
     def overlap(self, points: np.ndarray) -> np.ndarray:
         """The bound at each of the points."""
@@ -66,7 +73,11 @@ class Exclusion:
         """What the part of a given eigenvector in the start exceeds with probability 1 − miss."""
         if self.n <= self.width:
             return 0.0
-        return math.sqrt(float(stats.beta.ppf(miss, self.width / 2, (self.n - self.width) / 2)))
+        return self.share * math.sqrt(float(stats.beta.ppf(miss, self.width / 2, (self.n - self.width) / 2)))
+
+    def empty_at(self, points: np.ndarray, miss: float) -> bool:
+        """Whether none of the points is an eigenvalue, each but with probability `miss`."""
+        return bool((self.overlap(points) <= self.least_overlap(miss)).all())
 
     def beyond(self, miss: float, side: int) -> float:
         """The point past which, above (side 1) or below (side −1), no eigenvalue lies, but with probability `miss`."""
@@ -74,6 +85,9 @@ class Exclusion:
         edge = self.values[-1] if side > 0 else self.values[0]
         step = max(float(self.values[-1] - self.values[0]), float(np.abs(self.coupled).max()), self.slack)
         distances = step * 2.0 ** np.arange(-40, 60)
+        # There is an eigenvalue at the extreme Ritz value or beyond. A start that has less of that Ritz vector than is
+        # likely of an eigenvector must not be taken for a proof that there is none further out.
+        level = min(level, float(np.linalg.norm(self.first_rows[:, -1 if side > 0 else 0])) / _UNLUCKY)
         for _ in range(4):  # the bound falls all the way outwards: look where it has, ever more closely
             small = np.flatnonzero(self.overlap(edge + side * distances) <= level)
             if not small.size:

@@ -3,8 +3,9 @@
 For a random unit vector v the measure Σ_i (u_iᵀv)² δ(λ_i) has the distribution of eigenvalues as its mean, and scatters
 little when n is large: (u_iᵀv)² summed over a share p of the eigenvalues is a Beta variable of variance
 2p(1 − p)/(n + 2). Lanczos from v gives its Gauss quadrature, and bounds on its distribution function. Eigenvalues that
-are known one by one are counted as one each. (Golub and Welsch 1969, doi:10.1090/S0025-5718-69-99647-1; Chen, Trogdon,
-Ubaru 2021, arXiv:2105.06595: spend products on steps rather than on vectors.)
+are known one by one, and shown to have no further copies, are counted as one each. (Golub and Welsch 1969,
+doi:10.1090/S0025-5718-69-99647-1; Chen, Trogdon, Ubaru 2021, arXiv:2105.06595: spend products on steps rather than on
+vectors.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from scipy.linalg import eigh
 
 from hvpspec.estimators.basis import check_storage
 from hvpspec.estimators.certificates import Exclusion, bracket
-from hvpspec.estimators.krylov import Krylov
+from hvpspec.estimators.krylov import Krylov, Ritz
+from hvpspec.estimators.multiplicity import ONE, Sums, single
 from hvpspec.estimators.onepass import OnePass
 from hvpspec.estimators.options import Tolerance, check_budget, check_seed
 from hvpspec.estimators.symmetric import as_symmetric
@@ -27,7 +29,6 @@ from hvpspec.results import Density
 
 _DEFAULT_BUDGET = 1000
 _KNOWN = 1e-2  # an eigenvector known to this angle is taken off the start vector's measure
-_ONE = 11.0  # n times the weight of one eigenvalue is a χ²₁ variable: above this (1 in 1000) it may stand for several
 
 
 def spectral_density(
@@ -51,8 +52,8 @@ def spectral_density(
         `converged=False`.
     seed, basis_memory, basis_on: as for `hvpspec.eigsh`. callback: called with the Density after each step.
 
-    An eigenvalue that coincides with a few others to rounding can be taken for a single one: a random vector meets all
-    of them as one, and only its weight there, a random number, tells. (`spectrum` finds copies with its probes.)
+    A random vector meets all copies of an eigenvalue as one, so that no count of eigenvalues is exact here, unless the
+    space has closed. (`spectrum` has probes that show where there are no copies, and counts those one by one.)
 
     Costs one HVP a step. Raises InputError for options out of range or an operator that is not symmetric.
     """
@@ -88,14 +89,15 @@ def _steps_suffice(density: Density, allowed: float, one: OnePass, budget: int) 
     if quadrature > allowed / 2:
         return False
     vectors = ((density.error - quadrature) / (allowed - quadrature)) ** 2 if allowed > quadrature else math.inf
-    cheaper = math.isfinite(vectors) and math.ceil(vectors) * one.krylov.m < one.A.n
+    # Where few eigenvalues dominate, the error falls more slowly than by √vectors.
+    cheaper = math.isfinite(vectors) and 2 * math.ceil(vectors) * one.krylov.m < one.A.n
     return cheaper or one.A.n > min(one.capacity, budget)
 
 
 def quadrature_error(density: Density) -> float:
     """The part of `density.error` that more steps would mend: how far apart its bounds are."""
     between = np.diff(np.concatenate([density.nodes, [density.support[1]]]))
-    sums = np.cumsum(density.weights)
+    sums = np.clip(np.cumsum(density.weights), density.cdf_lower, density.cdf_upper)
     return float(np.maximum(density.cdf_upper - sums, sums - density.cdf_lower) @ np.maximum(between, 0.0))
 
 
@@ -129,15 +131,22 @@ class _Sample:
     above: np.ndarray
 
 
-def read_density(spaces: list[Krylov], confidence: float, hvps: int) -> Density:
-    """The density that the Krylov spaces, each from its own random start, have sampled. Costs no HVP."""
+def read_density(
+    spaces: list[Krylov], confidence: float, hvps: int, sums: Sums | None = None, *, likely: bool = True
+) -> Density:
+    """The density that the Krylov spaces, each from its own random start, have sampled. Costs no HVP.
+
+    sums: trace and squared norm, which show what eigenvalues are single; without them none is known to be. likely: the
+    weights are those of as many copies as are known where that is likely, and not those that were sampled; the bounds
+    are not touched by that.
+    """
     for krylov in spaces:
         if krylov.m == krylov.n:
             return _whole(krylov, confidence, hvps)
     known = [(krylov.ritz(), Exclusion.of(krylov)) for krylov in spaces]
     low = max(bracket(ritz, exclusion, -1, confidence).lower for ritz, exclusion in known)
     high = min(bracket(ritz, exclusion, 1, confidence).upper for ritz, exclusion in known)
-    samples = [sample for krylov in spaces for sample in _samples(krylov, low, high)]
+    samples = [sample for krylov in spaces for sample in _samples(krylov, low, high, sums, confidence, likely)]
     count = sum(sample.width for sample in samples)
 
     def column(name: str, *, shared: bool = True) -> np.ndarray:
@@ -145,6 +154,7 @@ def read_density(spaces: list[Krylov], confidence: float, hvps: int) -> Density:
 
     order = np.argsort(np.concatenate([sample.nodes for sample in samples]), kind="stable")
     nodes, weights = column("nodes", shared=False), column("weights")
+    sure_lower, sure_upper = _interlaced([ritz for ritz, _ in known], nodes, spaces[0].n)
     return Density(
         nodes=nodes,
         weights=weights / weights.sum(),
@@ -156,59 +166,119 @@ def read_density(spaces: list[Krylov], confidence: float, hvps: int) -> Density:
         samples=count,
         confidence=confidence,
         hvps=hvps,
+        sure_lower=sure_lower,
+        sure_upper=sure_upper,
     )
 
 
-def _samples(krylov: Krylov, low: float, high: float) -> list[_Sample]:
+def _interlaced(known: list[Ritz], nodes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is certain of the distribution from each node up to the next: the i-th smallest eigenvalue is not above the
+    i-th smallest Ritz value, and the i-th largest not below the i-th largest."""
+    after = np.concatenate([nodes[1:], [np.inf]])
+    lower, upper = np.zeros(len(nodes)), np.ones(len(nodes))
+    for ritz in known:
+        lower = np.maximum(lower, np.searchsorted(ritz.values + ritz.noise, nodes, side="right") / n)
+        above = len(ritz.values) - np.searchsorted(ritz.values - ritz.noise, after, side="left")
+        upper = np.minimum(upper, 1 - above / n)
+    return lower, upper
+
+
+def _samples(
+    krylov: Krylov, low: float, high: float, sums: Sums | None, confidence: float, likely: bool
+) -> list[_Sample]:
     """One for each segment; the spectrum lies in [low, high].
 
     A segment's start is random in the complement of the segments before it, whose values are all known exactly. One
     that has not ended adds little beside one that has, and is left out.
     """
-    known, n = krylov.of_start, krylov.n
+    n, found, before = krylov.n, [], np.zeros(0)
+    segments = _segments(krylov)
+    for number, segment in enumerate(segments):
+        values, copies = segment.values, segment.copies
+        left = n - len(before)
+        atoms = segment.residuals <= _KNOWN * _gaps(values)
+        exact = np.zeros(len(values), bool)
+        if segment.ended:  # a later segment that has ended would show what copies there still were
+            later = [_shown(values, other) for other in segments[number + 1 :]]
+            exact = np.min(later, axis=0) == 0 if later else exact
+            copies = copies + np.sum(later, axis=0) if later else copies
+            atoms = np.ones(len(values), bool)
+        if krylov.undisturbed is not None:
+            earlier_copies = (np.abs(before[:, None] - values) <= segment.near).sum(0)
+            copies = np.maximum(copies, _found(krylov, values, segment.residuals) - earlier_copies)
+        if sums is not None:
+            exact |= single(values, left * segment.weights, atoms, copies, before, sums, confidence)
+            if not segment.ended:
+                exact[atoms] |= sums.without_copies(values[atoms], _leak(krylov, values)[atoms], confidence)
+        counted = np.where(exact, copies, 0.0) / n
+        rest = np.where(exact, 0.0, segment.weights)
+        if rest.sum() > 0:
+            rest *= (left / n - counted.sum()) / rest.sum()
+        edges = None if segment.ended else _edges(krylov, values, atoms, low, high)
+        nodes, mass, sure, below, above = _with_bounds(values, rest + counted, exact, atoms, edges)
+        if likely:  # but the bounds are those of the weights that were sampled
+            counted = np.where(exact | (atoms & (left * segment.weights <= ONE * copies)), copies, 0.0) / n
+            rest = np.where(counted > 0, 0.0, rest)
+            if rest.sum() > 0:
+                rest *= (left / n - counted.sum()) / rest.sum()
+                mass = _with_bounds(values, rest + counted, exact, atoms, edges)[1]
+        earlier = np.full(len(before), 1 / n)
+        found.append(
+            _Sample(
+                segment.width,
+                np.concatenate([before, nodes]),
+                np.concatenate([earlier, mass]),
+                np.concatenate([np.ones(len(before), bool), sure]),
+                np.concatenate([earlier, below]),
+                np.concatenate([earlier, above]),
+            )
+        )
+        before = np.concatenate([before, np.repeat(segment.values, segment.copies.astype(int))])
+    return found
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Ritz values of a segment, those that coincide (to `near`) as one with so many copies, and their weights."""
+
+    values: np.ndarray
+    weights: np.ndarray
+    residuals: np.ndarray
+    copies: np.ndarray
+    width: int
+    ended: bool
+    near: float
+
+
+def _segments(krylov: Krylov) -> list[_Segment]:
+    """Those that have ended, and the first in any case."""
+    known = krylov.of_start
     starts = [first for first, _ in known.segments] + [len(known.T)]
+    near = max(1e-8, 200 * krylov.eps) * known.norm
     found = []
-    before = np.zeros(0)
     for number, (first, width) in enumerate(known.segments):
-        end = starts[number + 1]
-        ended = number + 1 < len(known.segments)
+        end, ended = starts[number + 1], number + 1 < len(known.segments)
         if end == first or (number and not ended):
             break
         values, vectors = eigh(known.T[first:end, first:end])
         weights = (vectors[:width] ** 2).mean(0)
         residuals = np.linalg.norm(known.coupling[first:end].T @ vectors, axis=0)
-        values, weights, residuals, copies = _merged(values, weights, residuals, 1e-8 * known.norm)
-        exact = (residuals <= _KNOWN * _gaps(values)) & (weights * (n - first) <= _ONE * copies)
-        if ended and not _plausible(weights[~exact] * (n - first), n - first - copies[exact].sum()):
-            exact &= weights * (n - first) <= 1
-        if krylov.undisturbed is not None:
-            copies = np.maximum(copies, _found(krylov, values, residuals))
-        counted = np.where(exact, copies, 0.0) / n
-        rest = np.where(exact, 0.0, weights)
-        if rest.sum() > 0:
-            rest *= ((n - first) / n - counted.sum()) / rest.sum()
-        edges = None if ended else _edges(krylov, values, exact, low, high)
-        nodes, mass, exact, below, above = _with_bounds(values, rest + counted, exact, edges)
-        earlier = np.full(len(before), 1 / n)
-        found.append(
-            _Sample(
-                min(width, end - first),
-                np.concatenate([before, nodes]),
-                np.concatenate([earlier, mass]),
-                np.concatenate([np.ones(len(before), bool), exact]),
-                np.concatenate([earlier, below]),
-                np.concatenate([earlier, above]),
-            )
-        )
-        before = np.concatenate([before, np.repeat(values, copies.astype(int))])
+        merged = _merged(values, weights, residuals, 1e-8 * known.norm)
+        found.append(_Segment(*merged, min(width, end - first), ended, near))
     return found
 
 
+def _shown(values: np.ndarray, segment: _Segment) -> np.ndarray:
+    """How many of each value the segment has. (Rounding can let a second one in, with hardly any weight.)"""
+    return segment.copies @ (np.abs(segment.values[:, None] - values) <= segment.near)
+
+
 def _edges(
-    krylov: Krylov, values: np.ndarray, exact: np.ndarray, low: float, high: float
+    krylov: Krylov, values: np.ndarray, atoms: np.ndarray, low: float, high: float
 ) -> tuple[float, float] | None:
-    """Where the sampled part of the distribution lies: up to the first empty stretch beside its outermost nodes."""
-    inside = np.flatnonzero(~exact)
+    """Where the part of the distribution that is no atom lies: up to the first empty stretch beside its outermost
+    nodes."""
+    inside = np.flatnonzero(~atoms)
     exclusion = Exclusion.of(krylov)
     if not inside.size:
         return None
@@ -222,23 +292,29 @@ def _edges(
 
 
 def _with_bounds(
-    values: np.ndarray, weights: np.ndarray, exact: np.ndarray, edges: tuple[float, float] | None
+    values: np.ndarray,
+    weights: np.ndarray,
+    exact: np.ndarray,
+    atoms: np.ndarray,
+    edges: tuple[float, float] | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Nodes, weights, exact, and the steps of the lower and the upper bound on the distribution function.
 
-    From a node up to the next, the sampled part lies between the sum of the weights before that node and the sum up to
-    the next one; the last weight is sure to be reached at the upper edge, the first may come from the lower edge on.
-    Without edges there is no error of quadrature (the space is invariant): both bounds are the weights themselves.
+    An atom is an eigenvalue that the vector has met in full: its weight lies there, whatever it is. From any other node
+    up to the next such, the rest lies between the sum of the weights before that node and the sum up to the next one;
+    the last weight is sure to be reached at the upper edge, the first may come from the lower edge on. Without edges
+    there is no error of quadrature (the space is invariant): both bounds are the weights themselves.
     """
     if edges is None:
         return values, weights, exact, weights, weights
     values = np.concatenate([values, edges])
     weights = np.concatenate([weights, [0.0, 0.0]])
     exact = np.concatenate([exact, [False, False]])
+    atoms = np.concatenate([atoms, [False, False]])
     order = np.argsort(values, kind="stable")
-    values, weights, exact = values[order], weights[order], exact[order]
-    inside = np.flatnonzero(~exact)  # from edge to edge
-    below, above = np.where(exact, weights, 0.0), np.where(exact, weights, 0.0)
+    values, weights, exact, atoms = values[order], weights[order], exact[order], atoms[order]
+    inside = np.flatnonzero(~atoms)  # from edge to edge
+    below, above = np.where(atoms, weights, 0.0), np.where(atoms, weights, 0.0)
     below[inside[1:]] = weights[inside[:-1]]
     above[inside[:-1]] = weights[inside[1:]]
     return values, weights, exact, below, above
@@ -258,20 +334,29 @@ def _merged(
     )
 
 
-def _plausible(weights: np.ndarray, count: float) -> bool:
-    """Whether the nodes that are not exact look as if all other eigenvalues lay there: a sum like χ² with `count`.
-
-    In a space that has closed there is no other place for them.
-    """
-    return abs(float(weights.sum()) - count) <= 3 * math.sqrt(2 * max(count, 1))
-
-
 def _found(krylov: Krylov, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     """How many eigenvalues the space has come to show at each value, with vectors that were added to its start."""
+    return _own(krylov, values, residuals).sum(0).astype(float)
+
+
+def _own(krylov: Krylov, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """Which Ritz values of the whole basis (rows) are surely eigenvalues at each of the values."""
     ritz = krylov.ritz()
     near = np.abs(ritz.values[:, None] - values) <= ritz.residuals[:, None] + residuals + ritz.noise[:, None]
-    sure = ritz.residuals[:, None] <= _KNOWN * _gaps(values)
-    return (near & sure).sum(0).astype(float)
+    return near & (ritz.residuals[:, None] <= _KNOWN * _gaps(values))
+
+
+def _leak(krylov: Krylov, values: np.ndarray) -> np.ndarray:
+    """How far the basis may keep a further eigenvector u of each value from being one of the complement: with
+    a = Qᵀu, (T − λ) a = −C Fᵀu gives ‖(B − λ) z‖ ≤ ‖Cᵀ (T − λ)⁻¹ C‖ ‖z‖ for the part z of u that lies there.
+
+    Rounding lets copies into the basis once the first one has converged: half-way in, they make this large.
+    """
+    ritz = krylov.ritz()
+    own = _own(krylov, values, np.zeros(len(values)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        others = ritz.residuals[:, None] ** 2 / np.abs(ritz.values[:, None] - values)
+    return np.where(own, ritz.residuals[:, None], others).sum(0)
 
 
 def _gaps(values: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ class Remainder:
         few = self.count - 1
         spread = float(np.var(self.traces, ddof=1)) * few / stats.chi2.ppf(0.01, few)
         bound = 2 * self.variation
-        quantile = _quantile(confidence, self._freedom if bound <= spread else few)
+        quantile = student(confidence, self._freedom if bound <= spread else few)
         return mean, quantile * math.sqrt(max(min(bound, spread), 0.0) / self.count)
 
     def squared_norm(self, confidence: float) -> tuple[float, float]:
@@ -110,7 +110,8 @@ class Remainder:
         # Var ‖Bw‖² ≤ 2 (‖B²‖_F² − ‖B‖_F⁴ / D), from the pairs; or the spread of the samples where that is larger.
         bound = 2 * max(self._pairs([b.yy for b in self.blocks]) - mean**2 / self.dimension, 0.0)
         variance = max(bound, float(np.var(self.squared_norms, ddof=1)))
-        relative = _quantile(confidence, self._freedom) * math.sqrt(variance / self.count) / mean
+        # How well that is known is a matter of the effective rank of B², which few probes do not tell.
+        relative = student(confidence, self.count - 1) * math.sqrt(variance / self.count) / mean
         return mean, math.exp(min(relative, 300.0))
 
     @property
@@ -124,6 +125,6 @@ class Remainder:
         return max(self.count - 1, self.count * min(rank, self.dimension) / 4)
 
 
-def _quantile(confidence: float, freedom: float) -> float:
+def student(confidence: float, freedom: float) -> float:
     """Student's, a little widened where few samples dominate: those who stop at a tolerance stop at a lucky moment."""
     return float(stats.t.ppf((1 + confidence) / 2, freedom)) * (1 + 2 / freedom)

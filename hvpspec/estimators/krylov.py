@@ -4,10 +4,10 @@ Q (n × m) is the basis, F (n × p) the frontier: orthonormal vectors, orthogona
 the two. A step multiplies some frontier vectors by H, moves them into the basis, and puts what is new in the products
 on the frontier. With p = 1 it is the Lanczos recurrence; T is then tridiagonal and C has one entry.
 
-Every new vector is orthogonalised twice against the whole basis; without that, float32 Lanczos shows ghosts.
-(Paige 1972, doi:10.1093/imamat/10.3.373; "twice is enough": Giraud et al. 2005, doi:10.1007/s00211-005-0615-4; block
-Lanczos: Golub and Underwood 1977, doi:10.1016/B978-0-12-587260-7.50018-2; thick restart: Wu and Simon 2000,
-doi:10.1137/S0895479898334605.)
+Every new vector is orthogonalised against the whole basis, after its known part is taken off, and once more if it has
+shrunk; without that, float32 Lanczos shows ghosts. (Paige 1972, doi:10.1093/imamat/10.3.373; "twice is enough": Giraud
+et al. 2005, doi:10.1007/s00211-005-0615-4; block Lanczos: Golub and Underwood 1977,
+doi:10.1016/B978-0-12-587260-7.50018-2; thick restart: Wu and Simon 2000, doi:10.1137/S0895479898334605.)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hvpspec.estimators.symmetric import Symmetric, refuse_asymmetric
 from hvpspec.estimators.vectors import column_inner, gaussian, inner
 
 _ROUNDING = 50  # what a product may be off by, in roundoffs of ‖T‖, without its asymmetry showing it
+_MUCH_LEFT = 0.5  # of the squared length, after a pass of Gram-Schmidt: then there is no need for another
 _CLOSED = 100  # a remainder below so many roundoffs of ‖T‖ is rounding: the space is invariant
 
 
@@ -60,7 +61,7 @@ class Projection:
 
     def ritz(self, eps: float, first: int = 0, end: int | None = None) -> Ritz:
         """The eigenpairs of T on the vectors from number `first` up to `end` (whole segments)."""
-        values, vectors = eigh(self.T[first:end, first:end])
+        values, vectors = eigh(self.T[first:end, first:end], driver="evd")
         residuals = np.linalg.norm(self.coupling[first:end].T @ vectors, axis=0)
         # H Q = Q T + F Cᵀ + E with ‖E e_j‖ = defect_j, so that ‖E s‖ ≤ Σ_j defect_j |s_j|. Entries of E that show no
         # asymmetry, such as those on the diagonal, are taken to be of the same size as those that do.
@@ -75,7 +76,8 @@ class Krylov:
     """The basis, the frontier, and the projection.
 
     `undisturbed` is the projection as it was before the first restart or added vector: from then on the space is no
-    longer the Krylov space of its start, which is what certificates and quadrature rest on.
+    longer the Krylov space of its start, which is what certificates and quadrature rest on. `share` is the random part
+    of a start that leans towards given vectors (1: all of it): s = share · ĝ + something that ĝ does not depend on.
     """
 
     basis: Basis
@@ -85,11 +87,17 @@ class Krylov:
     seed: int
     drawn: int = 0
     undisturbed: Projection | None = field(default=None)
+    share: float = 1.0
 
     @property
     def of_start(self) -> Projection:
         """The projection on the largest Krylov space of the start alone."""
         return self.undisturbed or self.projection
+
+    @property
+    def leans(self) -> bool:
+        """Whether the start is not random alone."""
+        return self.share != 1
 
     @property
     def m(self) -> int:
@@ -121,13 +129,19 @@ class Step:
     before: int
 
 
-def start(A: Symmetric, *, seed: int, block: int = 1, place: str = "device", drawn: int = 0) -> Krylov:
+def start(
+    A: Symmetric, *, seed: int, block: int = 1, place: str = "device", drawn: int = 0, towards: Tensor | None = None
+) -> Krylov:
     """A Krylov space with no vector yet: `block` random ones on its frontier (fewer if n is less), the first `drawn`
-    of the seed left out."""
+    of the seed left out. `towards`: a unit vector (n, 1) that is added to the first of them."""
     basis = Basis(A.n, A.dtype, A.device, place)
     nothing = Projection(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0), ())
     krylov = Krylov(basis, torch.empty(A.n, 0, dtype=A.dtype, device=A.device), nothing, A.eps, seed, drawn)
     _open_segment(krylov, min(block, A.n))
+    if towards is not None:
+        mixed = krylov.frontier + towards
+        krylov.share = 1 / _length(mixed)
+        krylov.frontier = normalised(mixed)
     return krylov
 
 
@@ -141,7 +155,7 @@ def extend(krylov: Krylov, multiply: Callable[[Tensor], Tensor], width: int | No
     waiting = krylov.frontier[:, X.shape[1] :]
     W = multiply(X)
     krylov.basis.append(X)
-    coefficients = _orthogonalise(krylov.basis, waiting, W)
+    coefficients = orthogonalise(krylov.basis, waiting, W, known.coupling[:, : X.shape[1]])
     T, defects = _bordered(known, coefficients[: m + X.shape[1]], X.shape[1])
     coupling = np.zeros((len(T), waiting.shape[1]))
     coupling[:m] = known.coupling[:, X.shape[1] :]
@@ -189,7 +203,8 @@ def restart(krylov: Krylov, best: Callable[[np.ndarray], np.ndarray]) -> np.ndar
     values, vectors = np.zeros(len(known.T)), np.zeros_like(known.T)
     for part in (slice(0, ended), slice(ended, None)):
         if known.T[part, part].size:
-            values[part], vectors[part, part] = eigh(known.T[part, part])
+            # Divide and conquer: the vectors of SciPy's default may be a thousand roundoffs from orthogonal.
+            values[part], vectors[part, part] = eigh(known.T[part, part], driver="evd")
     keep = np.sort(best(values))
     S = np.ascontiguousarray(vectors[:, keep])
     krylov.basis.compress(S)
@@ -216,17 +231,29 @@ def _bordered(known: Projection, coefficients: np.ndarray, width: int) -> tuple[
     return T, np.concatenate([known.defects, defects])
 
 
-def _orthogonalise(basis: Basis, others: Tensor, W: Tensor) -> np.ndarray:
-    """Subtracts from W (n, b), in place, its part in the basis and the others, twice; the coefficients, in float64."""
+def orthogonalise(basis: Basis, others: Tensor, W: Tensor, foreseen: np.ndarray | None = None) -> np.ndarray:
+    """Subtracts from W (n, b), in place, its part in the basis and the others; the coefficients (m + p, b), in float64.
+
+    foreseen (m' ≤ m, b): the coefficients of the first m' basis vectors as known beforehand. Taken off first, with
+    those of the few vectors since then, they spare the second pass, which is needed only where much cancels.
+    """
     total = np.zeros((basis.m + others.shape[1], W.shape[1]))
-    for _ in range(2):
+    if foreseen is not None and len(foreseen):
+        first = int(np.flatnonzero(foreseen.any(1))[0]) if foreseen.any() else len(foreseen)
+        recent = inner(basis.matrix[:, len(foreseen) :], W).cpu().numpy()
+        total[first : basis.m] = np.vstack([foreseen[first:], recent])
+        basis.subtract(W, total[first : basis.m], first)
+    for _ in range(2 if len(total) else 0):
+        before = column_inner(W, W)
         inside = basis.inner(W)
-        W -= basis.combine(inside)
+        basis.subtract(W, inside)
         total[: basis.m] += inside.cpu().numpy()
         if others.shape[1]:
             beside = inner(others, W)
             W -= others @ beside.to(W.dtype)
             total[basis.m :] += beside.cpu().numpy()
+        if foreseen is not None and bool((column_inner(W, W) > _MUCH_LEFT * before).all()):
+            break
     return total
 
 
@@ -253,7 +280,7 @@ def _split(krylov: Krylov, waiting: Tensor, W: Tensor, closed: float) -> tuple[T
             continue
         w = w / length
         if columns and length < 0.1 * before:  # what the earlier columns left may lean on the basis again
-            _orthogonalise(krylov.basis, torch.cat([waiting, *columns], 1), w)
+            orthogonalise(krylov.basis, torch.cat([waiting, *columns], 1), w)
             w = normalised(w)
         triangle[len(columns), j] = length
         columns.append(w)
@@ -276,7 +303,7 @@ def _draw(krylov: Krylov) -> Tensor:
     vector = normalised(gaussian(krylov.n, krylov.drawn, seed=krylov.seed, dtype=like.dtype, device=like.device))
     krylov.drawn += 1
     for _ in range(2):  # the second time cleans up what normalising a small remainder has magnified
-        _orthogonalise(krylov.basis, krylov.frontier, vector)
+        orthogonalise(krylov.basis, krylov.frontier, vector)
         vector = normalised(vector)
     return vector
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.basis import Storage
@@ -24,12 +26,14 @@ from hvpspec.estimators.krylov import add_random, extend, restart, start
 from hvpspec.estimators.options import Tolerance
 from hvpspec.estimators.probes import Pool
 from hvpspec.estimators.symmetric import Symmetric
+from hvpspec.estimators.vectors import lean
 from hvpspec.results import Estimate
 
 Figure = Literal["trace", "frobenius_norm"]
 
 PILOTS = 8  # the fewest probes that an interval is taken from
 _LIVE_PROBES = 64
+_TOGETHER = 8  # basis vectors whose deflation of the probes waits, where they are few beside the room there is
 
 
 class OnePass:
@@ -49,6 +53,7 @@ class OnePass:
         basis: bool = True,
         probes: bool = True,
         first_draw: int = 0,
+        towards: Any = None,
     ) -> None:
         self.A = A
         self._grows = basis
@@ -64,9 +69,14 @@ class OnePass:
                 f"({(least + 2 * live) * size / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on "
                 "the CPU or on disk (basis_on)."
             )
-        self.krylov = start(A, seed=seed, block=min(block, A.n), place=storage.place, drawn=first_draw)
-        self.pool = Pool(self.krylov, live)
-        self.spread = BatchSpread(A, self.krylov, self.pool)
+        self._anew = partial(start, A, seed=seed, block=min(block, A.n), place=storage.place, drawn=first_draw)
+        self._live, self._together = live, min(_TOGETHER, 1 + room // 64)
+        self._begin(lean(towards, A.n, A.dtype, A.device))
+
+    def _begin(self, towards: Tensor | None) -> None:
+        self.krylov = self._anew(towards=towards)
+        self.pool = Pool(self.krylov, self._live, self._together)
+        self.spread = BatchSpread(self.A, self.krylov, self.pool)
         self.history: list[tuple[int, float, float]] = [(0, 0.0, 0.0)]
         self._width: int | None = None
 
@@ -91,9 +101,13 @@ class OnePass:
         """One Krylov step of at most `limit` products.
 
         When memory is full the basis is first shrunk to the Ritz vectors that `best(values, count)` names (a thick
-        restart); probes that were made are given up then.
+        restart); probes that were made are given up then. Where that would happen to a space that leans towards given
+        vectors, it starts anew without them: such a space must be undisturbed to show that it has missed nothing.
         """
         krylov = self.krylov
+        if krylov.leans and krylov.m + 1 > self.capacity < self.A.n:
+            self._begin(None)
+            krylov = self.krylov
         width = min(krylov.frontier.shape[1], limit, self._width or limit)
         if krylov.m + width > self.capacity < self.A.n:
             assert best is not None
@@ -101,6 +115,7 @@ class OnePass:
         elif self.pool.frozen:
             self.pool.clear()
         step = extend(krylov, self.spread.multiply, width)
+        krylov.eps = self.A.eps  # which differences of gradients may have found to be more
         self.spread.extended(step)
         self.pool.follow(step)
         known = krylov.projection

@@ -52,6 +52,18 @@ def check_tol(tol: Any) -> float:
     return float(tol)
 
 
+def check_damping(damping: Any) -> float:
+    if not _is_real(damping) or not 0 <= damping < float("inf"):
+        raise InputError(f"damping must be a number ≥ 0; got {damping!r}.")
+    return float(damping)
+
+
+def check_rank_threshold(threshold: Any) -> float | None:
+    if threshold is not None and (not _is_real(threshold) or not 0 <= threshold < float("inf")):
+        raise InputError(f"rank_threshold must be a number ≥ 0; got {threshold!r}.")
+    return None if threshold is None else float(threshold)
+
+
 def check_confidence(confidence: Any) -> float:
     if not _is_real(confidence) or not 0 < confidence < 1:
         raise InputError(f"confidence must lie between 0 and 1, such as 0.95; got {confidence!r}.")

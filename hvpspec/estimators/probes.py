@@ -11,14 +11,16 @@ so that all probes serve the basis of the moment, whenever they were made.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hvpspec.estimators.basis import Basis
-from hvpspec.estimators.krylov import Krylov, Step
+from hvpspec.estimators.krylov import Krylov, Step, orthogonalise
 from hvpspec.estimators.symmetric import refuse_asymmetric
 from hvpspec.estimators.vectors import inner, rademacher
 
@@ -39,25 +41,42 @@ class Grams:
 class Pool:
     """Probes w and images y, both (n, N), kept for as long as the basis may still grow; after that only their Grams.
 
-    Once a block of probes is retired the basis must not grow any more.
+    Once a block of probes is retired the basis must not grow any more; what `gather` makes of the numbers of the probes
+    and their images, which are not kept, is `gathered` then. `numbers`: of the probes that are kept.
     """
 
-    def __init__(self, krylov: Krylov, capacity: int) -> None:
+    def __init__(self, krylov: Krylov, capacity: int, together: int = 1) -> None:
+        """capacity: of live probes. together: basis vectors that they are deflated against in one go."""
         self._krylov = krylov
         self._capacity = capacity
+        self._together = together
         self._drawn = 0
+        self.gather: Callable[[Sequence[int], Tensor], Any] = lambda numbers, images: None
         self.clear()
 
     def clear(self) -> None:
         """Forgets all probes; those to come are others."""
-        self.probes = self._krylov.frontier.new_empty(self._krylov.n, 0)
-        self.images = self.probes
+        self._probes = self._krylov.frontier.new_empty(self._krylov.n, 0)
+        self._images = self._probes
+        self._pending: list[Step] = []
+        self.numbers: list[int] = []
+        self.gathered: list[Any] = []
         self._retired: list[Grams] = []
         self._live: Grams | None = None
 
     @property
+    def probes(self) -> Tensor:
+        self._settle()
+        return self._probes
+
+    @property
+    def images(self) -> Tensor:
+        self._settle()
+        return self._images
+
+    @property
     def count(self) -> int:
-        return self.probes.shape[1] + sum(grams.count for grams in self._retired)
+        return self._probes.shape[1] + sum(grams.count for grams in self._retired)
 
     @property
     def frozen(self) -> bool:
@@ -65,7 +84,7 @@ class Pool:
 
     def full(self, count: int) -> bool:
         """Whether `count` more probes would be retired at once."""
-        return self.frozen or self.probes.shape[1] + count > self._capacity
+        return self.frozen or self._probes.shape[1] + count > self._capacity
 
     def grams(self) -> list[Grams]:
         """One for each block within which all pairs are known."""
@@ -93,24 +112,41 @@ class Pool:
         if krylov.m:  # Qᵀ H w = C Fᵀ w
             expected = krylov.projection.coupling @ inner(krylov.frontier, probes).cpu().numpy()
             refuse_asymmetric(float(np.linalg.norm(inside - expected)), scale + krylov.projection.norm)
+        fresh = list(range(self._drawn - probes.shape[1], self._drawn))
         if self.full(probes.shape[1]):
+            if self.numbers:
+                self.gathered.append(self.gather(self.numbers, self.images))
+            self.gathered.append(self.gather(fresh, images))
+            self.numbers = []
             self._retired += self.grams()[len(self._retired) :]
-            self.probes, self.images, self._live = probes[:, :0], images[:, :0], None
+            self._probes, self._images, self._live = probes[:, :0], images[:, :0], None
             self._retired.append(block)
             return
-        self.probes = torch.cat([self.probes, probes], 1)
-        self.images = torch.cat([self.images, images], 1)
+        self._probes, self._images = torch.cat([self.probes, probes], 1), torch.cat([self.images, images], 1)
+        self.numbers += fresh
         self._live = None
 
     def follow(self, step: Step) -> None:
         """Deflates all probes against the vectors that the step added to the basis."""
-        if not self.probes.shape[1]:
+        if not self._probes.shape[1]:
             return
-        a = inner(step.vectors, self.probes).to(self.probes.dtype)
-        along = inner(step.vectors, self.images).to(self.images.dtype)
-        self.probes = self.probes - step.vectors @ a
-        self.images = self.images - step.vectors @ along - step.remainder @ a
+        self._pending.append(step)
         self._live = None
+        if sum(step.vectors.shape[1] for step in self._pending) >= self._together:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Does what steps left to do. Of several in a row: y' = (I − X Xᵀ)(y − R a), as each R is orthogonal to the X
+        up to its own."""
+        if not self._pending:
+            return
+        vectors = torch.cat([step.vectors for step in self._pending], 1)
+        remainders = torch.cat([step.remainder for step in self._pending], 1)
+        self._pending = []
+        a = inner(vectors, self._probes).to(self._probes.dtype)
+        self._probes = self._probes - vectors @ a
+        images = self._images - remainders @ a
+        self._images = images - vectors @ inner(vectors, images).to(images.dtype)
 
     def strongest(self) -> tuple[float, Tensor] | None:
         """The direction w that the images lean to most, (n, 1), and an estimate of ‖B w‖ ≤ ‖B‖₂ without a product.
@@ -134,13 +170,9 @@ class Pool:
 
 
 def _complement(basis: Basis, block: Tensor) -> tuple[Tensor, np.ndarray]:
-    """(I − P) block, projected twice, and the coefficients of what was taken off."""
-    total = np.zeros((basis.m, block.shape[1]))
-    for _ in range(2 if basis.m else 0):
-        inside = basis.inner(block)
-        block = block - basis.combine(inside)
-        total += inside.cpu().numpy()
-    return block, total
+    """(I − P) block, and the coefficients of what was taken off."""
+    outside = block.clone()
+    return outside, orthogonalise(basis, block[:, :0], outside, np.zeros((0, block.shape[1])))
 
 
 def _grams(probes: Tensor, images: Tensor) -> Grams:

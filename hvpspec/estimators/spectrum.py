@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +16,25 @@ import numpy as np
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.adaptive import choose, ends
-from hvpspec.estimators.basis import check_storage
+from hvpspec.estimators.basis import Storage, check_storage
+from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
+from hvpspec.estimators.conditioning import read_condition
 from hvpspec.estimators.density import quadrature_error, read_density
 from hvpspec.estimators.eigsh import Wanted, converged, current, finish, worth_checking
+from hvpspec.estimators.groups import Group, find_groups
 from hvpspec.estimators.krylov import favour
+from hvpspec.estimators.multiplicity import Sums
 from hvpspec.estimators.onepass import PILOTS, Figure, OnePass
-from hvpspec.estimators.options import Tolerance, check_budget, check_seed
+from hvpspec.estimators.options import Tolerance, check_budget, check_count, check_damping, check_seed
+from hvpspec.estimators.refine import refined
 from hvpspec.estimators.symmetric import as_symmetric
 from hvpspec.estimators.vectors import column_inner
-from hvpspec.results import FIGURES, Progress, Spectrum
+from hvpspec.results import FIGURES, Bracket, Progress, Spectrum
+from hvpspec.results_condition import Blocks, Condition
 
 _RESERVE = 2 * PILOTS  # products of a budget that are kept for probes
+_LARGEST = 15  # products that the largest eigenvalue of a block is foreseen to take
+_KEPT = 10  # products of a budget that are kept for each of them, but no more than half of what the probes have
 _TINY = np.finfo(float).tiny
 _SEARCHES = 8  # how often a search for missed eigenvalues may turn out to have been in vain
 
@@ -42,6 +50,11 @@ def spectrum(
     tol: float = 1e-3,
     only: Iterable[str] | None = None,
     verify: bool = False,
+    start: Any = None,
+    damping: float = 0.0,
+    blocks: str | Iterable[str] | Mapping[str, Any] | None = None,
+    refine: bool = False,
+    refine_hvps: int = 500,
     basis_memory: int | str | None = None,
     basis_on: str = "device",
     callback: Callable[[Progress], None] | None = None,
@@ -57,7 +70,15 @@ def spectrum(
         `converged=False` where it is not within tolerance.
     only: the figures wanted, of "eigenvalues", "trace", "frobenius_norm", "density"; nothing is spent on the others.
     verify: multiply the eigenvectors once more (k HVPs) and report residuals measured so.
-    seed, basis_memory, basis_on: as for `hvpspec.eigsh`.
+    damping: δ of the conditioning figures, which are those of A + δI (`condition` in the result; there whenever the
+        density is asked for). They cost no products of their own.
+    blocks: groups of parameters, each with trace, norm and λ_max of its own diagonal block (as far as these figures are
+        asked for): one glob or several over names, for a HessianOperator, such as "layer*" (each thing inside the
+        model that a glob matches is a group), or {name: slice or positions}. Traces and norms cost no HVP beyond those
+        of trace and norm of the whole; each λ_max costs its own, about 10 to 20 to ±1 %.
+    refine, refine_hvps: look for the eigenvalue nearest to −damping, with products of its own: see `hvpspec.condition`.
+    seed, start, basis_memory, basis_on: as for `hvpspec.eigsh`. Where the density is asked for `start` is not used:
+        its quadrature needs a start that is random alone.
     callback: called with a Progress before the first product, which has the prediction, and after each step; an
         exception it raises, or Ctrl-C, ends the run, and the last Progress holds what was known.
 
@@ -67,9 +88,12 @@ def spectrum(
 
     Raises InputError for options out of range or an operator that is not symmetric.
     """
-    run = _Run(
+    if refine and "density" not in check_only(only):
+        raise InputError("refine sharpens the conditioning, which needs the density: add that to the figures (only).")
+    run = Pass(
         A, Wanted(k, "LM", tol), Tolerance(rtol, 0.0, confidence), check_seed(seed), check_budget(max_hvps),
-        check_only(only), verify, check_storage(basis_memory, basis_on), callback,
+        check_only(only), verify, check_storage(basis_memory, basis_on), start, callback, check_damping(damping),
+        () if blocks is None else find_groups(A, blocks), check_count("refine_hvps", refine_hvps) if refine else 0,
     )  # fmt: skip
     return run.go()
 
@@ -86,12 +110,13 @@ def check_only(only: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(name for name in FIGURES if name in wanted)
 
 
-class _Run:
+class Pass:
     """One pass under way."""
 
     def __init__(
         self, A: Any, wanted: Wanted, tolerance: Tolerance, seed: int, budget: int | None, asked: tuple[str, ...],
-        verify: bool, storage: Any, callback: Callable[[Progress], None] | None,
+        verify: bool, storage: Storage, start: Any, callback: Callable[[Progress], None] | None, damping: float = 0.0,
+        groups: tuple[Group, ...] = (), refine_hvps: int = 0, afterwards: int = 0,
     ) -> None:  # fmt: skip
         operator = as_symmetric(A)
         self.wanted, self.tolerance, self.asked, self.verify = wanted, tolerance, asked, verify
@@ -101,12 +126,17 @@ class _Run:
         self.budget = math.inf if budget is None else float(budget)
         self.k = min(wanted.k, operator.n)
         self.one = OnePass(
-            operator, seed=seed, storage=storage, k=self.k if self.pairs else 1, probes=bool(self.sampled)
-        )
+            operator, seed=seed, storage=storage, k=self.k if self.pairs else 1, probes=bool(self.sampled),
+            towards=start if self.pairs and "density" not in asked else None,
+        )  # fmt: skip
         if self.sampled and not ends(self.one, tolerance, budget):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
         self.checks = self.k if verify and self.pairs and self.budget > self.k + 1 else 0  # products kept for the end
-        self.callback = callback
+        self.callback, self.damping, self.storage, self.seed = callback, damping, storage, seed
+        self.refine_hvps, self.kept = refine_hvps, 0.0
+        # Products beyond the budget: those of a refinement, here or by the caller, which may turn out to need none.
+        self.afterwards = (refine_hvps or afterwards) // (2 if damping else 1)
+        self.groups, self.blocks = groups, BlockProbes(self.one, groups)
         self.start = time.perf_counter()
         self.predicted = self._predicted()
         self.known = Spectrum(
@@ -118,11 +148,12 @@ class _Run:
         steps = 2 * self.k + 10 if self.pairs else 25 if "density" in self.asked else 0
         probes = PILOTS + 0.5 / max(self.tolerance.rtol, 1e-9) if self.sampled else 0
         products = min(steps + probes, self.one.A.n + (PILOTS if self.sampled else 0))
-        return int(min(products + self.checks, self.budget))
+        largest = sum(min(_LARGEST, group.size) for group in self.groups) if self.pairs else 0
+        return int(min(products + self.checks + largest, self.budget)) + self.afterwards
 
     @property
     def left(self) -> float:
-        return self.budget - self.one.hvps - self.checks
+        return self.budget - self.one.hvps - self.checks - self.kept
 
     def report(self, stage: str, further: float | None, **figures: Any) -> None:
         """Takes down what is known, and tells it; `further`: products still to come, if that can be told."""
@@ -131,17 +162,21 @@ class _Run:
         if self.callback is not None:
             expected = None
             if further is not None and math.isfinite(further):
-                expected = int(min(one.hvps + math.ceil(further) + self.checks, self.budget))
+                expected = int(min(one.hvps + math.ceil(further) + self.checks, self.budget)) + self.afterwards
             self.callback(Progress(stage, one.hvps, expected, self.known))
+
+    def refining(self) -> None:
+        self.report("nearest to zero", None)
 
     def go(self) -> Spectrum:
         self.one.A.expect(self.predicted)
-        self.report("plan", self.predicted - self.checks)
+        self.report("plan", self.predicted - self.checks - self.afterwards)
         if self.pairs:
             self._eigenvalues()
         if self.sampled:
             self._pilots()
             if self.pairs:
+                self.kept = max(min(sum(min(_KEPT, group.size) for group in self.groups), self.left // 2), 0.0)
                 self._missed()
             self._trace_and_norm()
         if "density" in self.asked:
@@ -152,8 +187,29 @@ class _Run:
             self.known = replace(self.known, eigenpairs=finish(self.one, pairs, chosen, ritz, checked))
         if self.sampled:
             self.known = replace(self.known, **self._estimates())
+        if self.known.density is not None:
+            self.known = replace(self.known, condition=self.condition())
+        if self.refine_hvps and self.known.condition is not None:
+            self.afterwards = 0
+            self.report("nearest to zero", None)
+            sharper = refined(
+                self.known.condition, self.one, k=1, budget=self.refine_hvps, tol=self.wanted.tol, seed=self.seed,
+                report=self.refining,
+            )  # fmt: skip
+            self.known = replace(self.known, condition=sharper)
+        self.kept = 0.0
+        if self.groups:
+            self._blocks()
         seconds = time.perf_counter() - self.start
         return replace(self.known, hvps=self.one.hvps, seconds=seconds, complete=True)
+
+    def condition(self, **options: Any) -> Condition:
+        """The conditioning as it is known now; no HVP."""
+        assert self.known.density is not None
+        return read_condition(
+            self.one, self.known.density, confidence=self.tolerance.confidence, damping=self.damping,
+            pairs=self.known.eigenpairs, **options,
+        )  # fmt: skip
 
     # --- the stages ---------------------------------------------------------------------------------------------
 
@@ -182,7 +238,8 @@ class _Run:
         one = self.one
         if one.pool.count < PILOTS < one.dimension and self.left > 0:
             one.probe(int(min(PILOTS - one.pool.count, self.left)))
-            self.report("trace and norm", None, **self._estimates())
+            figures = self._estimates()
+            self.report("trace and norm", choose(one, figures, self.tolerance, self.left).expected, **figures)
 
     def _trace_and_norm(self) -> None:
         one = self.one
@@ -206,15 +263,38 @@ class _Run:
             one.extend(1)
         if one.krylov.m == 0:
             return
+        found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
         while True:
-            density = read_density([one.krylov], self.tolerance.confidence, one.hvps)
+            sums = Sums.of(one, self.tolerance.confidence) if self.sampled else None
+            density = read_density([one.krylov], self.tolerance.confidence, one.hvps, sums)
             width = density.support[1] - density.support[0]
             fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or one.dimension == 0
             self.report("density", None, density=replace(density, converged=fine))
             # After a restart or with a second start vector the quadrature is that of the first space, and stays so.
-            if fine or self.left <= 0 or not one.can_extend or one.krylov.undisturbed is not None:
+            # A space that has closed meanwhile must show once more that it has all copies of the eigenvalues found.
+            done = fine and (not found or converged(one.krylov, self.wanted))
+            if done or self.left <= 0 or not one.can_extend or one.krylov.undisturbed is not None:
                 return
             one.extend(1)
+
+    def _blocks(self) -> None:
+        """Figures of the groups; the budget that is left is shared among those whose largest eigenvalue is to come."""
+        one = self.one
+        largest: list[Bracket | None] = [None] * len(self.groups)
+        shared = one.hvps
+
+        def known(largest: Sequence[Bracket | None]) -> Blocks:
+            found = read_blocks(self.blocks, self.tolerance, figures=self.sampled, largest=largest)
+            return Blocks(found, shared, one.hvps - shared)
+
+        self.report("blocks", None, blocks=known(largest))
+        for i, group in enumerate(self.groups if self.pairs else ()):
+            remaining = len(self.groups) - i
+            largest[i] = largest_of_block(
+                one.A, group, seed=self.seed, storage=self.storage, confidence=self.tolerance.confidence,
+                budget=self.left / remaining,
+            )  # fmt: skip
+            self.report("blocks", (remaining - 1) * (one.hvps - shared) / (i + 1), blocks=known(largest))
 
     def _missed(self) -> None:
         """Looks for eigenvalues beyond the k-th that the start vector could not show, and brings them in.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.operator import HessianOperator
+from hvpspec.parameters import all_finite
 
 _ASYMMETRY_LIMIT = 1e-2  # relative to the operator's norm
 _GROUPS = 8  # of batches: enough for a standard error, few enough to cost next to nothing
@@ -38,12 +39,16 @@ class Symmetric:
     hvps: int = field(default=0)
     groups: int = 0  # of batches, as a HessianOperator has; their products can be told apart
     multiply_by_groups: _ByGroups | None = None
+    noise: Callable[[], float] = lambda: 0.0  # relative error that products have shown so far, beyond rounding
     expect: Callable[[int], None] = lambda products: None  # told how many products are about to be asked for
 
     @property
     def eps(self) -> float:
-        """The unit roundoff of the operator's dtype."""
-        return float(torch.finfo(self.dtype).eps) / 2
+        """The unit roundoff of the operator's dtype, or what stands for it where products err by more.
+
+        Estimators allow for some fifty roundoffs a product; the noise is a bound on the whole of its error.
+        """
+        return max(float(torch.finfo(self.dtype).eps) / 2, self.noise() / 50)
 
     def __matmul__(self, block: Tensor) -> Tensor:
         return self._checked(block, self.multiply(block))
@@ -57,7 +62,7 @@ class Symmetric:
         self.hvps += block.shape[1]
         if product.shape != block.shape:
             raise InputError(f"the operator turned shape {tuple(block.shape)} into {tuple(product.shape)}.")
-        if not bool(torch.isfinite(product).all()):
+        if not all_finite(product):
             raise InputError("the operator gave a product with NaN or Inf entries; mend the operator first.")
         return product
 
@@ -67,10 +72,12 @@ def as_symmetric(A: Any) -> Symmetric:
 
     Raises InputError when it is not square, real or (as far as that can be seen without products) symmetric.
     """
+    if isinstance(A, Symmetric):
+        return A
     if isinstance(A, HessianOperator):
         groups = min(A.objective.batch_count(), _GROUPS)
         by_groups = A.multiply_by_groups if groups > 1 else None
-        return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, groups, by_groups, A.expect)
+        return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, groups, by_groups, lambda: A.noise, A.expect)
     if isinstance(A, Tensor):
         return _from_tensor(A)
     if isinstance(A, LinearOperator):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.objective import Objective
+from hvpspec.parameters import all_finite
 
 OnBatch = Callable[[int, float, Tensor | None], None]
 
@@ -85,7 +86,10 @@ def _batch_hvp(
         raise
     except RuntimeError as error:
         # torch names the operation: "derivative for aten::… is not implemented".
-        raise InputError(f"batch {index}: the loss cannot be differentiated twice: {error}") from error
+        raise InputError(
+            f"batch {index}: the loss cannot be differentiated twice: {_first_line(error)} (with the engine "
+            "finite-difference it need not be)"
+        ) from error
 
 
 def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
@@ -106,15 +110,21 @@ def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
         if code is not None and code.co_filename == torch.autograd.function.__file__:
             raise InputError(
                 f"batch {index}: the loss cannot be differentiated twice: the backward of "
-                f"'{function.__name__}' is marked @once_differentiable; use a version without that mark."
+                f"'{function.__name__}' is marked @once_differentiable; use a version without that mark, or the engine "
+                "finite-difference."
             )
         stack += [parent for parent, _ in node.next_functions]
 
 
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def _check_finite(index: int, product: Tensor, columns: Tensor) -> None:
-    if bool(torch.isfinite(product).all()):
+    if all_finite(product):
         return
-    if not bool(torch.isfinite(columns).all()):
+    if not all_finite(columns):
         raise InputError("the vector to multiply has NaN or Inf entries.")
     raise InputError(
         f"batch {index}: the Hessian-vector product is not finite, although the loss is; look there for a square "

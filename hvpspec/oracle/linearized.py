@@ -17,14 +17,15 @@ from torch import Tensor
 
 from hvpspec.batches import move
 from hvpspec.errors import InputError
+from hvpspec.kernels import exact_arithmetic
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective import Objective, Snapshot, check_loss
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.oracle.traced import NotTraceable, Trace, shape_of, trace
 
-_SHARE = 0.4  # of the free memory, for residuals, where no budget was given
-_BLOCK = 8  # vectors that are pushed through one batch together, where that is measured to be cheaper
+SHARE = 0.4  # of the free memory, for residuals, where no budget was given
+_CHEAPER = 0.95  # a vector, than in the block half as large: then it is worth having
 _AGREEMENT = {torch.float64: 1e-12, torch.float32: 1e-5}  # rounding, where nothing amplifies it
 _REPEATS = 3
 
@@ -36,7 +37,7 @@ class Artefact:
     trace: Trace
     prepare: Callable[..., Any]
     apply: Callable[..., Tensor]
-    together: Callable[..., Tensor] | None = None  # for a block of vectors, rows of shape (b, n)
+    together: Callable[..., Tensor]  # for a block of vectors: residuals, rows of shape (b, n)
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Linearized:
         self._limit = memory_limit
         self._artefacts: dict[Hashable, Artefact] = {}
         self._state: _State | None = None
-        self._together = False
+        self._block = 1  # vectors that are pushed through a batch together
         self.form = "eager"
 
     # --- the product --------------------------------------------------------------------------------------------
@@ -90,21 +91,21 @@ class Linearized:
 
     def _product(self, block: Tensor, on_batch: OnBatch | None) -> Tensor:
         rows = (block.clone() if block.is_inference() else block).T.contiguous()
-        total = torch.zeros_like(rows)
-        with self.objective.evaluating(), torch.no_grad():
+        total: Tensor | None = None
+        with exact_arithmetic(self.objective.device), torch.no_grad():
             state = self._current()
             for index, weight, artefact, residuals in self._batches(state):
-                if residuals is None:
-                    continue
                 product = self._apply(artefact, residuals, rows)
-                total.add_(product, alpha=weight)
+                del residuals  # unless they are kept, they go before the next batch's are made
                 if on_batch is not None:
                     on_batch(index, weight, product.T)
+                total = product * weight if total is None else total.add_(product, alpha=weight)
+        assert total is not None  # data without weight are refused
         return total.div_(state.total_weight).T
 
     def _apply(self, artefact: Artefact, residuals: list[Tensor], rows: Tensor) -> Tensor:
-        if self._together and len(rows) > 1 and artefact.together is not None:
-            return torch.cat([artefact.together(residuals, part) for part in rows.split(_BLOCK)])
+        if self._block > 1 and len(rows) > 1:
+            return torch.cat([artefact.together(residuals, part) for part in rows.split(self._block)])
         if len(rows) == 1:
             return artefact.apply(*residuals, rows[0])[None]
         return torch.stack([artefact.apply(*residuals, row) for row in rows])
@@ -124,7 +125,7 @@ class Linearized:
             for tensor, version in zip(kept.tensors, kept.versions, strict=True)
         )
 
-    def _batches(self, state: _State) -> Iterator[tuple[int, float, Artefact, list[Tensor] | None]]:
+    def _batches(self, state: _State) -> Iterator[tuple[int, float, Artefact, list[Tensor]]]:
         """For each batch of weight > 0: number, weight, artefact and residuals. Kept ones need no data."""
         if state.batches is not None and len(state.kept) == state.batches:
             for index, kept in sorted(state.kept.items()):
@@ -133,7 +134,7 @@ class Linearized:
             return
         limit = self._limit
         if limit is None:
-            limit = int(_SHARE * (free_memory(self.objective.device) + state.size))
+            limit = int(SHARE * (free_memory(self.objective.device) + state.size))
         weight, count, known = 0.0, 0, state.total_weight
         for index, batch in enumerate(self.objective.data):
             batch = move(batch, self.objective.device, self.objective.dtype)
@@ -143,12 +144,15 @@ class Linearized:
                     raise _DataChanged
                 found = self._prepare(index, batch, state.snapshot)
                 size = _size(found.residuals, [*state.snapshot.parameters, *state.snapshot.constants.values()])
-                if state.batches is None and len(state.kept) == index and state.size + size <= limit:
+                # Where not all will fit, the others need room too while they are in use.
+                room = 0 if size * self.objective.batch_count() <= limit else size
+                if state.batches is None and len(state.kept) == index and state.size + size + room <= limit:
                     state.kept[index] = found
                     state.size += size
             weight, count = weight + found.weight, count + 1
             if found.weight > 0:
                 yield index, found.weight, found.artefact, found.residuals
+            del found
         if weight == 0:
             raise InputError("every batch has weight 0: nothing to take a mean over (are all targets ignored?).")
         if known and not math.isclose(weight, known, rel_tol=1e-6):
@@ -171,9 +175,9 @@ class Linearized:
     def _artefact(self, batch: Any, snapshot: Snapshot) -> tuple[Artefact, list[Tensor]]:
         key, tensors, form = shape_of(batch)
         if key not in self._artefacts:
-            with torch.enable_grad():
+            with self.objective.evaluating():
                 traced = trace(self.objective, snapshot, form)
-            self._artefacts[key] = Artefact(traced, traced.prepare, traced.apply)
+            self._artefacts[key] = _eager(traced)
         return self._artefacts[key], tensors
 
     # --- making it faster ---------------------------------------------------------------------------------------
@@ -191,9 +195,10 @@ class Linearized:
         made = {}
         for key, artefact in self._artefacts.items():
             traced = artefact.trace
-            prepare = traced.prepare if kept else torch.compile(traced.prepare, dynamic=False)
-            made[key] = Artefact(traced, prepare, torch.compile(traced.apply, dynamic=False), artefact.together)
-        self._artefacts, self._state, self.form = made, None, "compiled"
+            prepare, apply = traced.for_compiler
+            fast = prepare if kept else torch.compile(prepare, dynamic=False)
+            made[key] = Artefact(traced, fast, torch.compile(apply, dynamic=False), _vmapped(apply))
+        self._artefacts, self._state, self._block, self.form = made, None, 1, "compiled"
         self(self._vector())
 
     def capture(self) -> None:
@@ -203,45 +208,48 @@ class Linearized:
         if self._state is None or len(self._state.kept) != self._state.batches:
             raise RuntimeError("only residuals that stay where they are can be captured")
         vector = self._vector()[:, 0]
-        with self.objective.evaluating(), torch.no_grad():
+        with exact_arithmetic(self.objective.device), torch.no_grad():
             for kept in self._state.kept.values():
                 artefact = kept.artefact
                 replay = capture(artefact.apply, kept.residuals, vector)
-                kept.artefact = Artefact(artefact.trace, artefact.prepare, replay)
-        self.form = "CUDA graph"
+                kept.artefact = Artefact(artefact.trace, artefact.prepare, replay, artefact.together)
+        self._block, self.form = 1, "CUDA graph"
 
     def undo(self) -> None:
         """Back to the eager form."""
-        eager = {
-            key: Artefact(a.trace, a.trace.prepare, a.trace.apply, a.together) for key, a in self._artefacts.items()
-        }
-        self._artefacts, self._state, self.form = eager, None, "eager"
+        eager = {key: _eager(artefact.trace) for key, artefact in self._artefacts.items()}
+        self._artefacts, self._state, self._block, self.form = eager, None, 1, "eager"
 
     def _vector(self) -> Tensor:
         return torch.ones(self.objective.space.n, 1, dtype=self.objective.dtype, device=self.objective.device)
 
-    def group(self) -> None:
-        """Pushes blocks of vectors through together if that is measured to be cheaper a vector than one by one."""
+    def group(self, columns: int) -> int:
+        """Finds out how many vectors, of blocks of so many, are best pushed through a batch together, and keeps to it.
+
+        Doubles the number while a vector gets cheaper and their intermediate values fit the memory budget.
+        """
+        self._block = 1
         if self._state is None or not self._state.kept:
-            return
-        kept = next(iter(self._state.kept.values()))
-        rows = torch.randn(_BLOCK, self.objective.space.n, dtype=self.objective.dtype, device=self.objective.device)
-        graph = kept.artefact.trace.apply
-
-        def together(residuals: list[Tensor], part: Tensor) -> Tensor:
-            return torch.func.vmap(lambda v: graph(*residuals, v))(part)
-
-        try:
-            with self.objective.evaluating(), torch.no_grad():
-                single = _fastest(lambda: self._apply(kept.artefact, kept.residuals, rows), self.objective.device)
-                block = _fastest(lambda: together(kept.residuals, rows), self.objective.device)
-                same = _relative(together(kept.residuals, rows), self._apply(kept.artefact, kept.residuals, rows))
-        except (RuntimeError, NotImplementedError):  # no rule for some operation, or no memory for so many
-            return
-        self._together = block < 0.95 * single and same < 1e-3
-        if self._together:
-            for artefact in self._artefacts.values():
-                artefact.together = _vmapped(artefact.trace.apply)
+            return 1
+        kept, space, device = self._state.kept[0], self.objective.space, self.objective.device
+        values = [*self._state.snapshot.parameters, *self._state.snapshot.constants.values()]
+        each, limit = _size(kept.residuals, values), self._limit or SHARE * free_memory(device)
+        with exact_arithmetic(device), torch.no_grad():
+            row = torch.randn(1, space.n, dtype=self.objective.dtype, device=device)
+            best = _fastest(lambda: self._apply(kept.artefact, kept.residuals, row), device)
+            expected = self._apply(kept.artefact, kept.residuals, row)
+            size = 2
+            while size <= columns and size * each <= limit:
+                rows = torch.cat([torch.randn_like(row).expand(size - 1, space.n), row])
+                try:
+                    same = _relative(kept.artefact.together(kept.residuals, rows)[-1:], expected)
+                    cost = _fastest(lambda rows=rows: kept.artefact.together(kept.residuals, rows), device) / size  # type: ignore[misc]
+                except (RuntimeError, NotImplementedError):  # no rule for some operation, or no memory for so many
+                    break
+                if cost > _CHEAPER * best or same > 1e-3:
+                    break
+                self._block, best, size = size, cost, 2 * size
+        return self._block
 
     def describe(self) -> str:
         """The plan in one line."""
@@ -249,7 +257,7 @@ class Linearized:
         if state is None:
             return f"linearized, {self.form}"
         held = f"residuals of {len(state.kept)} of {state.batches} batches kept ({readable(state.size)})"
-        together = f", {_BLOCK} vectors together" if self._together else ""
+        together = f", {self._block} vectors together" if self._block > 1 else ""
         return f"linearized, {self.form}, {held}{together}"
 
 
@@ -287,6 +295,10 @@ def agrees(engine: Linearized, objective: Objective) -> str | None:
 def _relative(found: Tensor, expected: Tensor) -> float:
     scale = float(expected.norm())
     return float((found - expected).norm()) / scale if scale else float(found.norm())
+
+
+def _eager(traced: Trace) -> Artefact:
+    return Artefact(traced, traced.prepare, traced.apply, _vmapped(traced.apply))
 
 
 def _vmapped(graph: Callable[..., Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:

@@ -12,7 +12,7 @@ Tracing sees fake tensors, which have no values: what depends on the data cannot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from hvpspec.objective import Objective, Snapshot
+from hvpspec.oracle.rewrite import channels_last, decompositions, simplify
 
 
 class NotTraceable(Exception):
@@ -30,10 +31,14 @@ class NotTraceable(Exception):
 
 @dataclass(frozen=True)
 class Trace:
-    """The two graphs for batches of one shape. `result` rebuilds what the loss returned from prepare's outputs."""
+    """The two graphs for batches of one shape. `result` rebuilds what the loss returned from prepare's outputs.
+
+    `for_compiler` holds the two anew, with views taken in `apply`: Inductor copies those that `prepare` hands over.
+    """
 
     prepare: fx.GraphModule
     apply: fx.GraphModule
+    for_compiler: tuple[fx.GraphModule, fx.GraphModule]
     weight: Any  # a number that the loss returned as its weight, None, or _COMPUTED
     pair: bool
 
@@ -49,6 +54,16 @@ class Trace:
 
 
 _COMPUTED = object()
+
+_aten = torch.ops.aten
+_FREE = frozenset(
+    {
+        *(_aten.view.default, _aten.t.default, _aten.transpose.int, _aten.permute.default, _aten.expand.default),
+        *(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.detach.default),
+        *(_aten.alias.default, _aten.slice.Tensor, _aten.select.int, _aten.diagonal.default),
+        *(_aten.ones.default, _aten.zeros.default, _aten.full.default, _aten.arange.default),
+    }
+)
 
 
 def shape_of(batch: Any) -> tuple[Hashable, list[Tensor], Any]:
@@ -107,21 +122,34 @@ def trace(objective: Objective, snapshot: Snapshot, form: Any) -> Trace:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arguments = (parameters, list(snapshot.constants.values()), tensors, v)
-            graph = make_fx(product, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+            graph = _traced(product, arguments)
             if any(_writes(node) for node in graph.graph.nodes):
                 functional = torch.func.functionalize(graph, remove="mutations")
                 with torch.no_grad():
-                    graph = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+                    graph = _traced(functional, arguments)
     except (NotTraceable, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a model may do
         first = str(error).strip().splitlines() or [""]
         raise NotTraceable(f"tracing failed: {type(error).__name__}: {first[0][:160]}") from error
+    if not any(_writes(node) for node in graph.graph.nodes):
+        simplify(graph.graph)
     prepare, apply = _split(graph)
-    return Trace(prepare, apply, found["weight"], found["pair"])
+    lean = _split(graph, again=_is_free)
+    channels_last(*lean)
+    return Trace(prepare, apply, lean, found["weight"], found["pair"])
 
 
-def _split(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:
+    traced = make_fx(function, decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+    assert isinstance(traced, fx.GraphModule)
+    return traced
+
+
+def _split(
+    graph: fx.GraphModule, again: Callable[[fx.Node], bool] = lambda node: False
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """`prepare` and `apply`. Nodes that `again` is true of are computed in `apply` as well, rather than handed over."""
     nodes = list(graph.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     v = inputs[-1]
@@ -136,10 +164,13 @@ def _split(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     for node in nodes:  # it must not be torn from those that read what it writes
         if _writes(node):
             raise NotTraceable(f"{node.target} writes in place")
-    body = [node for node in nodes if node in reached and node is not output and node is not v]
-    cut: list[fx.Node] = []
-    for node in body:
-        cut += [parent for parent in node.all_input_nodes if parent not in reached and parent not in cut]
+    body = {node for node in nodes if node in reached and node is not output and node is not v}
+    cut: dict[fx.Node, None] = {}
+    for node in reversed(nodes):  # users before what they use
+        if node in body:
+            for parent in node.all_input_nodes:
+                if parent not in reached:
+                    (body.add if again(parent) else cut.setdefault)(parent)
 
     before, after = fx.Graph(), fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
@@ -153,11 +184,17 @@ def _split(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     for number, node in enumerate(cut):
         known[node] = after.placeholder(f"residual_{number}")
         known[node].meta = dict(node.meta)
-    for node in [v, *body]:
-        known[node] = after.node_copy(node, known.__getitem__)
+    for node in nodes:
+        if node is v or node in body:
+            known[node] = after.node_copy(node, known.__getitem__)
     after.output(known[product])
     after.eliminate_dead_code()
     return fx.GraphModule(graph, before), fx.GraphModule(graph, after)
+
+
+def _is_free(node: fx.Node) -> bool:
+    """A view, or a constant made from nothing: it costs no time and, not kept, no memory."""
+    return node.op == "call_function" and node.target in _FREE
 
 
 def _writes(node: fx.Node) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from rich.table import Table
-
+from hvpspec.report.table import Table
 from hvpspec.results import Bracket, Density, Eigenpairs, Estimate, Spectrum
+from hvpspec.results_condition import Condition
 
 _NAMES = {"trace": "trace", "frobenius_norm": "Frobenius norm"}
 
@@ -15,17 +15,12 @@ def spectrum_table(spectrum: Spectrum) -> Table:
     """The figures asked for, each with its error bar; a column for the data's part in it where that is known."""
     figures = [spectrum.eigenpairs, spectrum.trace, spectrum.frobenius_norm]
     with_data = any(figure is not None and figure.data_error is not None for figure in figures)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("± error", justify="right")
-    if with_data:
-        table.add_column("± data", justify="right")
-    table.add_column("note")
+    data_column = ["± data"] if with_data else []
+    table = Table(("figure", "value", "± error", *data_column, "note"), notes=True)
 
     def row(name: str, value: str, error: str, data: float | None, note: str) -> None:
         shown = "" if data is None or not math.isfinite(data) else f"{data:.2g}"
-        table.add_row(name, value, error, *([shown] if with_data else []), note)
+        table.add(name, value, error, *([shown] if with_data else []), note)
 
     if "eigenvalues" in spectrum.asked:
         pairs = spectrum.eigenpairs
@@ -67,14 +62,16 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
 
 
 def shortfalls(spectrum: Spectrum, *, rtol: float, tol: float) -> list[str]:
-    """A sentence for each figure that is not within the tolerance asked for."""
+    """What is not within the tolerance asked for, and which option of the command line would bring it there."""
+    from hvpspec.report.block_figures import block_shortfalls  # it builds upon this file
+
     notes = []
     pairs = spectrum.eigenpairs
     if "eigenvalues" in spectrum.asked and (pairs is None or not pairs.converged):
         notes.append(f"Not every eigenpair reached a relative residual of {tol:g}: their errors say how far each is.")
-    for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
-        if name not in spectrum.asked:
-            continue
+    figures = {"trace": spectrum.trace, "frobenius_norm": spectrum.frobenius_norm}
+    asked = {name: estimate for name, estimate in figures.items() if name in spectrum.asked}
+    for name, estimate in asked.items():
         if estimate is None:
             notes.append(f"The {_NAMES[name]} was not reached.")
         elif not estimate.converged:
@@ -86,7 +83,22 @@ def shortfalls(spectrum: Spectrum, *, rtol: float, tol: float) -> list[str]:
     density = spectrum.density
     if "density" in spectrum.asked and (density is None or not density.converged):
         notes.append("The density is coarser than asked for." if density else "The density was not reached.")
+    notes = [f"{note} More products (--max-hvps) would narrow it." for note in notes]
+    notes += _refinement(spectrum.condition)
+    if spectrum.blocks is not None:
+        narrowed = all(estimate is not None and estimate.converged for estimate in asked.values())
+        largest = "eigenvalues" in spectrum.asked
+        notes += block_shortfalls(spectrum.blocks, rtol=rtol, narrowed=narrowed, largest=largest)
     return notes
+
+
+def _refinement(condition: Condition | None) -> list[str]:
+    remedy = "More products (--refine-hvps) would narrow it."
+    if condition is not None and condition.refined is not None and not condition.refined.converged:
+        return [f"The eigenvalue nearest to zero did not converge: its error says how far it is known. {remedy}"]
+    if condition is not None and "refined" in condition.reasons:
+        return [f"The eigenvalue nearest to zero was not reached. {remedy.replace('narrow', 'find')}"]
+    return []
 
 
 def with_error(value: float, error: float) -> tuple[str, str]:
@@ -96,7 +108,10 @@ def with_error(value: float, error: float) -> tuple[str, str]:
     if error <= 0 or value == 0:
         return f"{value:.8g}", f"{error:.2g}"
     digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(error)) + 2
-    return f"{value:#.{min(max(digits, 1), 9)}g}".rstrip("."), f"{error:.2g}"
+    text = f"{value:#.{min(max(digits, 1), 9)}g}"
+    if "e" in text and 1 <= abs(value) < 1e7:  # more whole digits than the error leaves
+        text = f"{float(text):.0f}"
+    return text.replace(".e", "e").rstrip("."), f"{error:.2g}"
 
 
 def _certainty(estimate: Estimate) -> str:

@@ -1,4 +1,5 @@
-"""Matrices with known spectra: those of the XTrace paper's tests (arXiv:2301.07825), and an indefinite one."""
+"""Matrices with known spectra: those of the XTrace paper's tests (arXiv:2301.07825), an indefinite one, and some with
+copies."""
 
 from __future__ import annotations
 
@@ -21,6 +22,13 @@ def eigenvalues(name: str, n: int = N) -> np.ndarray:
             [np.geomspace(1, 10, 15), -np.geomspace(0.5, 6, 15), 0.05 * np.sin(np.arange(n - 30.0))]
         ),
         "rank one": lambda: np.where(i == 1, 1.0, 0.0),
+        "clusters": lambda: np.concatenate(
+            [np.full(n // 60, 10.0), np.full(n // 3, 1.0), np.full(n - n // 60 - n // 3, 0.01)]
+        ),
+        "three over one value": lambda: np.where(i <= 3, 5.0, 0.1),
+        "three negative": lambda: np.where(i <= 3, -0.5, 0.1),
+        "pairs": lambda: np.concatenate([np.repeat(np.linspace(2, 10, 12), 2), 0.3 * np.sin(np.arange(n - 24.0))]),
+        "three over a bulk": lambda: np.concatenate([np.full(3, 10.0), np.linspace(0.1, 1, n - 3)]),
     }[name]()
 
 
@@ -33,6 +41,9 @@ NAMES = (
     "indefinite with outliers",
     "rank one",
 )
+
+# Eigenvalues that coincide, few or many, which a random vector takes for one.
+COPIES = ("clusters", "three over one value", "three negative", "pairs", "three over a bulk")
 
 
 @functools.cache

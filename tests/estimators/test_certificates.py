@@ -127,3 +127,18 @@ def test_brackets_come_with_the_eigenpairs():
     closed = hvpspec.eigsh(np.diag([3.0, -1.0]), 2)
     assert closed.largest.upper - closed.largest.lower < 1e-12
     assert closed.smallest.upper == pytest.approx(-1)
+
+
+def test_an_unlucky_start_proves_nothing():
+    """With little of the top eigenvector in the start, all beyond the Ritz value would be excluded, which cannot be."""
+    values, A = eigenvalues("indefinite with outliers", 300), torch.from_numpy(matrix("indefinite with outliers", 300))
+    operator, held = as_symmetric(A), 0
+    for seed in range(100):
+        krylov = start(operator, seed=seed)
+        for _ in range(12):
+            extend(krylov, operator.__matmul__)
+            found = bracket(krylov.ritz(), Exclusion.of(krylov), 1, 0.95)
+            if found.upper - found.lower < 0.01 * found.lower:
+                break  # at a lucky moment
+        held += values.max() <= found.upper + 1e-12
+    assert held >= 99

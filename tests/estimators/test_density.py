@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from estimators.spectra import NAMES, eigenvalues, matrix, rotated
+from estimators.spectra import COPIES, NAMES, eigenvalues, matrix, rotated
 from zoo import explicit_hessian, mlp
 
 import hvpspec
@@ -55,9 +55,9 @@ def test_quadrature_is_gaussian():
         assert found.weights @ found.nodes**j == pytest.approx(moment, rel=1e-10)
 
 
-def test_known_eigenvalues_count_as_one_each():
+def test_eigenvalues_shown_to_be_single_count_as_one_each():
     A = matrix("indefinite with outliers")
-    found = hvpspec.spectral_density(A, rtol=0.005)
+    found = hvpspec.spectrum(A, 30).density
     outliers = np.sort(np.r_[np.geomspace(1, 10, 15), -np.geomspace(0.5, 6, 15)])
     np.testing.assert_allclose(found.nodes[found.exact], outliers, rtol=1e-3)
     np.testing.assert_allclose(found.weights[found.exact], 1e-3)
@@ -68,6 +68,36 @@ def test_known_eigenvalues_count_as_one_each():
     half = found.count(0, 20)
     true = (eigenvalues("indefinite with outliers") > 0).sum()
     assert abs(half.value - true) <= half.error < 300
+
+
+def test_without_probes_nothing_is_called_single():
+    found = hvpspec.spectral_density(matrix("indefinite with outliers"), rtol=0.005)
+    assert not found.exact.any()
+    above = found.count(0.2, 20)
+    assert abs(above.value - 15) <= above.error < 20
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_are_counted_within_the_error(name):
+    n = 300
+    values, A, held, wide = eigenvalues(name, n), torch.from_numpy(matrix(name, n)), 0, 0.0
+    for seed in range(12):
+        found = hvpspec.spectrum(A, 2, rtol=0.05, seed=seed).density
+        count = found.count(0.7 * values.max(), 2 * values.max())
+        held += abs(count.value - (values > 0.7 * values.max()).sum()) <= count.error + 1e-6
+        wide = max(wide, count.error)
+    assert held >= 11
+    assert wide < 0.7 * n
+
+
+def test_a_later_segment_shows_that_no_copies_are_left():
+    operator = as_symmetric(rotated(np.r_[np.full(3, -0.5), np.full(97, 0.1)]))
+    krylov = start(operator, seed=0)
+    while sum(width for _, width in krylov.projection.segments) < 6:
+        extend(krylov, operator.__matmul__)
+    few = read_density([krylov], 0.95, krylov.m).count(-1, 0)
+    assert few.value == pytest.approx(3)
+    assert few.error < 1e-6
 
 
 def test_counts_hold_at_their_rate():

@@ -19,7 +19,7 @@ from hvpspec.estimators.symmetric import as_symmetric
 def relation_errors(A, krylov):
     """The largest entries of A Q − Q T − F Cᵀ, of QᵀQ − I, and of QᵀF."""
     Q, F = krylov.basis.matrix.double().numpy(), krylov.frontier.double().numpy()
-    both = np.hstack([Q, F])
+    both = np.hstack([Q, F]).astype(np.longdouble)  # as BLAS's own sums are off by as much as the vectors may be
     relation = A.double().numpy() @ Q - Q @ krylov.projection.T - F @ krylov.projection.coupling.T
     return np.abs(relation).max(), np.abs(both.T @ both - np.eye(both.shape[1])).max()
 

@@ -10,14 +10,27 @@ OPTIONS = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inner_products_accumulate_in_float64(monkeypatch, dtype):
-    monkeypatch.setattr(vectors, "CHUNK", 7)  # several chunks, the last ragged
-    A, B = torch.randn(40, 3).to(dtype), torch.randn(40, 2).to(dtype)
-    A[0, 0] = 1e8  # swamps the rest in float32
-    B[0, 0] = 1
+    """Of whole numbers, whose sums over a piece are exact in float32: the whole is, though one swamps the others."""
+    monkeypatch.setattr(vectors, "_PIECE", 7)  # several pieces, the last ragged
+    A, B = torch.randint(-9, 9, (40, 3)).to(dtype), torch.randint(-9, 9, (40, 2)).to(dtype)
+    A[:7], B[:7] = 0, 0
+    A[0], B[0] = 1e8, 1
     expected = A.double().T @ B.double()
-    assert inner(A, B).dtype == torch.float64
-    torch.testing.assert_close(inner(A, B), expected, rtol=1e-14, atol=0)
-    torch.testing.assert_close(column_inner(A[:, :2], B), (expected[:2].diagonal()), rtol=1e-14, atol=0)
+    assert inner(A, B).dtype == column_inner(A[:, :2], B).dtype == torch.float64
+    assert torch.equal(inner(A, B), expected)
+    assert torch.equal(column_inner(A[:, :2], B), expected[:2].diagonal())
+
+
+@pytest.mark.parametrize(("mean", "roundoffs"), [(0.0, 0.25), (1.0, 3.0)], ids=["terms cancel", "terms add up"])
+def test_inner_products_in_float32_are_off_by_roundoffs(mean, roundoffs):
+    generator = torch.Generator().manual_seed(0)
+    n = 60 * vectors._PIECE + 77
+    A, B = (torch.randn(n, 5, generator=generator) + mean for _ in range(2))
+    expected = A.double().T @ B.double()
+    allowed = roundoffs * torch.finfo(torch.float32).eps / 2 * A.norm(dim=0)[:, None] * B.norm(dim=0)
+    for X, Y in ((A, B), (A.T.contiguous().T, B.T.contiguous().T)):
+        assert bool(((inner(X, Y) - expected).abs() < allowed).all())
+        assert bool(((column_inner(X, Y) - expected.diagonal()).abs() < allowed.diagonal()).all())
 
 
 def test_probes_are_signs_and_depend_on_seed_and_number_only():

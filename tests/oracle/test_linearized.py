@@ -43,6 +43,18 @@ def test_agreement(name, limit):
         assert "residuals of 0 of" in fast.plan
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_vectors_pushed_through_together(name, monkeypatch):
+    """As many as are asked for, when a vector gets cheaper each time: the measurement is made to say so."""
+    reference, fast = operators(CASES[name]())
+    costs = iter(2.0**-power for power in range(20))
+    monkeypatch.setattr(linearized, "_fastest", lambda work, device: next(costs))
+    V = torch.randn(fast.shape[0], 11, dtype=torch.float64)
+    assert relative(fast @ V, reference @ V) <= 1e-12
+    if name not in ("embedding", "language model"):  # torch has no batching rule for an embedding's gradient
+        assert "8 vectors together" in fast.plan
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", ["mlp", "tied weights"])
 def test_compiled(name):
@@ -319,7 +331,11 @@ def test_memory_limits_are_checked():
 def test_kept_residuals_stay_within_the_budget():
     """Measured on the storages themselves."""
     case = CASES["transformer layer"]()
-    _, fast = operators(case, memory_limit=40_000)
+    _, fast = operators(case)
+    fast @ torch.ones(fast.shape[0], dtype=torch.float64)
+    state = fast._product._fast._state
+    limit = int(0.9 * state.size)  # all but the last batch would fit, without room for the one in use
+    _, fast = operators(case, memory_limit=limit)
     fast @ torch.ones(fast.shape[0], dtype=torch.float64)
     state = fast._product._fast._state
     assert 0 < len(state.kept) < state.batches
@@ -329,7 +345,8 @@ def test_kept_residuals_stay_within_the_budget():
         for tensor in kept.residuals
     }
     values = {t.untyped_storage().data_ptr() for t in (*state.snapshot.parameters, *state.snapshot.constants.values())}
-    assert sum(size for pointer, size in storages.items() if pointer not in values) <= 40_000
+    held = sum(size for pointer, size in storages.items() if pointer not in values)
+    assert held + held / len(state.kept) <= limit  # and one more batch's while they are in use
 
 
 @pytest.mark.gpu

@@ -1,0 +1,112 @@
+"""What all formats need of the file system: heads of files, digests, and one way to say that a file is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from hvpspec.errors import CheckpointError
+
+_LARGEST_JSON = 100_000_000  # bytes; the index of a thousand shards takes a hundredth of it
+
+
+def head(path: Path, length: int = 16) -> bytes:
+    """The first bytes of a file. Raises CheckpointError when it is missing, unreadable or empty."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file.")
+    try:
+        with path.open("rb") as file:
+            first = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    if not first:
+        raise CheckpointError(f"{path} is empty.")
+    return first
+
+
+_FOREIGN = (
+    (0, b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: git lfs pull fetches that"),
+    (0, b"\x1f\x8b", "is compressed (gzip): unpack it first"),
+    (0, b"BZh", "is compressed (bzip2): unpack it first"),
+    (0, b"\xfd7zXZ", "is compressed (xz): unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "is compressed (zstd): unpack it first"),
+    (0, b"7z\xbc\xaf", "is an archive (7z): unpack it first"),
+    (257, b"ustar", "is an archive (tar): unpack it first"),
+    (0, b"\x89HDF", "is an HDF5 file, such as Keras writes, which is not read"),
+    (0, b"GGUF", "is a GGUF file, which is not read: its weights are quantised"),
+    (0, b"\x93NUMPY", "is one NumPy array, not a checkpoint"),
+)
+
+
+def foreign(path: Path) -> CheckpointError:
+    """The error to raise for a file of no format that is read; it names the file's own where that is known."""
+    first = head(path, 512)
+    for place, magic, what in _FOREIGN:
+        if first.startswith(magic, place):
+            return CheckpointError(f"{path} {what}.")
+    if first.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return CheckpointError(f"{path} is a web page, not a checkpoint: the download went wrong.")
+    return CheckpointError(f"{path} is not a checkpoint that torch.save or safetensors wrote.")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content. Raises CheckpointError when it is none."""
+    if path.stat().st_size > _LARGEST_JSON:
+        raise CheckpointError(f"{path} is too large for the JSON file that it should be.")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        raise damaged(path, "JSON file", error) from error
+
+
+def inside(folder: Path, name: Any, said_by: Path) -> Path:
+    """A file that an index names, which must lie in the index's own folder."""
+    path = folder / str(name)
+    if not isinstance(name, str) or not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{said_by} names {name!r}, which is no file in its own folder.")
+    if not path.is_file():
+        raise CheckpointError(f"{said_by} names {name}, which is not there; the checkpoint is not complete.")
+    return path
+
+
+def damaged(path: Path, what: str, error: Exception | str) -> CheckpointError:
+    """The error to raise when a file fails to be what its first bytes promise."""
+    reason = error if isinstance(error, str) else f"{type(error).__name__}: {one_line(error)}"
+    return CheckpointError(f"{path} is not a {what}, or it is damaged ({reason}).")
+
+
+def one_line(error: object, limit: int = 160) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The files of a checkpoint: itself, all those in its directory, or an index with the shards that it names."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.name.endswith(".json"):
+        shards = read_json(path).get("weight_map", {}).values()
+        return [path, *sorted(inside(path.parent, name, path) for name in set(shards))]
+    return [path]
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a checkpoint, in hexadecimal.
+
+    Of a directory, or of an index and its shards: the SHA-256 of the lines "digest  relative/path\\n" of its files in
+    the order of their paths, which `sha256sum` on the files gives.
+    """
+    path = Path(path)
+    files = checkpoint_files(path)
+    if files == [path]:
+        return _digest(path)
+    folder = path if path.is_dir() else path.parent
+    lines = sorted((file.relative_to(folder).as_posix(), _digest(file)) for file in files)
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,63 @@
+"""`hvpspec check`: the preflight alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hvpspec.cli.opening import open_checkpoint, show_head, strictly
+from hvpspec.cli.options import Debug, Options, Source, expanded
+from hvpspec.cli.screen import announce, out
+from hvpspec.provenance import describe
+from hvpspec.report.json import prepare_folder, write_json
+from hvpspec.report.preflight_text import findings_lines, measured_lines
+
+CHECK_SCHEMA = "hvpspec/check/1"
+
+
+@expanded()
+def check(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: file or directory, of any usual format.")],
+    source: Source,
+    options: Options,
+    debug: Debug = False,
+) -> None:
+    """What would go wrong, what was done about it, and what a spectrum run with these options will take.
+
+    Exits with 2 when something is refused. Writes check.json.
+
+    Example: [bold]hvpspec check model.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
+    """
+    start = time.perf_counter()
+    options.check_refinement()
+    prepare_folder(options.out)
+    with strictly():
+        opened = open_checkpoint(checkpoint, source, options, show=show_head(checkpoint, source))
+    preflight = opened.preflight
+    for line in [*findings_lines(preflight), "", *measured_lines(preflight)]:
+        out.print(line, markup=False)
+    provenance = describe(
+        opened.H,
+        checkpoint=checkpoint,
+        sources=dataclasses.asdict(source),
+        loss=opened.loss,
+        options=options.described(),
+        command=["hvpspec", *sys.argv[1:]],
+        seconds=time.perf_counter() - start,
+    )
+    path = options.out / "check.json"
+    document = {
+        "schema": CHECK_SCHEMA,
+        "ok": not preflight.refused,
+        **preflight.to_dict(),
+        "provenance": provenance,
+    }
+    write_json(path, document)
+    announce(document, path)
+    if preflight.refused:
+        raise typer.Exit(2)

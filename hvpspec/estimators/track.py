@@ -1,0 +1,78 @@
+"""A series of operators, each started from the eigenvectors of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hvpspec.errors import InputError
+from hvpspec.estimators.spectrum import spectrum
+from hvpspec.results import Progress, Spectrum
+
+FIGURES = ("eigenvalues", "trace", "frobenius_norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Tracked:
+    """One of a series. overlap: with the top subspace before, see `overlap`; None for the first.
+
+    eigenvalue_hvps: products until the eigenpairs were there, which is what a warm start can save of. cold_hvps: what
+    all figures take from a start without the eigenvectors before, where that was measured.
+    """
+
+    spectrum: Spectrum
+    overlap: float | None
+    cold_hvps: int | None
+    eigenvalue_hvps: int = 0
+
+
+def track(
+    operators: Iterable[Any],
+    k: int = 5,
+    *,
+    start: np.ndarray | None = None,
+    measure_savings: bool = False,
+    seed: int = 0,
+    first: int = 0,
+    **options: Any,
+) -> Iterator[Tracked]:
+    """The spectrum of each operator in turn, each started from the k eigenvectors found before (a warm start).
+
+    operators: anything that `hvpspec.spectrum` takes; one that gives a new matrix each time it is yielded will do.
+    start: eigenvectors (n, p) to start the first from. measure_savings: do each again from a random start alone, which
+    doubles the cost, and tell what that took. first: the number of the first, where a series goes on: number i draws
+    with the seed `seed + i`, as a start must not know the random vectors to come. options: those of `hvpspec.spectrum`;
+    `only` is eigenvalues, trace and norm unless given. (With the density, whose quadrature needs a random start, there
+    is no warm one.)
+    """
+    options = {"only": FIGURES, **options}
+    if "eigenvalues" not in options["only"]:
+        raise InputError("a series needs the eigenvalues: add them to the figures asked for (--only eigenvalues).")
+    callback, taken = options.pop("callback", None), 0
+
+    def watch(step: Progress) -> None:
+        nonlocal taken
+        taken = step.hvps if step.stage == "eigenvalues" else taken
+        if callback is not None:
+            callback(step)
+
+    for number, A in enumerate(operators, start=first):
+        taken = 0
+        found = spectrum(A, k, seed=seed + number, start=start, callback=watch, **options)
+        cold = None
+        if measure_savings:
+            cold = found.hvps if start is None else spectrum(A, k, seed=seed + number, **options).hvps
+        assert found.eigenpairs is not None
+        vectors = found.eigenpairs.vectors
+        assert vectors is not None
+        yield Tracked(found, None if start is None else overlap(start, vectors), cold, taken)
+        start = vectors
+
+
+def overlap(U: np.ndarray, V: np.ndarray) -> float:
+    """‖Uᵀ V‖_F² / min(p, q) for orthonormal U (n, p), V (n, q): 1 where one space holds the other."""
+    inner = np.asarray(U, dtype=np.float64).T @ np.asarray(V, dtype=np.float64)
+    return float((inner**2).sum() / min(inner.shape))

@@ -1,0 +1,142 @@
+"""Exact rewritings of a traced product: the same values from less work, or from work that need not be done again.
+
+All are of the graph as a whole, before it is split: what they take out of the part that the vector reaches, the other
+part computes once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._decomp import get_decompositions
+from torch.utils import _pytree as pytree
+
+_aten = torch.ops.aten
+_UNFILLED = (_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default)  # each its own memory
+
+# Activations whose derivative is dear. One operation multiplies by it; written out, the derivative, which is the same
+# for every vector, is apart from the multiplication.
+_DERIVATIVES = (
+    *(_aten.gelu_backward, _aten.silu_backward, _aten.mish_backward, _aten.softplus_backward, _aten.elu_backward),
+    *(_aten.log_sigmoid_backward, _aten.logit_backward),
+)
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Operations to be traced as several, for `make_fx`."""
+    return get_decompositions(_DERIVATIVES)
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Takes out repetitions, and makes convolutions' weight gradients such. Nothing in the graph may write in place."""
+    _weight_gradients(graph)
+    _without_repetitions(graph)
+    graph.eliminate_dead_code()
+
+
+def _without_repetitions(graph: fx.Graph) -> None:
+    """Leaves of operations on the same arguments the first. (Inductor's own comes after the split, and too late.)"""
+    first: dict[Hashable, fx.Node] = {}
+    for node in graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in tags or node.target in _UNFILLED:
+            continue
+        leaves, form = pytree.tree_flatten((node.args, node.kwargs))
+        key = (node.target, str(form), *((type(leaf), leaf) for leaf in leaves))  # 1 is not True, nor 1.0
+        if (known := first.setdefault(key, node)) is not node:
+            node.replace_all_uses_with(known)
+
+
+def _weight_gradients(graph: fx.Graph) -> None:
+    """Replaces convolutions that stand for a weight gradient by that gradient.
+
+    Autograd's second derivative of a convolution takes the gradient in its weight, of images x and output gradients g,
+    as the convolution of x by g, both with samples and channels exchanged, of which it keeps the first entries: a
+    kernel as large as the image, for which libraries have no fast program. For few channels it takes four times as
+    long as the gradient itself.
+    """
+    for node in list(graph.nodes):
+        if node.target is not _aten.convolution.default:
+            continue
+        images, gradients, bias, stride, padding, dilation, transposed, output_padding, groups = _arguments(node)
+        x, g = _exchanged(images), _exchanged(gradients)
+        if x is None or g is None or bias is not None or transposed or groups != 1 or len(node.users) != 1:
+            continue
+        (last,) = node.users
+        if not _exchanges(last):
+            continue
+        while len(last.users) == 1 and _keeps_first(user := next(iter(last.users))):
+            last = user
+        weight = last.meta["val"]
+        with graph.inserting_before(last):
+            like = graph.call_function(_aten.new_empty.default, (g, list(weight.shape)))
+            like.meta["val"] = weight
+            # Stride and dilation have changed places, too.
+            arguments = (g, x, like, None, dilation, padding, stride, False, output_padding, 1, [False, True, False])
+            both = graph.call_function(_aten.convolution_backward.default, arguments)
+            both.meta["val"] = (None, weight, None)
+            gradient = graph.call_function(operator.getitem, (both, 1))
+            gradient.meta = dict(last.meta)
+        last.replace_all_uses_with(gradient)
+
+
+def _exchanged(node: Any) -> fx.Node | None:
+    """What this node is with the first two dimensions exchanged, if it is that, or a copy of it."""
+    if isinstance(node, fx.Node) and node.target is _aten.clone.default:
+        node = _arguments(node)[0]
+    return _arguments(node)[0] if isinstance(node, fx.Node) and _exchanges(node) else None
+
+
+def _exchanges(node: fx.Node) -> bool:
+    return node.target is _aten.transpose.int and set(node.args[1:]) == {0, 1}
+
+
+def _keeps_first(node: fx.Node) -> bool:
+    """Whether it takes the first entries along one of the image's dimensions."""
+    if node.target is not _aten.slice.Tensor or len(node.args) not in (3, 4):
+        return False
+    _, dimension, start, *_ = _arguments(node)
+    return dimension >= 2 and start == 0
+
+
+def channels_last(prepare: fx.GraphModule, apply: fx.GraphModule) -> None:
+    """Has `prepare` hand over images with the channels of a pixel side by side, as Inductor keeps them on the CPU.
+
+    It would read others entry by entry. Images are what has the shape of a convolution's input or output.
+    """
+    if any(node.target is _aten.as_strided.default for node in apply.graph.nodes):
+        return  # it names the strides
+    shapes = set()
+    for node in prepare.graph.nodes:
+        if node.target is _aten.convolution.default:
+            shapes |= {_value(node).shape, _value(_arguments(node)[0]).shape}
+    (output,) = (node for node in prepare.graph.nodes if node.op == "output")
+    residuals, *rest = _arguments(output)[0]
+    changed = []
+    for node in residuals:
+        value = _value(node)
+        form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.ndim)
+        if form is not None and value.shape in shapes and value.device.type == "cpu":
+            with prepare.graph.inserting_after(node):
+                last = prepare.graph.call_function(_aten.clone.default, (node,), {"memory_format": form})
+                last.meta["val"] = value
+            node = last
+        changed.append(node)
+    output.args = ((changed, *rest),)
+    for node in apply.graph.nodes if changed != residuals else ():
+        if node.target in (_aten.view.default, _aten._unsafe_view.default):  # which takes the strides as they were
+            node.target = _aten.reshape.default
+    prepare.recompile()
+    apply.recompile()
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
+def _value(node: fx.Node) -> torch.Tensor:
+    return node.meta["val"]

@@ -1,0 +1,72 @@
+"""Tables for the terminal, as lines. A number stands whole whatever the width: notes are folded and names shortened
+instead (Rich's own tables cut every column alike). Nothing trails behind a line."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+
+from hvpspec.report.words import shortened
+
+_LEAST_NOTE, _LEAST_NAME = 16, 12  # columns below which a note goes to a line of its own, or a name is left as it is
+
+
+@dataclass
+class Table:
+    """header: the columns' headings. The first column has names; `notes`: the last one has remarks; the others, numbers
+    (to the right). gap: blanks between columns."""
+
+    header: tuple[str, ...]
+    notes: bool = False
+    gap: int = 3
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    def add(self, *cells: str) -> None:
+        assert len(cells) == len(self.header)
+        self.rows.append(cells)
+
+    def width(self) -> int:
+        """How wide it is where nothing is folded."""
+        return sum(self._widths(self._columns())) + self.gap * (len(self.header) - 1)
+
+    def lines(self, width: int | None = None) -> list[str]:
+        """The heading, then a line a row; more where notes are folded to keep within `width`."""
+        columns = self._columns()
+        widths, over = self._widths(columns), 0 if width is None else self.width() - width
+        aside: Sequence[str] = [""] * len(columns[0])
+        if over > 0 and self.notes:
+            if widths[-1] - over >= _LEAST_NOTE:
+                widths[-1], over = widths[-1] - over, 0
+            else:
+                over -= widths.pop() + self.gap
+                *columns, aside = columns
+        if over > 0:
+            widths[0] = max(widths[0] - over, min(widths[0], _LEAST_NAME))
+        folded = self.notes and len(columns) == len(self.header)
+        found = []
+        for cells, note in zip(zip(*columns, strict=True), aside, strict=True):
+            first, *others = [shortened(cells[0], widths[0]), *cells[1:]]
+            rest = textwrap.wrap(others.pop(), widths[-1]) if folded else []
+            numbers = [_filled(cell, size, left=False) for cell, size in zip(others, widths[1:], strict=False)]
+            line = (" " * self.gap).join([_filled(first, widths[0]), *numbers, *rest[:1]])
+            found.append(line.rstrip())
+            indent = " " * (sum(widths[:-1]) + self.gap * (len(widths) - 1))
+            found += [indent + more for more in rest[1:]]
+            if note and width is not None and note != self.header[-1]:
+                found += textwrap.wrap(note, width, initial_indent="  ", subsequent_indent="  ")
+        return found
+
+    def _columns(self) -> list[Sequence[str]]:
+        return [list(column) for column in zip(self.header, *self.rows, strict=True)]
+
+    @staticmethod
+    def _widths(columns: list[Sequence[str]]) -> list[int]:
+        return [max(map(cell_len, column)) for column in columns]
+
+
+def _filled(cell: str, size: int, *, left: bool = True) -> str:
+    blanks = " " * (size - cell_len(cell))
+    return cell + blanks if left else blanks + cell

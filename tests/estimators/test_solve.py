@@ -1,0 +1,248 @@
+"""Linear systems, and the eigenvalues nearest to zero, against dense ones."""
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg as sla
+import torch
+from estimators.spectra import rotated
+
+import hvpspec
+from hvpspec.errors import InputError
+from hvpspec.estimators.basis import check_storage
+from hvpspec.estimators.foresee import foreseen
+from hvpspec.estimators.onepass import OnePass
+from hvpspec.estimators.refine import _first
+from hvpspec.estimators.symmetric import as_symmetric
+
+DEFINITE = np.concatenate([np.geomspace(50, 5000, 8), np.linspace(0.5, 2, 192)])
+INDEFINITE = np.concatenate([np.geomspace(50, 5000, 8), -np.linspace(0.5, 2, 96), np.linspace(0.5, 2, 96)])
+
+
+@pytest.mark.parametrize("values", [DEFINITE, INDEFINITE])
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+@pytest.mark.parametrize("deflated", [False, True])
+def test_against_dense_solutions(values, damping, deflated):
+    A, b = rotated(values), np.random.default_rng(0).standard_normal(200)
+    shifted = A + damping * np.eye(200)
+    pairs = hvpspec.eigsh(A, 8) if deflated else None
+    found = hvpspec.solve(A, b, damping=damping, pairs=pairs, rtol=1e-9)
+    assert found.converged
+    assert found.residual == pytest.approx(np.linalg.norm(b - shifted @ found.x), rel=1e-3, abs=1e-12)
+    assert found.relative_residual <= 1e-9
+    exact = np.linalg.solve(shifted, b)
+    assert np.linalg.norm(found.x - exact) <= 1e-7 * np.linalg.norm(exact)
+    assert found.method == "minres" or values is DEFINITE
+
+
+def test_cg_where_the_matrix_is_shown_to_be_definite():
+    A, b = rotated(np.linspace(1, 3, 50)), np.ones(50)
+    assert hvpspec.solve(A, b).method == "minres"
+    assert hvpspec.solve(A, b, pairs=hvpspec.eigsh(A, 2)).method == "cg"
+    assert hvpspec.solve(A - 4 * np.eye(50), b, pairs=hvpspec.eigsh(A - 4 * np.eye(50), 2), damping=3.5).method == "cg"
+
+
+@pytest.mark.parametrize(("values", "method"), [(DEFINITE, "cg"), (DEFINITE, "minres"), (INDEFINITE, "minres")])
+def test_known_eigenvectors_save_products(values, method):
+    A, b = rotated(values), np.random.default_rng(1).standard_normal(200)
+    plain = hvpspec.solve(A, b, method=method)
+    deflated = hvpspec.solve(A, b, method=method, pairs=hvpspec.spectrum(A, 8, rtol=0.5))
+    assert plain.converged
+    assert deflated.converged
+    assert deflated.hvps <= 0.7 * plain.hvps
+
+
+def test_every_product_is_counted_and_the_budget_is_kept():
+    A, b = rotated(INDEFINITE), np.random.default_rng(2).standard_normal(200)
+    made = 0
+
+    class Counting:
+        shape, dtype = (200, 200), np.dtype(float)
+
+        def matvec(self, x):
+            nonlocal made
+            made += 1
+            return A @ x
+
+    operator = sla.LinearOperator((200, 200), matvec=Counting().matvec, dtype=float)
+    made = 0
+    found = hvpspec.solve(operator, b, max_hvps=30)
+    assert found.hvps == made <= 30
+    assert not found.converged
+    assert found.residual == pytest.approx(np.linalg.norm(b - A @ found.x))
+    assert found.residual < np.linalg.norm(b)
+    made = 0
+    found = hvpspec.solve(operator, b)
+    assert found.hvps == made
+
+
+def test_rough_pairs_do_no_harm():
+    A, b = rotated(DEFINITE), np.random.default_rng(3).standard_normal(200)
+    rough = hvpspec.eigsh(A, 8, max_hvps=9)
+    found = hvpspec.solve(A, b, pairs=rough)
+    assert found.converged
+    assert np.linalg.norm(A @ found.x - b) <= 1.1e-6 * np.linalg.norm(b)
+
+
+def test_a_singular_system_is_not_called_solved():
+    A = np.diag([0.0, 1, 2, 3])
+    found = hvpspec.solve(A, np.ones(4))
+    assert not found.converged
+    assert 1 <= found.residual < 2  # 1 lies in the kernel
+    assert hvpspec.solve(A, np.array([0.0, 1, 1, 1])).converged
+    assert hvpspec.solve(A, np.zeros(4)).hvps == 0
+
+
+def test_a_hessian_in_single_precision_and_tensors():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    H = hvpspec.HessianOperator(model, "mse", [(torch.randn(30, 4), torch.randn(30, 3))])
+    b = torch.randn(15)
+    found = hvpspec.solve(H, b, damping=0.1)
+    assert found.converged
+    assert found.x.dtype == torch.float32
+    dense = (H @ torch.eye(15)).double() + 0.1 * torch.eye(15, dtype=torch.float64)
+    torch.testing.assert_close(found.x.double(), torch.linalg.solve(dense, b.double()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.05, 0.3])
+def test_single_precision_stops_where_rounding_does(damping):
+    """Not at a fixed number of roundoffs: what can be reached is a matter of ‖A‖ ‖x‖ / ‖b‖."""
+    values = np.concatenate([np.geomspace(1, 10, 15), -np.geomspace(0.5, 6, 15), 0.05 * np.sin(np.arange(170.0))])
+    A, b = torch.from_numpy(rotated(values)).float(), np.random.default_rng(0).standard_normal(200)
+    found = hvpspec.solve(A, b, damping=damping)
+    nearest = np.abs(values + damping).min()
+    assert found.hvps < 1000 or nearest < 1e-4
+    residual = np.linalg.norm(b - A.double().numpy() @ found.x - damping * found.x)
+    assert residual == pytest.approx(found.residual, rel=0.5, abs=0.2 * found.rounding * np.linalg.norm(b))
+    if nearest > 1e-3:
+        assert found.converged
+        assert found.at_rounding
+        assert found.relative_residual <= max(1e-6, found.rounding) < 1e-3
+    strict = hvpspec.solve(A, b, damping=damping, rtol=1e-9)
+    assert not strict.converged  # what was asked for is not what was reached
+    assert strict.at_rounding or nearest < 1e-3
+    assert strict.hvps < 1000 or nearest < 1e-3
+
+
+def test_damping_that_makes_it_definite_is_seen():
+    A, b = rotated(INDEFINITE), np.ones(200)
+    found = hvpspec.solve(A, b, damping=10.0)
+    assert found.method == "cg"
+    assert found.converged
+    made = hvpspec.solve(A, b, damping=10.0, method="cg").hvps
+    assert found.hvps <= made + 12
+    assert hvpspec.solve(A, b, damping=0.1).method == "minres"
+
+
+def test_tolerances_may_be_numpy_scalars():
+    A, b = rotated(DEFINITE), np.ones(200)
+    assert hvpspec.solve(A, b, rtol=np.float32(1e-3)).hvps < hvpspec.solve(A, b, rtol=np.float64(1e-8)).hvps
+    with pytest.raises(InputError, match="between 0 and 1"):
+        hvpspec.solve(A, b, rtol=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"b": np.ones(3)}, "200 real numbers"),
+        ({"b": "x"}, "real numbers"),
+        ({"b": np.full(200, np.nan)}, "NaN"),
+        ({"method": "qr"}, "method must be"),
+        ({"rtol": 2}, "between 0 and 1"),
+        ({"damping": -1}, "damping"),
+        ({"max_hvps": 0}, "max_hvps"),
+    ],
+)
+def test_what_cannot_be_solved(options, message):
+    options = {"b": np.ones(200), **options}
+    with pytest.raises(InputError, match=message):
+        hvpspec.solve(rotated(DEFINITE), **options)
+
+
+# --- nearest to zero ------------------------------------------------------------------------------------------------
+
+INSIDE = np.concatenate([[0.003, -0.01], np.linspace(0.3, 5, 150), -np.linspace(0.4, 3, 48)])
+
+
+@pytest.mark.parametrize("damping", [0.0, 1.0])
+def test_the_eigenvalues_nearest_to_zero(damping):
+    values = INSIDE - damping
+    A = rotated(values)
+    plain = hvpspec.condition(A, damping=damping, rtol=0.2, max_hvps=60)
+    found = hvpspec.condition(A, damping=damping, rtol=0.2, max_hvps=60, refine=True, refine_k=2, refine_hvps=3000)
+    assert found.refined.converged
+    np.testing.assert_allclose(found.refined.values + damping, [0.003, -0.01], rtol=1e-6)
+    assert found.hvps == plain.hvps + found.refined.hvps
+    vectors = found.refined.vectors
+    residuals = np.linalg.norm(A @ vectors - vectors * found.refined.values, axis=0)
+    assert (residuals <= found.refined.error).all()
+    assert 0.003 <= found.nearest_zero.value < plain.nearest_zero.value
+    assert found.kappa.lower == pytest.approx(np.abs(values + damping).max() / 0.003, rel=0.01)
+    assert found.kappa.lower <= np.abs(values + damping).max() / 0.003
+    assert found.digits_lost.lower == pytest.approx(np.log10(found.kappa.lower))
+    assert found.finite_difference.value / found.kappa.lower == pytest.approx(
+        plain.finite_difference.value / plain.kappa.lower
+    )
+
+
+def test_singular_and_crowded_spectra():
+    singular = hvpspec.condition(rotated(np.r_[0, INSIDE]), refine=True, rtol=0.2, max_hvps=60, refine_hvps=3000)
+    assert abs(singular.refined.values[0]) <= singular.refined.error[0] <= 1e-11
+    rng = np.random.default_rng(0)
+    crowded = np.concatenate([1e-3 * rng.standard_normal(150), np.linspace(1, 5, 50)])
+    found = hvpspec.condition(rotated(crowded), refine=True, rtol=0.2, max_hvps=60, refine_hvps=300)
+    assert not found.refined.converged
+    assert found.refined.hvps <= 300
+    assert np.abs(crowded - found.refined.values[0]).min() <= found.refined.error[0]  # which holds all the same
+    assert np.abs(crowded).min() <= found.nearest_zero.value
+
+
+def test_a_budget_too_small_for_a_round():
+    """What the Krylov space knows comes back; where it knows too little, that is said."""
+    A = rotated(INSIDE)
+    found = hvpspec.condition(A, refine=True, refine_hvps=1, max_hvps=40)
+    assert found.refined.hvps == 0
+    assert not found.refined.converged
+    assert np.abs(INSIDE - found.refined.values[0]).min() <= found.refined.error[0]
+    few = hvpspec.condition(A, refine=True, refine_k=60, refine_hvps=1, max_hvps=40)
+    assert few.refined is None
+    assert "give more" in few.reasons["refined"]
+    assert hvpspec.Condition.from_dict(few.to_dict()).to_dict() == few.to_dict()
+
+
+def test_nothing_is_spent_on_what_is_known():
+    """Of a definite matrix the eigenvalue nearest to 0 is the lowest one, whose bracket the pass has."""
+    values = np.concatenate([np.linspace(0.5, 1, 3), np.linspace(3, 5, 197)])
+    for sign in (1, -1):
+        found = hvpspec.condition(rotated(sign * values), refine=True)
+        assert found.refined.hvps == 0
+        assert found.refined.converged
+        assert abs(found.refined.values[0] - sign * 0.5) <= found.refined.error[0] < 1e-3
+    inner = hvpspec.condition(rotated(np.r_[0.01, values, -values]), refine=True, refine_hvps=2000)
+    assert inner.refined.converged
+    assert inner.refined.values[0] == pytest.approx(0.01, rel=1e-5)
+
+
+def test_the_first_directions_need_no_product():
+    """(H + δI) X from the Krylov relation, against the products themselves."""
+    A = as_symmetric(rotated(INSIDE))
+    one = OnePass(A, seed=1, storage=check_storage(None, "device"), probes=False)
+    for _ in range(40):
+        one.extend(1)
+    X, AX = _first(one, 3, 0.2)
+    np.testing.assert_allclose(X.T @ X, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(AX, rotated(INSIDE) @ X + 0.2 * X, atol=1e-12)
+
+
+def test_the_prediction_foresees_a_refinement():
+    A = rotated(INSIDE)
+    plain, refined = foreseen(A).hvps, foreseen(A, refine=True, refine_hvps=300).hvps
+    assert refined == plain + 300
+
+
+def test_a_spectrum_refines_as_well():
+    found = hvpspec.spectrum(rotated(INSIDE), 3, rtol=0.2, max_hvps=60, refine=True, refine_hvps=2000)
+    assert found.condition.refined.values[0] == pytest.approx(0.003, rel=1e-6)
+    assert found.hvps == found.condition.hvps
+    with pytest.raises(InputError, match="needs the density"):
+        hvpspec.spectrum(rotated(INSIDE), 3, refine=True, only=("trace",))

@@ -1,0 +1,164 @@
+"""The last resort beside exact Hessians, and what it says of its own error."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo import CASES, Case, explicit_hessian
+
+import hvpspec
+from hvpspec.oracle.finite_difference import FiniteDifference
+
+
+class Radial(nn.Module):
+    """Distances to centres by torch.cdist, which torch derives once only, or by their formula."""
+
+    def __init__(self, plain=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+        self.centres = nn.Parameter(torch.randn(5, 6))
+        self.head = nn.Linear(5, 3)
+        self.plain = plain
+
+    def forward(self, x):
+        h = self.body(x)
+        distances = (h[:, None] - self.centres).square().sum(-1).sqrt() if self.plain else torch.cdist(h, self.centres)
+        return self.head(torch.exp(-distances))
+
+
+@pytest.fixture(scope="module")
+def radial():
+    torch.manual_seed(0)
+    model, plain = Radial(), Radial(plain=True).double()
+    plain.load_state_dict(model.state_dict())
+    x, y = torch.randn(40, 4), torch.arange(40) % 3
+    data = list(zip(x.split(16), y.split(16), strict=True))
+    exact = explicit_hessian(Case(plain, "cross_entropy", data, lambda m: F.cross_entropy(m(x.double()), y)))
+    return model, data, exact
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_are_within_the_noise(name):
+    torch.manual_seed(1)
+    case = CASES[name]()
+    expected = explicit_hessian(case)
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data, engine="finite-difference")
+    V = np.random.default_rng(0).standard_normal((len(expected), 2))
+    off = np.linalg.norm(H @ V - expected @ V, axis=0) / np.linalg.norm(expected @ V, axis=0)
+    assert off.max() <= H.noise <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_figures_hold_their_error_bars(radial, dtype):
+    model, data, exact = radial
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="finite-difference", dtype=dtype)
+    values = np.linalg.eigvalsh(exact)
+    top = values[np.argsort(-np.abs(values))][:4]
+    found = hvpspec.spectrum(H, 4)
+    assert (np.abs(found.eigenpairs.values - top) <= found.eigenpairs.error).all()
+    assert (found.eigenpairs.error <= 1e-4).all()
+    assert abs(found.trace.value - values.sum()) <= found.trace.error
+    assert "finite differences of the gradient in float64" in H.plan
+
+
+def test_shares_of_batches_add_up(radial):
+    model, data, exact = radial
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="finite-difference", dtype="float64")
+    X = torch.randn(len(exact), 2, dtype=torch.float64)
+    shares = []
+    product = H.multiply_by_groups(X, 3, lambda group, weight, share: shares.append(weight * share))
+    torch.testing.assert_close(sum(shares) / 40, product)
+    np.testing.assert_allclose(product.numpy(), exact @ X.numpy(), rtol=1e-6, atol=1e-8)
+
+
+def test_a_product_passes_over_the_data_once_and_holds_one_graph_at_a_time(radial):
+    """So a loader that shuffles gives each batch's gradients at all points from the same samples."""
+    model, data, _ = radial
+    passes, alive, most = 0, 0, 0
+
+    class Data:
+        def __iter__(self):
+            nonlocal passes
+            passes += 1
+            return iter(data)
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            nonlocal alive
+            alive -= 1
+            return gradient
+
+    def loss(model, batch):
+        return Counted.apply(F.cross_entropy(model(batch[0]), batch[1]))
+
+    H = hvpspec.HessianOperator(model, loss, Data(), engine="finite-difference")
+    H.noise  # noqa: B018 - which finds the step
+    passes = alive = most = 0
+    H @ torch.randn(H.shape[0], 3)
+    assert passes == 1
+    assert most == 1
+
+
+def test_validation_on_what_autograd_can_derive(radial):
+    model, data, _ = radial
+    checked = FiniteDifference(hvpspec.HessianOperator(model, "cross_entropy", data).objective).validate()
+    assert checked.names == ("head.weight", "head.bias")
+    assert checked.total == checked.tried == 5
+    assert checked.difference <= checked.bound <= 1e-6
+    body = hvpspec.HessianOperator(model, "cross_entropy", data, parameters="centres").objective
+    assert FiniteDifference(body).validate().names == ()
+
+
+def test_a_loss_without_float64_is_differenced_in_its_own():
+    def loss(model, batch):
+        x, y = batch
+        if x.dtype == torch.float64:
+            raise RuntimeError("no kernel for float64")
+        return F.cross_entropy(model(x), y)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+    H = hvpspec.HessianOperator(model, loss, [(x, y)], engine="finite-difference")
+    exact = hvpspec.HessianOperator(model, "cross_entropy", [(x, y)], dtype="float64")
+    v = np.random.default_rng(0).standard_normal(H.shape[0])
+    off = np.linalg.norm(H @ v - exact @ v) / np.linalg.norm(exact @ v)
+    assert off <= H.noise <= 0.2
+    assert "float32" in H.plan
+
+
+class Stiff(nn.Module):
+    """A paraboloid with ripples along one direction, which a step that suits the others is too long for."""
+
+    def __init__(self, frequency):
+        super().__init__()
+        self.p = nn.Parameter(torch.randn(200) / 2)
+        self.register_buffer("direction", torch.randn(200) / 200**0.5)
+        self.frequency = frequency
+
+    def forward(self, x):
+        return self.p.square().sum() / 2 + torch.sin(self.frequency * (self.p @ self.direction) + 0.3) / 100 + 0 * x
+
+
+@pytest.mark.parametrize(("frequency", "seed"), [(10, 0), (300, 0), (1000, 6), (2000, 0), (2000, 6)])
+def test_error_bars_hold_along_a_direction_that_bends_more_than_the_rest(frequency, seed):
+    torch.manual_seed(seed)
+    model = Stiff(frequency).double()
+    data = [torch.ones(1).double()]
+    exact = hvpspec.HessianOperator(model, lambda m, x: m(x).mean(), data) @ np.eye(200)
+    values = np.linalg.eigvalsh(exact)
+    top = values[np.argmax(np.abs(values))]
+    H = hvpspec.HessianOperator(model, lambda m, x: m(x).mean(), data, engine="finite-difference")
+    found = hvpspec.eigsh(H, 1)
+    assert abs(found.values[0] - top) <= found.error[0] <= 0.02 * abs(top)
+    trace = hvpspec.trace(H)
+    assert abs(trace.value - np.trace(exact)) <= trace.error

@@ -1,0 +1,121 @@
+"""Rewritten graphs against autograd: convolutions of every kind, activations, repetitions; and that they happen."""
+
+import shutil
+
+import pytest
+import torch
+from torch import fx, nn
+
+import hvpspec
+from hvpspec.oracle.rewrite import simplify
+
+aten = torch.ops.aten
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+def products(model, data, engine="linearized"):
+    """The product of a traced engine, that of plain autograd, and the trace."""
+    v = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine=engine)
+    found = H @ v
+    assert H.engine == "linearized", H.plan
+    expected = hvpspec.HessianOperator(model, "cross_entropy", data, engine="autograd") @ v
+    (artefact,) = H._product._fast._artefacts.values()
+    return found, expected, artefact.trace
+
+
+def count(graph, target):
+    return sum(node.target is target for node in graph.graph.nodes)
+
+
+def network(convolution, activation=nn.Tanh):
+    flat = {nn.Conv1d: nn.AdaptiveAvgPool1d, nn.Conv2d: nn.AdaptiveAvgPool2d, nn.Conv3d: nn.AdaptiveAvgPool3d}
+    pool = flat[type(convolution)](1)
+    first = type(convolution)(2, convolution.in_channels, 1)
+    return nn.Sequential(
+        first, activation(), convolution, activation(), pool, nn.Flatten(), nn.Linear(convolution.out_channels, 3)
+    ).double()
+
+
+CONVOLUTIONS = {
+    "plain": (lambda: nn.Conv2d(4, 6, 3), (9, 8)),
+    "padded": (lambda: nn.Conv2d(4, 6, 3, padding=1), (9, 8)),
+    "strided": (lambda: nn.Conv2d(4, 6, (3, 2), stride=2), (10, 9)),
+    "strided, with rows left over": (lambda: nn.Conv2d(4, 6, 3, stride=(3, 2), padding=(1, 0)), (9, 8)),
+    "dilated": (lambda: nn.Conv2d(4, 6, 3, dilation=2, padding=1), (9, 8)),
+    "strided and dilated": (lambda: nn.Conv2d(4, 6, 3, stride=2, dilation=2, padding=2), (11, 10)),
+    "one pixel": (lambda: nn.Conv2d(4, 6, 1), (5, 5)),
+    "one dimension": (lambda: nn.Conv1d(4, 6, 5, stride=2), (21,)),
+    "three dimensions": (lambda: nn.Conv3d(4, 6, 2), (4, 5, 4)),
+    "groups": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), (7, 7)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_weight_gradients_of_convolutions(name):
+    torch.manual_seed(0)
+    make, size = CONVOLUTIONS[name]
+    data = [(torch.randn(5, 2, *size, dtype=torch.float64), torch.randint(0, 3, (5,)))]
+    found, expected, trace = products(network(make()), data)
+    assert relative(found, expected) <= 1e-13
+    if name != "groups":
+        # Of both layers the gradient of a sum over images, and no convolution by images as large as its own.
+        assert count(trace.apply, aten.convolution_backward.default) >= 3
+        for node in trace.apply.graph.nodes:
+            if node.target is aten.convolution.default:
+                assert max(node.args[1].meta["val"].shape[2:]) <= 5, "an image for a kernel"
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.ELU, nn.LogSigmoid])
+def test_derivatives_of_activations_are_computed_once(activation):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), activation(), nn.Linear(8, 8), activation(), nn.Linear(8, 3)).double()
+    data = [(torch.randn(10, 4, dtype=torch.float64), torch.randint(0, 3, (10,))) for _ in range(2)]
+    found, expected, trace = products(model, data)
+    assert relative(found, expected) <= 1e-13
+    dear = {aten.erf.default, aten.exp.default, aten.tanh.default, aten.sigmoid.default, aten.log1p.default}
+    dear |= {aten.gelu_backward.default, aten.silu_backward.default, aten.mish_backward.default}
+    dear |= {aten.softplus_backward.default, aten.elu_backward.default, aten.log_sigmoid_backward.default}
+    assert not dear & {node.target for node in trace.apply.graph.nodes}
+
+
+def test_repetitions_go_and_what_only_looks_like_one_stays():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    one = graph.call_function(aten.mul.Tensor, (x, 2))
+    same = graph.call_function(aten.mul.Tensor, (x, 2))
+    other = graph.call_function(aten.mul.Tensor, (x, 2.0))  # of whole numbers, another dtype
+    summed = graph.call_function(aten.add.Tensor, (one, same))
+    random = [graph.call_function(aten.rand.default, ([3],)) for _ in range(2)]
+    graph.output((summed, other, *random))
+    simplify(graph)
+    targets = [node.target for node in graph.nodes if node.op == "call_function"]
+    assert targets.count(aten.mul.Tensor) == 2
+    assert targets.count(aten.rand.default) == 2
+    summed, other, *random = fx.GraphModule({}, graph)(torch.arange(3))
+    assert summed.tolist() == [0, 4, 8]
+    assert other.dtype == torch.float32
+    assert not torch.equal(*random)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.parametrize("limit", [None, 1], ids=["kept", "recomputed"])
+def test_images_are_kept_as_inductor_has_them(limit):
+    """Channels last, for the compiler alone, weights and all else as they were; and the product is the same."""
+    torch.manual_seed(0)
+    data = [(torch.randn(5, 2, 7, 6, dtype=torch.float64), torch.randint(0, 3, (5,)))]
+    model = network(nn.Conv2d(4, 6, 3, padding=1))
+    v = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="compiled", memory_limit=limit)
+    found = H @ v
+    assert "compiled" in H.plan, H.plan
+    expected = hvpspec.HessianOperator(model, "cross_entropy", data, engine="autograd") @ v
+    assert relative(found, expected) <= 1e-12
+    if limit is None:
+        (kept,) = H._product._fast._state.kept.values()
+        images = [t for t in kept.residuals if t.shape in ((5, 4, 7, 6), (5, 6, 7, 6))]
+        assert images
+        assert all(t.is_contiguous(memory_format=torch.channels_last) for t in images)

@@ -1,0 +1,173 @@
+"""What is foreseen of a run, beside what it takes: products, seconds, memory."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from estimators.spectra import NAMES, matrix
+from torch import nn
+
+import hvpspec
+from hvpspec import cli
+from hvpspec.cli import screen
+from hvpspec.estimators.foresee import Moments, foreseen, read_moments
+from hvpspec.preflight import Preflight, inspect_operator
+from hvpspec.preflight.outlook import _grown
+from hvpspec.report.preflight_text import measured_lines
+
+CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
+
+
+def moments(A, seed=7):
+    X = torch.randn(A.shape[0], 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return read_moments(X, torch.from_numpy(A) @ X)
+
+
+@pytest.mark.parametrize(("k", "rtol"), [(10, 0.01), (5, 0.05), (1, 0.05)])
+@pytest.mark.parametrize("name", NAMES)
+def test_products_come_within_the_range_and_near_what_is_likely(name, k, rtol):
+    A = matrix(name)
+    plan = foreseen(A, moments(A), k=k, rtol=rtol, max_hvps=1000)
+    made = hvpspec.spectrum(A, k, rtol=rtol, max_hvps=1000).hvps
+    assert made <= plan.most <= 1000
+    if name not in CROWDED:
+        assert plan.hvps / 4 <= made <= 3 * plan.hvps
+
+
+def network(kind):
+    """A small classifier: untrained, or trained for a while."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    x, y = torch.randn(512, 64), torch.arange(512) % 10
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(300 if kind == "trained" else 0):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return hvpspec.HessianOperator(model, "cross_entropy", [(x, y)])
+
+
+@pytest.mark.parametrize("kind", ["trained", "untrained"])
+def test_products_of_networks(kind):
+    """Without training the trace cancels, as to its size: what 2k + 10 steps leave takes plain probes."""
+    H = network(kind)
+    options = {"k": 10, "rtol": 0.05, "max_hvps": 1000}
+    found = inspect_operator(H, **options)
+    steps = []
+    made = hvpspec.spectrum(H, **options, callback=steps.append).hvps
+    assert (made > 200) == (kind == "untrained")
+    assert found.expected_hvps / 3 <= made <= 3 * found.expected_hvps
+    assert made <= found.most_hvps <= 1000
+    pilots = next(step for step in steps if step.stage == "trace and norm")
+    assert made / 1.7 <= pilots.expected <= 1.7 * made  # once there are probes, they tell
+
+
+def test_moments_are_those_of_the_spectrum():
+    values = np.concatenate([[30.0, -20.0], np.linspace(-1, 1, 300), np.ones(300)])
+    A = np.diag(values)
+    found = [moments(A, seed) for seed in range(200)]
+    norm = np.linalg.norm(values)
+    assert np.median([m.ratio for m in found]) == pytest.approx(values.sum() / norm, rel=0.2)
+    assert np.median([m.rank for m in found]) < 20  # two that make up nearly all
+    spread = np.std([m.ratio for m in found])
+    assert 0.3 * found[0].error <= spread <= 3 * found[0].error
+    assert read_moments(torch.ones(3, 2), torch.zeros(3, 2)) is None
+
+
+def test_without_moments_the_worst_is_the_budget_and_nothing_is_beyond_it():
+    A = matrix("step")
+    assert foreseen(A, k=10, rtol=0.05, max_hvps=300).most == 300
+    assert foreseen(A, k=10, rtol=0.05).most == 1008  # n and the first probes
+    cancelling = Moments(0.1, 0.8, 500)
+    assert foreseen(A, cancelling, k=10, rtol=0.05, max_hvps=300).hvps == 300
+    only = foreseen(A, cancelling, k=3, only=["eigenvalues"], max_hvps=1000)
+    assert (only.hvps, only.probes) == (16, 0)
+
+
+def test_seconds_of_slow_products():
+    def slow(model, batch):
+        time.sleep(0.01)
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    H = network("trained")
+    H = hvpspec.HessianOperator(H.objective.model, slow, H.objective.data, engine="autograd")
+    options = {"k": 5, "rtol": 0.05, "max_hvps": 40}
+    found = inspect_operator(H, **options)
+    made = hvpspec.spectrum(H, **options)
+    pace = found.expected_seconds / found.expected_hvps
+    assert pace / 3 <= made.seconds / made.hvps <= 3 * pace
+    assert found.most_seconds >= found.expected_seconds
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize("budget", [60, 250])
+def test_peak_memory(budget):
+    """In a process of its own, with 60 or 250 long vectors of 0.8 MB."""
+    code = f"""
+        import json, torch, hvpspec
+        from pathlib import Path
+        from torch import nn
+        from hvpspec.preflight import inspect_operator
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        model = nn.Sequential(nn.Linear(64, 2700), nn.Tanh(), nn.Linear(2700, 10))
+        data = [(torch.randn(256, 64), torch.randint(0, 10, (256,)))]
+        H = hvpspec.HessianOperator(model, "cross_entropy", data)
+        options = dict(k={budget // 10}, rtol=1e-4, tol=1e-9, max_hvps={budget})
+        found = inspect_operator(H, **options)
+        made = hvpspec.spectrum(H, **options)
+        # Not getrusage's, which starts with that of the process that started this one.
+        (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+        peak = 1024 * int(line.split()[1])
+        print(json.dumps([found.to_dict(), made.hvps, peak]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=300
+    )
+    figures, made, peak = json.loads(done.stdout)
+    found = Preflight.from_dict(figures)
+    assert made == budget == found.most_hvps
+    assert found.expected_memory / 1.4 <= peak <= 1.25 * found.most_memory
+
+
+def test_a_basis_is_copied_as_it_grows():
+    assert [_grown(m) for m in (1, 32, 33, 64, 65, 200, 300)] == [1, 32, 64, 64, 128, 256, 512]
+
+
+def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeypatch, capsys):
+    H = network("untrained")
+    found = inspect_operator(H, k=10, rtol=0.05, max_hvps=1000)
+    likely, worst = measured_lines(found)[-2:]
+    assert likely.startswith(f"the whole run: about {found.expected_hvps:,} HVPs, about ")
+    assert worst.startswith(f"up to {found.most_hvps:,} HVPs, ")
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(H.objective.model.state_dict(), "model.pt")
+    (tmp_path / "train.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+        "def batches():\n"
+        "    return [(torch.randn(512, 64, generator=torch.Generator().manual_seed(0)), torch.arange(512) % 10)]\n"
+    )
+    source = ["model.pt", "--model", "train.py:build", "--data", "train.py:batches", "--loss", "cross_entropy"]
+    monkeypatch.setattr(screen.bars, "_force_terminal", True)  # beside the bar, which piped output has not
+    assert cli.run(["spectrum", *source, "--rtol", "0.05", "--no-preflight"]) == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    printed = capsys.readouterr()
+    assert "foreseen: about 48 HVPs (--max-hvps 1,000)\n" in printed.out
+    assert "foreseen now: about " in printed.err
+    assert cli.run(["spectrum", *source, "--rtol", "0.05", "--no-preflight"]) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.run(["spectrum", *source, "--rtol", "0.05"]) == 0
+    printed = capsys.readouterr()
+    measured = json.loads((tmp_path / "spectrum.json").read_text())["preflight"]["measured"]
+    assert f"foreseen: about {measured['expected_hvps']:,} HVPs (--max-hvps 1,000), about" in printed.out
+    assert f"up to {measured['most_hvps']:,} HVPs, " in printed.out

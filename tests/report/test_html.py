@@ -1,0 +1,248 @@
+import itertools
+import json
+import re
+import shlex
+from pathlib import Path
+
+import html5lib
+import numpy as np
+import pytest
+from report import examples
+
+from hvpspec.report.findings import sentences
+from hvpspec.report.html import report_html
+from hvpspec.results import Bracket, Eigenpairs, Spectrum
+from hvpspec.results_condition import Condition
+
+
+@pytest.fixture(scope="module")
+def page():
+    return report_html(examples.document())
+
+
+def tree_of(page):
+    """The document; raises at whatever the HTML standard calls a parse error."""
+    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(page)
+
+
+def words(element):
+    return " ".join(" ".join(element.itertext()).split())
+
+
+def rows(tree, caption):
+    """{first cell: the other cells} of the table in the section of that id."""
+    (section,) = (s for s in tree.iter("section") if s.get("aria-labelledby") == caption)
+    return {
+        "".join(row[0].itertext()).strip(): [words(cell) for cell in row[1:]] for row in section.findall(".//tbody/tr")
+    }
+
+
+def test_it_is_valid_and_accessible_in_structure(page):
+    tree = tree_of(page)
+    assert tree.get("lang") == "en"
+    assert len(list(tree.iter("main"))) == len(list(tree.iter("h1"))) == 1
+    ids = [element.get("id") for element in tree.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    for element in tree.iter("section"):
+        assert element.get("aria-label") or element.get("aria-labelledby") in ids
+    for element in tree.iter("figure"):
+        assert any(len(child.get("aria-label", "")) > 30 for child in element.iter() if child.get("role") == "img")
+    levels = [int(element.tag[1]) for element in tree.iter() if re.fullmatch(r"h\d", str(element.tag))]
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page))
+    assert used
+    assert used <= set(ids)
+
+
+def test_it_needs_nothing_from_elsewhere(page):
+    tree = tree_of(page)
+    for element in tree.iter():
+        assert element.tag not in ("script", "link", "iframe", "img", "object", "embed", "base")
+        for name, value in element.items():
+            assert not re.match(r"(https?:|//)", value) or str(name).startswith("xmlns"), (element.tag, name, value)
+    assert "@import" not in page
+    assert "url(http" not in page
+
+
+def test_whatever_is_quoted_is_escaped(page):
+    assert examples.HOSTILE not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;.pt" in page
+    assert "<i>" not in page
+    assert "<b>" not in page
+    assert "dropout &amp; friends" in page
+
+
+def test_the_command_can_be_pasted(page):
+    tree = tree_of(page)
+    (command,) = ("".join(element.itertext()) for element in tree.iter("code"))
+    assert shlex.split(command) == examples.document()["provenance"]["command"]
+
+
+def test_figures_and_their_errors(page):
+    found = rows(tree_of(page), "figures")
+    assert found["λ1"] == ["50.0", "2", "0.25", ""]
+    assert found["λ2"] == ["−20.00", "0.5", "0.25", "negative"]
+    assert found["λ4"] == ["−0.5", "unknown", "0.25", "negative"]
+    assert found["trace"] == ["36.2", "1.5", "4", "95 %"]
+    assert found["Frobenius norm"] == ["54.10", "0.7", "", "95 %"]
+
+
+def test_conditioning_blocks_preflight_and_provenance(page):
+    tree = tree_of(page)
+    condition = rows(tree, "conditioning")
+    assert condition["κ of H + 0.1 I"] == ["≥ 1.25e+04", "certain; it is indefinite"]
+    assert condition["λ_min"] == ["−21 … −20", ""]
+    assert condition["smallest |λ + δ|"] == ["≤ 0.004", "certain, up to rounding"]
+    assert condition["stable rank"][0] == "1.170 ± 0.03"
+    assert condition["negative eigenvalues"] == ["90 … 106", "at least 2, for certain"]
+    assert condition["numerical rank"][0] == "400"
+    assert "log-determinant" not in condition
+    assert "No log-determinant: H + δI is not positive definite." in words(tree)
+    blocks = rows(tree, "blocks")
+    assert blocks["features.weight"] == ["300", "−8.0 ± 2", "12.00 ± 0.5", "3.50 ± 0.5†"]
+    assert blocks["head <b>$x$</b>"][-1] == "–"
+    assert "† not within the tolerance asked for" in words(tree)
+    text = words(tree)
+    assert "fixed: dropout & friends → run in eval mode" in text
+    assert "symmetry: off by 1e-07" in text
+    assert "the whole run: about 40 HVPs" in text
+    assert "checkpoint, sha256 " + "0" * 64 in text
+
+
+def test_findings_come_first_and_say_what_holds(page):
+    text = words(tree_of(page))
+    assert text.index("Findings") < text.index("Figures, with their errors") < text.index("Pictures")
+    said = sentences(examples.spectrum(), examples.document())
+    assert said[0] == (
+        "The sharpest direction of the loss has curvature 50.0 ± 2: gradient descent is stable up to a step of 0.0384 "
+        "(2/λ_max, 95 %)."
+    )  # 2/52 = 0.03846…, rounded down
+    assert "no minimum" in said[1]
+    assert "at least 2 eigenvalues are negative" in said[1]
+    assert "36.2 ± 1.5 (95 %): a mean curvature of 0.0905 over 400 parameters" in said[2]
+    assert "The 4 largest eigenvalues make up about 99.9%" in said[3]
+    assert said[4].startswith(
+        "The condition number of H + 0.1 I is at least 1.25e+04, so that a solve loses 4.1 or more"
+    )
+    assert "1 thing was mended exactly, 1 is worth knowing" in said[5]
+    assert said[-1] == "Every figure asked for is within its tolerance, after 42 Hessian-vector products."
+
+
+def condition(**changes):
+    return Condition.from_dict({**examples.CONDITION, **changes})
+
+
+def refined(converged):
+    pairs = Eigenpairs(np.array([-0.09]), None, np.array([0.02]), np.array([0.03]), converged, 30)
+    return pairs.to_dict()
+
+
+def test_each_matrix_has_a_table_of_its_own():
+    step = examples.bracket(0.0383, 0.0399)
+    page = report_html(examples.document(condition={**examples.CONDITION, "step": step}))
+    (section,) = (s for s in tree_of(page).iter("section") if s.get("aria-labelledby") == "conditioning")
+    titles = [words(title) for title in section.iter("h3")]
+    of_h, shifted = ([words(row[0]) for row in table.findall("tbody/tr")] for table in section.iter("table"))
+    assert titles == ["Of H", "Of H + 0.1 I"]
+    assert {"λ_max", "negative eigenvalues", "numerical rank", "stable rank"} <= {*of_h}
+    assert shifted[0] == "κ of H + 0.1 I"
+    assert rows(tree_of(page), "conditioning")["largest stable step"] == [
+        "0.0383",
+        "of gradient descent: 2/(λ_max + δ)",
+    ]
+    damped = sentences(examples.spectrum(condition=condition(step=step)), {})[0]
+    assert damped.endswith("up to a step of 0.0384 (2/λ_max, 95 %); on H + 0.1 I, up to 0.0383.")
+    plain = report_html(examples.document(condition={**examples.CONDITION, "damping": 0.0, "step": step}))
+    assert rows(tree_of(plain), "conditioning")["largest stable step"][1] == "of gradient descent: 2/λ_max"
+    assert "Of H" not in words(tree_of(plain))
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_a_refinement_is_shown_and_its_failure_said(converged):
+    found = {**examples.CONDITION, "refined": refined(converged)}
+    page = report_html(examples.document(condition=found, blocks=None))
+    shown = rows(tree_of(page), "conditioning")["λ + δ nearest to 0"]
+    assert shown == ["0.01 ± 0.03", "" if converged else "not converged"]
+    said = words(tree_of(page))
+    assert ("Every figure asked for is within its tolerance" in said) == converged
+    assert ("The eigenvalue nearest to zero did not converge" in said) != converged
+    assert ("--refine-hvps" in said) != converged
+
+
+def test_a_refinement_that_found_nothing_is_said():
+    reasons = {"refined": "3 products did not finish a round; give more"}
+    said = words(tree_of(report_html(examples.document(condition={**examples.CONDITION, "reasons": reasons}))))
+    assert "The eigenvalue nearest to zero was not reached." in said
+    assert "No eigenvalue nearest to 0: 3 products did not finish a round" in said
+    assert "Every figure asked for" not in said
+
+
+def test_blocks_short_of_their_tolerance_are_said():
+    def page_of(**changes):
+        blocks = [{**block, "largest": examples.bracket(3.0, 3.01), **changes} for block in examples.BLOCKS["blocks"]]
+        return words(tree_of(report_html(examples.document(blocks={**examples.BLOCKS, "blocks": blocks}))))
+
+    assert "Every figure asked for is within its tolerance" in page_of()
+    missing = page_of(largest=None)
+    assert "λ_max of the blocks was not reached. More products (--max-hvps)" in missing
+    assert "Every figure asked for" not in missing
+    assert "λ_max of 2 of 2 blocks is not known to 1%" in page_of(largest=examples.bracket(3.0, None))
+    wide = page_of(trace={**examples.estimate(5.0, 1.0), "converged": False})
+    assert "Trace or norm of 2 of 2 blocks is not known to ±1.00%. A smaller --rtol" in wide
+    assert "5.0 ± 1†" in wide
+
+
+def test_lines_break_after_dots_and_underscores_and_never_before_an_error():
+    name = "layers.0.layer_norm.weight"
+    blocks = [{**examples.BLOCKS["blocks"][0], "name": name, "largest": None}]
+    page = report_html(examples.document(blocks={**examples.BLOCKS, "blocks": blocks}))
+    assert "layers.<wbr>0.<wbr>layer_<wbr>norm.<wbr>weight" in page
+    assert "−8.0 ±\N{NO-BREAK SPACE}2" in page
+    assert "1.170\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.03" in page
+    (section,) = (s for s in tree_of(page).iter("section") if s.get("aria-labelledby") == "blocks")
+    assert [words(cell) for cell in section.findall(".//thead/tr/th")] == ["group", "size", "trace", "norm"]
+
+
+def test_upper_ends_and_counts_that_are_certain_are_shown_where_there_are_any():
+    found = {**examples.CONDITION, "digits_lost": examples.bracket(4.1, 4.3), "kappa": examples.bracket(100.0, 200.0)}
+    found |= {"definite": "positive", "negative": examples.estimate(2.0, 50.0)}
+    shown = rows(tree_of(report_html(examples.document(condition=found))), "conditioning")
+    assert shown["digits lost in a solve"] == ["4.1 … 4.3", "of 7.2"]
+    assert shown["κ of H + 0.1 I"] == ["100 … 200", "positive definite; upper end at 95 %"]
+    assert shown["negative eigenvalues"][0] == "2 … 52"  # two for certain, whatever the estimate leaves open
+
+
+def ends(low, high, values, **changes):
+    values = np.array(values)
+    pairs = Eigenpairs(
+        values, None, np.zeros(len(values)), np.full(len(values), 0.1), True, 9,
+        largest=Bracket(*high, 0.95), smallest=Bracket(*low, 0.95),
+    )  # fmt: skip
+    return sentences(Spectrum(9, pairs, None, None, 9, 1.0, True, asked=("eigenvalues",), **changes), {})
+
+
+def test_definiteness_is_said_only_where_it_is_known():
+    assert "Every eigenvalue is positive (95 %)" in ends((0.5, 0.9), (3.0, 3.1), [3.0])[1]
+    assert "whether any is negative is left open" in ends((-0.5, 0.9), (3.0, 3.1), [3.0])[1]
+    assert "(λ ≤ −0.2)" in ends((-0.5, -0.2), (3.0, 3.1), [3.0])[1]
+    assert "(λ ≤ −0.9)" in ends((-1.5, 0.2), (3.0, 3.1), [3.0, -1.0])[1]  # −1 ± 0.1
+    assert "(λ ≤ −0.199)" in ends((-0.5, -0.1999), (3.0, 3.1), [3.0])[1]  # rounded towards what is certain
+    assert "left open" in ends((-1.5, 0.2), (3.0, 3.1), [3.0, -0.05])[1]  # −0.05 ± 0.1
+    assert "gradient descent" not in " ".join(ends((-3.0, -2.0), (-1.0, -0.5), [-2.5]))
+
+
+def test_interruptions_and_missing_figures_are_said():
+    part = examples.spectrum(complete=False, trace=None, density=None)
+    page = report_html(examples.document(complete=False, trace=None, density=None, condition=None, blocks=None))
+    tree_of(page)
+    assert "This run was interrupted" in page
+    assert "Conditioning" not in page
+    assert "interrupted" in sentences(part, {})[-1]
+    bare = Spectrum(5, None, None, None, 0, 0.0, False)
+    assert "interrupted" in sentences(bare, {})[-1]
+
+
+@pytest.mark.parametrize("name", ["first", "before_conditioning"])
+def test_older_files_make_a_page(name):
+    older = json.loads((Path(__file__).parent / "older" / f"{name}.json").read_text())
+    tree_of(report_html(older))

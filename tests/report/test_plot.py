@@ -1,0 +1,182 @@
+"""What is drawn is read back from the figures' own objects and compared with the numbers."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
+from report import examples
+
+from hvpspec.report.bins import binned
+from hvpspec.report.plot import NEGATIVE, POSITIVE, inline_svgs, panels, plot, to_bytes
+from hvpspec.results import Density, Spectrum
+
+
+def axes_of(figure, name):
+    return figure.axes[["density", "scree", "blocks"].index(name)]
+
+
+@pytest.fixture(scope="module")
+def figure():
+    return plot(examples.spectrum(), blocks=examples.BLOCKS)
+
+
+def error_bars(axes, colour):
+    """{place: (low, high)} of the vertical error bars of one colour."""
+    found = {}
+    for container in axes.containers:
+        if not hasattr(container, "has_yerr") or not container.has_yerr or container[2] == ():
+            continue
+        lines = container[2][0]
+        if to_hex(lines.get_color()[0]).upper() == colour.upper():
+            for (x, low), (_, high) in lines.get_segments():
+                found[round(float(x))] = (float(low), float(high))
+    return found
+
+
+def test_eigenvalues_have_their_error_bars_signs_and_colours(figure):
+    axes = axes_of(figure, "scree")
+    assert axes.get_yscale() == "log"
+    assert error_bars(axes, POSITIVE) == {1: (48, 52), 3: (4, 6)}
+    assert error_bars(axes, NEGATIVE) == {2: (19.5, 20.5), 4: (0.5, 0.5)}  # the last is not known
+    (unknown,) = (line for line in axes.lines if line.get_label() == "error unknown")
+    assert unknown.get_xdata().tolist() == [4]
+
+
+def test_data_errors_are_drawn_apart(figure):
+    assert error_bars(axes_of(figure, "scree"), "#bbbbbb")[1] == (49.75, 50.25)
+
+
+def test_the_density_is_on_a_log_axis_with_its_negative_part_in_its_own_colour(figure):
+    axes = axes_of(figure, "density")
+    assert axes.get_yscale() == "log"
+    assert axes.get_xscale() == "asinh"
+    counts = {POSITIVE: 0.0, NEGATIVE: 0.0}
+    for bar in axes.patches:
+        middle = bar.get_x() + bar.get_width() / 2
+        colour = to_hex(bar.get_facecolor()).upper()
+        assert colour == (POSITIVE if middle > 0 else NEGATIVE).upper()
+        counts[colour] += bar.get_height()
+    assert counts[POSITIVE] == pytest.approx(302, abs=1)
+    assert counts[NEGATIVE] == pytest.approx(98, abs=1)
+
+
+def test_outliers_are_marked_with_their_errors(figure):
+    axes = axes_of(figure, "density")
+    spans = sorted(
+        (float(a), float(b))
+        for container in axes.containers
+        if getattr(container, "has_xerr", False)
+        for (a, _), (b, _) in container[2][0].get_segments()
+    )
+    np.testing.assert_allclose(spans, [(-20.5, -19.5), (-0.5, -0.5), (4, 6), (48, 52)])
+
+
+def test_blocks_have_bars_with_errors_and_negative_traces_their_colour(figure):
+    axes = axes_of(figure, "blocks")
+    assert [text.get_text() for text in axes.texts] == [r"head <b>\$x\$</b>", "features.weight"]
+    widths = {round(bar.get_width(), 3): to_hex(bar.get_facecolor()).upper() for bar in axes.patches}
+    assert widths[44.2] == POSITIVE.upper()
+    assert widths[-8.0] == NEGATIVE.upper()
+    assert {53.0, 12.0} <= widths.keys()
+    spans = sorted(
+        (float(a), float(b))
+        for container in axes.containers
+        if getattr(container, "errorbar", None) is not None
+        for (a, _), (b, _) in container.errorbar[2][0].get_segments()
+    )
+    np.testing.assert_allclose(spans, [(-10, -6), (11.5, 12.5), (43.2, 45.2), (52.5, 53.5)])
+
+
+def test_bins_hold_every_eigenvalue_on_its_side_of_zero():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        m = int(rng.integers(1, 30))
+        nodes = np.sort(rng.standard_normal(m) * 10.0 ** rng.integers(-5, 3, m))
+        weights = rng.dirichlet(np.ones(m))
+        exact = rng.random(m) < 0.3
+        found = Density(nodes, weights, exact, weights, weights, (nodes[0], nodes[-1]), 1000, 1, 0.95, 5)
+        bins = binned(found)
+        assert bins.counts.sum() == pytest.approx(1000)
+        assert np.isclose(bins.edges, 0, atol=1e-15).any()
+        below = bins.counts[bins.edges[1:] <= 1e-12].sum()
+        assert below == pytest.approx(1000 * weights[nodes < 0].sum(), abs=1e-6)
+        for node, weight in zip(nodes[exact], weights[exact], strict=True):
+            i = np.searchsorted(bins.edges, node, side="right") - 1
+            assert bins.counts[min(i, len(bins.counts) - 1)] >= 1000 * weight - 1e-9
+
+
+def test_bins_spread_a_node_half_way_to_its_neighbours():
+    nodes = np.arange(1.0, 11.0)
+    weights = np.full(10, 0.1)
+    found = Density(nodes, weights, np.zeros(10, bool), weights, weights, (1.0, 10.0), 1000, 1, 0.95, 5)
+    bins = binned(found)
+    u = np.arcsinh(nodes / bins.scale)
+    below = np.interp((u[1:] + u[:-1]) / 2, np.arcsinh(bins.edges / bins.scale), np.append(0, np.cumsum(bins.counts)))
+    np.testing.assert_allclose(below, 100 * np.arange(1, 10), atol=8)
+
+
+def test_files_are_what_they_say_and_the_same_each_time(figure):
+    png = to_bytes(figure, "png")
+    assert imread(io.BytesIO(png)).shape[1] == 768
+    svg, again = (to_bytes(plot(examples.spectrum(), blocks=examples.BLOCKS), "svg") for _ in range(2))
+    assert b"<svg" in svg
+    assert svg == again
+
+
+def test_inline_pictures_do_not_share_ids():
+    shown = panels(examples.spectrum(), examples.BLOCKS)
+    assert [panel.name for panel in shown] == ["density", "scree", "blocks"]
+    for panel in shown:
+        pieces = inline_svgs(panel)
+        assert len(pieces) == (2 if panel.name == "blocks" else 1)
+        for i, svg in enumerate(pieces):
+            assert svg.startswith("<svg viewBox=")
+            assert f'id="{panel.name}{i or ""}-' in svg
+            assert "<style" not in svg
+            rest = svg.replace("http://www.w3.org/1999/xlink", "").replace("http://www.w3.org/2000/svg", "")
+            assert "http" not in rest
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_titles_and_names_lie_within_the_figure_whatever_the_groups_are_called(columns):
+    """28 groups, with names of 22 letters and of 70."""
+    names = [f"layers.{i}.attention.weight" for i in range(14)]
+    names += [f"model.encoder.layers.{i}.self_attention.query_key_value.parametrizations.weight" for i in range(14)]
+    kinds = {"trace": examples.estimate(44.2, 1.0), "frobenius_norm": examples.estimate(53.0, 0.5), "largest": None}
+    entries = [{"name": name, "parameters": 9, **kinds} for name in names]
+    figure = plot(examples.spectrum(), blocks={"blocks": entries}, columns=columns)
+    figure.canvas.draw()
+    whole = figure.bbox
+    for axes in figure.axes:
+        (title,) = (
+            text for text in axes.get_children() if getattr(text, "get_text", str)() == axes.get_title(loc="left")
+        )
+        for text in (title, *axes.texts):
+            box = text.get_window_extent()
+            assert whole.x0 <= box.x0 < box.x1 <= whole.x1, text.get_text()
+            assert whole.y0 <= box.y0 < box.y1 <= whole.y1, text.get_text()
+    density = figure.axes[0].get_window_extent()
+    assert density.width > 0.75 * whole.width / columns  # names take no room from the other pictures
+    assert len(figure.axes[-1].texts) == 24
+    assert "(the 24 largest; 4 more)" in " ".join(figure.axes[-1].get_title(loc="left").split())
+
+
+def test_nothing_to_show_and_odd_spectra():
+    empty = examples.spectrum(eigenpairs=None, density=None)
+    assert panels(empty) == []
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot(empty)
+    zero = Density(*(np.array([x]) for x in (0.0, 1.0, True, 1.0, 1.0)), (0.0, 0.0), 5, 1, 0.95, 1)
+    to_bytes(plot(Spectrum(5, None, None, None, 1, 0.1, True, density=zero)), "png")
+
+
+def test_pyplot_is_left_alone():
+    code = "import sys, hvpspec.report.plot; assert 'matplotlib' not in sys.modules"
+    code += "; from report import examples; hvpspec.report.plot.plot(examples.spectrum())"
+    code += "; assert 'matplotlib.pyplot' not in sys.modules"
+    tests = str(__import__("pathlib").Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r}); {code}"], check=True)

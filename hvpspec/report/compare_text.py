@@ -6,7 +6,7 @@ import math
 
 from hvpspec.report.compare import Comparison, Difference
 from hvpspec.report.table import Table
-from hvpspec.report.text import with_error
+from hvpspec.report.text import rounded, with_error
 from hvpspec.report.words import shortened
 
 _LABEL = 15
@@ -63,7 +63,7 @@ def _difference(row: Difference) -> tuple[str, str]:
         error = f"{row.error:,.0f}" if math.isfinite(row.error) else "unknown"
         return f"{row.difference:,.0f}", error
     if abs(row.difference) < row.error:
-        return f"{row.difference:.2g}", with_error(row.difference, row.error)[1]
+        return rounded(row.difference, 2), with_error(row.difference, row.error)[1]
     return with_error(row.difference, row.error)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hvpspec.report.text import with_error
+from hvpspec.report.text import rounded, with_error
 from hvpspec.results import Bracket, Estimate
 from hvpspec.results_condition import Condition
 
@@ -113,7 +113,7 @@ def _row(name: str, figure: Estimate | None, note: str = "") -> list[Row]:
 
 def _shown(value: float, error: float) -> tuple[str, str]:
     if value and abs(value) < error < math.inf:
-        return f"{value:.2g}", f"{error:.2g}"
+        return rounded(value, 2), rounded(error, 2)
     return with_error(value, error)
 
 
@@ -145,7 +145,7 @@ def _definite(found: Condition) -> str:
 def _flatness(found: Condition) -> str:
     if found.flatness is None:
         return ""
-    lower, upper = (f"{100 * end:.2g}" for end in found.flatness.interval)
+    lower, upper = (rounded(100 * end, 2) for end in found.flatness.interval)
     return f"{lower} % of ‖H‖₂" if lower == upper else f"{lower} … {upper} % of ‖H‖₂"
 
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from hvpspec.report.condition_rows import down, shifted_name
-from hvpspec.report.text import shortfalls, with_error
+from hvpspec.report.text import rounded, shortfalls, with_error
 from hvpspec.results import Spectrum
 
 
@@ -138,7 +138,7 @@ def plus_minus(value: float, error: float) -> str:
     if not math.isfinite(value):
         return "unknown"
     if value and abs(value) < error < math.inf:
-        return f"{value:.2g} ± {error:.2g}"
+        return f"{rounded(value, 2)} ± {rounded(error, 2)}"
     shown, margin = with_error(value, error)
     return f"{shown} ± {margin}" if margin != "unknown" else f"{shown}, error unknown"
 

@@ -18,7 +18,7 @@ from hvpspec.report.condition_rows import condition_notes, condition_parts, ends
 from hvpspec.report.findings import sentences
 from hvpspec.report.plot import Panel, inline_svgs, panels
 from hvpspec.report.preflight_text import measured_lines
-from hvpspec.report.text import shortfalls, spectrum_notes, with_error
+from hvpspec.report.text import rounded, shortfalls, spectrum_notes, with_error
 from hvpspec.results import Spectrum
 from hvpspec.results_condition import Blocks, Condition
 
@@ -85,7 +85,7 @@ def figure_rows(spectrum: Spectrum) -> list[dict[str, str]]:
 
 
 def _row(name: str, shown: tuple[str, str], spread: float, note: str) -> dict[str, str]:
-    data = f"{spread:.2g}" if math.isfinite(spread) else ""
+    data = rounded(spread, 2) if math.isfinite(spread) else ""
     return {"name": name, "value": _signed(shown[0]), "error": shown[1], "data": data, "note": note}
 
 

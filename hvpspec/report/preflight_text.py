@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hvpspec.memory import readable
 from hvpspec.preflight.findings import Preflight
+from hvpspec.report.text import rounded
 
 _AGREES = 1e-2  # as `hvpspec.preflight.differences` judges
 _MUCH = 1.2  # times what is likely: less is no news
@@ -33,7 +34,7 @@ def measured_lines(preflight: Preflight) -> list[str]:
         )
     if preflight.seconds is not None:
         memory = "" if preflight.memory is None else f", {readable(preflight.memory)} above what is held"
-        lines.append(f"one product: {preflight.seconds:.2g} s{memory}")
+        lines.append(f"one product: {rounded(preflight.seconds, 2)} s{memory}")
     if preflight.expected_hvps is not None:
         lines.append(f"the whole run: about {preflight.expected_hvps:,} HVPs{foreseen(preflight)}")
         lines += [worst] if (worst := at_most(preflight)) else []

@@ -19,7 +19,7 @@ def spectrum_table(spectrum: Spectrum) -> Table:
     table = Table(("figure", "value", "± error", *data_column, "note"), notes=True)
 
     def row(name: str, value: str, error: str, data: float | None, note: str) -> None:
-        shown = "" if data is None or not math.isfinite(data) else f"{data:.2g}"
+        shown = "" if data is None or not math.isfinite(data) else rounded(data, 2)
         table.add(name, value, error, *([shown] if with_data else []), note)
 
     if "eigenvalues" in spectrum.asked:
@@ -101,17 +101,22 @@ def _refinement(condition: Condition | None) -> list[str]:
     return []
 
 
+def rounded(value: float, digits: int) -> str:
+    """To so many digits, written out: 120, not 1.2e+02."""
+    return f"{float(f'{value:.{digits}g}'):g}"
+
+
 def with_error(value: float, error: float) -> tuple[str, str]:
     """The value to the digits that its error leaves, and the error to two: ("12.3457", "0.00051")."""
     if not math.isfinite(error):
         return f"{value:.3g}", "unknown"
     if error <= 0 or value == 0:
-        return f"{value:.8g}", f"{error:.2g}"
+        return f"{value:.8g}", rounded(error, 2)
     digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(error)) + 2
     text = f"{value:#.{min(max(digits, 1), 9)}g}"
     if "e" in text and 1 <= abs(value) < 1e7:  # more whole digits than the error leaves
         text = f"{float(text):.0f}"
-    return text.replace(".e", "e").rstrip("."), f"{error:.2g}"
+    return text.replace(".e", "e").rstrip("."), rounded(error, 2)
 
 
 def _certainty(estimate: Estimate) -> str:

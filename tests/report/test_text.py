@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from hvpspec.report.text import shortfalls, spectrum_table, with_error
+from hvpspec.report.text import rounded, shortfalls, spectrum_table, with_error
 from hvpspec.results import Eigenpairs, Estimate, Spectrum
 
 
@@ -19,12 +19,17 @@ from hvpspec.results import Eigenpairs, Estimate, Spectrum
         (0.0, 0.1, ("0", "0.1")),
         (1234.5, 12, ("1234", "12")),
         (3.0, math.inf, ("3", "unknown")),
-        (501, 2500, ("500", "2.5e+03")),
+        (501, 2500, ("500", "2500")),
         (3.14159e9, 1e10, ("3e+09", "1e+10")),
     ],
 )
 def test_digits_follow_the_error(value, error, shown):
     assert with_error(value, error) == shown
+
+
+@pytest.mark.parametrize(("value", "shown"), [(99.7, "100"), (123.4, "120"), (0.00123, "0.0012"), (3e9, "3e+09")])
+def test_numbers_are_written_out(value, shown):
+    assert rounded(value, 2) == shown
 
 
 def render(spectrum):

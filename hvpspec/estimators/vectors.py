@@ -26,7 +26,9 @@ def inner(A: Tensor, B: Tensor) -> Tensor:
     if A.dtype == torch.float64 and B.dtype == torch.float64 and A.device == B.device:
         return A.T @ B
     if A.dtype == B.dtype and A.device.type == B.device.type == "cpu":
-        return torch.stack([A[rows].T @ B[rows] for rows in _pieces(A)]).sum(0, dtype=torch.float64)
+        whole = len(A) - len(A) % _PIECE
+        products = _pieces(A[:whole]).transpose(0, 1) @ _pieces(B[:whole]).permute(1, 2, 0)
+        return products.sum(0, dtype=torch.float64) + A[whole:].T @ B[whole:]
     total = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=B.device)
     for start in range(0, A.shape[0], CHUNK):  # chunks, so that no float64 copy of a whole basis is made
         rows = slice(start, start + CHUNK)
@@ -37,9 +39,9 @@ def inner(A: Tensor, B: Tensor) -> Tensor:
 def column_inner(A: Tensor, B: Tensor) -> Tensor:
     """The inner product of each column of A with the same column of B: shape (b,), in float64."""
     if A.dtype == B.dtype and A.device.type == B.device.type == "cpu":
-        return torch.stack([torch.linalg.vecdot(A[rows], B[rows], dim=0) for rows in _pieces(A)]).sum(
-            0, dtype=torch.float64
-        )
+        whole = len(A) - len(A) % _PIECE
+        products = torch.linalg.vecdot(_pieces(A[:whole]), _pieces(B[:whole]))
+        return products.sum(1, dtype=torch.float64) + torch.linalg.vecdot(A[whole:], B[whole:], dim=0)
     total = torch.zeros(A.shape[1], dtype=torch.float64, device=A.device)
     for start in range(0, A.shape[0], CHUNK):
         rows = slice(start, start + CHUNK)
@@ -47,8 +49,9 @@ def column_inner(A: Tensor, B: Tensor) -> Tensor:
     return total
 
 
-def _pieces(A: Tensor) -> list[slice]:
-    return [slice(start, start + _PIECE) for start in range(0, A.shape[0], _PIECE)]
+def _pieces(A: Tensor) -> Tensor:
+    """A (n, a) as (a, n / 4,096, 4,096), a view."""
+    return A.T.unflatten(1, (len(A) // _PIECE, _PIECE))
 
 
 def orthonormal(block: Tensor, basis: Tensor) -> Tensor:

@@ -238,8 +238,16 @@ class Spectrum:
 
     @property
     def converged(self) -> bool:
-        """Whether every figure asked for is there and within its tolerance."""
-        return self.complete and all(figure is not None and figure.converged for figure in self._figures().values())
+        """Whether every figure asked for is there and within its tolerance, the refinement near zero among them.
+
+        The figures of blocks come along as far as they will, each with a flag of its own.
+        """
+        refined = self.condition is None or (
+            "refined" not in self.condition.reasons
+            and (self.condition.refined is None or self.condition.refined.converged)
+        )
+        figures = self._figures().values()
+        return self.complete and refined and all(figure is not None and figure.converged for figure in figures)
 
     def _figures(self) -> dict[str, Eigenpairs | Estimate | Density | None]:
         figures = (self.eigenpairs, self.trace, self.frobenius_norm, self.density)

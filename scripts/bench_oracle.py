@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import gc
 import itertools
+import os
 import platform
 import signal
 import statistics
@@ -26,6 +27,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # "ready in" is what it takes the first time
 
 import models
 import torch

@@ -69,6 +69,25 @@ def test_weight_gradients_of_convolutions(name):
                 assert max(node.args[1].meta["val"].shape[2:]) <= 5, "an image for a kernel"
 
 
+def test_long_kernels_are_left_as_they_are():
+    torch.manual_seed(0)
+    data = [(torch.randn(3, 2, 150, 1, dtype=torch.float64), torch.randint(0, 3, (3,)))]
+    for length, images in ((64, 0), (65, 1)):  # images as kernels, for the gradient in its weight
+        found, expected, trace = products(network(nn.Conv2d(2, 4, (length, 1))), data)
+        assert relative(found, expected) <= 1e-13
+        kernels = [node.args[1] for node in trace.apply.graph.nodes if node.target is aten.convolution.default]
+        assert sum(kernel.meta["val"].shape[2] > 65 for kernel in kernels) == images
+        shapes = {node.meta["val"].shape for node in images_of(trace)}
+        assert ((3, 4, 151 - length, 1) in shapes) == (length == 64)
+
+
+def images_of(trace):
+    """What is handed to the compiler with channels last."""
+    prepare, _ = trace.for_compiler
+    (output,) = (node for node in prepare.graph.nodes if node.op == "output")
+    return [node for node in output.args[0][0] if node.kwargs.get("memory_format") == torch.channels_last]
+
+
 @pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.ELU, nn.LogSigmoid])
 def test_derivatives_of_activations_are_computed_once(activation):
     torch.manual_seed(0)

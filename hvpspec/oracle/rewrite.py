@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 _aten = torch.ops.aten
 _UNFILLED = (_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default)  # each its own memory
 
-# Entries of a convolution's kernel. The gradient in a weight of 1 × 128 × 512 (32 recordings of 1,532 samples) takes 36 ms
-# by `convolution_backward` and 19 ms as the convolution that autograd makes of it; with 64 entries they are level, and
-# with 3 × 3 the former takes a fifth to a half (two cores).
+# Entries of a convolution's kernel. The gradient in a weight of 1 × 128 × 512 (32 recordings of 1,532 samples) takes
+# 36 ms by `convolution_backward` and 19 ms as the convolution that autograd makes of it; with 64 they are level,
+# and with 3 × 3 the former takes a fifth to a half (two cores).
 _LONG = 64
 
 # Activations whose derivative is dear. One operation multiplies by it; written out, the derivative, which is the same

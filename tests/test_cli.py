@@ -542,7 +542,7 @@ def test_compare_says_what_differs(stage, monkeypatch, capsys):
     assert "two spectrum.json files or more" in capsys.readouterr().err
     assert cli.run(["compare", "before", "nowhere"]) == 2
     assert cli.run(["compare", "before", "after", "--output", "model.pt"]) == 2
-    assert "--output model.pt: cannot write there" in capsys.readouterr().err
+    assert "--out model.pt: cannot write there" in capsys.readouterr().err
 
 
 def arguments(*more):

@@ -24,7 +24,7 @@ def compare(
     confidence: Annotated[float, typer.Option(help="With which all differences called significant are so.")] = 0.95,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "--out", metavar="DIR", help="Write compare.json, compare.svg and compare.png there."),
+        typer.Option("--out", "--output", metavar="DIR", help="Write compare.json, compare.svg and compare.png there."),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -32,11 +32,11 @@ def compare(
 
     The exit status is 0 whether or not they differ; --json tells which differences are significant.
 
-    Example: [bold]hvpspec compare before/spectrum.json after/spectrum.json --output compared[/bold]
+    Example: [bold]hvpspec compare before/spectrum.json after/spectrum.json --out compared[/bold]
     """
     comparison = compared(read_runs(runs), confidence=confidence)
     if output is not None:
-        prepare_folder(output, option="--output")
+        prepare_folder(output, option="--out")
     for warning in comparison.warnings:
         warn(f"{warning}.")
     for table in comparison_tables(comparison, terminal_width()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hvpspec.report.text import with_error
+from hvpspec.report.text import rounded, with_error
 from hvpspec.results import Bracket, Estimate
 from hvpspec.results_condition import Block, Blocks
 
@@ -28,7 +28,7 @@ def shown(figure: Estimate | Bracket | None) -> tuple[str, str]:
         value, error = with_error(figure.value, figure.error)
         return value, error + mark
     if math.isinf(figure.upper):
-        return f"≥ {figure.lower:.4g}{mark}", ""
+        return f"≥ {rounded(figure.lower, 4)}{mark}", ""
     half = max((figure.upper - figure.lower) / 2, 1e-4 * abs(figure.upper))  # more digits help nobody
     value, error = with_error((figure.lower + figure.upper) / 2, half)
     return value, error + mark

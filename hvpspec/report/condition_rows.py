@@ -174,7 +174,7 @@ def _digits_lost(found: Condition) -> str:
 
 def between(bracket: Bracket, digits: int = 4) -> str:
     """Both ends, or the one that is known; one number where they agree to that many digits."""
-    low, high = f"{bracket.lower:.{digits}g}", f"{bracket.upper:.{digits}g}"
+    low, high = rounded(bracket.lower, digits), rounded(bracket.upper, digits)
     if math.isinf(bracket.upper):
         return f"≥ {low}" if math.isfinite(bracket.lower) else "unknown"
     if math.isinf(bracket.lower):
@@ -206,4 +206,4 @@ def _rounded(value: float, towards: Callable[[float], int], digits: int) -> str:
     step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     many = value / step
     whole = round(many) if math.isclose(many, round(many), rel_tol=1e-12) else towards(many)
-    return f"{whole * step:.{digits}g}"
+    return rounded(whole * step, digits)

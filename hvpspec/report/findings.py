@@ -32,7 +32,7 @@ def _ends(spectrum: Spectrum) -> list[str]:
     if bracket is not None and bracket.lower > 0 and math.isfinite(bracket.upper):
         top = float(pairs.values.max())
         error = float(pairs.error[int(pairs.values.argmax())])
-        size = plus_minus(top, error) if top > 0 else f"at least {bracket.lower:.4g}"
+        size = plus_minus(top, error) if top > 0 else f"at least {rounded(bracket.lower, 4)}"
         said.append(
             f"The sharpest direction of the loss has curvature {size}: gradient descent is stable up to a step of "
             f"{down(2 / bracket.upper, 3)} (2/λ_max, {100 * bracket.confidence:g} %){_damped_step(spectrum)}."
@@ -98,7 +98,7 @@ def _conditioning(condition: dict[str, Any] | None) -> list[str]:
         return []
     what = f"H + {condition['damping']:g} I" if condition.get("damping") else "the Hessian"
     high = kappa.get("upper")
-    low, top = f"{kappa['lower']:.3g}", f"{math.inf if high is None else high:.3g}"
+    low, top = rounded(kappa["lower"], 3), rounded(math.inf if high is None else high, 3)
     size = f"at least {low}" if high is None else low if low == top else f"between {low} and {top}"
     lost, digits = condition.get("digits_lost"), condition.get("digits")
     digits_text = ""

@@ -109,7 +109,7 @@ def rounded(value: float, digits: int) -> str:
 def with_error(value: float, error: float) -> tuple[str, str]:
     """The value to the digits that its error leaves, and the error to two: ("12.3457", "0.00051")."""
     if not math.isfinite(error):
-        return f"{value:.3g}", "unknown"
+        return rounded(value, 3), "unknown"
     if error <= 0 or value == 0:
         return f"{value:.8g}", rounded(error, 2)
     digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(error)) + 2

@@ -91,6 +91,16 @@ def test_the_comparison_with_other_packages_is_the_measured_one():
     assert "\n".join(measured) in README
 
 
+def test_the_costs_of_a_product_are_the_measured_ones():
+    shown = README[README.index("| one HVP | MLP") :].split("\n\n")[0].splitlines()[2:]
+    measured = re.split(r"^## ", (ROOT / "results/oracle.md").read_text(), flags=re.MULTILINE)[1:5]
+    assert len(shown) == 8
+    for line in shown:
+        name, *costs = (cell.strip() for cell in line.strip("|").split("|"))
+        for cost, section in zip(costs, measured, strict=True):
+            assert f"| {name} | {cost} |" in section, name
+
+
 def test_the_picture_is_there_and_its_script_makes_one(tmp_path, monkeypatch):
     (path,) = re.findall(r"!\[[^\]]{50,}\]\((results/demo\.png)\)", README)  # with a text for those who do not see it
     shown = imread(ROOT / path)

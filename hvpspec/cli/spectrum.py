@@ -24,6 +24,7 @@ from hvpspec.report.files import write_report
 from hvpspec.report.json import prepare_folder, spectrum_document
 from hvpspec.report.preflight_text import at_most, duration, findings_lines, foreseen
 from hvpspec.report.text import shortfalls, spectrum_notes, spectrum_table
+from hvpspec.report.words import counted
 from hvpspec.results import Progress as Step
 from hvpspec.results import Spectrum
 
@@ -137,11 +138,11 @@ def _measure(checkpoint: Path, source: Source, options: Options, preflight: bool
 
 def _print_plan(step: Step, options: Options, opened: Opened) -> None:
     figures = [
-        f"{options.k} eigenvalues" if name == "eigenvalues" else name.replace("_", " ").replace("frob", "Frob")
+        counted(options.k, "eigenvalue") if name == "eigenvalues" else name.replace("_", " ").replace("frob", "Frob")
         for name in step.spectrum.asked
     ]
     if opened.blocks:
-        figures.append(f"{opened.blocks} block" + ("s" if opened.blocks > 1 else ""))
+        figures.append(counted(opened.blocks, "block"))
     if options.refine:
         figures.append(f"the eigenvalue nearest to {-options.damping:g}")
     say(f"plan: {', '.join(figures)}")

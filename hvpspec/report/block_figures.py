@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.text import rounded, with_error
+from hvpspec.report.words import counted
 from hvpspec.results import Bracket, Estimate
 from hvpspec.results_condition import Block, Blocks
 
@@ -53,15 +54,18 @@ def block_shortfalls(found: Blocks, *, rtol: float, narrowed: bool, largest: boo
     wide = sum(not all(reached(f) for f in _figures(block) if isinstance(f, Estimate)) for block in blocks)
     if wide:
         remedy = "A smaller --rtol" if narrowed else "More products (--max-hvps)"
-        notes.append(f"Trace or norm of {wide} of {many} blocks is not known to ±{rtol:.2%}. {remedy} would narrow it.")
+        of = f"{wide} of {counted(many, 'block')}"
+        notes.append(f"Trace or norm of {of} is not known to ±{rtol:.2%}. {remedy} would narrow it.")
     missing = sum(block.largest is None for block in blocks) if largest else 0
     if missing == many:
         notes.append("λ_max of the blocks was not reached. More products (--max-hvps) would find it.")
     elif missing:
-        notes.append(f"λ_max of {missing} of {many} blocks was not reached. More products (--max-hvps) would find it.")
+        notes.append(
+            f"λ_max of {missing} of {counted(many, 'block')} was not reached. More products (--max-hvps) would find it."
+        )
     loose = sum(block.largest is not None and not reached(block.largest) for block in blocks)
     if loose:
-        said = f"λ_max of {loose} of {many} blocks is not known to {_WIDTH:.0%}."
+        said = f"λ_max of {loose} of {counted(many, 'block')} is not known to {_WIDTH:.0%}."
         notes.append(f"{said} More products (--max-hvps) would narrow it.")
     return notes
 

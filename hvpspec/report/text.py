@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.table import Table
+from hvpspec.report.words import counted
 from hvpspec.results import Bracket, Density, Eigenpairs, Estimate, Spectrum
 from hvpspec.results_condition import Condition
 
@@ -141,8 +142,12 @@ def _outward(bracket: Bracket, side: int) -> str:
 
 def _density_note(density: Density) -> str:
     width = density.support[1] - density.support[0]
-    share = f" ± {density.error / width:.1%} of the spectrum's width (Wasserstein distance)" if width > 0 else ""
-    return f"density: {len(density.nodes)} nodes{share}"
+    share = (
+        f" ± {rounded(100 * density.error / width, 1)}% of the spectrum's width (Wasserstein distance)"
+        if width > 0
+        else ""
+    )
+    return f"density: {counted(len(density.nodes), 'node')}{share}"
 
 
 def _has_data_error(*figures: Eigenpairs | Estimate | None) -> bool:

@@ -1,4 +1,4 @@
-"""Names made to fit."""
+"""Words made to fit."""
 
 from __future__ import annotations
 
@@ -9,3 +9,8 @@ def shortened(name: str, length: int) -> str:
         return name
     end = (length - 1) // 2
     return f"{name[: length - 1 - end]}…{name[len(name) - end :]}"
+
+
+def counted(number: int, word: str) -> str:
+    """ "1 eigenvalue", "2 eigenvalues"."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hvpspec.report.text import rounded, shortfalls, spectrum_table, with_error
+from hvpspec.report.words import counted
 from hvpspec.results import Eigenpairs, Estimate, Spectrum
 
 
@@ -49,3 +50,12 @@ def test_table_and_shortfalls():
     assert "±4.00%, not to the ±1.00%" in notes[1]
     exact = Estimate(12.5, 1e-15, 0.95, True, 40, "exact")
     assert "exact, up to rounding" in render(Spectrum(7, None, exact, exact, 52, 1.5, True))
+
+
+def test_one_of_a_kind_is_no_plural():
+    assert [counted(number, "block") for number in (0, 1, 2, 1200)] == [
+        "0 blocks",
+        "1 block",
+        "2 blocks",
+        "1,200 blocks",
+    ]

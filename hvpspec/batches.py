@@ -37,7 +37,7 @@ def frozen(data: Iterable[Any]) -> list[Any]:
 
 def sample_count(index: int, batch: Any) -> float:
     """The length that all tensors in the batch share. Raises InputError, naming the batch, when they do not."""
-    lengths = {tensor.shape[0] for tensor in _tensors(batch) if tensor.ndim > 0}
+    lengths = {tensor.shape[0] for tensor in tensors(batch) if tensor.ndim > 0}
     if len(lengths) != 1:
         found = f"its tensors have lengths {sorted(lengths)}" if lengths else "it holds no tensor"
         raise InputError(
@@ -46,18 +46,19 @@ def sample_count(index: int, batch: Any) -> float:
     return float(lengths.pop())
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """All tensors in a batch, or in what a module takes or returns, however nested."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from _tensors(value)
+            yield from tensors(value)
     elif isinstance(batch, (tuple, list)):
         for value in batch:
-            yield from _tensors(value)
+            yield from tensors(value)
     elif dataclasses.is_dataclass(batch):
         for field in dataclasses.fields(batch):
-            yield from _tensors(getattr(batch, field.name))
+            yield from tensors(getattr(batch, field.name))
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:

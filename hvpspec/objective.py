@@ -186,9 +186,17 @@ class Objective:
 
     def in_float64(self) -> Objective:
         """The same objective, evaluated in float64."""
-        return Objective(
-            self.model, self.loss, self.data, parameters=self.space.names, dtype=torch.float64, device=self.device
-        )
+        return self.with_(dtype=torch.float64)
+
+    def with_(self, **changes: Any) -> Objective:
+        """The same objective but for what is given: data, parameters, dtype."""
+        same: dict[str, Any] = {
+            "data": self.data,
+            "parameters": self.space.names,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+        return Objective(self.model, self.loss, **(same | changes))
 
     def unchanged(self, snapshot: Snapshot) -> bool:
         """Whether the model's values are still those of the snapshot. Costs one pass over the parameters."""

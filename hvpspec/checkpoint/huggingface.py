@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hvpspec.checkpoint.files import one_line, read_json
 from hvpspec.checkpoint.values import dequantised
 from hvpspec.errors import CheckpointError, CheckpointWarning
+from hvpspec.words import dtype_name, listed
 
 _OTHERWISE = "build the network yourself and name it with --model FILE:FUNCTION"
 
@@ -48,7 +49,7 @@ def huggingface_model(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
                     architecture, config, folder, weights, add_pooling_layer=False
                 )
     if missing or misshapen:
-        said = [f"missing: {_list(missing)}"] * bool(missing) + [f"misshapen: {_list(misshapen)}"] * bool(misshapen)
+        said = [f"missing: {listed(missing)}"] * bool(missing) + [f"misshapen: {listed(misshapen)}"] * bool(misshapen)
         raise CheckpointError(
             f"{folder}: the weights do not fill {architecture.__name__}, which config.json names ({'; '.join(said)}); "
             f"what is missing would be random. Correct config.json, or {_OTHERWISE}."
@@ -56,11 +57,11 @@ def huggingface_model(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
     whole = _whole_numbers(weights, model)
     if whole:
         raise CheckpointError(
-            f"{folder}: whole numbers stand for parameters ({_list(whole)}): they are quantised; measure the model as "
+            f"{folder}: whole numbers stand for parameters ({listed(whole)}): they are quantised; measure the model as "
             f"it was before, or {_OTHERWISE}."
         )
     if unexpected:
-        found = f"{folder}: {architecture.__name__} has no place for {_list(unexpected)}"
+        found = f"{folder}: {architecture.__name__} has no place for {listed(unexpected)}"
         warnings.warn(CheckpointWarning("unexpected", found, "left out"), stacklevel=2)
     return model.eval()
 
@@ -171,7 +172,7 @@ def _whole_numbers(weights: Mapping[str, Tensor], model: nn.Module) -> list[str]
     one more."""
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     return [
-        f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
+        f"{name} ({dtype_name(tensor.dtype)})"
         for name, tensor in weights.items()
         if not tensor.is_floating_point()
         and any(name == own or name.endswith(f".{own}") or own.endswith(f".{name}") for own in names)
@@ -217,7 +218,3 @@ def _offline(transformers: Any) -> Iterator[None]:
             stack.callback(setattr, module, name, getattr(module, name, None))
             setattr(module, name, value)
         yield
-
-
-def _list(names: list[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -17,6 +17,7 @@ from hvpspec.checkpoint.matching import fitting_parts, match_names, tied
 from hvpspec.checkpoint.read import read_model, read_state
 from hvpspec.checkpoint.values import dense, dequantised, of_another_kind, without_rounding
 from hvpspec.errors import CheckpointError, CheckpointWarning
+from hvpspec.words import listed
 
 _LISTED = 20  # names that a message spells out
 
@@ -82,8 +83,8 @@ def load_checkpoint(
     packed = [name for name, own in expected.items() if isinstance(own, tuple)]
     if packed:
         raise CheckpointError(
-            f"the model ({type(model).__name__}) is quantised ({_list(packed)}), and {path} cannot be loaded into it; "
-            "build the network as it was before quantisation."
+            f"the model ({type(model).__name__}) is quantised ({listed(packed, _LISTED)}), and {path} cannot be loaded "
+            "into it; build the network as it was before quantisation."
         )
     buffers = dict(model.named_buffers())
     fit = match_names(found, expected, buffers)
@@ -101,7 +102,7 @@ def load_checkpoint(
     if strict or not fit.matched:
         complaints = {"missing": fit.missing, "unexpected": fit.unexpected, **complaints}
     if any(complaints.values()) or not fit.matched:
-        said = "; ".join(f"{what}: {_list(names)}" for what, names in complaints.items() if names)
+        said = "; ".join(f"{what}: {listed(names, _LISTED)}" for what, names in complaints.items() if names)
         remedy = "check that --model builds the network that was saved" if fit.matched else "no name in common"
         if parts := fitting_parts(found, expected, buffers):
             keys = " or ".join(f"--key {at}.{part}" if at else f"--key {part}" for part in parts)
@@ -110,7 +111,7 @@ def load_checkpoint(
             remedy = "of a quantised model, give the checkpoint from before quantisation"
         raise CheckpointError(f"{path} does not fit the model ({type(model).__name__}): {said} ({remedy}).")
     if fit.missing:
-        found_not = f"{path} does not hold {_list(fit.missing)}"
+        found_not = f"{path} does not hold {listed(fit.missing, _LISTED)}"
         warnings.warn(
             CheckpointWarning("missing", found_not, "there the model keeps the values it was built with"), stacklevel=2
         )
@@ -130,9 +131,3 @@ def _torn(entries: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[st
         if len(present := [name for name in names if name in entries]) > 1
         and not all(torch.equal(entries[present[0]], entries[name]) for name in present[1:])
     ]
-
-
-def _list(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

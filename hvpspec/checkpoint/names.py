@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hvpspec.checkpoint.standins import Array
 from hvpspec.errors import CheckpointError
+from hvpspec.words import listed
 
 USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 """Where training scripts keep the model's state dict, in the order in which they are tried."""
@@ -132,6 +133,4 @@ def _is_state_dict(value: Any) -> bool:
 def _keys(value: Any) -> str:
     if not isinstance(value, Mapping):
         return f"a {type(value).__name__} there"
-    names = [str(name) for name in value]
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"the keys {', '.join(names[:10])}{more}" if names else "no keys"
+    return f"the keys {listed(map(str, value))}" if value else "no keys"

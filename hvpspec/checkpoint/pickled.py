@@ -20,6 +20,7 @@ from hvpspec.checkpoint.files import damaged, head, one_line
 from hvpspec.checkpoint.model import user_modules
 from hvpspec.checkpoint.standins import STAND_INS, stand_in
 from hvpspec.errors import CheckpointError, CheckpointWarning
+from hvpspec.words import listed
 
 _WHAT = "checkpoint that torch.save or safetensors wrote"
 _MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")  # what the legacy format begins with
@@ -37,7 +38,7 @@ def read_torch(
     ("package.module.Class"); all else raises CheckpointError, naming the classes. trust_pickle: reads everything, a
     pickle that torch did not write as well, which runs whatever the file says.
     """
-    if isinstance(source, Path) and not (first := head(source, 64)).startswith(b"PK") and _MAGIC not in first:
+    if not _is_torchs(source):
         if not trust_pickle:
             raise CheckpointError(
                 f"{path} is a pickle, but not a checkpoint that torch.save wrote; where you trust it, --trust-pickle "
@@ -56,6 +57,11 @@ def read_torch(
         except Exception as error:  # truncated and foreign files fail in many ways
             raise damaged(path, _WHAT, error) from error
     return _unrestricted(source, path, wanted)
+
+
+def _is_torchs(source: Path | IO[bytes]) -> bool:
+    """Whether torch.save wrote it, and not pickle alone; what is no file of its own is part of what torch wrote."""
+    return not isinstance(source, Path) or (first := head(source, 64)).startswith(b"PK") or _MAGIC in first
 
 
 def _load(source: Path | IO[bytes], *, weights_only: bool) -> Any:
@@ -110,19 +116,18 @@ def _refused(source: Path | IO[bytes], message: str) -> list[str]:
     """The classes and functions that keep a file from being read; the first at least, all where torch can tell."""
     found = re.search(r"unsupported global:?\s+(?:GLOBAL )?([\w.]+)", message, re.IGNORECASE)
     first = [found.group(1)] if found else []
-    listed: list[str] = []
+    every: list[str] = []
     if isinstance(source, Path):
         with contextlib.suppress(Exception):  # it reads the zip format only
-            listed = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(source))
+            every = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(source))
     first = [f"builtins.{name}" if "." not in name else name for name in first]  # torch leaves that part out
-    return list(dict.fromkeys([*first, *listed]))
+    return list(dict.fromkeys([*first, *every]))
 
 
 def _refusal(path: Path, wanted: list[str], reason: str) -> CheckpointError:
     if not wanted and not reason.startswith(("Can only", "Only persistent_load")):  # else torch knows no way
         return damaged(path, _WHAT, reason)
-    named = ", ".join(one_line(name, 80) for name in wanted[:_MOST])
-    named += f" and {len(wanted) - _MOST} more" if len(wanted) > _MOST else ""
+    named = listed((one_line(name, 80) for name in wanted), _MOST)
     closed = [one_line(name, 80) for name in wanted if not _may_be_allowed(name)]
     options = " ".join(f"--allow-class {one_line(name, 80)}" for name in wanted[:_MOST])
     advice = f"where you trust these classes, add {options}; or save"
@@ -163,8 +168,9 @@ def _unrestricted(source: Path | IO[bytes], path: Path, wanted: list[str]) -> An
     done = "it is read without restriction, as asked (--trust-pickle): whatever code it holds was run"
     warnings.warn(CheckpointWarning("pickle", f"{path} holds more than tensors{named}", done), stacklevel=2)
     try:
-        if not isinstance(source, Path) or (first := head(source, 64)).startswith(b"PK") or _MAGIC in first:
+        if _is_torchs(source):
             return _load(source, weights_only=False)
+        assert isinstance(source, Path)
         with source.open("rb") as file:
             return _Unpickler(file).load()
     except Exception as error:

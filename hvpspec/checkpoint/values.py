@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvpspec.errors import CheckpointWarning
+from hvpspec.words import dtype_name
 
 
 def dequantised(path: Path, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,7 +38,8 @@ def of_another_kind(entries: Mapping[str, Tensor], model: nn.Module, expected: M
     parameter that is real, what a buffer cannot hold, and tensors without values."""
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return [
-        f"{name} (file {'no values' if tensor.is_meta else _short(tensor.dtype)}, model {_short(expected[name].dtype)})"
+        f"{name} (file {'no values' if tensor.is_meta else dtype_name(tensor.dtype)}, "
+        f"model {dtype_name(expected[name].dtype)})"
         for name, tensor in entries.items()
         if tensor.is_meta or not _is_a_kind_of(tensor, expected[name].dtype, exactly=name in buffers)
     ]
@@ -76,11 +78,13 @@ def without_rounding(
             "precision",
             f"{path} holds {_said(dtype for dtype, _ in rounded)} parameters and the model is built in "
             f"{_said(own for _, own in rounded)}",
-            f"the model is raised to {_short(finest)}, so that none is rounded",
+            f"the model is raised to {dtype_name(finest)}, so that none is rounded",
         )
         model._apply(lambda tensor: tensor.to(finest) if _is_coarser(tensor, finest) else tensor)
         return
-    casts = {f"{_short(t.dtype)} → {_short(own)}" for t, own in pairs if t.dtype.itemsize < min(4, own.itemsize)}
+    casts = {
+        f"{dtype_name(t.dtype)} → {dtype_name(own)}" for t, own in pairs if t.dtype.itemsize < min(4, own.itemsize)
+    }
     if casts:
         _warn(
             "precision",
@@ -106,9 +110,5 @@ def _warn(kind: str, found: str, done: str) -> None:
     warnings.warn(CheckpointWarning(kind, found, done), stacklevel=4)
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _said(dtypes: Iterable[torch.dtype]) -> str:
-    return " and ".join(sorted({_short(dtype) for dtype in dtypes}))
+    return " and ".join(sorted({dtype_name(dtype) for dtype in dtypes}))

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 import time
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from hvpspec.cli.opening import open_checkpoint, show_head, strictly
-from hvpspec.cli.options import Debug, Options, Source, expanded
+from hvpspec.cli.opening import made_by, open_checkpoint, show_head, strictly
+from hvpspec.cli.options import Checkpoint, Debug, Options, Source, expanded
 from hvpspec.cli.screen import announce, out
-from hvpspec.provenance import describe
 from hvpspec.report.json import prepare_folder, write_json
 from hvpspec.report.preflight_text import findings_lines, measured_lines
 
@@ -22,7 +17,7 @@ CHECK_SCHEMA = "hvpspec/check/1"
 
 @expanded()
 def check(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: file or directory, of any usual format.")],
+    checkpoint: Checkpoint,
     source: Source,
     options: Options,
     debug: Debug = False,
@@ -41,15 +36,7 @@ def check(
     preflight = opened.preflight
     for line in [*findings_lines(preflight), "", *measured_lines(preflight)]:
         out.print(line, markup=False)
-    provenance = describe(
-        opened.H,
-        checkpoint=checkpoint,
-        sources=dataclasses.asdict(source),
-        loss=opened.loss,
-        options=options.described(),
-        command=["hvpspec", *sys.argv[1:]],
-        seconds=time.perf_counter() - start,
-    )
+    provenance = made_by(opened.H, checkpoint, source, opened.loss, options, start)
     path = options.out / "check.json"
     document = {
         "schema": CHECK_SCHEMA,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.estimators.groups import find_groups
 from hvpspec.objective import LossValue
 from hvpspec.preflight import Preflight, examine, inspect_operator
+from hvpspec.provenance import describe
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,21 @@ def show_head(checkpoint: Path, source: Source) -> Callable[[hvpspec.HessianOper
         out.print()
 
     return show
+
+
+def made_by(
+    H: hvpspec.HessianOperator, checkpoint: Path | None, source: Source, loss: LossValue, options: Options, start: float
+) -> dict[str, Any]:
+    """The `provenance` of what this command writes; start: when it began, by time.perf_counter."""
+    return describe(
+        H,
+        checkpoint=checkpoint,
+        sources=dataclasses.asdict(source),
+        loss=loss,
+        options=options.described(),
+        command=["hvpspec", *sys.argv[1:]],
+        seconds=time.perf_counter() - start,
+    )
 
 
 def refuse(preflight: Preflight) -> None:

@@ -29,6 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the document as JSON
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint: file or directory, of any usual format.")]
 NoPreflight = Annotated[
     bool, typer.Option("--no-preflight", help="Measure nothing beforehand (hvpspec check says what that would be).")
 ]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import sys
 import time
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 import hvpspec
 from hvpspec import demo as demo_files
-from hvpspec.cli.opening import Opened, open_checkpoint, refuse, show_head, strictly
-from hvpspec.cli.options import Debug, NoPreflight, Options, Source, expanded
+from hvpspec.cli.opening import Opened, made_by, open_checkpoint, refuse, show_head, strictly
+from hvpspec.cli.options import Checkpoint, Debug, NoPreflight, Options, Source, expanded
 from hvpspec.cli.screen import INTERRUPTED, announce, bars, err, out, progress_bar, say, show_table
-from hvpspec.provenance import describe
 from hvpspec.report.blocks_text import blocks_notes, blocks_table
 from hvpspec.report.condition_rows import condition_notes
 from hvpspec.report.condition_text import condition_tables
@@ -24,16 +21,16 @@ from hvpspec.report.files import write_report
 from hvpspec.report.json import prepare_folder, spectrum_document
 from hvpspec.report.preflight_text import at_most, duration, findings_lines, foreseen
 from hvpspec.report.text import shortfalls, spectrum_notes, spectrum_table
-from hvpspec.report.words import counted
 from hvpspec.results import Progress as Step
 from hvpspec.results import Spectrum
+from hvpspec.words import counted
 
 _MUCH_MORE = 1.5  # times what was foreseen: worth a line
 
 
 @expanded()
 def spectrum(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: file or directory, of any usual format.")],
+    checkpoint: Checkpoint,
     source: Source,
     options: Options,
     no_preflight: NoPreflight = False,
@@ -98,15 +95,7 @@ def _measure(checkpoint: Path, source: Source, options: Options, preflight: bool
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is known is about to be saved: let that finish
             if known is None or known.hvps == 0:
                 raise
-    provenance = describe(
-        H,
-        checkpoint=checkpoint,
-        sources=dataclasses.asdict(source),
-        loss=opened.loss,
-        options=options.described(),
-        command=["hvpspec", *sys.argv[1:]],
-        seconds=time.perf_counter() - start,
-    )
+    provenance = made_by(H, checkpoint, source, opened.loss, options, start)
     document = spectrum_document(known, loss=opened.loss.value, preflight=opened.preflight, provenance=provenance)
     paths = write_report(options.out, document)
     show_table(spectrum_table(known))

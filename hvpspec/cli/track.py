@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,17 +15,16 @@ from torch import nn
 import hvpspec
 from hvpspec.checkpoint.files import sha256
 from hvpspec.cli.checkpoints import find_checkpoints, natural, step_in
-from hvpspec.cli.opening import refuse, strictly
+from hvpspec.cli.opening import made_by, refuse, strictly
 from hvpspec.cli.options import Debug, NoPreflight, Options, Source, expanded
 from hvpspec.cli.screen import INTERRUPTED, announce, bars, err, out, progress_bar
 from hvpspec.cli.series import ELSEWHERE, Series
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import check_only
-from hvpspec.estimators.track import FIGURES
+from hvpspec.estimators.track import FIGURES, check_series
 from hvpspec.estimators.track import track as tracked
 from hvpspec.objective import LossValue
 from hvpspec.preflight import examine, expected_loss, inspect_operator, steady
-from hvpspec.provenance import describe
 from hvpspec.report.json import prepare_folder
 from hvpspec.report.preflight_text import duration, findings_lines
 from hvpspec.report.series import row as row_of
@@ -84,8 +82,7 @@ def _check(options: Options, lr: float | None) -> None:
         raise InputError(f"--lr {lr:g}: a learning rate is a finite number more than 0.")
     if options.refine or options.blocks:
         raise InputError("track takes no --refine and no --blocks; run hvpspec spectrum on the checkpoint of interest.")
-    if "eigenvalues" not in check_only(options.only):
-        raise InputError("a series needs the eigenvalues: add them to the figures asked for (--only eigenvalues).")
+    check_series(options.only)
 
 
 def _follow(
@@ -119,10 +116,7 @@ def _follow(
         bars.print(_foreseen(inspected.expected_seconds * len(remaining), len(remaining)))
 
     def described() -> dict[str, Any]:
-        provenance = describe(
-            H, checkpoint=None, sources=dataclasses.asdict(source), loss=value, options=options.described(),
-            command=["hvpspec", *sys.argv[1:]], seconds=time.perf_counter() - start,
-        )  # fmt: skip
+        provenance = made_by(H, None, source, value, options, start)
         return {"done_before": done, "preflight": inspected.to_dict(), **provenance}
 
     asked = options.estimators()

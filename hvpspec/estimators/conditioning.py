@@ -94,9 +94,7 @@ def read_condition(
 def _kappa(
     krylov: Krylov, values: np.ndarray, noise: float, high: Bracket, low: Bracket, damping: float, confidence: float
 ) -> tuple[Definite, Bracket, Bound]:
-    known = krylov.projection
-    shifted = np.vstack([known.T + damping * np.eye(len(known.T)), known.coupling.T])
-    nearest = float(np.linalg.svd(shifted, compute_uv=False)[-1]) + noise
+    nearest = float(np.linalg.svd(krylov.projection.shifted(damping), compute_uv=False)[-1]) + noise
     largest = max(float(np.abs(values + damping).max()) - noise, nearest)
     bottom, top = low.lower + damping, high.upper + damping
     definite: Definite = "unknown"

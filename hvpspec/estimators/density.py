@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import eigh
 
 from hvpspec.estimators.basis import check_storage
 from hvpspec.estimators.certificates import Exclusion, bracket
@@ -196,7 +195,7 @@ def _samples(
     for number, segment in enumerate(segments):
         values, copies = segment.values, segment.copies
         left = n - len(before)
-        atoms = segment.residuals <= _KNOWN * _gaps(values)
+        atoms = segment.residuals <= _KNOWN * gaps(values)
         exact = np.zeros(len(values), bool)
         if segment.ended:  # a later segment that has ended would show what copies there still were
             later = [_shown(values, other) for other in segments[number + 1 :]]
@@ -260,10 +259,9 @@ def _segments(krylov: Krylov) -> list[_Segment]:
         end, ended = starts[number + 1], number + 1 < len(known.segments)
         if end == first or (number and not ended):
             break
-        values, vectors = eigh(known.T[first:end, first:end])
-        weights = (vectors[:width] ** 2).mean(0)
-        residuals = np.linalg.norm(known.coupling[first:end].T @ vectors, axis=0)
-        merged = _merged(values, weights, residuals, 1e-8 * known.norm)
+        ritz = known.ritz(krylov.eps, first, end)
+        weights = (ritz.coefficients[:width] ** 2).mean(0)
+        merged = _merged(ritz.values, weights, ritz.residuals, 1e-8 * known.norm)
         found.append(_Segment(*merged, min(width, end - first), ended, near))
     return found
 
@@ -343,7 +341,7 @@ def _own(krylov: Krylov, values: np.ndarray, residuals: np.ndarray) -> np.ndarra
     """Which Ritz values of the whole basis (rows) are surely eigenvalues at each of the values."""
     ritz = krylov.ritz()
     near = np.abs(ritz.values[:, None] - values) <= ritz.residuals[:, None] + residuals + ritz.noise[:, None]
-    return near & (ritz.residuals[:, None] <= _KNOWN * _gaps(values))
+    return near & (ritz.residuals[:, None] <= _KNOWN * gaps(values))
 
 
 def _leak(krylov: Krylov, values: np.ndarray) -> np.ndarray:
@@ -359,8 +357,8 @@ def _leak(krylov: Krylov, values: np.ndarray) -> np.ndarray:
     return np.where(own, ritz.residuals[:, None], others).sum(0)
 
 
-def _gaps(values: np.ndarray) -> np.ndarray:
+def gaps(values: np.ndarray) -> np.ndarray:
     """From each value to the nearest other one; its magnitude where it is the only one."""
-    gaps = np.diff(values)
-    gap = np.minimum(np.concatenate([[np.inf], gaps]), np.concatenate([gaps, [np.inf]]))
+    steps = np.diff(values)
+    gap = np.minimum(np.concatenate([[np.inf], steps]), np.concatenate([steps, [np.inf]]))
     return np.where(np.isfinite(gap), gap, np.abs(values))

@@ -59,6 +59,10 @@ class Projection:
         rows = np.abs(self.T).sum(1) + np.abs(self.coupling).sum(1)
         return float(np.max(rows, initial=0.0))
 
+    def shifted(self, damping: float) -> np.ndarray:
+        """[T + δI; Cᵀ], shape (m + p, m): its singular values are the stationary ‖(H + δI) Q s‖ for unit s."""
+        return np.vstack([self.T + damping * np.eye(len(self.T)), self.coupling.T])
+
     def ritz(self, eps: float, first: int = 0, end: int | None = None) -> Ritz:
         """The eigenpairs of T on the vectors from number `first` up to `end` (whole segments)."""
         values, vectors = eigh(self.T[first:end, first:end], driver="evd")

@@ -19,9 +19,7 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not _is_real(value) or not 0 <= value < float("inf"):
-                raise InputError(f"{name} must be a number ≥ 0; got {value!r}.")
+            _not_negative(name, getattr(self, name))
         check_confidence(self.confidence)
 
     def allowed(self, value: float, scale: float = 0.0) -> float:
@@ -47,27 +45,27 @@ def check_seed(seed: Any) -> int:
 
 
 def check_tol(tol: Any) -> float:
-    if not _is_real(tol) or not 0 <= tol < float("inf"):
-        raise InputError(f"tol must be a number ≥ 0; got {tol!r}.")
-    return float(tol)
+    return _not_negative("tol", tol)
 
 
 def check_damping(damping: Any) -> float:
-    if not _is_real(damping) or not 0 <= damping < float("inf"):
-        raise InputError(f"damping must be a number ≥ 0; got {damping!r}.")
-    return float(damping)
+    return _not_negative("damping", damping)
 
 
 def check_rank_threshold(threshold: Any) -> float | None:
-    if threshold is not None and (not _is_real(threshold) or not 0 <= threshold < float("inf")):
-        raise InputError(f"rank_threshold must be a number ≥ 0; got {threshold!r}.")
-    return None if threshold is None else float(threshold)
+    return None if threshold is None else _not_negative("rank_threshold", threshold)
 
 
 def check_confidence(confidence: Any) -> float:
     if not _is_real(confidence) or not 0 < confidence < 1:
         raise InputError(f"confidence must lie between 0 and 1, such as 0.95; got {confidence!r}.")
     return float(confidence)
+
+
+def _not_negative(name: str, value: Any) -> float:
+    if not _is_real(value) or not 0 <= value < float("inf"):
+        raise InputError(f"{name} must be a number ≥ 0; got {value!r}.")
+    return float(value)
 
 
 def _is_real(value: Any) -> bool:

@@ -75,7 +75,7 @@ def _first(one: OnePass, k: int, damping: float) -> tuple[np.ndarray, np.ndarray
     known = krylov.projection
     if k > len(known.T):
         return None
-    shifted = np.vstack([known.T + damping * np.eye(len(known.T)), known.coupling.T])
+    shifted = known.shifted(damping)
     small = np.linalg.svd(shifted, full_matrices=False)[2][-k:].T
     images = krylov.basis.combine(shifted[: len(known.T)] @ small)
     images = images + krylov.frontier @ torch.from_numpy(known.coupling.T @ small).to(krylov.frontier)

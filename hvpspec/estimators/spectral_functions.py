@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh, solve
 
-from hvpspec.estimators.density import read_density
+from hvpspec.estimators.density import gaps, read_density
 from hvpspec.estimators.intervals import student
 from hvpspec.estimators.krylov import Krylov
 from hvpspec.estimators.multiplicity import Sums, sampled_variance
@@ -82,7 +82,8 @@ def _from_space(krylov: Krylov, f: Function, low: float, confidence: float, sums
     rest = n - float(copies.sum())
     values, residuals, noise = _ritz(krylov)
     own = _nearest(values, points)
-    shift = np.minimum(residuals[own], residuals[own] ** 2 / _gap(values)[own]) + noise
+    gap = np.maximum(gaps(values), np.finfo(float).tiny)
+    shift = np.minimum(residuals[own], residuals[own] ** 2 / gap[own]) + noise
     known = float(copies @ f(points))
     known_error = _moved(f, points, copies * shift, low) if own.size else 0.0
     sampled = ~exact & (density.weights > 0)
@@ -142,10 +143,9 @@ def _first(krylov: Krylov) -> tuple[np.ndarray, np.ndarray, int]:
 
 def _ritz(krylov: Krylov) -> tuple[np.ndarray, np.ndarray, float]:
     """Ritz values of the start's own space, their residuals, and what rounding adds."""
-    T, coupling, _ = _first(krylov)
-    values, vectors = eigh(T)
+    ritz = krylov.of_start.ritz(krylov.eps, 0, _first(krylov)[2])
     noise = 50 * krylov.eps * krylov.of_start.norm + float(np.linalg.norm(krylov.of_start.defects))
-    return values, np.linalg.norm(coupling.T @ vectors, axis=0), noise
+    return ritz.values, ritz.residuals, noise
 
 
 def _radau(krylov: Krylov, low: float) -> tuple[np.ndarray, np.ndarray] | None:
@@ -166,12 +166,6 @@ def _radau(krylov: Krylov, low: float) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _nearest(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.abs(values[:, None] - targets).argmin(0) if len(targets) else np.zeros(0, int)
-
-
-def _gap(values: np.ndarray) -> np.ndarray:
-    gaps = np.diff(values)
-    gap = np.minimum(np.concatenate([[np.inf], gaps]), np.concatenate([gaps, [np.inf]]))
-    return np.maximum(np.where(np.isfinite(gap), gap, np.abs(values)), np.finfo(float).tiny)
 
 
 def _moved(f: Function, values: np.ndarray, errors: np.ndarray, low: float) -> float:

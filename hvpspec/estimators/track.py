@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.spectrum import spectrum
+from hvpspec.estimators.spectrum import check_only, spectrum
 from hvpspec.results import Progress, Spectrum
 
 FIGURES = ("eigenvalues", "trace", "frobenius_norm")
@@ -27,6 +27,12 @@ class Tracked:
     overlap: float | None
     cold_hvps: int | None
     eigenvalue_hvps: int = 0
+
+
+def check_series(only: Iterable[str] | None) -> None:
+    """Raises InputError where the figures asked for are not known, or the eigenvalues are not among them."""
+    if "eigenvalues" not in check_only(only):
+        raise InputError("a series needs the eigenvalues: add them to the figures asked for (--only eigenvalues).")
 
 
 def track(
@@ -49,8 +55,7 @@ def track(
     is no warm one.)
     """
     options = {"only": FIGURES, **options}
-    if "eigenvalues" not in options["only"]:
-        raise InputError("a series needs the eigenvalues: add them to the figures asked for (--only eigenvalues).")
+    check_series(options["only"])
     callback, taken = options.pop("callback", None), 0
 
     def watch(step: Progress) -> None:

@@ -87,7 +87,7 @@ def _batch_hvp(
     except RuntimeError as error:
         # torch names the operation: "derivative for aten::… is not implemented".
         raise InputError(
-            f"batch {index}: the loss cannot be differentiated twice: {_first_line(error)} (with the engine "
+            f"batch {index}: the loss cannot be differentiated twice: {first_line(error)} (with the engine "
             "finite-difference it need not be)"
         ) from error
 
@@ -116,7 +116,8 @@ def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
         stack += [parent for parent, _ in node.next_functions]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 

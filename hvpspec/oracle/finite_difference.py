@@ -21,6 +21,7 @@ from hvpspec.objective import Objective, Snapshot
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.parameters import all_finite
+from hvpspec.words import dtype_name
 
 _STEPS = (10.0, 1.0, 0.1)  # in units of u^(1/5) |p|
 _SMALL_STEPS = (5e-3, 0.2, 2e-4)  # fewer kinks lie within them; rounding leaves enough digits for a comparison
@@ -93,7 +94,7 @@ class FiniteDifference:
 
     def describe(self) -> str:
         """One line for the plan."""
-        dtype = str(self._prepare().dtype).removeprefix("torch.")
+        dtype = dtype_name(self._prepare().dtype)
         return f"finite differences of the gradient in {dtype}, products off by up to {self._noise:.1g} of their length"
 
     def trial(self) -> tuple[Tensor, Tensor, float, Objective]:
@@ -112,7 +113,7 @@ class FiniteDifference:
         tried = objective.space.names[:: -(-total // tries)]
         allowed = []
         for name in tried:
-            one = _only(objective, (name,))
+            one = objective.with_(parameters=[name])
             try:
                 autograd.hvp(one, torch.ones(one.space.n, 1, dtype=one.dtype, device=one.device))
             except InputError:
@@ -121,13 +122,13 @@ class FiniteDifference:
         names = tuple(allowed)
         if not names:
             return Validation((), len(tried), total, float("nan"), float("nan"))
-        part = _only(self._prepare(), names)
+        part = self._prepare().with_(parameters=list(names))
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(part.space.n, 1, generator=generator, dtype=torch.float64).to(part.device, part.dtype)
         try:
             exact = autograd.hvp(part, v)
         except InputError:  # each alone can be, all together cannot
-            names, part = names[:1], _only(part, names[:1])
+            names, part = names[:1], part.with_(parameters=list(names[:1]))
             v = v[: part.space.n]
             exact = autograd.hvp(part, v)
         engine = FiniteDifference(part)
@@ -256,14 +257,3 @@ def _size(objective: Objective) -> float:
     """|p|, or 1 where that is 0."""
     squares = sum(float(p.detach().double().square().sum()) for p in objective.snapshot().parameters)
     return squares**0.5 or 1.0
-
-
-def _only(objective: Objective, names: Sequence[str]) -> Objective:
-    return Objective(
-        objective.model,
-        objective.loss,
-        objective.data,
-        parameters=list(names),
-        dtype=objective.dtype,
-        device=objective.device,
-    )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,14 +34,21 @@ class NotTraceable(Exception):
 class Trace:
     """The two graphs for batches of one shape. `result` rebuilds what the loss returned from prepare's outputs.
 
-    `for_compiler` holds the two anew, with views taken in `apply`: Inductor copies those that `prepare` hands over.
+    `whole`: the graph that was split.
     """
 
     prepare: fx.GraphModule
     apply: fx.GraphModule
-    for_compiler: tuple[fx.GraphModule, fx.GraphModule]
+    whole: fx.GraphModule
     weight: Any  # a number that the loss returned as its weight, None, or _COMPUTED
     pair: bool
+
+    @cached_property
+    def for_compiler(self) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The two anew, with views taken in `apply`: Inductor copies those that `prepare` hands over."""
+        lean = _split(self.whole, again=_is_free)
+        channels_last(*lean)
+        return lean
 
     def result(self, loss: Tensor, weight: Tensor) -> Any:
         """What the loss function returned: the mean loss, or with its weight."""
@@ -135,9 +143,7 @@ def trace(objective: Objective, snapshot: Snapshot, form: Any) -> Trace:
     if not any(_writes(node) for node in graph.graph.nodes):
         simplify(graph.graph)
     prepare, apply = _split(graph)
-    lean = _split(graph, again=_is_free)
-    channels_last(*lean)
-    return Trace(prepare, apply, lean, found["weight"], found["pair"])
+    return Trace(prepare, apply, graph, found["weight"], found["pair"])
 
 
 def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:

@@ -12,10 +12,9 @@ from hvpspec.objective import Objective
 from hvpspec.operator import HessianOperator
 from hvpspec.oracle import autograd
 from hvpspec.oracle.finite_difference import FiniteDifference, Validation
-from hvpspec.preflight.findings import Finding, Preflight
+from hvpspec.preflight.findings import Finding, Preflight, agree
 from hvpspec.preflight.operators import once_differentiable
 
-_AGREES = 1e-2  # kinks (ReLU, max) make differences rough
 _WRONG = 0.05  # further off than this from differences ten times as good: no kink explains it
 _TRIES = 16  # parameters that an offer is validated on, at most
 
@@ -25,14 +24,14 @@ def compared(H: HessianOperator, known: Preflight) -> Preflight:
     if H.engine == "finite-difference":
         return _in_use(H, known)
     try:
-        v, differences, bound, working = FiniteDifference(_first_batch(H.objective)).trial()
+        v, differences, bound, working = FiniteDifference(first_batch(H.objective)).trial()
         exact = autograd.hvp(working, v)
     except (InputError, torch.OutOfMemoryError):  # a batch without weight, say: nothing to compare
         return known
     size = float(exact.norm())
     off = float((differences - exact).norm()) / size if size else float((differences - exact).norm())
     known = replace(known, difference=off, difference_bound=bound)
-    if off <= max(_AGREES, 10 * bound):
+    if agree(off, bound):
         return known
     what = f"a product on the first batch and finite differences of the gradient differ by {off:.1%}"
     if off > _WRONG and bound <= _WRONG / 10:
@@ -68,7 +67,7 @@ def _validated(checked: Validation) -> str:
     on = f"{len(checked.names)} of {checked.tried} parameters can be derived twice"
     if not checked.names:
         return f"{on}: nothing to validate them on"
-    if checked.difference > max(_AGREES, 10 * checked.bound):
+    if not agree(checked.difference, checked.bound):
         return (
             f"{on}, and wrongly: autograd differs from them by {checked.difference:.1%} there (bound "
             f"{checked.bound:.1g}), by kinks in the loss or a backward that cannot be derived"
@@ -103,7 +102,7 @@ def refused_asymmetric(H: HessianOperator, known: Preflight, off: float) -> Pref
 def _tried(H: HessianOperator, *, validate: bool) -> tuple[float | None, Validation | None]:
     """What products by differences are off by on the first batch, relative to their length, and beside autograd."""
     try:
-        engine = FiniteDifference(_first_batch(H.objective))
+        engine = FiniteDifference(first_batch(H.objective))
         return engine.noise, engine.validate(_TRIES) if validate else None
     except (InputError, torch.OutOfMemoryError):  # a batch without weight, say, or no derivative at all
         return None, None
@@ -116,9 +115,6 @@ def _offer(noise: float | None, checked: Validation | None) -> str:
     return off if checked is None else f"{off}, and {_validated(checked)}"
 
 
-def _first_batch(objective: Objective) -> Objective:
-    batch = next(iter(objective.data))
-    return Objective(
-        objective.model, objective.loss, [batch], parameters=objective.space.names, dtype=objective.dtype,
-        device=objective.device,
-    )  # fmt: skip
+def first_batch(objective: Objective) -> Objective:
+    """The same on the first batch alone."""
+    return objective.with_(data=[next(iter(objective.data))])

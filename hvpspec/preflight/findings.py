@@ -9,6 +9,14 @@ from typing import Any
 SEVERITIES = ("fixed", "note", "refused")
 
 
+_AGREES = 1e-2  # kinks (ReLU, max) make differences rough
+
+
+def agree(difference: float, bound: float) -> bool:
+    """Whether a product agrees with finite differences that are thought to be off by no more than `bound`."""
+    return difference <= max(_AGREES, 10 * bound)
+
+
 @dataclass(frozen=True)
 class Finding:
     """`kind`: one word for scripts. `found` and `done`: for people. `severity`: "fixed" (exactly), "note" (works, but
@@ -64,5 +72,8 @@ class Preflight:
 
     @classmethod
     def from_dict(cls, figures: Mapping[str, Any]) -> Preflight:
-        found: Iterable[Mapping[str, Any]] = figures["findings"]
-        return cls(tuple(Finding(**finding) for finding in found), **figures["measured"])
+        """Reads what `to_dict` gives, of other versions as well: a figure that is not known here is left out."""
+        found: Iterable[Mapping[str, Any]] = figures.get("findings") or ()
+        measured: Mapping[str, Any] = figures.get("measured") or {}
+        known = {name: value for name, value in measured.items() if name in cls.__dataclass_fields__}
+        return cls(tuple(Finding(**finding) for finding in found), **known)

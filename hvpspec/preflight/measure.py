@@ -18,10 +18,11 @@ from hvpspec.kernels import noting_replacements
 from hvpspec.memory import peak_memory, resident
 from hvpspec.objective import LossValue, Objective
 from hvpspec.operator import HessianOperator
-from hvpspec.preflight.differences import compared, refused_asymmetric, refused_once
+from hvpspec.preflight.differences import compared, first_batch, refused_asymmetric, refused_once
 from hvpspec.preflight.findings import Finding, Preflight
-from hvpspec.preflight.model import used
+from hvpspec.preflight.model import LISTED, used
 from hvpspec.preflight.outlook import outlook, sampled
+from hvpspec.words import listed
 
 _STEADY = {torch.float32: 1e-5, torch.float64: 1e-10}  # of a loss, relative: sums in another order differ by less
 _REPEATS = 1e-4  # of a product, relative: two engines differ by less
@@ -105,8 +106,7 @@ def inspect_operator(
 
 def _unsteady(objective: Objective, found: str) -> Finding:
     """Whether it is model and loss that change, or the data: the loss of one and the same batch tells."""
-    batch = next(iter(objective.data))
-    alone = Objective(objective.model, objective.loss, [batch], dtype=objective.dtype, device=objective.device)
+    alone = first_batch(objective)
     values = [alone.value().value for _ in range(3)]
     if max(values) - min(values) > _STEADY[objective.dtype] * max(map(abs, values)):
         return Finding(
@@ -134,8 +134,7 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
             unused -= {name for name, g in zip(objective.space.names, gradients, strict=True) if g is not None}
     if not unused or len(unused) == len(objective.space.names):  # none at all is an error of its own
         return total / weights, []
-    names = [name for name in objective.space.names if name in unused]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = listed((name for name in objective.space.names if name in unused), LISTED)
     finding = Finding("unused", f"parameters that the loss does not depend on: {shown}", "rows of zeros in H", "note")
     return total / weights, [finding]
 

@@ -13,10 +13,11 @@ from hvpspec.errors import InputError
 from hvpspec.kernels import tf32_is_on
 from hvpspec.objective import unwrapped
 from hvpspec.preflight.findings import Finding
+from hvpspec.words import dtype_name, listed
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NORM = nn.modules.batchnorm._NormBase
-_LISTED = 3
+LISTED = 3  # names that a finding spells out
 _BATCHED = "the Hessian depends on how the data are batched; keep the batches of training"
 
 
@@ -87,7 +88,7 @@ def _examine(model: nn.Module, device: torch.device) -> Iterator[Finding]:
             _BATCHED,
             "note",
         )
-    half = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if _is_half(p)})
+    half = sorted({dtype_name(p.dtype) for p in model.parameters() if _is_half(p)})
     if half:
         yield Finding(
             "precision",
@@ -144,9 +145,7 @@ def _tied(model: nn.Module) -> list[str]:
 
 
 def _list(names: list[str]) -> str:
-    names = [name or "the whole model" for name in names]
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return listed((name or "the whole model" for name in names), LISTED)
 
 
 # --- quantised layers -----------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvpspec.batches import tensors
 from hvpspec.errors import InputError
 from hvpspec.objective import Objective
+from hvpspec.oracle.autograd import first_line
 
 
 def once_differentiable(objective: Objective, error: str) -> str | None:
@@ -26,11 +28,11 @@ def once_differentiable(objective: Objective, error: str) -> str | None:
     def has(outputs: Any, sources: Iterable[Tensor]) -> bool:
         if marked is not None:
             return any(node.name() == f"{marked[1]}Backward" for node in _nodes(outputs) - _nodes(list(sources)))
-        message = _twice(_tensors(outputs), sources)
+        message = _twice(list(tensors(outputs)), sources)
         return message is not None and message in error
 
     def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not found and has(output, [*_tensors(inputs), *module.parameters()]):
+        if not found and has(output, [*tensors(inputs), *module.parameters()]):
             found.append(names[module])
 
     handles = [module.register_forward_hook(look) for module in names]
@@ -62,14 +64,13 @@ def _twice(outputs: Sequence[Tensor], sources: Iterable[Tensor]) -> str | None:
             ones = [torch.ones_like(gradient) for gradient in curved]
             torch.autograd.grad(curved, leaves, ones, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        return lines[0].rstrip(".") if lines else None
+        return first_line(error)
     return None
 
 
 def _nodes(value: Any) -> set[Any]:
     """All nodes of the graph behind the tensors in a value."""
-    stack = [tensor.grad_fn for tensor in _tensors(value)]
+    stack = [tensor.grad_fn for tensor in tensors(value)]
     seen: set[Any] = set()
     while stack:
         node = stack.pop()
@@ -77,13 +78,3 @@ def _nodes(value: Any) -> set[Any]:
             seen.add(node)
             stack += [parent for parent, _ in node.next_functions]
     return seen
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.text import rounded, with_error
-from hvpspec.report.words import counted
 from hvpspec.results import Bracket, Estimate
 from hvpspec.results_condition import Block, Blocks
+from hvpspec.words import counted
 
+HEADINGS = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}
 MARK = "†"
 MARK_NOTE = f"{MARK} not within the tolerance asked for"
 _WIDTH = 0.01  # a bracket of λ_max is brought to this width, relative to it, where the budget allows
 
 
 def columns_of(found: Blocks) -> list[str]:
-    """Those of "trace", "frobenius_norm" and "largest" that some block has."""
-    names = ("trace", "frobenius_norm", "largest")
-    return [name for name in names if any(getattr(block, name) is not None for block in found.blocks)]
+    """Those figures that some block has."""
+    return [name for name in HEADINGS if any(getattr(block, name) is not None for block in found.blocks)]
 
 
 def shown(figure: Estimate | Bracket | None) -> tuple[str, str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from hvpspec.report.block_figures import MARK, MARK_NOTE, columns_of, marked, shown
+from hvpspec.report.block_figures import HEADINGS, MARK, MARK_NOTE, columns_of, marked, shown
 from hvpspec.report.table import Table
 from hvpspec.results_condition import Blocks
-
-_HEADINGS = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}
 
 
 def blocks_table(found: Blocks) -> Table:
     """A row for each group of parameters; columns for the figures that there are."""
     figures = columns_of(found)
-    headings = [heading for name in figures for heading in (_HEADINGS[name], "± error")]
+    headings = [heading for name in figures for heading in (HEADINGS[name], "± error")]
     table = Table(("block", "size", *headings), gap=2)
     for block in found.blocks:
         cells = [block.name, f"{block.parameters:,}"]

@@ -22,6 +22,7 @@ from hvpspec.errors import InputError
 from hvpspec.report.compare_values import Value, values_of
 from hvpspec.report.json import read_document
 from hvpspec.results import Spectrum
+from hvpspec.results_estimate import finite
 
 SCHEMA = "hvpspec/compare/1"
 
@@ -60,8 +61,8 @@ class Difference:
             "first": _plain(self.first),
             "other": _plain(self.other),
             "difference": self.difference,
-            "error": _finite(self.error),
-            "limit": _finite(self.limit),
+            "error": finite(self.error),
+            "limit": finite(self.limit),
             "significant": self.significant,
         }
 
@@ -193,8 +194,4 @@ def _labels(files: Sequence[Path]) -> list[str]:
 
 
 def _plain(value: Value) -> dict[str, Any]:
-    return {"value": value.value, "error": _finite(value.error), "confidence": value.confidence}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {"value": value.value, "error": finite(value.error), "confidence": value.confidence}

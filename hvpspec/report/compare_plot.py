@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hvpspec.report.compare import Comparison
-from hvpspec.report.plot import STYLE, signed_ticks
+from hvpspec.report.plot import STYLE, bars, signed_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,11 +39,11 @@ def plot_comparison(comparison: Comparison) -> Figure:
             if pairs is not None and len(pairs.values):
                 shift = 0.5 * (i - (len(runs) - 1) / 2) / len(runs)
                 ranks = np.arange(1, len(pairs.values) + 1) + shift
-                scree.errorbar(ranks, pairs.values, yerr=_shown(pairs.error), **look)
+                scree.errorbar(ranks, pairs.values, yerr=bars(pairs.error), **look)
                 values += pairs.values[pairs.values != 0].tolist()
             for axes, estimate in ((trace, run.spectrum.trace), (norm, run.spectrum.frobenius_norm)):
                 if estimate is not None:
-                    axes.errorbar(i, estimate.value, yerr=_shown(np.array([estimate.error])), **look)
+                    axes.errorbar(i, estimate.value, yerr=bars(np.array([estimate.error])), **look)
             scree.errorbar([], [], label=run.label.replace("$", r"\$"), **look)
         scree.axhline(0, color="#8a8a8a", linewidth=0.8, linestyle=":")
         least = min(map(abs, values), default=1.0)
@@ -63,8 +63,3 @@ def plot_comparison(comparison: Comparison) -> Figure:
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=min(len(runs), 4))
     return figure
-
-
-def _shown(error: np.ndarray) -> np.ndarray:
-    """An error that is not known has no bar."""
-    return np.where(np.isfinite(error), error, 0.0)

@@ -7,7 +7,7 @@ import math
 from hvpspec.report.compare import Comparison, Difference
 from hvpspec.report.table import Table
 from hvpspec.report.text import rounded, with_error
-from hvpspec.report.words import shortened
+from hvpspec.words import shortened
 
 _LABEL = 15
 _NAME = 24  # letters that a figure's name may be shortened to before columns are dropped

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvpspec.preflight.findings import Preflight
-from hvpspec.report.block_figures import columns_of, shown
+from hvpspec.report.block_figures import HEADINGS, columns_of, shown
 from hvpspec.report.blocks_text import blocks_notes
 from hvpspec.report.condition_rows import condition_notes, condition_parts, ends
 from hvpspec.report.findings import sentences
 from hvpspec.report.plot import Panel, inline_svgs, panels
 from hvpspec.report.preflight_text import measured_lines
-from hvpspec.report.text import rounded, shortfalls, spectrum_notes, with_error
+from hvpspec.report.text import certainty, rounded, shortfalls, spectrum_notes, with_error
 from hvpspec.results import Spectrum
 from hvpspec.results_condition import Blocks, Condition
 
@@ -40,7 +40,7 @@ def report_html(document: dict[str, Any]) -> str:
     )  # fmt: skip
     provenance = document.get("provenance") or {}
     options = provenance.get("options") or {}
-    pictures = panels(spectrum, document.get("blocks"))
+    figures, pictures = figure_rows(spectrum), panels(spectrum, document.get("blocks"))
     return environment.get_template("report.html.jinja").render(
         title=_title(provenance),
         complete=spectrum.complete,
@@ -50,8 +50,8 @@ def report_html(document: dict[str, Any]) -> str:
             *spectrum_notes(spectrum),
             *shortfalls(spectrum, rtol=options.get("rtol", 0.01), tol=options.get("tol", 1e-3)),
         ],
-        figures=figure_rows(spectrum),
-        with_data=any(row["data"] for row in figure_rows(spectrum)),
+        figures=figures,
+        with_data=any(row["data"] for row in figures),
         pictures=[(panel, inline_svgs(panel), _caption(panel, spectrum)) for panel in pictures],
         condition=condition_tables(spectrum.condition),
         reasons=[] if spectrum.condition is None else condition_notes(spectrum.condition),
@@ -76,11 +76,8 @@ def figure_rows(spectrum: Spectrum) -> list[dict[str, str]]:
             rows.append(_row(f"λ{number}", with_error(value, error), spread, "negative" if value < 0 else ""))
     for name, estimate in (("trace", spectrum.trace), ("Frobenius norm", spectrum.frobenius_norm)):
         if estimate is not None:
-            note = "exact, up to rounding" if estimate.method == "exact" else f"{100 * estimate.confidence:g} %"
-            if not estimate.converged:
-                note += ", tolerance not reached"
             spread = math.nan if estimate.data_error is None else estimate.data_error
-            rows.append(_row(name, with_error(estimate.value, estimate.error), spread, note))
+            rows.append(_row(name, with_error(estimate.value, estimate.error), spread, certainty(estimate)))
     return rows
 
 
@@ -107,7 +104,6 @@ def block_table(found: Blocks | None) -> dict[str, Any] | None:
     """The headings, a row for each block, and what the marks mean."""
     if found is None or not found.blocks:
         return None
-    names = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}
     columns = columns_of(found)
     rows = [
         {
@@ -117,7 +113,7 @@ def block_table(found: Blocks | None) -> dict[str, Any] | None:
         }
         for block in found.blocks
     ]
-    return {"columns": [names[name] for name in columns], "rows": rows, "notes": [_LEGEND, *blocks_notes(found)]}
+    return {"columns": [HEADINGS[name] for name in columns], "rows": rows, "notes": [_LEGEND, *blocks_notes(found)]}
 
 
 def breakable(name: str) -> Markup:
@@ -167,9 +163,7 @@ def _caption(panel: Panel, spectrum: Spectrum) -> str:
 
 
 def _measured(preflight: dict[str, Any] | None) -> list[str]:
-    measured = (preflight or {}).get("measured") or {}
-    known = {name: value for name, value in measured.items() if name in Preflight.__dataclass_fields__}
-    return measured_lines(Preflight(**known))
+    return [] if preflight is None else measured_lines(Preflight.from_dict(preflight))
 
 
 def _flat(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

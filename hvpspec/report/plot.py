@@ -171,7 +171,7 @@ def _draw_density(axes: Axes, spectrum: Spectrum) -> None:
             )  # fmt: skip
     pairs = spectrum.eigenpairs
     if pairs is not None:
-        errors = np.where(np.isfinite(pairs.error), pairs.error, 0.0)
+        errors = bars(pairs.error)
         for side, colour, marker in ((1, POSITIVE, "o"), (-1, NEGATIVE, "v")):
             mine = np.sign(pairs.values) == side
             if mine.any():
@@ -188,6 +188,11 @@ def _draw_density(axes: Axes, spectrum: Spectrum) -> None:
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel(f"per bar, of {density.n:,}")
     axes.legend(loc="upper right")
+
+
+def bars(error: np.ndarray) -> np.ndarray:
+    """Lengths of error bars: an error that is not known has none."""
+    return np.where(np.isfinite(error), error, 0.0)
 
 
 def signed_ticks(axis: Axis, scale: float, low: float, high: float) -> None:
@@ -225,14 +230,14 @@ def _draw_scree(axes: Axes, spectrum: Spectrum) -> None:
     known = np.isfinite(pairs.error)
     ranks = np.arange(1, len(size) + 1)
     if pairs.data_error is not None:
-        spread = np.where(np.isfinite(pairs.data_error), pairs.data_error, 0.0)
+        spread = bars(pairs.data_error)
         axes.errorbar(
             ranks, size, yerr=spread, fmt="none", ecolor="#bbbbbb", elinewidth=5, label="± other data", zorder=1
         )  # fmt: skip
     for side, colour, marker, name in ((1, POSITIVE, "o", "positive"), (-1, NEGATIVE, "v", "negative")):
         mine = (np.sign(pairs.values) == side) & (size > 0)
         if mine.any():
-            error = np.where(known, pairs.error, 0.0)[mine]
+            error = bars(pairs.error)[mine]
             axes.errorbar(
                 ranks[mine], size[mine], yerr=error, fmt=marker, color=colour, markersize=5, capsize=3, elinewidth=1.2,
                 label=name,

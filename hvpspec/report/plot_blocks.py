@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvpspec.report.words import shortened
+from hvpspec.words import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

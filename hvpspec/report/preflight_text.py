@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from hvpspec.memory import readable
-from hvpspec.preflight.findings import Preflight
+from hvpspec.preflight.findings import Preflight, agree
 from hvpspec.report.text import rounded
 
-_AGREES = 1e-2  # as `hvpspec.preflight.differences` judges
 _MUCH = 1.2  # times what is likely: less is no news
 _UNKIND = "the trace cancels or eigenvalues crowd"
 
@@ -28,7 +27,7 @@ def measured_lines(preflight: Preflight) -> list[str]:
         )
     if preflight.difference is not None:
         bound = preflight.difference_bound or 0.0
-        verb = "agree to" if preflight.difference <= max(_AGREES, 10 * bound) else "differ by"
+        verb = "agree to" if agree(preflight.difference, bound) else "differ by"
         lines.append(
             f"finite differences of the gradient {verb} {preflight.difference:.1g} (they can be trusted to {bound:.1g})"
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hvpspec.estimators.track import Tracked
 from hvpspec.report.json import replacing
+from hvpspec.results_estimate import finite
 
 SCHEMA = "hvpspec/track/1"
 COLUMNS = (
@@ -81,7 +81,7 @@ def row(
         estimate = getattr(found.spectrum, name)
         figures[name] = None if estimate is None else estimate.value
         figures[f"{name}_error"] = None if estimate is None else estimate.error
-    return {name: _finite(figures[name]) for name in COLUMNS}
+    return {name: finite(value) if isinstance(value := figures[name], float) else value for name in COLUMNS}
 
 
 def edge(lambda_max: float | None, lr: float | None) -> dict[str, float | None]:
@@ -89,10 +89,6 @@ def edge(lambda_max: float | None, lr: float | None) -> dict[str, float | None]:
     if lr is None:
         return {"edge": None, "lambda_max_over_edge": None}
     return {"edge": 2 / lr, "lambda_max_over_edge": None if lambda_max is None else lambda_max * lr / 2}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.table import Table
-from hvpspec.report.words import counted
 from hvpspec.results import Bracket, Density, Eigenpairs, Estimate, Spectrum
 from hvpspec.results_condition import Condition
+from hvpspec.words import counted
 
 _NAMES = {"trace": "trace", "frobenius_norm": "Frobenius norm"}
 
@@ -39,7 +39,7 @@ def spectrum_table(spectrum: Spectrum) -> Table:
             row(_NAMES[name], "–", "", None, "not reached")
         else:
             shown = with_error(estimate.value, estimate.error)
-            row(_NAMES[name], *shown, estimate.data_error, _certainty(estimate))
+            row(_NAMES[name], *shown, estimate.data_error, certainty(estimate))
     return table
 
 
@@ -120,7 +120,7 @@ def with_error(value: float, error: float) -> tuple[str, str]:
     return text.replace(".e", "e").rstrip("."), rounded(error, 2)
 
 
-def _certainty(estimate: Estimate) -> str:
+def certainty(estimate: Estimate) -> str:
     if estimate.method == "exact":
         return "exact, up to rounding"
     note = f"{100 * estimate.confidence:g} %"

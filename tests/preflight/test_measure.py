@@ -159,54 +159,40 @@ def test_a_wrong_second_derivative_is_refused():
     assert "wrongly: autograd differs" in instead.findings[0].found
 
 
+class Forgets(torch.autograd.Function):
+    """a · b, whose derivative in a forgets, by a share, that b varies."""
+
+    @staticmethod
+    def forward(ctx, a, b, share):
+        ctx.save_for_backward(a, b)
+        ctx.share = share
+        return a * b
+
+    @staticmethod
+    def backward(ctx, gradient):
+        a, b = ctx.saved_tensors
+        return gradient * ((1 - ctx.share) * b + ctx.share * b.detach()), gradient * a, None
+
+
+class Crossed(nn.Module):
+    def __init__(self, width, share):
+        super().__init__()
+        self.a, self.b, self.share = nn.Linear(4, width), nn.Linear(4, width), share
+
+    def forward(self, x):
+        return Forgets.apply(self.a(x), self.b(x), self.share)
+
+
 def test_an_asymmetric_hessian_is_refused():
-    class Crossed(torch.autograd.Function):
-        """a · b whose derivative in a forgets that b varies."""
-
-        @staticmethod
-        def forward(ctx, a, b):
-            ctx.save_for_backward(a, b)
-            return a * b
-
-        @staticmethod
-        def backward(ctx, gradient):
-            a, b = ctx.saved_tensors
-            return gradient * b.detach(), gradient * a
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return Crossed.apply(self.a(x), self.b(x))
-
-    assert kinds(inspect_operator(problem(model=Model())), "refused") == {"asymmetric"}
+    assert kinds(inspect_operator(problem(model=Crossed(3, 1.0))), "refused") == {"asymmetric"}
 
 
 def test_an_asymmetric_hessian_shows_however_many_parameters_there_are():
-    class Half(torch.autograd.Function):
-        """a · b, whose derivative in a forgets, by a tenth, that b varies."""
-
-        @staticmethod
-        def forward(ctx, a, b):
-            ctx.save_for_backward(a, b)
-            return a * b
-
-        @staticmethod
-        def backward(ctx, gradient):
-            a, b = ctx.saved_tensors
-            return gradient * (0.9 * b + 0.1 * b.detach()), gradient * a
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 30_000), nn.Linear(4, 30_000)
-
+    class Model(Crossed):
         def forward(self, x):
-            return Half.apply(self.a(x), self.b(x)).view(len(x), 3, -1).sum(-1) / 100
+            return super().forward(x).view(len(x), 3, -1).sum(-1) / 100
 
-    H = problem(model=Model())
+    H = problem(model=Model(30_000, 0.1))
     assert H.shape[0] == 300_000
     assert kinds(inspect_operator(H), "refused") == {"asymmetric"}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hvpspec.report.text import rounded, shortfalls, spectrum_table, with_error
-from hvpspec.report.words import counted
 from hvpspec.results import Eigenpairs, Estimate, Spectrum
+from hvpspec.words import counted
 
 
 @pytest.mark.parametrize(

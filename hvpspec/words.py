@@ -1,6 +1,12 @@
-"""Words made to fit."""
+"""Names, lists and counts as messages have them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def shortened(name: str, length: int) -> str:
@@ -11,6 +17,17 @@ def shortened(name: str, length: int) -> str:
     return f"{name[: length - 1 - end]}…{name[len(name) - end :]}"
 
 
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """ "a, b and 3 more"."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def counted(number: int, word: str) -> str:
     """ "1 eigenvalue", "2 eigenvalues"."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32"."""
+    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
 """hvpspec: checkpoint in, certified spectrum out. The Hessian of a PyTorch loss from Hessian-vector products alone."""
 
 from hvpspec.checkpoint import load_checkpoint
-from hvpspec.dense import derivative, hessian
+from hvpspec.operators.dense import derivative, hessian
 from hvpspec.errors import CheckpointError, CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.estimators.condition import condition
 from hvpspec.estimators.density import spectral_density
@@ -11,9 +11,9 @@ from hvpspec.estimators.solve import solve
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.estimators.trace import trace
 from hvpspec.estimators.track import track
-from hvpspec.operator import HessianOperator
-from hvpspec.results import Bracket, Density, Eigenpairs, Estimate, Progress, Spectrum
-from hvpspec.results_condition import Block, Blocks, Bound, Condition
+from hvpspec.operators.hessian import HessianOperator
+from hvpspec.results.spectrum import Bracket, Density, Eigenpairs, Estimate, Progress, Spectrum
+from hvpspec.results.condition import Block, Blocks, Bound, Condition
 
 __version__ = "0.1.0"
 

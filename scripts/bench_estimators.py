@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from estimators.spectra import NAMES, eigenvalues, matrix  # noqa: E402
 from measure_checkpoints import explicit_demo_hessian  # noqa: E402
 
-from hvpspec.estimators.vectors import gaussian  # noqa: E402
+from hvpspec.krylov.vectors import gaussian  # noqa: E402
 
 DIGITS = "digits checkpoint"
 XTRACE = tuple(name for name in NAMES if name != "rank one")

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from hvpspec import cli
-from hvpspec.report.json import read_spectrum
-from hvpspec.report.plot import plot, to_bytes
+from hvpspec.report.documents import read_spectrum
+from hvpspec.plots.spectrum import plot, to_bytes
 
 TARGET = Path(__file__).resolve().parent.parent / "results" / "demo.png"
 

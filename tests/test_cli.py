@@ -22,8 +22,8 @@ from torch import nn
 
 import hvpspec
 from hvpspec import cli
-from hvpspec.checkpoint.files import sha256
-from hvpspec.report.json import read_spectrum, schema
+from hvpspec.checkpoint.formats.files import sha256
+from hvpspec.report.documents import read_spectrum, schema
 
 TRAIN = """
 import time
@@ -475,7 +475,7 @@ def test_pictures_of_an_earlier_run_do_not_stay(stage, monkeypatch, capsys):
 
 def test_figures_are_kept_when_the_page_cannot_be_made(stage, monkeypatch, capsys):
     monkeypatch.chdir(stage)
-    monkeypatch.setattr("hvpspec.report.files.report_html", lambda document: 1 / 0)
+    monkeypatch.setattr("hvpspec.report.write_report.report_html", lambda document: 1 / 0)
     assert cli.run(["demo", "--rtol", "0.2", "-k", "2", "--out", "kept"]) == 1
     assert read_spectrum(stage / "kept/spectrum.json").complete
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hvpspec.errors import InputError
-from hvpspec.losses import loss_name, resolve_loss
+from hvpspec.objective.losses import loss_name, resolve_loss
 
 N, C = 12, 4
 

@@ -12,7 +12,7 @@ from zoo import Language, explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.objective import Objective
+from hvpspec.objective.objective import Objective
 
 SAMPLES, CLASSES = 9, 3
 

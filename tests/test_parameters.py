@@ -4,7 +4,7 @@ from torch import nn
 from zoo import Language
 
 from hvpspec.errors import InputError
-from hvpspec.parameters import choose_parameters
+from hvpspec.objective.parameters import choose_parameters
 
 
 def blocks():

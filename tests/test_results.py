@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from hvpspec.results import Eigenpairs, Estimate, Spectrum
+from hvpspec.results.spectrum import Eigenpairs, Estimate, Spectrum
 
 
 def estimate(**changes):

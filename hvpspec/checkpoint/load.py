@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hvpspec.checkpoint.files import one_line
+from hvpspec.checkpoint.formats.files import one_line
 from hvpspec.checkpoint.matching import fitting_parts, match_names, tied
 from hvpspec.checkpoint.read import read_model, read_state
-from hvpspec.checkpoint.values import dense, dequantised, of_another_kind, without_rounding
+from hvpspec.checkpoint.dtypes import dense, dequantised, of_another_kind, without_rounding
 from hvpspec.errors import CheckpointError, CheckpointWarning
-from hvpspec.words import listed
+from hvpspec.wording import listed
 
 _LISTED = 20  # names that a message spells out
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hvpspec.checkpoint.archives import Archive
-from hvpspec.checkpoint.distributed import read_distributed
-from hvpspec.checkpoint.files import foreign, head
-from hvpspec.checkpoint.huggingface import huggingface_model
-from hvpspec.checkpoint.names import find_state_dict, tensors
-from hvpspec.checkpoint.pickled import read_torch
-from hvpspec.checkpoint.programs import export_model, export_tensors, script_model, script_tensors
-from hvpspec.checkpoint.tensor_files import is_safetensors, read_safetensors, read_shards
+from hvpspec.checkpoint.formats.archive import Archive
+from hvpspec.checkpoint.formats.distributed import read_distributed
+from hvpspec.checkpoint.formats.files import foreign, head
+from hvpspec.checkpoint.formats.huggingface import huggingface_model
+from hvpspec.checkpoint.state_dict import find_state_dict, tensors
+from hvpspec.checkpoint.formats.torch_pickle import read_torch
+from hvpspec.checkpoint.formats.programs import export_model, export_tensors, script_model, script_tensors
+from hvpspec.checkpoint.formats.safetensors_files import is_safetensors, read_safetensors, read_shards
 from hvpspec.errors import CheckpointError
 
 _WEIGHTS = (

@@ -13,7 +13,7 @@ from typer.exceptions import TyperException
 import hvpspec
 from hvpspec.cli.check import check
 from hvpspec.cli.compare import compare
-from hvpspec.cli.screen import INTERRUPTED, err, out
+from hvpspec.cli.console import INTERRUPTED, err, out
 from hvpspec.cli.spectrum import demo, spectrum
 from hvpspec.cli.track import track
 from hvpspec.errors import InputError

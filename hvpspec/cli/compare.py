@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from hvpspec.cli.options import Debug, expanded
-from hvpspec.cli.screen import announce, out, say, show_table, terminal_width, warn
-from hvpspec.report.compare import compared, read_runs
-from hvpspec.report.compare_plot import plot_comparison
-from hvpspec.report.compare_text import comparison_notes, comparison_tables
-from hvpspec.report.json import prepare_folder, write_json, write_whole
-from hvpspec.report.plot import to_bytes
+from hvpspec.cli.console import announce, out, say, show_table, terminal_width, warn
+from hvpspec.runs.compare import compared, read_runs
+from hvpspec.plots.comparison import plot_comparison
+from hvpspec.runs.compare_table import comparison_notes, comparison_tables
+from hvpspec.report.documents import prepare_folder, write_json, write_whole
+from hvpspec.plots.spectrum import to_bytes
 
 
 @expanded()

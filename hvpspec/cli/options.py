@@ -13,14 +13,14 @@ import typer
 from torch import nn
 
 import hvpspec
-from hvpspec.batches import frozen
-from hvpspec.checkpoint.model import import_module, load_data, load_loss, load_model
-from hvpspec.cli.screen import speaking, warn
+from hvpspec.objective.batches import frozen
+from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
+from hvpspec.cli.console import speaking, warn
 from hvpspec.errors import CheckpointWarning, InputError
-from hvpspec.estimators.basis import check_storage
-from hvpspec.estimators.options import Tolerance, check_budget, check_count, check_damping, check_seed, check_tol
+from hvpspec.krylov.basis import check_storage
+from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed, check_tol
 from hvpspec.estimators.spectrum import check_only
-from hvpspec.losses import NAMED_LOSSES
+from hvpspec.objective.losses import NAMED_LOSSES
 from hvpspec.memory import check_size
 from hvpspec.oracle import ENGINES
 from hvpspec.preflight import Finding, expected_loss, mended

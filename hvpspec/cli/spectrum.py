@@ -11,19 +11,19 @@ import typer
 
 import hvpspec
 from hvpspec import demo as demo_files
-from hvpspec.cli.opening import Opened, made_by, open_checkpoint, refuse, show_head, strictly
+from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, show_head, strictly
 from hvpspec.cli.options import Checkpoint, Debug, NoPreflight, Options, Source, expanded
-from hvpspec.cli.screen import INTERRUPTED, announce, bars, err, out, progress_bar, say, show_table
+from hvpspec.cli.console import INTERRUPTED, announce, bars, err, out, progress_bar, say, show_table
 from hvpspec.report.blocks_text import blocks_notes, blocks_table
 from hvpspec.report.condition_rows import condition_notes
 from hvpspec.report.condition_text import condition_tables
-from hvpspec.report.files import write_report
-from hvpspec.report.json import prepare_folder, spectrum_document
-from hvpspec.report.preflight_text import at_most, duration, findings_lines, foreseen
-from hvpspec.report.text import shortfalls, spectrum_notes, spectrum_table
-from hvpspec.results import Progress as Step
-from hvpspec.results import Spectrum
-from hvpspec.words import counted
+from hvpspec.report.write_report import write_report
+from hvpspec.report.documents import prepare_folder, spectrum_document
+from hvpspec.report.preflight_lines import at_most, duration, findings_lines, foreseen
+from hvpspec.report.notes import shortfalls, spectrum_notes, spectrum_table
+from hvpspec.results.spectrum import Progress as Step
+from hvpspec.results.spectrum import Spectrum
+from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times what was foreseen: worth a line
 

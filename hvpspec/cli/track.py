@@ -13,22 +13,22 @@ import typer
 from torch import nn
 
 import hvpspec
-from hvpspec.checkpoint.files import sha256
-from hvpspec.cli.checkpoints import find_checkpoints, natural, step_in
-from hvpspec.cli.opening import made_by, refuse, strictly
+from hvpspec.checkpoint.formats.files import sha256
+from hvpspec.runs.checkpoint_order import find_checkpoints, natural, step_in
+from hvpspec.cli.prepare import made_by, refuse, strictly
 from hvpspec.cli.options import Debug, NoPreflight, Options, Source, expanded
-from hvpspec.cli.screen import INTERRUPTED, announce, bars, err, out, progress_bar
-from hvpspec.cli.series import ELSEWHERE, Series
+from hvpspec.cli.console import INTERRUPTED, announce, bars, err, out, progress_bar
+from hvpspec.runs.series_store import ELSEWHERE, Series
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import check_only
 from hvpspec.estimators.track import FIGURES, check_series
 from hvpspec.estimators.track import track as tracked
-from hvpspec.objective import LossValue
+from hvpspec.objective.objective import LossValue
 from hvpspec.preflight import examine, expected_loss, inspect_operator, steady
-from hvpspec.report.json import prepare_folder
-from hvpspec.report.preflight_text import duration, findings_lines
-from hvpspec.report.series import row as row_of
-from hvpspec.report.text import with_error
+from hvpspec.report.documents import prepare_folder
+from hvpspec.report.preflight_lines import duration, findings_lines
+from hvpspec.runs.series_rows import row as row_of
+from hvpspec.report.notes import with_error
 
 
 @expanded(k=5, rtol=0.05, only=list(FIGURES))

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.basis import check_storage
-from hvpspec.estimators.conditioning import read_condition
+from hvpspec.krylov.basis import check_storage
+from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.density import quadrature_error, read_density
 from hvpspec.estimators.eigsh import Wanted
-from hvpspec.estimators.krylov import Krylov
-from hvpspec.estimators.multiplicity import Sums
-from hvpspec.estimators.onepass import OnePass
-from hvpspec.estimators.options import (
+from hvpspec.krylov.lanczos import Krylov
+from hvpspec.bounds.copies import Sums
+from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.validation import (
     Tolerance,
     check_budget,
     check_count,
@@ -24,8 +24,8 @@ from hvpspec.estimators.options import (
 )
 from hvpspec.estimators.refine import refined
 from hvpspec.estimators.spectrum import Pass
-from hvpspec.results import FIGURES, Density, Progress
-from hvpspec.results_condition import Condition
+from hvpspec.results.spectrum import FIGURES, Density, Progress
+from hvpspec.results.condition import Condition
 
 
 def condition(

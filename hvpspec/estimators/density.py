@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from hvpspec.estimators.basis import check_storage
-from hvpspec.estimators.certificates import Exclusion, bracket
-from hvpspec.estimators.krylov import Krylov, Ritz
-from hvpspec.estimators.multiplicity import ONE, Sums, single
-from hvpspec.estimators.onepass import OnePass
-from hvpspec.estimators.options import Tolerance, check_budget, check_seed
-from hvpspec.estimators.symmetric import as_symmetric
-from hvpspec.results import Density
+from hvpspec.krylov.basis import check_storage
+from hvpspec.bounds.eigenvalues import Exclusion, bracket
+from hvpspec.krylov.lanczos import Krylov, Ritz
+from hvpspec.bounds.copies import ONE, Sums, single
+from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.validation import Tolerance, check_budget, check_seed
+from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.results.spectrum import Density
 
 _DEFAULT_BUDGET = 1000
 _KNOWN = 1e-2  # an eigenvector known to this angle is taken off the start vector's measure

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.basis import check_storage
-from hvpspec.estimators.certificates import Exclusion, bracket, isolated_errors
-from hvpspec.estimators.krylov import Krylov, Ritz
-from hvpspec.estimators.onepass import OnePass
-from hvpspec.estimators.options import check_budget, check_confidence, check_count, check_seed, check_tol
-from hvpspec.estimators.symmetric import as_symmetric
-from hvpspec.estimators.vectors import column_inner
-from hvpspec.results import Eigenpairs
+from hvpspec.krylov.basis import check_storage
+from hvpspec.bounds.eigenvalues import Exclusion, bracket, isolated_errors
+from hvpspec.krylov.lanczos import Krylov, Ritz
+from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.validation import check_budget, check_confidence, check_count, check_seed, check_tol
+from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.krylov.vectors import column_inner
+from hvpspec.results.spectrum import Eigenpairs
 
 _DEFAULT_BUDGET = 1000
 _RESOLVED, _MISSED = 0.02, 0.05  # how near to found eigenvalues a warm start may miss one, and how often one farther

@@ -17,8 +17,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hvpspec.estimators.symmetric import Symmetric
-from hvpspec.estimators.vectors import column_inner, inner, orthonormal, rademacher
+from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.vectors import column_inner, inner, orthonormal, rademacher
 
 _BLOCK = 4  # sketch vectors, and probes, that are added together
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from hvpspec.estimators.conditioning import descent_iterations
-from hvpspec.estimators.inverse import nearest
-from hvpspec.estimators.onepass import OnePass
-from hvpspec.results import Bracket, Eigenpairs
-from hvpspec.results_condition import Bound, Condition
+from hvpspec.estimators.condition_figures import descent_iterations
+from hvpspec.krylov.inverse_iteration import nearest
+from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.results.spectrum import Bracket, Eigenpairs
+from hvpspec.results.condition import Bound, Condition
 
 _DRAWS = 1000  # Gaussians of a seed that are left to other spaces
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.adaptive import choose, ends
-from hvpspec.estimators.basis import Storage, check_storage
+from hvpspec.estimators.extend_or_probe import choose, ends
+from hvpspec.krylov.basis import Storage, check_storage
 from hvpspec.estimators.hutchpp import HutchPlusPlus
-from hvpspec.estimators.onepass import Figure, OnePass
-from hvpspec.estimators.options import Tolerance, check_budget, check_seed
-from hvpspec.estimators.symmetric import Symmetric, as_symmetric
+from hvpspec.estimators.shared_pass import Figure, OnePass
+from hvpspec.validation import Tolerance, check_budget, check_seed
+from hvpspec.krylov.operator_view import Symmetric, as_symmetric
 from hvpspec.estimators.xtrace import XTrace
-from hvpspec.results import Estimate
+from hvpspec.results.spectrum import Estimate
 
 Method = Literal["krylov", "hutchinson", "hutch++", "xtrace"]
 

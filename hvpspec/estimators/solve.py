@@ -12,14 +12,14 @@ from scipy.sparse.linalg import LinearOperator, cg, minres
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.basis import check_storage
-from hvpspec.estimators.certificates import Exclusion, bracket
-from hvpspec.estimators.inverse import Counted, Spent
-from hvpspec.estimators.onepass import OnePass
-from hvpspec.estimators.options import check_budget, check_damping
-from hvpspec.estimators.symmetric import Symmetric, as_symmetric
-from hvpspec.results import Eigenpairs, Spectrum
-from hvpspec.results_condition import Solution
+from hvpspec.krylov.basis import check_storage
+from hvpspec.bounds.eigenvalues import Exclusion, bracket
+from hvpspec.krylov.inverse_iteration import Counted, Spent
+from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.validation import check_budget, check_damping
+from hvpspec.krylov.operator_view import Symmetric, as_symmetric
+from hvpspec.results.spectrum import Eigenpairs, Spectrum
+from hvpspec.results.condition import Solution
 
 _METHODS = ("auto", "cg", "minres")
 _DEFAULT_BUDGET = 1000

@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.adaptive import choose, ends
-from hvpspec.estimators.basis import Storage, check_storage
+from hvpspec.estimators.extend_or_probe import choose, ends
+from hvpspec.krylov.basis import Storage, check_storage
 from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
-from hvpspec.estimators.conditioning import read_condition
+from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.density import quadrature_error, read_density
 from hvpspec.estimators.eigsh import Wanted, converged, current, finish, worth_checking
-from hvpspec.estimators.groups import Group, find_groups
-from hvpspec.estimators.krylov import favour
-from hvpspec.estimators.multiplicity import Sums
-from hvpspec.estimators.onepass import PILOTS, Figure, OnePass
-from hvpspec.estimators.options import Tolerance, check_budget, check_count, check_damping, check_seed
+from hvpspec.krylov.blocks import Group, find_groups
+from hvpspec.krylov.lanczos import favour
+from hvpspec.bounds.copies import Sums
+from hvpspec.estimators.shared_pass import PILOTS, Figure, OnePass
+from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed
 from hvpspec.estimators.refine import refined
-from hvpspec.estimators.symmetric import as_symmetric
-from hvpspec.estimators.vectors import column_inner
-from hvpspec.results import FIGURES, Bracket, Progress, Spectrum
-from hvpspec.results_condition import Blocks, Condition
+from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.krylov.vectors import column_inner
+from hvpspec.results.spectrum import FIGURES, Bracket, Progress, Spectrum
+from hvpspec.results.condition import Blocks, Condition
 
 _RESERVE = 2 * PILOTS  # products of a budget that are kept for probes
 _LARGEST = 15  # products that the largest eigenvalue of a block is foreseen to take

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hvpspec.estimators.sampled import Method, sample
-from hvpspec.results import Estimate
+from hvpspec.results.spectrum import Estimate
 
 
 def trace(

@@ -10,7 +10,7 @@ import numpy as np
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import check_only, spectrum
-from hvpspec.results import Progress, Spectrum
+from hvpspec.results.spectrum import Progress, Spectrum
 
 FIGURES = ("eigenvalues", "trace", "frobenius_norm")
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from hvpspec.estimators.hutchpp import mean_error, root
-from hvpspec.estimators.symmetric import Symmetric
-from hvpspec.estimators.vectors import column_inner, gaussian, inner, orthonormal
+from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.vectors import column_inner, gaussian, inner, orthonormal
 
 _BLOCK = 4  # test vectors that are added together
 

@@ -3,6 +3,6 @@
 `on_batch`, optional, is told each batch's share of the product: see `hvpspec.oracle.autograd.hvp`.
 """
 
-from hvpspec.oracle.auto import ENGINES, Chooser
+from hvpspec.oracle.choose import ENGINES, Chooser
 
 __all__ = ["ENGINES", "Chooser"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError, ZeroHessianWarning
-from hvpspec.objective import Objective
-from hvpspec.parameters import all_finite
+from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import all_finite
 
 OnBatch = Callable[[int, float, Tensor | None], None]
 

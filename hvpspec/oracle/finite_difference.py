@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.kernels import noting_replacements
-from hvpspec.objective import Objective, Snapshot
+from hvpspec.objective.torch_kernels import noting_replacements
+from hvpspec.objective.objective import Objective, Snapshot
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
-from hvpspec.parameters import all_finite
-from hvpspec.words import dtype_name
+from hvpspec.objective.parameters import all_finite
+from hvpspec.wording import dtype_name
 
 _STEPS = (10.0, 1.0, 0.1)  # in units of u^(1/5) |p|
 _SMALL_STEPS = (5e-3, 0.2, 2e-4)  # fewer kinks lie within them; rounding leaves enough digits for a comparison

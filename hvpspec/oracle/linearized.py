@@ -1,4 +1,4 @@
-"""The fast engine: each batch traced once, what v does not reach computed once and kept, see `hvpspec.oracle.traced`.
+"""The fast engine: each batch traced once, what v does not reach computed once and kept, see `hvpspec.oracle.tracing`.
 
 Kept residuals are those of the model's values and the data at the time. The values are compared before each product,
 and all is prepared anew when they have changed. Residuals that do not fit the memory budget are computed each time.
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpspec.batches import move
+from hvpspec.objective.batches import move
 from hvpspec.errors import InputError
-from hvpspec.kernels import exact_arithmetic
+from hvpspec.objective.torch_kernels import exact_arithmetic
 from hvpspec.memory import free_memory, readable
-from hvpspec.objective import Objective, Snapshot, check_loss
+from hvpspec.objective.objective import Objective, Snapshot, check_loss
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
-from hvpspec.oracle.traced import NotTraceable, Trace, shape_of, trace
+from hvpspec.oracle.tracing import NotTraceable, Trace, shape_of, trace
 
 SHARE = 0.4  # of the free memory, for residuals, where no budget was given
 _CHEAPER = 0.95  # a vector, than in the block half as large: then it is worth having

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 
 from hvpspec.errors import InputError
-from hvpspec.objective import Objective
-from hvpspec.operator import HessianOperator
+from hvpspec.objective.objective import Objective
+from hvpspec.operators.hessian import HessianOperator
 from hvpspec.oracle import autograd
 from hvpspec.oracle.finite_difference import FiniteDifference, Validation
-from hvpspec.preflight.findings import Finding, Preflight, agree
-from hvpspec.preflight.operators import once_differentiable
+from hvpspec.results.preflight import Finding, Preflight, agree
+from hvpspec.preflight.locate import once_differentiable
 
 _WRONG = 0.05  # further off than this from differences ten times as good: no kink explains it
 _TRIES = 16  # parameters that an offer is validated on, at most

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.foresee import Moments, read_moments
-from hvpspec.kernels import noting_replacements
+from hvpspec.preflight.foresee import Moments, read_moments
+from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.memory import peak_memory, resident
-from hvpspec.objective import LossValue, Objective
-from hvpspec.operator import HessianOperator
+from hvpspec.objective.objective import LossValue, Objective
+from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight.differences import compared, first_batch, refused_asymmetric, refused_once
-from hvpspec.preflight.findings import Finding, Preflight
-from hvpspec.preflight.model import LISTED, used
-from hvpspec.preflight.outlook import outlook, sampled
-from hvpspec.words import listed
+from hvpspec.results.preflight import Finding, Preflight
+from hvpspec.preflight.inspect_model import LISTED, used
+from hvpspec.preflight.forecast import outlook, sampled
+from hvpspec.wording import listed
 
 _STEADY = {torch.float32: 1e-5, torch.float64: 1e-10}  # of a loss, relative: sums in another order differ by less
 _REPEATS = 1e-4  # of a product, relative: two engines differ by less

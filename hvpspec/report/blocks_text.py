@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hvpspec.report.block_figures import HEADINGS, MARK, MARK_NOTE, columns_of, marked, shown
+from hvpspec.report.block_rows import HEADINGS, MARK, MARK_NOTE, columns_of, marked, shown
 from hvpspec.report.table import Table
-from hvpspec.results_condition import Blocks
+from hvpspec.results.condition import Blocks
 
 
 def blocks_table(found: Blocks) -> Table:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hvpspec.report.text import rounded, with_error
-from hvpspec.results import Bracket, Estimate
-from hvpspec.results_condition import Condition
+from hvpspec.report.notes import rounded, with_error
+from hvpspec.results.spectrum import Bracket, Estimate
+from hvpspec.results.condition import Condition
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hvpspec.report.condition_rows import condition_parts
 from hvpspec.report.table import Table
-from hvpspec.results_condition import Condition
+from hvpspec.results.condition import Condition
 
 
 def condition_tables(found: Condition) -> list[Table]:

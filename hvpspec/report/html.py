@@ -11,16 +11,16 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hvpspec.preflight.findings import Preflight
-from hvpspec.report.block_figures import HEADINGS, columns_of, shown
+from hvpspec.results.preflight import Preflight
+from hvpspec.report.block_rows import HEADINGS, columns_of, shown
 from hvpspec.report.blocks_text import blocks_notes
 from hvpspec.report.condition_rows import condition_notes, condition_parts, ends
-from hvpspec.report.findings import sentences
-from hvpspec.report.plot import Panel, inline_svgs, panels
-from hvpspec.report.preflight_text import measured_lines
-from hvpspec.report.text import certainty, rounded, shortfalls, spectrum_notes, with_error
-from hvpspec.results import Spectrum
-from hvpspec.results_condition import Blocks, Condition
+from hvpspec.report.sentences import sentences
+from hvpspec.plots.spectrum import Panel, inline_svgs, panels
+from hvpspec.report.preflight_lines import measured_lines
+from hvpspec.report.notes import certainty, rounded, shortfalls, spectrum_notes, with_error
+from hvpspec.results.spectrum import Spectrum
+from hvpspec.results.condition import Blocks, Condition
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from rich.cells import cell_len
 
-from hvpspec.words import shortened
+from hvpspec.wording import shortened
 
 _LEAST_NOTE, _LEAST_NAME = 16, 12  # columns below which a note goes to a line of its own, or a name is left as it is
 

@@ -22,7 +22,7 @@ from torch import nn
 
 import hvpspec
 from hvpspec import cli
-from hvpspec.checkpoint.files import sha256
+from hvpspec.checkpoint.formats.files import sha256
 from hvpspec.errors import CheckpointError, CheckpointWarning
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))

@@ -3,7 +3,7 @@ import sys
 import pytest
 from torch import nn
 
-from hvpspec.checkpoint.model import load_data, load_loss, load_model, load_object
+from hvpspec.cli.user_code import load_data, load_loss, load_model, load_object
 from hvpspec.errors import InputError
 
 SOURCE = """

@@ -63,7 +63,7 @@ def written(tmp_path, monkeypatch):
     """A folder in which `python train_main.py` left its checkpoints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("hvpspec.checkpoint.model._modules", [])
+    monkeypatch.setattr("hvpspec.cli.user_code._modules", [])
     (tmp_path / "train_main.py").write_text(SCRIPT)
     subprocess.run([sys.executable, "train_main.py"], check=True, cwd=tmp_path)
     yield tmp_path

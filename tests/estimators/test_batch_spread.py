@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import hvpspec
-from hvpspec.estimators.symmetric import _GROUPS
+from hvpspec.krylov.operator_view import _GROUPS
 
 
 class Case:

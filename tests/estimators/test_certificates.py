@@ -7,9 +7,9 @@ from estimators.spectra import NAMES, eigenvalues, matrix, rotated
 from scipy.sparse.linalg import LinearOperator
 
 import hvpspec
-from hvpspec.estimators.certificates import Exclusion, bracket
-from hvpspec.estimators.krylov import extend, start
-from hvpspec.estimators.symmetric import as_symmetric
+from hvpspec.bounds.eigenvalues import Exclusion, bracket
+from hvpspec.krylov.lanczos import extend, start
+from hvpspec.krylov.operator_view import as_symmetric
 
 ROUNDING = 1e-13  # of the matrices themselves
 

@@ -10,9 +10,9 @@ from zoo import explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.estimators.density import read_density
-from hvpspec.estimators.krylov import extend, start
-from hvpspec.estimators.symmetric import as_symmetric
-from hvpspec.results import Density
+from hvpspec.krylov.lanczos import extend, start
+from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.results.spectrum import Density
 
 
 def distance(density, values):

@@ -11,9 +11,9 @@ from estimators.spectra import matrix, rotated
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.estimators.basis import Basis, Storage, check_storage
-from hvpspec.estimators.krylov import add_random, extend, favour, restart, start
-from hvpspec.estimators.symmetric import as_symmetric
+from hvpspec.krylov.basis import Basis, Storage, check_storage
+from hvpspec.krylov.lanczos import add_random, extend, favour, restart, start
+from hvpspec.krylov.operator_view import as_symmetric
 
 
 def relation_errors(A, krylov):

@@ -8,7 +8,7 @@ from zoo import explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.results import FIGURES
+from hvpspec.results.spectrum import FIGURES
 
 
 def largest(values, k):

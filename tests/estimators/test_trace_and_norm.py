@@ -9,11 +9,11 @@ from zoo import explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.estimators.basis import Storage
-from hvpspec.estimators.onepass import PILOTS, OnePass
-from hvpspec.estimators.options import Tolerance
-from hvpspec.estimators.symmetric import as_symmetric
-from hvpspec.estimators.vectors import gaussian, rademacher
+from hvpspec.krylov.basis import Storage
+from hvpspec.estimators.shared_pass import PILOTS, OnePass
+from hvpspec.validation import Tolerance
+from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.krylov.vectors import gaussian, rademacher
 
 CPU = torch.device("cpu")
 FIGURES = {

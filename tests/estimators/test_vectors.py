@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hvpspec.estimators import vectors
-from hvpspec.estimators.vectors import column_inner, gaussian, inner, rademacher
+from hvpspec.krylov.vectors import column_inner, gaussian, inner, rademacher
 
 OPTIONS = {"dtype": torch.float64, "device": torch.device("cpu")}
 

@@ -11,7 +11,7 @@ from zoo import CASES, mlp
 
 import hvpspec
 from hvpspec.oracle import auto, linearized
-from hvpspec.oracle.traced import NotTraceable, shape_of
+from hvpspec.oracle.tracing import NotTraceable, shape_of
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 

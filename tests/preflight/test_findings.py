@@ -462,7 +462,7 @@ def tf32():
 
 
 def test_tf32_is_off_while_products_are_made_and_on_again_after(tf32):
-    from hvpspec.kernels import exact_arithmetic, twice_differentiable
+    from hvpspec.objective.torch_kernels import exact_arithmetic, twice_differentiable
 
     for context in (exact_arithmetic, twice_differentiable):
         with context(torch.device("cuda")):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import hvpspec
-from hvpspec.batches import frozen
+from hvpspec.objective.batches import frozen
 from hvpspec.preflight import Preflight, expected_loss, inspect_operator
-from hvpspec.report.preflight_text import measured_lines
+from hvpspec.report.preflight_lines import measured_lines
 
 
 def problem(loss="cross_entropy", model=None, data=None, **options):
@@ -268,7 +268,7 @@ def test_a_variant_of_an_operation_is_found_where_it_is():
 
 
 def test_nothing_is_said_of_a_place_that_is_not_known():
-    from hvpspec.preflight.operators import once_differentiable
+    from hvpspec.preflight.locate import once_differentiable
 
     H = problem()
     for name in ("_fused_backward", "nll_loss_backward"):  # which can be derived here

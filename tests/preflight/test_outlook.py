@@ -16,10 +16,10 @@ from torch import nn
 import hvpspec
 from hvpspec import cli
 from hvpspec.cli import screen
-from hvpspec.estimators.foresee import Moments, foreseen, read_moments
+from hvpspec.preflight.foresee import Moments, foreseen, read_moments
 from hvpspec.preflight import Preflight, inspect_operator
-from hvpspec.preflight.outlook import _grown
-from hvpspec.report.preflight_text import measured_lines
+from hvpspec.preflight.forecast import _grown
+from hvpspec.report.preflight_lines import measured_lines
 
 CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
 

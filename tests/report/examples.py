@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from hvpspec.report.json import spectrum_document
-from hvpspec.results import Bracket, Density, Eigenpairs, Estimate, Spectrum
+from hvpspec.report.documents import spectrum_document
+from hvpspec.results.spectrum import Bracket, Density, Eigenpairs, Estimate, Spectrum
 
 VALUES = np.array([50.0, -20.0, 5.0, -0.5])
 ERRORS = np.array([2.0, 0.5, 1.0, math.inf])

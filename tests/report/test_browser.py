@@ -9,7 +9,7 @@ from conftest import lacking
 from report import examples
 
 from hvpspec.report.html import report_html
-from hvpspec.report.plot import STYLE
+from hvpspec.plots.spectrum import STYLE
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]

@@ -12,11 +12,11 @@ from report import examples
 from scipy import stats
 
 from hvpspec.errors import InputError
-from hvpspec.report.compare import Value, combined, compared, read_runs
-from hvpspec.report.compare_plot import plot_comparison
-from hvpspec.report.compare_text import comparison_notes, comparison_tables
-from hvpspec.report.json import schema, write_json
-from hvpspec.results import Eigenpairs, Estimate
+from hvpspec.runs.compare import Value, combined, compared, read_runs
+from hvpspec.plots.comparison import plot_comparison
+from hvpspec.runs.compare_table import comparison_notes, comparison_tables
+from hvpspec.report.documents import schema, write_json
+from hvpspec.results.spectrum import Eigenpairs, Estimate
 
 
 def runs(tmp_path, *documents, shared=False):
@@ -32,7 +32,7 @@ def runs(tmp_path, *documents, shared=False):
 
 
 def with_trace(value, error, confidence=0.95, **changes):
-    from hvpspec.report.json import spectrum_document
+    from hvpspec.report.documents import spectrum_document
 
     found = examples.spectrum(trace=Estimate(value, error, confidence, True, 30), **changes)
     return spectrum_document(found, loss=0.5, provenance={})

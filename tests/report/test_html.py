@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from report import examples
 
-from hvpspec.report.findings import sentences
+from hvpspec.report.sentences import sentences
 from hvpspec.report.html import report_html
-from hvpspec.results import Bracket, Eigenpairs, Spectrum
-from hvpspec.results_condition import Condition
+from hvpspec.results.spectrum import Bracket, Eigenpairs, Spectrum
+from hvpspec.results.condition import Condition
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from report import examples
 
-from hvpspec.report.bins import binned
-from hvpspec.report.plot import NEGATIVE, POSITIVE, inline_svgs, panels, plot, to_bytes
-from hvpspec.results import Density, Spectrum
+from hvpspec.plots.bins import binned
+from hvpspec.plots.spectrum import NEGATIVE, POSITIVE, inline_svgs, panels, plot, to_bytes
+from hvpspec.results.spectrum import Density, Spectrum
 
 
 def axes_of(figure, name):
@@ -175,8 +175,8 @@ def test_nothing_to_show_and_odd_spectra():
 
 
 def test_pyplot_is_left_alone():
-    code = "import sys, hvpspec.report.plot; assert 'matplotlib' not in sys.modules"
-    code += "; from report import examples; hvpspec.report.plot.plot(examples.spectrum())"
+    code = "import sys, hvpspec.plots.spectrum; assert 'matplotlib' not in sys.modules"
+    code += "; from report import examples; hvpspec.plots.spectrum.plot(examples.spectrum())"
     code += "; assert 'matplotlib.pyplot' not in sys.modules"
     tests = str(__import__("pathlib").Path(__file__).parent.parent)
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r}); {code}"], check=True)

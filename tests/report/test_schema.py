@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from report import examples
 
-from hvpspec.report.json import read_spectrum, schema, spectrum_document
-from hvpspec.results import Spectrum
+from hvpspec.report.documents import read_spectrum, schema, spectrum_document
+from hvpspec.results.spectrum import Spectrum
 
 OLDER = sorted((Path(__file__).parent / "older").glob("*.json"))
 

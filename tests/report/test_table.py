@@ -3,7 +3,7 @@
 import pytest
 
 from hvpspec.report.table import Table
-from hvpspec.words import shortened
+from hvpspec.wording import shortened
 
 ROWS = [("trace", "2.682691430", "1.8e-14", "tolerance not reached"), ("a.very.long.name.of.a.weight", "7", "", "95 %")]
 

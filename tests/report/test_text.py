@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from hvpspec.report.text import rounded, shortfalls, spectrum_table, with_error
-from hvpspec.results import Eigenpairs, Estimate, Spectrum
-from hvpspec.words import counted
+from hvpspec.report.notes import rounded, shortfalls, spectrum_table, with_error
+from hvpspec.results.spectrum import Eigenpairs, Estimate, Spectrum
+from hvpspec.wording import counted
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What the numbers of a Krylov space and of random probes allow to be claimed."""

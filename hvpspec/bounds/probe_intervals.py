@@ -1,0 +1,130 @@
+"""From the probes' small matrices to a figure and its interval.
+
+Notation: D the dimension of the complement, B (D × D) the remainder, c = tr B / D, B_c = B − c I. A sample for the
+trace is wᵀy, one for the squared norm is ‖y‖². Deflated probes differ in length; that part of a sample which goes with
+‖w‖², whose mean D is known, is taken off with a factor that the *other* probes give, so that nothing is biased.
+
+What decides on the coverage is the variance. The spread of few samples is too small too often where one eigenvalue
+dominates (samples like χ²₁). Products of *different* probes tell far more: for i ≠ j, E (y_iᵀy_j)² = ‖B²‖_F².
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import stats
+
+from hvpspec.krylov.probes import Grams
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """What probes tell of B. count: probes; dimension: D."""
+
+    blocks: tuple[Grams, ...]
+    dimension: int
+
+    @cached_property
+    def count(self) -> int:
+        return sum(block.count for block in self.blocks)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return self._diagonals("ww")
+
+    @cached_property
+    def _quadratic(self) -> np.ndarray:
+        return self._diagonals("wy")
+
+    @cached_property
+    def _squares(self) -> np.ndarray:
+        return self._diagonals("yy")
+
+    def _diagonals(self, name: str) -> np.ndarray:
+        return np.concatenate([np.diag(getattr(block, name)) for block in self.blocks])
+
+    @cached_property
+    def centre(self) -> float:
+        """c, the mean eigenvalue of B."""
+        return float(self._quadratic.sum() / self._lengths.sum()) if self._lengths.any() else 0.0
+
+    @cached_property
+    def traces(self) -> np.ndarray:
+        """Samples with mean tr B."""
+        return self._with_known_length(self._quadratic)
+
+    @cached_property
+    def squared_norms(self) -> np.ndarray:
+        """Samples with mean ‖B‖_F²."""
+        return self._with_known_length(self._squares)
+
+    def _with_known_length(self, samples: np.ndarray) -> np.ndarray:
+        lengths = self._lengths
+        if self.count < 2 or not lengths.any():
+            return samples
+        others = (samples.sum() - samples) / np.maximum(lengths.sum() - lengths, np.finfo(float).tiny)
+        return samples - others * (lengths - self.dimension)
+
+    @cached_property
+    def variation(self) -> float:
+        """‖B_c‖_F²; a trace sample's variance is at most twice that."""
+        c = self.centre
+        return float(np.mean(self._squares - 2 * c * self._quadratic + c**2 * self._lengths))
+
+    @cached_property
+    def fourth(self) -> float:
+        """‖B_c²‖_F², from the pairs; 0 where there are none."""
+        c = self.centre
+        return self._pairs([b.yy - c * (b.wy + b.wy.T) + c**2 * b.ww for b in self.blocks])
+
+    def _pairs(self, grams: list[np.ndarray]) -> float:
+        count = sum(len(gram) * (len(gram) - 1) for gram in grams)
+        total = sum(float((gram**2).sum() - (np.diag(gram) ** 2).sum()) for gram in grams)
+        return total / count if count else 0.0
+
+    # --- intervals ----------------------------------------------------------------------------------------------
+
+    def trace(self, confidence: float) -> tuple[float, float]:
+        """tr B and the half-width of its interval; infinite with a single probe."""
+        mean = float(self.traces.mean())
+        if self.count < 2:
+            return mean, math.inf
+        # Var wᵀBw = 2 (‖B_c‖_F² − Σ (B_c)_ii²) for sign probes: nearly the bound 2 ‖B_c‖_F², unless B is close to
+        # diagonal; there the spread of the samples, taken at its 99 % upper limit, is smaller.
+        few = self.count - 1
+        spread = float(np.var(self.traces, ddof=1)) * few / stats.chi2.ppf(0.01, few)
+        bound = 2 * self.variation
+        quantile = student(confidence, self._freedom if bound <= spread else few)
+        return mean, quantile * math.sqrt(max(min(bound, spread), 0.0) / self.count)
+
+    def squared_norm(self, confidence: float) -> tuple[float, float]:
+        """‖B‖_F² and the factor that its interval reaches above and below (on a logarithmic scale)."""
+        mean = float(self.squared_norms.mean())
+        if mean <= 0:
+            return 0.0, 1.0
+        if self.count < 2:
+            return mean, math.inf
+        # Var ‖Bw‖² ≤ 2 (‖B²‖_F² − ‖B‖_F⁴ / D), from the pairs; or the spread of the samples where that is larger.
+        bound = 2 * max(self._pairs([b.yy for b in self.blocks]) - mean**2 / self.dimension, 0.0)
+        variance = max(bound, float(np.var(self.squared_norms, ddof=1)))
+        # How well that is known is a matter of the effective rank of B², which few probes do not tell.
+        relative = student(confidence, self.count - 1) * math.sqrt(variance / self.count) / mean
+        return mean, math.exp(min(relative, 300.0))
+
+    @property
+    def _freedom(self) -> float:
+        """As of how many normal samples the variance is known.
+
+        ‖y‖² scatters as a sum of r squares does, r = ‖B_c‖_F⁴ / ‖B_c²‖_F² being the effective rank; but r is an
+        estimate itself, hence the factor of 4.
+        """
+        rank = self.variation**2 / self.fourth if self.fourth > 0 else 1.0
+        return max(self.count - 1, self.count * min(rank, self.dimension) / 4)
+
+
+def student(confidence: float, freedom: float) -> float:
+    """Student's, a little widened where few samples dominate: those who stop at a tolerance stop at a lucky moment."""
+    return float(stats.t.ppf((1 + confidence) / 2, freedom)) * (1 + 2 / freedom)

@@ -1,0 +1,1 @@
+"""One checkpoint format a file: each reads a file safely, without running anything in it."""

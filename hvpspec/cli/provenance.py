@@ -1,0 +1,70 @@
+"""Where figures come from: all that someone needs to make them again, and to judge whether they are comparable."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hvpspec
+from hvpspec.checkpoint.formats.files import checkpoint_files, sha256
+from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
+from hvpspec.objective.objective import LossValue
+from hvpspec.operators.hessian import HessianOperator
+
+
+def describe(
+    H: HessianOperator,
+    *,
+    checkpoint: Path | None,
+    sources: dict[str, Any],
+    loss: LossValue,
+    options: dict[str, Any],
+    command: list[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """The `provenance` of spectrum.json, and of a series, which has its checkpoints elsewhere (None here).
+
+    sources: how model, data and loss were named. options: what was asked for. seconds: the whole run, loading included.
+    """
+    return {
+        **({} if checkpoint is None else {"checkpoint": _described(checkpoint, sources["key"])}),
+        "model": sources["model"] or "the checkpoint's own",
+        "data": {"source": sources["data"], "batches": loss.batches, "weight": loss.weight},
+        "loss": sources["loss"],
+        "options": options,
+        "seed": options["seed"],
+        "dtype": H.dtype.name,
+        "device": _device_name(H.device),
+        "threads": torch.get_num_threads(),
+        "engine": H.engine,
+        "engine_plan": H.plan,
+        "attention_backend": ATTENTION_BACKEND,
+        "versions": {
+            "hvpspec": hvpspec.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "numpy", "scipy")},
+        },
+        "platform": f"{platform.system()} {platform.machine()}",
+        "command": command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+    }
+
+
+def _described(checkpoint: Path, key: str | None) -> dict[str, Any]:
+    size = sum(file.stat().st_size for file in checkpoint_files(checkpoint))
+    return {"path": _shown(checkpoint), "key": key, "sha256": sha256(checkpoint), "bytes": size}
+
+
+def _shown(path: Path) -> str:
+    """As the user would write it: relative to the current folder when it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -1,0 +1,134 @@
+"""`FILE_OR_MODULE:name` to the object it names: the user's model, data and loss functions."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from hvpspec.errors import InputError
+from hvpspec.objective.losses import NAMED_LOSSES
+
+
+def load_model(spec: str) -> nn.Module:
+    """The module that a function (or class) named by `spec` builds, or that `spec` names itself."""
+    model = _call(spec, "--model")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--model {spec}: expected a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+def load_data(spec: str) -> Iterable[Any]:
+    """The batches that a function named by `spec` returns, or that `spec` names itself."""
+    data = _call(spec, "--data")
+    if inspect.isgenerator(data):
+        raise InputError(f"--data {spec}: a generator passes once only; return a list of batches or a DataLoader.")
+    return data
+
+
+def load_loss(spec: str) -> str | Callable[..., Any] | nn.Module:
+    """A loss's name as it is; else the function (or torch criterion) that `spec` names."""
+    if ":" not in spec:
+        if spec not in NAMED_LOSSES:
+            raise InputError(
+                f"--loss {spec}: no loss has that name; choose one of {', '.join(NAMED_LOSSES)}, "
+                "or name your own as file.py:function."
+            )
+        return spec
+    return load_object(spec, "--loss")
+
+
+def load_object(spec: str, option: str) -> Any:
+    """What `FILE_OR_MODULE:name` names. Raises InputError, naming the option, when it is not there."""
+    found: Any = import_module(spec, option)
+    place, _, name = spec.rpartition(":")
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else "."
+            raise InputError(f"{option} {spec}: {place} has no '{part}'{hint}")
+        found = getattr(found, part)
+    return found
+
+
+def import_module(spec: str, option: str) -> ModuleType:
+    """The module in which `spec` names something, and which `user_modules` has from then on."""
+    place, separator, name = spec.rpartition(":")
+    if not separator or not place or not name:
+        raise InputError(f"{option} {spec}: write it as file.py:function or package.module:function.")
+    module = _import(place, option)
+    if module not in _modules:
+        _modules.append(module)
+    return module
+
+
+_modules: list[ModuleType] = []
+
+
+def user_modules() -> tuple[ModuleType, ...]:
+    """The modules that the user named so far, in that order."""
+    return tuple(_modules)
+
+
+def _call(spec: str, option: str) -> Any:
+    found = load_object(spec, option)
+    if not callable(found) or isinstance(found, nn.Module):
+        return found
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise InputError(f"{option} {spec}: it must be callable without arguments ({error}).") from error
+    except ValueError:
+        pass  # no signature to look at
+    try:
+        return found()
+    except Exception as error:
+        raise InputError(f"{option} {spec}: it raised {type(error).__name__}: {error}") from error
+
+
+def _import(place: str, option: str) -> ModuleType:
+    try:
+        if place.endswith(".py"):
+            return _import_file(Path(place), option)
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # as `python -m` would
+        return importlib.import_module(place)
+    except InputError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and (place == error.name or place.startswith(error.name + ".")):
+            raise InputError(f"{option}: no module named '{place}' (a file is named with its .py ending).") from error
+        raise InputError(f"{option}: importing {place} failed: {error}.") from error
+    except Exception as error:
+        raise InputError(f"{option}: importing {place} raised {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path, option: str) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise InputError(f"{option}: no such file: {path}.")
+    name = f"_hvpspec_user_{path.stem}"
+    loaded = sys.modules.get(name)
+    if loaded is not None and loaded.__file__ == str(path):
+        return loaded  # model, data and loss often share a file: run it once
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # as `python file.py` would, for the file's own imports
+    sys.modules[name] = module
+    try:
+        specification.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

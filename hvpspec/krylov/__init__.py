@@ -1,0 +1,1 @@
+"""Krylov spaces, random probes and inverse iteration on any symmetric operator."""

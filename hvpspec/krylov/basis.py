@@ -1,0 +1,159 @@
+"""Where the Krylov basis lives: on the operator's device, in CPU memory, or in a memory-mapped file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.krylov.vectors import CHUNK, inner
+from hvpspec.memory import check_size, free_memory
+
+PLACES = ("device", "cpu", "disk")
+_SHARE = 0.25  # of the memory that is free, where no budget was given
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How much memory long vectors may take (bytes; None: a quarter of what is free) and where they are kept."""
+
+    memory: int | None = None
+    place: str = "device"
+
+    def vectors(self, n: int, dtype: torch.dtype, device: torch.device) -> int:
+        """How many vectors of n numbers the budget holds."""
+        available = _free(self.place, device) * _SHARE if self.memory is None else self.memory
+        return int(available // (n * dtype.itemsize))
+
+
+def check_storage(basis_memory: Any, basis_on: Any) -> Storage:
+    """The options `basis_memory` (bytes, or a text such as "2GiB") and `basis_on` as a Storage, or InputError."""
+    if basis_on not in PLACES:
+        names = ", ".join(f'"{place}"' for place in PLACES)
+        raise InputError(f"basis_on must be one of {names}; got {basis_on!r}.")
+    return Storage(check_size("basis_memory", basis_memory), basis_on)
+
+
+class Basis:
+    """m orthonormal vectors of n numbers, as rows of `rows`; what is computed from them is on `device`."""
+
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, place: str = "device") -> None:
+        self.m = 0
+        self.device = device
+        self._file: Path | None = None
+        self._place = place
+        if place == "disk":
+            handle, name = tempfile.mkstemp(prefix="hvpspec-basis-")
+            os.close(handle)
+            self._file = Path(name)
+        home = device if place == "device" else torch.device("cpu")
+        self._empty = torch.empty(0, n, dtype=dtype, device=home)
+        self._storage = self._empty
+
+    def __del__(self) -> None:
+        file = getattr(self, "_file", None)
+        if file is not None:
+            self.release()  # unmaps it first
+            file.unlink(missing_ok=True)
+
+    @property
+    def rows(self) -> Tensor:
+        """Shape (m, n), where the basis is kept."""
+        return self._storage[: self.m]
+
+    @property
+    def matrix(self) -> Tensor:
+        """Q, shape (n, m), where the basis is kept."""
+        return self.rows.T
+
+    def append(self, block: Tensor) -> None:
+        """Adds the columns of `block` (n, b)."""
+        needed = self.m + block.shape[1]
+        if needed > len(self._storage):
+            self._grow(max(needed, 32, min(2 * len(self._storage), len(self._storage) + 128)))
+        self._storage[self.m : needed] = block.T
+        self.m = needed
+
+    def inner(self, X: Tensor) -> Tensor:
+        """QᵀX for X (n, b): shape (m, b), in float64."""
+        return inner(self.matrix, X)
+
+    def rough_inner(self, X: Tensor) -> Tensor:
+        """QᵀX in X's own precision, where the basis is at hand; for figures that need a few digits."""
+        return self.rows @ X if self._place == "device" else self.inner(X).to(X.dtype)
+
+    def combine(self, coefficients: Tensor | np.ndarray, first: int = 0) -> Tensor:
+        """Q S for S (m − first, k), on the basis vectors from number `first` on: shape (n, k), on the device."""
+        n, k = self._storage.shape[1], coefficients.shape[1]
+        result = torch.zeros(k, n, dtype=self._storage.dtype, device=self.device).T
+        return self._add(result, coefficients, first, 1)
+
+    def subtract(self, W: Tensor, coefficients: Tensor | np.ndarray, first: int = 0) -> None:
+        """W ← W − Q S for W (n, k), in place; S as for `combine`."""
+        self._add(W, coefficients, first, -1)
+
+    def _add(self, W: Tensor, coefficients: Tensor | np.ndarray, first: int, sign: int) -> Tensor:
+        """W ← W ± Q S. By rows: a vector's entries lie side by side in both."""
+        small = torch.as_tensor(coefficients).to(self.device, self._storage.dtype).T
+        rows = self.rows[first:]
+        if self._place == "device":
+            W.T.addmm_(small, rows, alpha=sign)
+        else:
+            for start in range(0, len(W), CHUNK):
+                part = slice(start, start + CHUNK)
+                W[part].T.addmm_(small, rows[:, part].to(self.device), alpha=sign)
+        return W
+
+    def compress(self, coefficients: np.ndarray) -> None:
+        """Q ← Q S for S (m, k) with k ≤ m, in place, the sums taken in float64."""
+        small = torch.as_tensor(coefficients, dtype=torch.float64, device=self._storage.device)
+        k = small.shape[1]
+        for start in range(0, self._storage.shape[1], CHUNK):
+            rows = slice(start, start + CHUNK)
+            self._storage[:k, rows] = (small.T @ self.rows[:, rows].double()).to(self._storage.dtype)
+        self.m = k
+
+    def release(self) -> None:
+        """Gives the memory back; the vectors are gone."""
+        self._storage = self._empty
+
+    def _grow(self, capacity: int) -> None:
+        n, dtype = self._storage.shape[1], self._storage.dtype
+        if self._file is None:
+            grown = self._storage.new_empty(capacity, n)
+            grown[: self.m] = self.rows
+        else:
+            self._storage = self._empty
+            try:
+                _reserve(self._file, capacity * n * dtype.itemsize)
+                flat = torch.from_file(str(self._file), shared=True, size=capacity * n, dtype=dtype)
+            except (OSError, RuntimeError) as error:
+                raise InputError(
+                    f"no room for the basis in {self._file.parent} ({error}); choose another with TMPDIR, or set "
+                    "basis_memory."
+                ) from error
+            grown = flat.view(capacity, n)
+        self._storage = grown
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Makes the file that long, on blocks of its own where the system can: a full disk shows here, not as a crash."""
+    with file.open("r+b") as handle:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle.fileno(), 0, size)
+        else:
+            handle.truncate(size)
+
+
+def _free(place: str, device: torch.device) -> int:
+    if place == "disk":
+        return shutil.disk_usage(tempfile.gettempdir()).free
+    return free_memory(device if place == "device" else torch.device("cpu"))

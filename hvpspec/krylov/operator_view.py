@@ -1,0 +1,161 @@
+"""Any symmetric operator behind one face: a block of long vectors in, its product out, products counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.operators.hessian import HessianOperator
+from hvpspec.objective.parameters import all_finite
+
+_ASYMMETRY_LIMIT = 1e-2  # relative to the operator's norm
+_GROUPS = 8  # of batches: enough for a standard error, few enough to cost next to nothing
+
+
+class _Multiply(Protocol):
+    def __call__(self, block: Tensor, /) -> Tensor: ...
+
+
+class _ByGroups(Protocol):
+    def __call__(self, block: Tensor, groups: int, receive: Callable[[int, float, Tensor], None], /) -> Tensor: ...
+
+
+@dataclass
+class Symmetric:
+    """A symmetric operator as the estimators see it: `multiply` takes and gives tensors of shape (n, b)."""
+
+    n: int
+    dtype: torch.dtype
+    device: torch.device
+    multiply: _Multiply
+    hvps: int = field(default=0)
+    groups: int = 0  # of batches, as a HessianOperator has; their products can be told apart
+    multiply_by_groups: _ByGroups | None = None
+    noise: Callable[[], float] = lambda: 0.0  # relative error that products have shown so far, beyond rounding
+    expect: Callable[[int], None] = lambda products: None  # told how many products are about to be asked for
+
+    @property
+    def eps(self) -> float:
+        """The unit roundoff of the operator's dtype, or what stands for it where products err by more.
+
+        Estimators allow for some fifty roundoffs a product; the noise is a bound on the whole of its error.
+        """
+        return max(float(torch.finfo(self.dtype).eps) / 2, self.noise() / 50)
+
+    def __matmul__(self, block: Tensor) -> Tensor:
+        return self._checked(block, self.multiply(block))
+
+    def by_groups(self, block: Tensor, receive: Callable[[int, float, Tensor], None]) -> Tensor:
+        """The product, and for each group of batches its number, weight and own product, given to `receive`."""
+        assert self.multiply_by_groups is not None
+        return self._checked(block, self.multiply_by_groups(block, self.groups, receive))
+
+    def _checked(self, block: Tensor, product: Tensor) -> Tensor:
+        self.hvps += block.shape[1]
+        if product.shape != block.shape:
+            raise InputError(f"the operator turned shape {tuple(block.shape)} into {tuple(product.shape)}.")
+        if not all_finite(product):
+            raise InputError("the operator gave a product with NaN or Inf entries; mend the operator first.")
+        return product
+
+
+def as_symmetric(A: Any) -> Symmetric:
+    """A HessianOperator, SciPy LinearOperator, sparse or dense array, or torch tensor, as a Symmetric.
+
+    Raises InputError when it is not square, real or (as far as that can be seen without products) symmetric.
+    """
+    if isinstance(A, Symmetric):
+        return A
+    if isinstance(A, HessianOperator):
+        groups = min(A.objective.batch_count(), _GROUPS)
+        by_groups = A.multiply_by_groups if groups > 1 else None
+        return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, groups, by_groups, lambda: A.noise, A.expect)
+    if isinstance(A, Tensor):
+        return _from_tensor(A)
+    if isinstance(A, LinearOperator):
+        _check_kind(A.shape, A.dtype)
+        return _from_matmat(A.shape[0], A.dtype, A.matmat)
+    if sp.issparse(A):
+        _check_kind(A.shape, A.dtype)
+        matrix = A.tocsr()
+        difference = matrix - matrix.T
+        _check_symmetric(abs(difference).max() if difference.nnz else 0.0, abs(matrix).max(), matrix.dtype)
+        return _from_matmat(A.shape[0], A.dtype, lambda X: matrix @ X)
+    try:
+        array = np.asarray(A)
+    except Exception:
+        array = np.asarray(None)
+    if array.dtype.kind not in "fiubc":
+        raise InputError(
+            "expected a HessianOperator, SciPy LinearOperator, sparse or dense array or torch tensor; "
+            f"got {type(A).__name__}."
+        )
+    _check_kind(array.shape, array.dtype)
+    return _from_tensor(torch.from_numpy(np.array(array, dtype=_float_dtype(array.dtype))))
+
+
+def refuse_asymmetric(defect: float, scale: float) -> None:
+    """Raises InputError when products contradict symmetry by more than rounding could."""
+    if defect > _ASYMMETRY_LIMIT * scale:
+        raise InputError(
+            f"the operator is not symmetric, or gives different products for the same vector: off by "
+            f"{defect / scale:.1%} of its norm (randomness in the model, the loss or the data, or an operation whose "
+            "second derivative torch gets wrong?)."
+        )
+
+
+def _from_tensor(matrix: Tensor) -> Symmetric:
+    if matrix.is_complex():
+        raise InputError("the matrix is complex; only real symmetric ones have this kind of spectrum.")
+    _check_kind(matrix.shape, np.dtype(float))
+    matrix = matrix.detach()
+    if matrix.layout != torch.strided:
+        matrix = matrix.to_dense()
+    if matrix.dtype not in (torch.float32, torch.float64):
+        matrix = matrix.to(torch.float32 if matrix.is_floating_point() else torch.float64)
+    _check_symmetric(float((matrix - matrix.T).abs().max()), float(matrix.abs().max()), matrix.dtype)
+    return Symmetric(matrix.shape[0], matrix.dtype, matrix.device, matrix.__matmul__)
+
+
+def _from_matmat(n: int, dtype: Any, matmat: Any) -> Symmetric:
+    numpy_dtype = _float_dtype(dtype)
+
+    def multiply(block: Tensor, /) -> Tensor:
+        product = np.asarray(matmat(block.numpy()))
+        if product.dtype.kind == "c":
+            raise InputError("the operator gave a complex product; only real symmetric ones will do.")
+        return torch.from_numpy(np.ascontiguousarray(product, dtype=numpy_dtype))
+
+    torch_dtype = torch.float32 if numpy_dtype == np.float32 else torch.float64
+    return Symmetric(n, torch_dtype, torch.device("cpu"), multiply)
+
+
+def _float_dtype(dtype: Any) -> np.dtype:
+    """float32 for single precision and less, float64 for all else (and where the dtype is not known)."""
+    single = dtype is not None and np.dtype(dtype).kind == "f" and np.dtype(dtype).itemsize <= 4
+    return np.dtype(np.float32 if single else np.float64)
+
+
+def _check_kind(shape: Any, dtype: Any) -> None:
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise InputError(f"expected a square matrix or operator; got shape {tuple(shape)}.")
+    if dtype is not None and np.dtype(dtype).kind == "c":
+        raise InputError("the operator is complex; only real symmetric ones have this kind of spectrum.")
+
+
+def _check_symmetric(difference: float, scale: float, dtype: Any) -> None:
+    if not np.isfinite(scale):
+        raise InputError("the matrix has NaN or Inf entries.")
+    eps = torch.finfo(dtype).eps if isinstance(dtype, torch.dtype) else np.finfo(_float_dtype(dtype)).eps
+    if difference > 1e3 * eps * scale:
+        raise InputError(
+            f"the matrix is not symmetric: entries differ from their mirror image by up to {difference:.3g}."
+        )

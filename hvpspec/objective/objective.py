@@ -1,0 +1,282 @@
+"""What is differentiated: the weighted mean of a loss over batches, as a function of the chosen parameters.
+
+    L(p) = Σ_b w_b · loss_b(p) / Σ_b w_b
+
+with w_b what the mean of batch b was taken over, so that L does not depend on how the data are split into batches.
+The model itself is never written to: losses are evaluated on copies through `torch.func.functional_call`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvpspec.objective.batches import check_data, move, sample_count
+from hvpspec.errors import InputError
+from hvpspec.objective.torch_kernels import recomputing_with, twice_differentiable
+from hvpspec.objective.losses import LossFunction, loss_name, resolve_loss
+from hvpspec.objective.parameters import ParameterSpace, choose_parameters
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The model's values at one moment, in the objective's dtype and on its device.
+
+    `parameters`: the chosen ones, in the order of the ParameterSpace, as leaves that require a gradient.
+    `constants`: all other parameters and the buffers, by name.
+    """
+
+    parameters: tuple[Tensor, ...]
+    constants: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LossValue:
+    """The loss over the data: `value` (the weighted mean), `weight` (Σ w_b) and the number of batches.
+
+    size: the weighted mean of |loss_b|, which rounding is to be judged by.
+    """
+
+    value: float
+    weight: float
+    batches: int
+    size: float = 0.0
+
+
+class _LossModule(nn.Module):
+    """Puts loss(model, batch) into a forward, so that functional_call swaps parameters for all the loss does."""
+
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Any) -> Any:
+        return self._loss(self.model, batch)
+
+
+class Objective:
+    """The weighted mean loss of `model` over `data` as a function of its chosen parameters.
+
+    model: an nn.Module; it is evaluated in eval mode and left as it was. Of wrappers (DataParallel, DDP, what
+        torch.compile returns) the module inside is taken. Its values are read anew for each product, so that an
+        Objective follows a model that trains on.
+    loss: "cross_entropy", "mse", "bce_with_logits", "causal_lm", a torch criterion, or a function
+        `loss(model, batch) -> mean loss` or `-> (mean loss, weight)`. Without a weight, the number of samples
+        (the length of the batch's tensors) is taken.
+    data: a re-iterable of batches (a list, a DataLoader); not a generator.
+    parameters: globs that choose parameters by name; None takes all that require a gradient.
+    dtype: torch.float32 or torch.float64; None keeps the parameters' own (half precision becomes float32).
+    device: None keeps the parameters' own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | LossFunction | nn.Module,
+        data: Iterable[Any],
+        *,
+        parameters: str | Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+        self.model = unwrapped(model)
+        self.loss_name = loss_name(loss)
+        self.space: ParameterSpace = choose_parameters(self.model, parameters)
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        chosen = [named[name] for name in self.space.names]
+        self.dtype = dtype or _working_dtype(chosen)
+        self.device = chosen[0].device if device is None else _check_device(device)
+        self.data = check_data(data)
+        self._module = _LossModule(self.model, resolve_loss(loss))
+        self.loss = loss
+        self._weight: float | None = None
+        self._batches: int | None = None
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode, gradients on, and only kernels that are exact and twice differentiable; all restored after."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        with twice_differentiable(self.device):
+            try:
+                self.model.eval()
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    def snapshot(self, *, to_keep: bool = False) -> Snapshot:
+        """Copies of the model's current values. What the model's forward writes to goes to the copy.
+
+        Constants are copied only `to_keep` them beyond a change of the model.
+        """
+        named, chosen = dict(self.model.named_parameters()), set(self.space.names)
+        constants = {name: self._cast(parameter.detach()) for name, parameter in named.items() if name not in chosen}
+        constants.update({name: self._cast(buffer) for name, buffer in self.model.named_buffers()})
+        if to_keep:
+            constants = {name: tensor.clone() for name, tensor in constants.items()}
+        parameters = tuple(
+            named[name].detach().to(self.device, self.dtype, copy=True).requires_grad_() for name in self.space.names
+        )
+        return Snapshot(parameters, constants)
+
+    def losses(self, snapshot: Snapshot) -> Iterator[tuple[int, Tensor, float]]:
+        """For each batch of weight > 0: its number, its mean loss (a graph over the parameters) and its weight.
+
+        Use within `evaluating()`. Raises InputError, naming the batch, for a loss that cannot be used, and when the
+        data are empty or weigh otherwise than on the pass before.
+        """
+        for index, evaluate in self.batch_losses():
+            loss, weight = evaluate(snapshot)
+            if weight > 0:
+                yield index, loss, weight
+
+    def batch_losses(self) -> Iterator[tuple[int, Callable[[Snapshot], tuple[Tensor, float]]]]:
+        """One pass over the data: each batch's number, and its mean loss and weight as a function of a snapshot.
+
+        To be used as `losses`, which it raises the same errors as, where a batch is evaluated at several points.
+        """
+        total, batches = 0.0, 0
+        for index, batch in enumerate(self.data):
+            batches += 1
+            weights: list[float] = []
+            yield index, partial(self._noted_loss, weights, index, batch)
+            total += weights[0]
+        if batches == 0:
+            again = "gave nothing on a further pass; it must be re-iterable, such as a list or a DataLoader"
+            raise InputError("data has no batches." if self._weight is None else f"data {again}.")
+        if total == 0:
+            raise InputError("every batch has weight 0: nothing to take a mean over (are all targets ignored?).")
+        if self._weight is not None and not math.isclose(total, self._weight, rel_tol=1e-6):
+            raise InputError(
+                f"data changed between passes (total weight {self._weight:g}, then {total:g}); "
+                "give the same batches each time."
+            )
+        self._weight, self._batches = total, batches
+
+    def value(self) -> LossValue:
+        """The loss over all the data. Costs one forward pass, no HVP."""
+        total = size = weight = 0.0
+        batches = 0
+        with self.evaluating(), torch.no_grad():
+            for _, loss, w in self.losses(self.snapshot()):
+                total += w * float(loss)
+                size += w * abs(float(loss))
+                weight += w
+                batches += 1
+        return LossValue(total / weight, weight, batches, size / weight)
+
+    def batch_count(self) -> int:
+        """How many batches the data have: from the last pass, from len(data), or else by counting them."""
+        if self._batches is None:
+            try:
+                self._batches = len(self.data)  # type: ignore[arg-type]
+            except TypeError:
+                self._batches = sum(1 for _ in self.data)
+        return self._batches
+
+    def in_float64(self) -> Objective:
+        """The same objective, evaluated in float64."""
+        return self.with_(dtype=torch.float64)
+
+    def with_(self, **changes: Any) -> Objective:
+        """The same objective but for what is given: data, parameters, dtype."""
+        same: dict[str, Any] = {
+            "data": self.data,
+            "parameters": self.space.names,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+        return Objective(self.model, self.loss, **(same | changes))
+
+    def unchanged(self, snapshot: Snapshot) -> bool:
+        """Whether the model's values are still those of the snapshot. Costs one pass over the parameters."""
+        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        then = {**snapshot.constants, **dict(zip(self.space.names, snapshot.parameters, strict=True))}
+        return named.keys() == then.keys() and all(
+            torch.equal(self._cast(tensor.detach()), then[name].detach()) for name, tensor in named.items()
+        )
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    def raw_loss(self, batch: Any, snapshot: Snapshot) -> Any:
+        """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
+        buffers = {name for name, _ in self.model.named_buffers()}
+        # Buffers are copied for each batch: one that the forward writes to must not reach the next batch.
+        values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
+        values.update(zip(self.space.names, snapshot.parameters, strict=True))
+        values = {f"model.{name}": value for name, value in values.items()}
+        with recomputing_with(self._module, values):
+            return torch.func.functional_call(self._module, values, (batch,))
+
+    def _noted_loss(
+        self, weights: list[float], index: int, batch: Any, snapshot: Snapshot
+    ) -> tuple[Tensor, float]:  # fmt: skip
+        loss, weight = self._batch_loss(index, batch, snapshot)
+        weights.append(weight)
+        return loss, weight
+
+    def _batch_loss(self, index: int, batch: Any, snapshot: Snapshot) -> tuple[Tensor, float]:
+        batch = move(batch, self.device, self.dtype)
+        try:
+            result = self.raw_loss(batch, snapshot)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(f"batch {index}: the loss raised {type(error).__name__}: {error}") from error
+        return check_loss(index, result, batch)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper, however nested."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any parameter is; else float32, half precision being too coarse to differentiate twice in."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def _check_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has one of its own for each reason
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
+
+
+def check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
+    loss, weight = result, None
+    if isinstance(result, (tuple, list)):
+        if len(result) != 2:
+            raise InputError(f"batch {index}: the loss returned {len(result)} values; return (mean loss, weight).")
+        loss, weight = result
+    if not isinstance(loss, Tensor):
+        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; return a scalar tensor.")
+    if loss.numel() != 1 or loss.is_complex():
+        kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
+        raise InputError(f"batch {index}: the loss is {kind}; return a real scalar (the mean over the batch).")
+    weight = sample_count(index, batch) if weight is None else float(weight)
+    if not (math.isfinite(weight) and weight >= 0):
+        raise InputError(f"batch {index}: the loss's weight is {weight}; it must be finite and not negative.")
+    if weight > 0 and not bool(torch.isfinite(loss)):
+        raise InputError(
+            f"batch {index}: the loss is {float(loss)}; look at that batch, and at the checkpoint's values."
+        )
+    return loss.reshape(()), weight

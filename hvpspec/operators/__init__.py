@@ -1,0 +1,1 @@
+"""The matrices on offer, each a SciPy LinearOperator."""

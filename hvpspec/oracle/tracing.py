@@ -1,0 +1,208 @@
+"""One batch's HVP as two graphs of ATen operations: the part that v does not reach, and the part that it does.
+
+    prepare(parameters, constants, batch) -> residuals, loss, weight        apply(residuals, v) -> H v
+
+`make_fx` records (parameters, constants, batch, v) ↦ d(gᵀv)/dp, g = dL/dp, for one batch shape. A node that v reaches
+goes to `apply`, all others to `prepare`, whose outputs are the values on the cut. As p stays the same from product to
+product, `prepare` need not be repeated: `apply` costs little more than the linear part of the arithmetic.
+
+Tracing sees fake tensors, which have no values: what depends on the data cannot be taken for a constant, it fails.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from hvpspec.objective.objective import Objective, Snapshot
+from hvpspec.oracle.graph_rewrites import channels_last, decompositions, simplify
+
+
+class NotTraceable(Exception):
+    """Why a loss cannot be traced, in one line."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The two graphs for batches of one shape. `result` rebuilds what the loss returned from prepare's outputs.
+
+    `whole`: the graph that was split.
+    """
+
+    prepare: fx.GraphModule
+    apply: fx.GraphModule
+    whole: fx.GraphModule
+    weight: Any  # a number that the loss returned as its weight, None, or _COMPUTED
+    pair: bool
+
+    @cached_property
+    def for_compiler(self) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The two anew, with views taken in `apply`: Inductor copies those that `prepare` hands over."""
+        lean = _split(self.whole, again=_is_free)
+        channels_last(*lean)
+        return lean
+
+    def result(self, loss: Tensor, weight: Tensor) -> Any:
+        """What the loss function returned: the mean loss, or with its weight."""
+        if not self.pair:
+            return loss
+        return loss, (weight if self.weight is _COMPUTED else self.weight)
+
+    @property
+    def operations(self) -> int:
+        return len(self.prepare.graph.nodes) + len(self.apply.graph.nodes)
+
+
+_COMPUTED = object()
+
+_aten = torch.ops.aten
+_FREE = frozenset(
+    {
+        *(_aten.view.default, _aten.t.default, _aten.transpose.int, _aten.permute.default, _aten.expand.default),
+        *(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.detach.default),
+        *(_aten.alias.default, _aten.slice.Tensor, _aten.select.int, _aten.diagonal.default),
+        *(_aten.ones.default, _aten.zeros.default, _aten.full.default, _aten.arange.default),
+    }
+)
+
+
+def shape_of(batch: Any) -> tuple[Hashable, list[Tensor], Any]:
+    """What batches must have in common to share a trace, the batch's tensors, and how to put it together again."""
+    leaves, spec = pytree.tree_flatten(batch)
+    key: list[Hashable] = [str(spec)]
+    tensors = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            if leaf.layout != torch.strided or type(leaf) is not Tensor:
+                raise NotTraceable(f"a batch holds a {type(leaf).__name__} of layout {leaf.layout}")
+            key.append((tuple(leaf.shape), leaf.stride(), leaf.dtype))
+            tensors.append(leaf)
+        elif leaf is None or isinstance(leaf, (bool, int, float, str)):
+            key.append(leaf)
+        else:
+            raise NotTraceable(f"a batch holds a {type(leaf).__name__}, whose contents cannot be seen")
+    return tuple(key), tensors, (leaves, spec)
+
+
+def trace(objective: Objective, snapshot: Snapshot, form: Any) -> Trace:
+    """Traces the HVP for batches like this one (`form`: from `shape_of`). Use within `objective.evaluating()`.
+
+    Raises NotTraceable.
+    """
+    leaves, spec = form
+    names = list(snapshot.constants)
+    found: dict[str, Any] = {}
+
+    def product(parameters: list[Tensor], constants: list[Tensor], tensors: list[Tensor], v: Tensor) -> list[Any]:
+        remaining = iter(tensors)
+        batch = pytree.tree_unflatten([next(remaining) if isinstance(x, Tensor) else x for x in leaves], spec)
+        primal = tuple(p.detach().requires_grad_() for p in parameters)
+        values = Snapshot(primal, dict(zip(names, constants, strict=True)))
+        result = objective.raw_loss(batch, values)
+        loss, weight = result if isinstance(result, (tuple, list)) and len(result) == 2 else (result, None)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise NotTraceable("the loss is not a scalar tensor")
+        found["pair"] = isinstance(result, (tuple, list))
+        found["weight"] = _COMPUTED if isinstance(weight, Tensor) else weight
+        gradients = torch.autograd.grad(loss, primal, create_graph=True, allow_unused=True)
+        curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+        if not curved:
+            raise NotTraceable("the loss has no curvature")
+        pieces = objective.space.split(v)
+        second = torch.autograd.grad(
+            [g for _, g in curved], primal, [pieces[i] for i, _ in curved], allow_unused=True, materialize_grads=True
+        )
+        weight = weight.detach() if isinstance(weight, Tensor) else loss.detach()
+        return [torch.cat([piece.reshape(-1) for piece in second]), loss.detach().reshape(()), weight]
+
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    parameters = [p.detach() for p in snapshot.parameters]
+    v = parameters[0].new_zeros(objective.space.n)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arguments = (parameters, list(snapshot.constants.values()), tensors, v)
+            graph = _traced(product, arguments)
+            if any(_writes(node) for node in graph.graph.nodes):
+                functional = torch.func.functionalize(graph, remove="mutations")
+                with torch.no_grad():
+                    graph = _traced(functional, arguments)
+    except (NotTraceable, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model may do
+        first = str(error).strip().splitlines() or [""]
+        raise NotTraceable(f"tracing failed: {type(error).__name__}: {first[0][:160]}") from error
+    if not any(_writes(node) for node in graph.graph.nodes):
+        simplify(graph.graph)
+    prepare, apply = _split(graph)
+    return Trace(prepare, apply, graph, found["weight"], found["pair"])
+
+
+def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:
+    traced = make_fx(function, decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+    assert isinstance(traced, fx.GraphModule)
+    return traced
+
+
+def _split(
+    graph: fx.GraphModule, again: Callable[[fx.Node], bool] = lambda node: False
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """`prepare` and `apply`. Nodes that `again` is true of are computed in `apply` as well, rather than handed over."""
+    nodes = list(graph.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    v = inputs[-1]
+    reached = {v}
+    for node in nodes:
+        if any(parent in reached for parent in node.all_input_nodes):
+            reached.add(node)
+    (output,) = (node for node in nodes if node.op == "output")
+    product, loss, weight = output.args[0]
+    if product not in reached:
+        raise NotTraceable("the loss has no curvature")
+    for node in nodes:  # it must not be torn from those that read what it writes
+        if _writes(node):
+            raise NotTraceable(f"{node.target} writes in place")
+    body = {node for node in nodes if node in reached and node is not output and node is not v}
+    cut: dict[fx.Node, None] = {}
+    for node in reversed(nodes):  # users before what they use
+        if node in body:
+            for parent in node.all_input_nodes:
+                if parent not in reached:
+                    (body.add if again(parent) else cut.setdefault)(parent)
+
+    before, after = fx.Graph(), fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        if node not in reached and node.op != "output":
+            known[node] = before.node_copy(node, known.__getitem__)
+    before.output(([known[node] for node in cut], known[loss], known[weight]))
+    before.eliminate_dead_code()
+
+    known = {}
+    for number, node in enumerate(cut):
+        known[node] = after.placeholder(f"residual_{number}")
+        known[node].meta = dict(node.meta)
+    for node in nodes:
+        if node is v or node in body:
+            known[node] = after.node_copy(node, known.__getitem__)
+    after.output(known[product])
+    after.eliminate_dead_code()
+    return fx.GraphModule(graph, before), fx.GraphModule(graph, after)
+
+
+def _is_free(node: fx.Node) -> bool:
+    """A view, or a constant made from nothing: it costs no time and, not kept, no memory."""
+    return node.op == "call_function" and node.target in _FREE
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)

@@ -1,0 +1,1 @@
+"""All pictures, drawn with Matplotlib."""

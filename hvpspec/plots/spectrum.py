@@ -1,0 +1,295 @@
+"""Pictures of a spectrum: how the eigenvalues are spread, which are the largest, and what each group of parameters has.
+
+Matplotlib (extra `cli`) is imported when a picture is made, and used without pyplot: nothing global is changed.
+Positive and negative parts differ in colour (Okabe and Ito's, told apart by colour-blind readers) and in shape.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hvpspec.report import plot_blocks
+from hvpspec.plots.bins import binned
+from hvpspec.results.spectrum import Density, Spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+POSITIVE, NEGATIVE, INK, FAINT = "#0072B2", "#D55E00", "#1a1a1a", "#8a8a8a"
+STYLE: Any = {
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "hvpspec",
+}
+_WIDTH, _HEIGHT = 4.8, 3.3  # inches: at a phone's width the letters are 9 pixels high at least
+_LETTERS = 46  # of a title, that a line of this width has room for
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture. name: for files and ids. alt: what it shows, in words. height: in inches.
+
+    wide: it needs no neighbour. halves: the same in two pieces, which a wide page sets side by side."""
+
+    name: str
+    title: str
+    alt: str
+    draw: Callable[[Axes], None]
+    height: float = _HEIGHT
+    wide: bool = False
+    halves: tuple[Panel, ...] = ()
+
+
+def panels(spectrum: Spectrum, blocks: dict[str, Any] | None = None) -> list[Panel]:
+    """Those pictures for which the figures are there. blocks: the entry of spectrum.json, if any."""
+    found = []
+    if spectrum.density is not None:
+        found.append(
+            Panel("density", "All eigenvalues", _density_alt(spectrum), lambda axes: _draw_density(axes, spectrum))
+        )
+    if spectrum.eigenpairs is not None and len(spectrum.eigenpairs.values):
+        title = "Eigenvalues of largest magnitude"
+        found.append(Panel("scree", title, _scree_alt(spectrum), lambda axes: _draw_scree(axes, spectrum)))
+    entries = [entry for entry in (blocks or {}).get("blocks", []) if entry["frobenius_norm"] or entry["trace"]]
+    if entries:
+        found.append(_blocks(entries))
+    return found
+
+
+def _blocks(entries: list[dict[str, Any]]) -> Panel:
+    shown = plot_blocks.chosen(entries)
+    colours = (POSITIVE, NEGATIVE, FAINT, INK)
+
+    def piece(part: list[dict[str, Any]], rows: int, halves: tuple[Panel, ...] = ()) -> Panel:
+        return Panel(
+            "blocks", plot_blocks.title(entries), plot_blocks.alt(shown),
+            lambda axes: plot_blocks.draw_blocks(axes, part, shown, rows, colours),
+            plot_blocks.height(rows), wide=True, halves=halves,
+        )  # fmt: skip
+
+    if len(shown) == 1:
+        return piece(shown, 1)
+    middle = (len(shown) + 1) // 2
+    return piece(shown, len(shown), (piece(shown[:middle], middle), piece(shown[middle:], middle)))
+
+
+def plot(spectrum: Spectrum, *, blocks: dict[str, Any] | None = None, columns: int = 1) -> Figure:
+    """All pictures in one Matplotlib figure; save it with `.savefig(path)`.
+
+    blocks: the entry of that name in spectrum.json. columns: pictures side by side.
+    Raises ValueError when the spectrum has nothing to show in a picture (only trace or norm).
+    """
+    shown = panels(spectrum, blocks)
+    if not shown:
+        raise ValueError("nothing to plot: the spectrum has neither density nor eigenvalues nor blocks.")
+    return drawn(shown, columns=columns)
+
+
+def drawn(shown: Sequence[Panel], *, columns: int = 1, titles: bool = True) -> Figure:
+    """The pictures in one figure, each row with margins of its own: what one needs takes no room from the others."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows: list[list[Panel]] = []
+    for panel in shown:
+        if rows and len(rows[-1]) < columns and not (panel.wide or rows[-1][0].wide):
+            rows[-1].append(panel)
+        else:
+            rows.append([panel])
+    across = max(map(len, rows))
+    heights = [max(panel.height for panel in row) for row in rows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH * across, sum(heights)), layout="constrained")
+        FigureCanvasAgg(figure)
+        parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, row in zip(parts, rows, strict=True):
+            letters = _LETTERS * across / len(row)
+            for axes, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+                if titles:
+                    axes.set_title(textwrap.fill(panel.title, int(letters)))
+                panel.draw(axes)
+    return figure
+
+
+def to_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as a file: kind "svg" or "png" (large enough for fine screens). The same each time."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(stream, format=kind, dpi=72 if kind == "svg" else 160, metadata=nothing)
+    return stream.getvalue()
+
+
+def inline_svgs(panel: Panel) -> list[str]:
+    """The picture as <svg> elements for a web page, one or two: their own ids, as wide as there is room."""
+    pieces = panel.halves or (panel,)
+    return [_inline(piece, panel.name + (str(i) if i else "")) for i, piece in enumerate(pieces)]
+
+
+def _inline(panel: Panel, name: str) -> str:
+    text = to_bytes(drawn([panel], titles=False), "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # a page has one: see report.html.jinja
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+
+
+def _draw_density(axes: Axes, spectrum: Spectrum) -> None:
+    density = spectrum.density
+    assert density is not None
+    bins = binned(density)
+    axes.set_xscale("asinh", linear_width=bins.scale)
+    floor = 0.3
+    for side, colour, name in ((1, POSITIVE, "positive"), (-1, NEGATIVE, "negative")):
+        mine = (np.sign(bins.edges[:-1] + bins.edges[1:]) == side) & (bins.counts >= floor)
+        if mine.any():
+            axes.bar(
+                bins.edges[:-1][mine], bins.counts[mine], np.diff(bins.edges)[mine], align="edge", color=colour,
+                alpha=0.55, linewidth=0, label=name,
+            )  # fmt: skip
+    pairs = spectrum.eigenpairs
+    if pairs is not None:
+        errors = bars(pairs.error)
+        for side, colour, marker in ((1, POSITIVE, "o"), (-1, NEGATIVE, "v")):
+            mine = np.sign(pairs.values) == side
+            if mine.any():
+                axes.vlines(pairs.values[mine], floor, 1.0, colors=colour, linewidth=1.0)
+                axes.errorbar(
+                    pairs.values[mine], np.ones(mine.sum()), xerr=errors[mine], fmt=marker, color=colour, markersize=4,
+                    capsize=2.5, markeredgecolor=INK, markeredgewidth=0.4, elinewidth=1.0,
+                    label="eigenvalue ± error" if side > 0 or not (pairs.values > 0).any() else None,
+                )  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylim(floor, max(5.0, 6 * float(bins.counts.max(initial=1.0))))
+    axes.axvline(0, color=FAINT, linewidth=0.8, linestyle=":")
+    signed_ticks(axes.xaxis, bins.scale, float(bins.edges[0]), float(bins.edges[-1]))
+    axes.set_xlabel("eigenvalue")
+    axes.set_ylabel(f"per bar, of {density.n:,}")
+    axes.legend(loc="upper right")
+
+
+def bars(error: np.ndarray) -> np.ndarray:
+    """Lengths of error bars: an error that is not known has none."""
+    return np.where(np.isfinite(error), error, 0.0)
+
+
+def signed_ticks(axis: Axis, scale: float, low: float, high: float) -> None:
+    """Powers of ten on both sides of zero, few enough to be read, for an asinh axis."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    largest = max(abs(low), abs(high))
+    exponents = range(math.floor(math.log10(scale)) + 1, math.floor(math.log10(largest)) + 1)
+    ticks = {0.0: "0"}
+    room = (math.asinh(high / scale) - math.asinh(low / scale)) / 9  # no more than about nine labels
+    for side in (1, -1):
+        last = 0.0
+        for exponent in exponents:
+            place = side * 10.0**exponent
+            if low <= place <= high and math.asinh(10.0**exponent / scale) - last >= room:
+                ticks[place] = _power(side, exponent)
+                last = math.asinh(10.0**exponent / scale)
+    places = sorted(ticks)
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_formatter(FixedFormatter([ticks[place] for place in places]))
+    axis.set_minor_locator(NullLocator())
+
+
+def _power(side: int, exponent: int) -> str:
+    sign = "−" if side < 0 else ""
+    if -3 <= exponent <= 3:
+        return f"{sign}{10.0**exponent:g}"
+    return f"${'-' if side < 0 else ''}10^{{{exponent}}}$"
+
+
+def _draw_scree(axes: Axes, spectrum: Spectrum) -> None:
+    pairs = spectrum.eigenpairs
+    assert pairs is not None
+    size = np.abs(pairs.values)
+    known = np.isfinite(pairs.error)
+    ranks = np.arange(1, len(size) + 1)
+    if pairs.data_error is not None:
+        spread = bars(pairs.data_error)
+        axes.errorbar(
+            ranks, size, yerr=spread, fmt="none", ecolor="#bbbbbb", elinewidth=5, label="± other data", zorder=1
+        )  # fmt: skip
+    for side, colour, marker, name in ((1, POSITIVE, "o", "positive"), (-1, NEGATIVE, "v", "negative")):
+        mine = (np.sign(pairs.values) == side) & (size > 0)
+        if mine.any():
+            error = bars(pairs.error)[mine]
+            axes.errorbar(
+                ranks[mine], size[mine], yerr=error, fmt=marker, color=colour, markersize=5, capsize=3, elinewidth=1.2,
+                label=name,
+            )  # fmt: skip
+    unknown = ~known & (size > 0)
+    if unknown.any():
+        axes.plot(ranks[unknown], size[unknown], "s", mfc="none", color=INK, markersize=9, label="error unknown")
+    if (size > 0).any():
+        axes.set_yscale("log")
+        least, most = float(size[size > 0].min()), float(size.max())
+        axes.set_ylim(least / 2, most * 2)
+    _plain_log_ticks(axes)
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.set_xlim(0.4, len(size) + 0.6)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("rank")
+    axes.set_ylabel("|eigenvalue| ± error")
+    axes.legend(loc="upper right")
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    """0.2, 0.5, 1, 2 … where the axis spans little; powers of ten elsewhere."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "log" and high / low < 300:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _density_alt(spectrum: Spectrum) -> str:
+    density = spectrum.density
+    assert density is not None
+    low, high = float(density.nodes[0]), float(density.nodes[-1])
+    return (
+        f"How many of the {density.n:,} eigenvalues lie where, from {low:.3g} to {high:.3g}, counts on a logarithmic "
+        f"axis; {_negative_share(density)}."
+    )
+
+
+def _negative_share(density: Density) -> str:
+    share = float(density.weights[density.nodes < 0].sum())
+    return f"about {share:.0%} are estimated to be negative" if share >= 0.005 else "next to none is negative"
+
+
+def _scree_alt(spectrum: Spectrum) -> str:
+    pairs = spectrum.eigenpairs
+    assert pairs is not None
+    values = ", ".join(f"{value:.3g}" for value in pairs.values[:5])
+    rest = ", and so on" if len(pairs.values) > 5 else ""
+    return f"The magnitudes of the {len(pairs.values)} largest eigenvalues with error bars: {values}{rest}."

@@ -1,0 +1,154 @@
+"""The figures as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from hvpspec.report.table import Table
+from hvpspec.results.spectrum import Bracket, Density, Eigenpairs, Estimate, Spectrum
+from hvpspec.results.condition import Condition
+from hvpspec.wording import counted
+
+_NAMES = {"trace": "trace", "frobenius_norm": "Frobenius norm"}
+
+
+def spectrum_table(spectrum: Spectrum) -> Table:
+    """The figures asked for, each with its error bar; a column for the data's part in it where that is known."""
+    figures = [spectrum.eigenpairs, spectrum.trace, spectrum.frobenius_norm]
+    with_data = any(figure is not None and figure.data_error is not None for figure in figures)
+    data_column = ["± data"] if with_data else []
+    table = Table(("figure", "value", "± error", *data_column, "note"), notes=True)
+
+    def row(name: str, value: str, error: str, data: float | None, note: str) -> None:
+        shown = "" if data is None or not math.isfinite(data) else rounded(data, 2)
+        table.add(name, value, error, *([shown] if with_data else []), note)
+
+    if "eigenvalues" in spectrum.asked:
+        pairs = spectrum.eigenpairs
+        if pairs is None:
+            row("eigenvalues", "–", "", None, "not reached")
+        else:
+            spread = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
+            rows = zip(pairs.values.tolist(), pairs.error.tolist(), spread, strict=True)
+            for number, (value, error, data) in enumerate(rows, start=1):
+                row(f"λ{number}", *with_error(value, error), data, "")
+    for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
+        if name not in spectrum.asked:
+            continue
+        if estimate is None:
+            row(_NAMES[name], "–", "", None, "not reached")
+        else:
+            shown = with_error(estimate.value, estimate.error)
+            row(_NAMES[name], *shown, estimate.data_error, certainty(estimate))
+    return table
+
+
+def spectrum_notes(spectrum: Spectrum) -> list[str]:
+    """What the table has no column for: bounds on the whole spectrum, the density, what the errors mean."""
+    notes = []
+    pairs = spectrum.eigenpairs
+    if pairs is not None and pairs.largest is not None and pairs.smallest is not None:
+        low, high = pairs.smallest, pairs.largest
+        notes.append(
+            f"all eigenvalues lie in [{_outward(low, -1)}, {_outward(high, 1)}] ({100 * high.confidence:g} % each end)"
+        )
+    if spectrum.density is not None:
+        notes.append(_density_note(spectrum.density))
+    trace = spectrum.trace
+    if trace is not None and trace.relative_to == "frobenius_norm":
+        notes.append("trace: small beside the norm (parts cancel); its tolerance is relative to that")
+    if _has_data_error(pairs, trace, spectrum.frobenius_norm):
+        notes.append("± data: standard error, if the batches are a random sample of a population")
+    return notes
+
+
+def shortfalls(spectrum: Spectrum, *, rtol: float, tol: float) -> list[str]:
+    """What is not within the tolerance asked for, and which option of the command line would bring it there."""
+    from hvpspec.report.block_rows import block_shortfalls  # it builds upon this file
+
+    notes = []
+    pairs = spectrum.eigenpairs
+    if "eigenvalues" in spectrum.asked and (pairs is None or not pairs.converged):
+        notes.append(f"Not every eigenpair reached a relative residual of {tol:g}: their errors say how far each is.")
+    figures = {"trace": spectrum.trace, "frobenius_norm": spectrum.frobenius_norm}
+    asked = {name: estimate for name, estimate in figures.items() if name in spectrum.asked}
+    for name, estimate in asked.items():
+        if estimate is None:
+            notes.append(f"The {_NAMES[name]} was not reached.")
+        elif not estimate.converged:
+            scale, unit = abs(estimate.value), ""
+            if estimate.relative_to == "frobenius_norm" and spectrum.frobenius_norm is not None:
+                scale, unit = spectrum.frobenius_norm.value, " of the norm"
+            relative = estimate.error / scale if scale else math.inf
+            notes.append(f"The {_NAMES[name]} is known to ±{relative:.2%}{unit}, not to the ±{rtol:.2%} asked for.")
+    density = spectrum.density
+    if "density" in spectrum.asked and (density is None or not density.converged):
+        notes.append("The density is coarser than asked for." if density else "The density was not reached.")
+    notes = [f"{note} More products (--max-hvps) would narrow it." for note in notes]
+    notes += _refinement(spectrum.condition)
+    if spectrum.blocks is not None:
+        narrowed = all(estimate is not None and estimate.converged for estimate in asked.values())
+        largest = "eigenvalues" in spectrum.asked
+        notes += block_shortfalls(spectrum.blocks, rtol=rtol, narrowed=narrowed, largest=largest)
+    return notes
+
+
+def _refinement(condition: Condition | None) -> list[str]:
+    remedy = "More products (--refine-hvps) would narrow it."
+    if condition is not None and condition.refined is not None and not condition.refined.converged:
+        return [f"The eigenvalue nearest to zero did not converge: its error says how far it is known. {remedy}"]
+    if condition is not None and "refined" in condition.reasons:
+        return [f"The eigenvalue nearest to zero was not reached. {remedy.replace('narrow', 'find')}"]
+    return []
+
+
+def rounded(value: float, digits: int) -> str:
+    """To so many digits, written out: 120, not 1.2e+02."""
+    return f"{float(f'{value:.{digits}g}'):g}"
+
+
+def with_error(value: float, error: float) -> tuple[str, str]:
+    """The value to the digits that its error leaves, and the error to two: ("12.3457", "0.00051")."""
+    if not math.isfinite(error):
+        return rounded(value, 3), "unknown"
+    if error <= 0 or value == 0:
+        return f"{value:.8g}", rounded(error, 2)
+    digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(error)) + 2
+    text = f"{value:#.{min(max(digits, 1), 9)}g}"
+    if "e" in text and 1 <= abs(value) < 1e7:  # more whole digits than the error leaves
+        text = f"{float(text):.0f}"
+    return text.replace(".e", "e").rstrip("."), rounded(error, 2)
+
+
+def certainty(estimate: Estimate) -> str:
+    if estimate.method == "exact":
+        return "exact, up to rounding"
+    note = f"{100 * estimate.confidence:g} %"
+    return note if estimate.converged else f"{note}, tolerance not reached"
+
+
+def _outward(bracket: Bracket, side: int) -> str:
+    """The outer bound, rounded outwards to as many digits as the bracket is wide."""
+    bound = bracket.upper if side > 0 else bracket.lower
+    if not math.isfinite(bound):
+        return "∞" if side > 0 else "−∞"
+    width = bracket.upper - bracket.lower
+    if bound == 0 or width <= 0:
+        return f"{bound:.6g}"
+    decimals = min(max(1 - math.floor(math.log10(width)), 0), 8 - math.floor(math.log10(abs(bound))))
+    step = 10.0**-decimals
+    return f"{side * math.ceil(side * bound / step) * step:.{max(decimals, 0)}f}"
+
+
+def _density_note(density: Density) -> str:
+    width = density.support[1] - density.support[0]
+    share = (
+        f" ± {rounded(100 * density.error / width, 1)}% of the spectrum's width (Wasserstein distance)"
+        if width > 0
+        else ""
+    )
+    return f"density: {counted(len(density.nodes), 'node')}{share}"
+
+
+def _has_data_error(*figures: Eigenpairs | Estimate | None) -> bool:
+    return any(figure is not None and figure.data_error is not None for figure in figures)

@@ -1,0 +1,1 @@
+"""What the estimators return: frozen dataclasses that know their error."""

@@ -1,0 +1,200 @@
+"""What the conditioning diagnostics return: every figure with its error, or as a bound, or None with a reason."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hvpspec.results.spectrum import Bracket, Eigenpairs, Estimate
+from hvpspec.results.estimate import finite
+
+Definite = Literal["positive", "negative", "indefinite", "unknown"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A number that the true figure is not below (kind "lower") or not above ("upper").
+
+    confidence: the probability that it holds; 1 where nothing was left to chance. kind "rule": a rule of thumb, which
+    gives the order of magnitude and bounds nothing (confidence 0).
+    """
+
+    value: float
+    kind: Literal["lower", "upper", "rule"]
+    confidence: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"value": finite(self.value), "kind": self.kind, "confidence": self.confidence}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Bound:
+        value = math.inf if data["value"] is None else data["value"]
+        return cls(value, data["kind"], data["confidence"])
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """How well conditioned H + δI is, δ = `damping`, and what that means. n = `parameters`.
+
+    Of H itself, each an Estimate or a Bracket with its confidence:
+    largest, smallest: λ_max, λ_min. norm: ‖H‖₂. negative: the number of eigenvalues below −`zero` (the rounding of the
+    products), negative_mass: Σ |λ| over them; negative_at_least: so many there are for certain. stable_rank:
+    ‖H‖_F²/‖H‖₂². participation_ratio: (tr H)²/‖H‖_F². rank: eigenvalues with |λ| > `rank_threshold`; `rank_at_least`:
+    so many there are for certain. bulk_count: eigenvalues beyond the eigenpairs found; bulk_mean, bulk_spread: their
+    mean and standard deviation; flatness: that spread relative to ‖H‖₂ (of a flat bulk it is small). Intervals are
+    lopsided where one end is certain: see `Estimate.interval`.
+
+    Of H + δI: definite: "positive" or "negative" (at `confidence`), "indefinite" (for certain), or "unknown".
+    nearest_zero: an upper bound on the smallest |λ + δ|, for certain; nearest_range: both ends, the lower one being 0
+    where H + δI is not shown to be definite. kappa: the condition number; its lower end is certain, the
+    upper end is infinite where no bound can be had. effective_dimension: Σ λ/(λ + δ). log_determinant:
+    log det(H + δI). Both need H + δI positive definite.
+
+    What it means for H + δI: step: the largest stable step of gradient descent, 2/(λ_max + δ); its lower end is safe.
+    gradient_descent: iterations to shrink the error by `accuracy` with the best fixed step, from the worst start.
+    conjugate_gradients: an upper bound for CG, in exact arithmetic. digits_lost: log₁₀ κ, of `digits` that the dtype
+    has. finite_difference: ‖E‖₂ beside the smallest |λ + δ|, E being the error of a Hessian by central differences of
+    the gradient in this dtype, at the textbook step ε^⅓: about ε^⅔ κ (κ by its lower bound). An order of magnitude for
+    a loss whose derivatives change over distances of about 1; from 1 on, such a Hessian says nothing of the eigenvalues
+    nearest zero, signs included.
+
+    refined: eigenvalues of H nearest −δ, where a refinement was asked for. reasons: why a figure is None, by its name.
+    hvps: products it cost, those it shares with the other figures of a spectrum included.
+    """
+
+    parameters: int
+    damping: float
+    confidence: float
+    zero: float
+    largest: Bracket
+    smallest: Bracket
+    norm: Bracket
+    negative: Estimate
+    negative_at_least: int
+    negative_mass: Estimate
+    rank: Estimate
+    rank_threshold: float
+    definite: Definite
+    nearest_zero: Bound
+    kappa: Bracket
+    digits_lost: Bracket
+    digits: float
+    finite_difference: Bound
+    hvps: int
+    accuracy: float = 1e-6
+    stable_rank: Estimate | None = None
+    participation_ratio: Estimate | None = None
+    bulk_count: int = 0
+    bulk_mean: Estimate | None = None
+    bulk_spread: Estimate | None = None
+    flatness: Estimate | None = None
+    effective_dimension: Estimate | None = None
+    log_determinant: Estimate | None = None
+    step: Bracket | None = None
+    gradient_descent: Bracket | None = None
+    conjugate_gradients: Bound | None = None
+    nearest_range: Bracket | None = None
+    rank_at_least: int | None = None
+    refined: Eigenpairs | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; infinite bounds become None."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Condition:
+        kinds: dict[type, tuple[str, ...]] = {
+            Estimate: _ESTIMATES,
+            Bracket: _BRACKETS,
+            Bound: ("nearest_zero", "finite_difference", "conjugate_gradients"),
+            Eigenpairs: ("refined",),
+        }
+        read = {name: kind for kind, names in kinds.items() for name in names}
+        known = {name: entry for name, entry in data.items() if name in cls.__dataclass_fields__}
+        return cls(**{
+            name: read[name].from_dict(entry) if name in read and entry is not None else entry  # type: ignore[attr-defined]
+            for name, entry in known.items()
+        })  # fmt: skip
+
+
+_ESTIMATES = (
+    "negative", "negative_mass", "rank", "stable_rank", "participation_ratio", "bulk_mean", "bulk_spread",
+    "flatness", "effective_dimension", "log_determinant",
+)  # fmt: skip
+_BRACKETS = ("largest", "smallest", "norm", "kappa", "digits_lost", "step", "gradient_descent", "nearest_range")
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """x with (H + δI) x ≈ b, δ = `damping`.
+
+    residual: ‖b − (H + δI) x‖₂, computed anew; relative_residual: that beside ‖b‖₂. converged: whether it is within the
+    tolerance asked for. iterations: of `method`, "cg" or "minres". hvps: products it cost. rounding: the relative
+    residual that rounding in the products leaves in this dtype; at_rounding: whether the residual is down at about that
+    (more products would not help).
+    """
+
+    x: Any = field(repr=False)
+    residual: float
+    relative_residual: float
+    converged: bool
+    iterations: int
+    hvps: int
+    method: str
+    damping: float
+    rounding: float = 0.0
+    at_rounding: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """One parameter group b: its diagonal block H_bb, of `parameters` rows. largest: λ_max(H_bb), the lower end being
+    certain. A figure that was not asked for, or not reached, is None."""
+
+    name: str
+    parameters: int
+    trace: Estimate | None
+    frobenius_norm: Estimate | None
+    largest: Bracket | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Block:
+        trace, norm, largest = data["trace"], data["frobenius_norm"], data["largest"]
+        return cls(
+            data["name"],
+            data["parameters"],
+            None if trace is None else Estimate.from_dict(trace),
+            None if norm is None else Estimate.from_dict(norm),
+            None if largest is None else Bracket.from_dict(largest),
+        )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Figures of each parameter group. probe_hvps: products that traces and norms share among them (and with the other
+    figures of a spectrum); largest_hvps: products that the λ_max of the groups cost on their own."""
+
+    blocks: tuple[Block, ...]
+    probe_hvps: int
+    largest_hvps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "blocks": [block.to_dict() for block in self.blocks],
+            "probe_hvps": self.probe_hvps,
+            "largest_hvps": self.largest_hvps,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Blocks:
+        blocks = tuple(Block.from_dict(block) for block in data["blocks"])
+        return cls(blocks, data["probe_hvps"], data["largest_hvps"])
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else dict(value) if isinstance(value, dict) else value

@@ -1,0 +1,1 @@
+"""Several runs: compared side by side, or followed over the checkpoints of a training run."""

@@ -1,0 +1,102 @@
+"""A tracked series on disk: what is done, and whether what goes on is the same series."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvpspec.checkpoint.formats.files import sha256
+from hvpspec.errors import InputError
+from hvpspec.report.documents import replacing, write_json, write_text
+from hvpspec.runs.series_rows import SCHEMA, csv_text, edge, plot
+
+ELSEWHERE = "choose another --out, or delete that file"
+_FREE = ("lr", "measure_savings", "expect_loss")  # settings that may change on the way: no figure depends on them
+
+
+class Series:
+    """What is done, on disk after each checkpoint: track.json, track.csv, the figure, and the last eigenvectors."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], checkpoints: Sequence[Path]) -> None:
+        self.folder, self.settings, self.checkpoints = folder, settings, checkpoints
+        self.rows: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []  # where the rows come from: one for each time that the series went on
+        self.vectors: np.ndarray | None = None
+        if (folder / "track.json").exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        path = self.folder / "track.json"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["schema"] != SCHEMA:
+                raise ValueError(document["schema"])
+            rows, then, runs = document["checkpoints"], document["settings"], document.get("runs", [])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a {SCHEMA} file ({error}); choose another --out.") from error
+        keys = {*then, *self.settings} - set(_FREE)
+        other = sorted(key for key in keys if then.get(key) != self.settings.get(key))
+        if other:
+            named = ", ".join(other)
+            raise InputError(f"{path} was made with other options ({named}); {ELSEWHERE}.")
+        for entry, checkpoint in zip(rows, self.checkpoints, strict=False):
+            if entry["checkpoint"] != str(checkpoint):
+                raise InputError(f"{path} has {entry['checkpoint']} where {checkpoint} comes now; {ELSEWHERE}.")
+            if entry["sha256"] != sha256(checkpoint):
+                raise InputError(f"{checkpoint} has changed since {path} was made; {ELSEWHERE}.")
+        if len(rows) > len(self.checkpoints):
+            raise InputError(f"{path} has more checkpoints than are given; {ELSEWHERE}.")
+        self.rows, self.runs = rows, runs
+        for row in rows:
+            row |= edge(row["lambda_max"], self.settings["lr"])
+        if rows:
+            kept = self._vectors_after(len(rows))
+            if not kept.exists() or sha256(kept) != document.get("vectors_sha256"):
+                raise InputError(f"{kept}, the eigenvectors to go on from, is missing or was changed; {ELSEWHERE}.")
+            self.vectors = np.load(kept, allow_pickle=False)
+
+    @property
+    def remaining(self) -> Sequence[Path]:
+        return self.checkpoints[len(self.rows) :]
+
+    @property
+    def first_eigenvalue_hvps(self) -> int | None:
+        """What the eigenvalues took at the first checkpoint, from a random start; None where it is to come."""
+        return self.rows[0].get("eigenvalue_hvps") if self.rows else None
+
+    def without_savings(self) -> list[int]:
+        """The numbers of the rows that do not have what a random start takes."""
+        return [number for number, row in enumerate(self.rows) if row["cold_hvps"] is None]
+
+    def document(self) -> dict[str, Any]:
+        kept = self._vectors_after(len(self.rows))
+        return {
+            "schema": SCHEMA, "settings": self.settings, "command": ["hvpspec", *sys.argv[1:]],
+            "vectors_sha256": sha256(kept), "runs": self.runs, "checkpoints": self.rows,
+        }  # fmt: skip
+
+    def _vectors_after(self, done: int) -> Path:
+        return self.folder / f"track-vectors-{done}.npy"
+
+    def add(self, entry: dict[str, Any], vectors: np.ndarray) -> None:
+        """Takes down a checkpoint. It is done once track.json has it: with the eigenvectors that go with it, or not."""
+        self.rows.append(entry)
+        self.vectors = vectors
+        kept = self._vectors_after(len(self.rows))
+        with replacing(kept) as file:
+            np.save(file, vectors, allow_pickle=False)
+        self.write()
+        for old in self.folder.glob("track-vectors-*.npy"):
+            if old != kept:
+                old.unlink(missing_ok=True)
+
+    def write(self) -> None:
+        """track.json; and the table and the figure, made from its rows alone, so that they can always be made again."""
+        write_json(self.folder / "track.json", self.document())
+        write_text(self.folder / "track.csv", csv_text(self.rows))
+        plot(self.rows, self.folder)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hvpspec.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,8 @@ def _not_negative(name: str, value: Any) -> float:
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def all_finite(vectors: Tensor) -> bool:
+    """Whether no entry is NaN or Inf; a single sum says so where there is none."""
+    return bool(vectors.sum().isfinite()) or bool(vectors.isfinite().all())

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 
 from hvpspec import cli
+from hvpspec.plots.spectrum import plot
+from hvpspec.plots.style import to_bytes
 from hvpspec.report.documents import read_spectrum
-from hvpspec.plots.spectrum import plot, to_bytes
 
 TARGET = Path(__file__).resolve().parent.parent / "results" / "demo.png"
 

@@ -8,7 +8,7 @@ import picture
 import pytest
 import torch
 from matplotlib.image import imread
-from test_dense import rosenbrock_errors
+from operators.test_dense import rosenbrock_errors
 
 from hvpspec import cli
 

@@ -26,8 +26,6 @@ import numpy as np
 from scipy import stats
 
 from hvpspec.bounds.probe_intervals import student
-from hvpspec.estimators.shared_pass import OnePass
-from hvpspec.validation import Tolerance
 from hvpspec.krylov.probes import Grams
 
 _FREEDOM = 10.0
@@ -44,17 +42,6 @@ class Sums:
     squares_error: float
     probes: int = 0
     grams: Grams | None = None
-
-    @classmethod
-    def of(cls, one: OnePass, confidence: float) -> Sums | None:
-        """As the basis and the probes of a pass have them; None where they do not."""
-        tolerance = Tolerance(1.0, 0.0, confidence)
-        trace, norm = one.estimate("trace", tolerance), one.estimate("frobenius_norm", tolerance)
-        if not math.isfinite(trace.error) or not math.isfinite(norm.error):
-            return None
-        grams = max(one.pool.grams(), key=lambda block: block.count, default=None)
-        squares_error = norm.error * (2 * norm.value + norm.error)
-        return cls(trace.value, trace.error, norm.value**2, squares_error, one.pool.count, grams)
 
     def seen(self, confidence: float, count: int) -> float:
         """Of the square of a copy of any of `count` eigenvalues the probes' mean has this share at least."""

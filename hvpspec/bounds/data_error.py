@@ -1,7 +1,7 @@
-"""How far the figures would differ on other data: the spread, over groups of batches, of the products made anyway.
+"""How far the figures would differ on other data: the spread, over folds of the batches, of the products made anyway.
 
-With H = Σ_g w_g H_g / Σ_g w_g, the part of group g in a figure is to first order vᵀH_g v (an eigenvalue with
-eigenvector v), tr H_g, or ⟨H, H_g⟩ / ‖H‖_F. The groups being a sample from a population, the standard error of their
+With H = Σ_g w_g H_g / Σ_g w_g, the part of fold g in a figure is to first order vᵀH_g v (an eigenvalue with
+eigenvector v), tr H_g, or ⟨H, H_g⟩ / ‖H‖_F. The folds being a sample from a population, the standard error of their
 weighted mean f is √(G/(G − 1) Σ_g (w_g / Σ w)² (f_g − f)²). (Cochran, Sampling Techniques, 3rd ed., section 6.3.)
 
 All of it follows from Qᵀ H_g Q and wᵀ H_g w over the basis Q and the probes w, gathered as the products are made.
@@ -14,42 +14,42 @@ import torch
 from torch import Tensor
 
 from hvpspec.krylov.lanczos import Krylov, Step
-from hvpspec.krylov.probes import Pool
 from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.probes import Pool
 
 
 class BatchSpread:
-    """The small matrices of each group: on the basis (G, m, m) and on the probes (G, N, N)."""
+    """The small matrices of each fold: on the basis (G, m, m) and on the probes (G, N, N)."""
 
     def __init__(self, A: Symmetric, krylov: Krylov, pool: Pool) -> None:
         self._A, self._krylov, self._pool = A, krylov, pool
-        self._groups = A.groups if A.groups > 1 else 0
-        self._weights = np.zeros(self._groups)
-        self._basis = np.zeros((self._groups, 0, 0))
-        self._probes = np.zeros((self._groups, 0, 0))
+        self._folds = A.folds if A.folds > 1 else 0
+        self._weights = np.zeros(self._folds)
+        self._basis = np.zeros((self._folds, 0, 0))
+        self._probes = np.zeros((self._folds, 0, 0))
         self._seen = np.zeros((0, 0, 0))
 
     def multiply(self, block: Tensor) -> Tensor:
-        """H @ block; on the way it takes down [Q, probes, block]ᵀ H_g block for each group g."""
-        if not self._groups:
+        """H @ block; on the way it takes down [Q, probes, block]ᵀ H_g block for each fold g."""
+        if not self._folds:
             return self._A @ block
         basis, probes = self._krylov.basis, self._pool.probes
-        self._seen = np.zeros((self._groups, basis.m + probes.shape[1] + block.shape[1], block.shape[1]))
+        self._seen = np.zeros((self._folds, basis.m + probes.shape[1] + block.shape[1], block.shape[1]))
 
-        def receive(group: int, weight: float, product: Tensor) -> None:
-            self._weights[group] = weight
+        def receive(fold: int, weight: float, product: Tensor) -> None:
+            self._weights[fold] = weight
             parts = [basis.rough_inner(product), probes.T @ product, block.T @ product]
-            self._seen[group] = torch.cat(parts).double().cpu().numpy()
+            self._seen[fold] = torch.cat(parts).double().cpu().numpy()
 
-        return self._A.by_groups(block, receive)
+        return self._A.by_folds(block, receive)
 
     def extended(self, step: Step) -> None:
         """Takes in what `multiply` saw of a Krylov step; before the pool follows it."""
-        if not self._groups:
+        if not self._folds:
             return
         m, width = step.before, step.vectors.shape[1]
         above, across, block = np.split(self._seen, [m, self._seen.shape[1] - width], axis=1)
-        grown = np.zeros((self._groups, m + width, m + width))
+        grown = np.zeros((self._folds, m + width, m + width))
         grown[:, :m, :m] = self._basis
         grown[:, :m, m:], grown[:, m:, :m] = above, above.transpose(0, 2, 1)
         grown[:, m:, m:] = (block + block.transpose(0, 2, 1)) / 2
@@ -61,7 +61,7 @@ class BatchSpread:
 
     def probed(self, count: int) -> None:
         """Takes in what `multiply` saw of `count` new probes; before the pool adds them."""
-        if not self._groups or self._pool.full(count):
+        if not self._folds or self._pool.full(count):
             return
         m = self._krylov.m
         _, across, block = np.split(self._seen, [m, self._seen.shape[1] - count], axis=1)
@@ -69,7 +69,7 @@ class BatchSpread:
 
     def restarted(self, coefficients: np.ndarray) -> None:
         """The basis has become Q S, and the probes are gone."""
-        if not self._groups:
+        if not self._folds:
             return
         self._basis = coefficients.T @ self._basis @ coefficients
         self._probes = self._probes[:, :0, :0]
@@ -105,20 +105,20 @@ class BatchSpread:
         return np.tensordot(self._weights / self._weights.sum(), parts, 1)
 
     def _standard_error(self, known: np.ndarray, samples: np.ndarray | None) -> float:
-        """Of the weighted mean of each group's `known` (G,) plus the mean of its `samples` (G, N).
+        """Of the weighted mean of each fold's `known` (G,) plus the mean of its `samples` (G, N).
 
         A mean of samples scatters by itself; the variance of that is taken off, unless nothing would be left.
         """
         share = self._weights / self._weights.sum()
-        groups = int((self._weights > 0).sum())
+        folds = int((self._weights > 0).sum())
         deviation = known - share @ known
         chance = np.zeros(len(share))
         if samples is not None and samples.shape[1] > 1:
             differing = samples - share @ samples
             deviation = deviation + differing.mean(1)
             chance = differing.var(1, ddof=1) / samples.shape[1]
-        if groups < 2:
+        if folds < 2:
             return float("nan")
-        scale = groups / (groups - 1)
+        scale = folds / (folds - 1)
         squared, excess = share**2 @ deviation**2, share**2 @ chance
         return float(np.sqrt(scale * (squared - excess if squared > excess else squared)))

@@ -26,7 +26,7 @@ from scipy import stats
 from scipy.linalg import eigh
 
 from hvpspec.krylov.lanczos import Krylov, Ritz
-from hvpspec.results.spectrum import Bracket
+from hvpspec.results.estimate import Bracket
 
 _UNLUCKY = 3.0  # times less of the start than the extreme Ritz vector has: so much any eigenvector beyond may have
 _ISOLATED = 1e-3  # the probability, over all n eigenvalues, that one lies in a gap that is called empty

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh, solve
 
-from hvpspec.estimators.density import gaps, read_density
-from hvpspec.bounds.probe_intervals import student
-from hvpspec.krylov.lanczos import Krylov
 from hvpspec.bounds.copies import Sums, sampled_variance
+from hvpspec.bounds.probe_intervals import student
+from hvpspec.bounds.quadrature import gaps, read_density
+from hvpspec.krylov.lanczos import Krylov
 
 Function = Callable[[np.ndarray], np.ndarray]
 

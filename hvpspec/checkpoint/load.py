@@ -6,16 +6,18 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hvpspec.checkpoint.dtypes import dense, dequantised, of_another_kind, without_rounding
 from hvpspec.checkpoint.formats.files import one_line
+from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.matching import fitting_parts, match_names, tied
 from hvpspec.checkpoint.read import read_model, read_state
-from hvpspec.checkpoint.dtypes import dense, dequantised, of_another_kind, without_rounding
 from hvpspec.errors import CheckpointError, CheckpointWarning
 from hvpspec.wording import listed
 
@@ -33,6 +35,7 @@ def load_checkpoint(
     strict: bool = ...,
     allow_classes: Sequence[str] = ...,
     trust_pickle: bool = ...,
+    main_modules: Sequence[ModuleType] = ...,
 ) -> Model: ...
 
 
@@ -45,6 +48,7 @@ def load_checkpoint(
     strict: bool = ...,
     allow_classes: Sequence[str] = ...,
     trust_pickle: bool = ...,
+    main_modules: Sequence[ModuleType] = ...,
 ) -> nn.Module: ...
 
 
@@ -56,6 +60,7 @@ def load_checkpoint(
     strict: bool = True,
     allow_classes: Sequence[str] = (),
     trust_pickle: bool = False,
+    main_modules: Sequence[ModuleType] = (),
 ) -> nn.Module:
     """Loads the parameters and buffers in a checkpoint into `model`, in place, and returns it.
 
@@ -68,6 +73,7 @@ def load_checkpoint(
         of the model stays as it was in a CheckpointWarning.
     allow_classes: "package.module.Class" of objects that the file may hold beside tensors.
     trust_pickle: reads the file whatever it holds, which runs its code; with a CheckpointWarning.
+    main_modules: the modules in which classes of the script that wrote the file (`__main__.Config`) are looked for.
 
     Prefixes that wrappers leave (`module.`, `_orig_mod.`, `_fsdp_wrapped_module.` …), at any level, are ignored when
     names are matched, and so is one that all names share (`model.`), where that makes them match.
@@ -75,10 +81,11 @@ def load_checkpoint(
     parameters in a file are cast to the model's. Either way with a CheckpointWarning.
     Raises CheckpointError, listing missing, unexpected and misshapen entries by name; the model is then unchanged.
     """
+    trust = Trust(tuple(allow_classes), trust_pickle, tuple(main_modules))
     if model is None:
-        return read_model(path, key, allow_classes=allow_classes, trust_pickle=trust_pickle)
+        return read_model(path, key, trust)
     path = Path(path)
-    found, at = read_state(path, key, allow_classes=allow_classes, trust_pickle=trust_pickle)
+    found, at = read_state(path, key, trust)
     expected = model.state_dict()
     packed = [name for name, own in expected.items() if isinstance(own, tuple)]
     if packed:

@@ -13,10 +13,10 @@ from hvpspec.checkpoint.formats.archive import Archive
 from hvpspec.checkpoint.formats.distributed import read_distributed
 from hvpspec.checkpoint.formats.files import foreign, head
 from hvpspec.checkpoint.formats.huggingface import huggingface_model
-from hvpspec.checkpoint.state_dict import find_state_dict, tensors
-from hvpspec.checkpoint.formats.torch_pickle import read_torch
 from hvpspec.checkpoint.formats.programs import export_model, export_tensors, script_model, script_tensors
 from hvpspec.checkpoint.formats.safetensors_files import is_safetensors, read_safetensors, read_shards
+from hvpspec.checkpoint.formats.torch_pickle import Trust, read_torch
+from hvpspec.checkpoint.state_dict import find_state_dict, tensors
 from hvpspec.errors import CheckpointError
 
 _WEIGHTS = (
@@ -43,28 +43,22 @@ def read_checkpoint(
     Raises CheckpointError when it is missing, unreadable, damaged, would run code, or holds no state dict. Memory: that
     of the tensors, once; nothing is allotted for what a file declares and does not hold.
     """
-    return read_state(path, key, allow_classes=allow_classes, trust_pickle=trust_pickle)[0]
+    return read_state(path, key, Trust(tuple(allow_classes), trust_pickle))[0]
 
 
 def read_state(
-    path: str | os.PathLike[str],
-    key: str | None = None,
-    *,
-    allow_classes: Sequence[str] = (),
-    trust_pickle: bool = False,
+    path: str | os.PathLike[str], key: str | None = None, trust: Trust | None = None
 ) -> tuple[dict[str, Tensor], str]:
     """What `read_checkpoint` returns, and the key under which it was found."""
     path = _resolve(Path(path))
-    found, at = find_state_dict(_content(path, allow_classes, trust_pickle), key, path)
+    found, at = find_state_dict(_content(path, trust), key, path)
     return tensors(found), at
 
 
-def read_step(
-    path: str | os.PathLike[str], *, allow_classes: Sequence[str] = (), trust_pickle: bool = False
-) -> int | None:
+def read_step(path: str | os.PathLike[str], trust: Trust | None = None) -> int | None:
     """The training step that a checkpoint notes beside its weights ("step", "global_step" …); None where it does not.
-    Arguments as `read_checkpoint`."""
-    content = _content(_resolve(Path(path)), allow_classes, trust_pickle)
+    Arguments as `load_checkpoint`."""
+    content = _content(_resolve(Path(path)), trust)
     for name in _STEPS if isinstance(content, Mapping) else ():
         value = content.get(name)
         if isinstance(value, Tensor) and value.numel() == 1:
@@ -74,29 +68,23 @@ def read_step(
     return None
 
 
-def read_model(
-    path: str | os.PathLike[str],
-    key: str | None = None,
-    *,
-    allow_classes: Sequence[str] = (),
-    trust_pickle: bool = False,
-) -> nn.Module:
+def read_model(path: str | os.PathLike[str], key: str | None = None, trust: Trust | None = None) -> nn.Module:
     """The model that a checkpoint brings, with its parameters: from a Hugging Face directory, a TorchScript archive, a
     pickled nn.Module whose classes are allowed or, where it is trusted, a torch.export archive or any pickled module.
-    Arguments as `read_checkpoint`."""
-    path = Path(path)
+    Arguments as `load_checkpoint`."""
+    path, trust = Path(path), trust or Trust()
     if path.is_dir() and _described(path):
         _no_key(key, path)
-        return huggingface_model(path, read_checkpoint(path, allow_classes=allow_classes, trust_pickle=trust_pickle))
+        return huggingface_model(path, read_state(path, None, trust)[0])
     path = _resolve(path)
     if path.is_file() and head(path).startswith(b"PK"):
         with Archive(path) as archive:
             if archive.kind in ("torchscript", "export"):
                 _no_key(key, path)
                 load = script_model if archive.kind == "torchscript" else export_model
-                return load(archive, trust=trust_pickle)
-    if (trust_pickle or allow_classes) and path.is_file() and head(path).startswith((b"PK", b"\x80")):
-        found, _ = find_state_dict(_content(path, allow_classes, trust_pickle), key, path)
+                return load(archive, trust=trust.everything)
+    if (trust.everything or trust.classes) and path.is_file() and head(path).startswith((b"PK", b"\x80")):
+        found, _ = find_state_dict(_content(path, trust), key, path)
         if isinstance(found, nn.Module):
             return found
     if path.is_file() and path.suffix != ".json" and not _is_known(head(path), path):
@@ -113,15 +101,13 @@ def _described(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / ".metadata").is_file()
 
 
-def _content(path: Path, allow_classes: Sequence[str], trust_pickle: bool) -> Any:
+def _content(path: Path, trust: Trust | None) -> Any:
     """What a file holds, as it is nested there."""
     if path.is_dir():
         return read_distributed(path)
     first = head(path)
     if path.name.endswith(".json") and first.lstrip().startswith(b"{"):
-        return read_shards(
-            path, lambda shard: tensors(find_state_dict(_content(shard, allow_classes, trust_pickle), None, shard)[0])
-        )
+        return read_shards(path, lambda shard: tensors(find_state_dict(_content(shard, trust), None, shard)[0]))
     if is_safetensors(first, path):
         return read_safetensors(path)
     if first.startswith(b"PK\x03\x04"):
@@ -132,7 +118,7 @@ def _content(path: Path, allow_classes: Sequence[str], trust_pickle: bool) -> An
                 return export_tensors(archive)
     elif not _is_known(first, path):
         raise foreign(path)
-    return read_torch(path, path, allow_classes=allow_classes, trust_pickle=trust_pickle)
+    return read_torch(path, path, trust)
 
 
 def _is_known(first: bytes, path: Path) -> bool:

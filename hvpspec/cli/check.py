@@ -6,11 +6,11 @@ import time
 
 import typer
 
-from hvpspec.cli.prepare import made_by, open_checkpoint, show_head, strictly
-from hvpspec.cli.options import Checkpoint, Debug, Options, Source, expanded
+from hvpspec.atomic_files import prepare_folder, write_json
 from hvpspec.cli.console import announce, out
-from hvpspec.report.documents import prepare_folder, write_json
-from hvpspec.report.preflight_lines import findings_lines, measured_lines
+from hvpspec.cli.options import Checkpoint, Debug, Options, Source, expanded
+from hvpspec.cli.prepare import made_by, open_checkpoint, show_head, strictly
+from hvpspec.report.terminal import findings_lines, measured_lines
 
 CHECK_SCHEMA = "hvpspec/check/1"
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from hvpspec.cli.options import Debug, expanded
+from hvpspec.atomic_files import prepare_folder, write_json, write_whole
 from hvpspec.cli.console import announce, out, say, show_table, terminal_width, warn
-from hvpspec.runs.compare import compared, read_runs
+from hvpspec.cli.options import Debug, expanded
 from hvpspec.plots.comparison import plot_comparison
+from hvpspec.plots.style import to_bytes
+from hvpspec.runs.compare import compared, read_runs
 from hvpspec.runs.compare_table import comparison_notes, comparison_tables
-from hvpspec.report.documents import prepare_folder, write_json, write_whole
-from hvpspec.plots.spectrum import to_bytes
 
 
 @expanded()

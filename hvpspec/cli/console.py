@@ -13,8 +13,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hvpspec.report.numbers import with_error
 from hvpspec.report.table import Table
-from hvpspec.report.notes import with_error
 from hvpspec.results.spectrum import Progress as Step
 
 INTERRUPTED = 130  # the exit status after Ctrl-C

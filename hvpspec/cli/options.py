@@ -12,18 +12,19 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from torch import nn
 
-import hvpspec
-from hvpspec.objective.batches import frozen
-from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
+from hvpspec.checkpoint.formats.torch_pickle import Trust
+from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import speaking, warn
+from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError
-from hvpspec.krylov.basis import check_storage
-from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed, check_tol
 from hvpspec.estimators.spectrum import check_only
-from hvpspec.objective.losses import NAMED_LOSSES
+from hvpspec.krylov.basis import check_storage
 from hvpspec.memory import check_size
+from hvpspec.objective.batches import frozen
+from hvpspec.objective.losses import NAMED_LOSSES
 from hvpspec.oracle import ENGINES
 from hvpspec.preflight import Finding, expected_loss, mended
+from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed, check_tol
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the document as JSON on stdout, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -95,7 +96,6 @@ class Source:
         """
         loss = load_loss(self.loss)
         built = load_model(self.model) if self.model is not None else None
-        import_module(self.data, "--data")  # the file's classes may be known there
         said: list[Finding] = []
 
         def note(warning: CheckpointWarning) -> None:
@@ -106,6 +106,13 @@ class Source:
         model, findings = mended(self.read(checkpoint, built, note))
         data = load_data(self.data)
         return model, frozen(data) if self.freeze_data else data, loss, [*said, *findings]
+
+    @property
+    def trust(self) -> Trust:
+        """What the checkpoint may bring; its classes may be known where the user's functions are."""
+        named = ((self.model, "--model"), (self.data, "--data"), (self.loss if ":" in self.loss else None, "--loss"))
+        modules = dict.fromkeys(import_module(spec, option) for spec, option in named if spec is not None)
+        return Trust(tuple(self.allow_class or ()), self.trust_pickle, tuple(modules))
 
     def read(
         self, checkpoint: Path, model: nn.Module | None, tell: Callable[[CheckpointWarning], None] = warn
@@ -121,12 +128,13 @@ class Source:
         with warnings.catch_warnings():
             warnings.simplefilter("always", CheckpointWarning)
             warnings.showwarning = show
-            return hvpspec.load_checkpoint(
+            return load_checkpoint(
                 checkpoint,
                 model,
                 key=self.key,
                 allow_classes=self.allow_class or (),
                 trust_pickle=self.trust_pickle,
+                main_modules=self.trust.main_modules,
             )
 
 

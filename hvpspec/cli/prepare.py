@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import hvpspec
-from hvpspec.cli.options import Options, Source
 from hvpspec.cli.console import out
+from hvpspec.cli.options import Options, Source
+from hvpspec.cli.provenance import describe
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_groups
 from hvpspec.objective.objective import LossValue
 from hvpspec.preflight import Preflight, examine, inspect_operator
-from hvpspec.cli.provenance import describe
 
 
 @dataclass(frozen=True)

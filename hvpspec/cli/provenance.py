@@ -12,8 +12,8 @@ import torch
 
 import hvpspec
 from hvpspec.checkpoint.formats.files import checkpoint_files, sha256
-from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
 from hvpspec.objective.objective import LossValue
+from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
 from hvpspec.operators.hessian import HessianOperator
 
 

@@ -11,16 +11,17 @@ import typer
 
 import hvpspec
 from hvpspec import demo as demo_files
-from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, show_head, strictly
-from hvpspec.cli.options import Checkpoint, Debug, NoPreflight, Options, Source, expanded
+from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import INTERRUPTED, announce, bars, err, out, progress_bar, say, show_table
-from hvpspec.report.blocks_text import blocks_notes, blocks_table
+from hvpspec.cli.options import Checkpoint, Debug, NoPreflight, Options, Source, expanded
+from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, show_head, strictly
+from hvpspec.report.block_rows import blocks_notes
 from hvpspec.report.condition_rows import condition_notes
-from hvpspec.report.condition_text import condition_tables
+from hvpspec.report.documents import spectrum_document
+from hvpspec.report.notes import shortfalls, spectrum_notes
+from hvpspec.report.numbers import duration
+from hvpspec.report.terminal import at_most, blocks_table, condition_tables, findings_lines, foreseen, spectrum_table
 from hvpspec.report.write_report import write_report
-from hvpspec.report.documents import prepare_folder, spectrum_document
-from hvpspec.report.preflight_lines import at_most, duration, findings_lines, foreseen
-from hvpspec.report.notes import shortfalls, spectrum_notes, spectrum_table
 from hvpspec.results.spectrum import Progress as Step
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted

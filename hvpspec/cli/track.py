@@ -13,22 +13,22 @@ import typer
 from torch import nn
 
 import hvpspec
+from hvpspec.atomic_files import prepare_folder
 from hvpspec.checkpoint.formats.files import sha256
-from hvpspec.runs.checkpoint_order import find_checkpoints, natural, step_in
-from hvpspec.cli.prepare import made_by, refuse, strictly
-from hvpspec.cli.options import Debug, NoPreflight, Options, Source, expanded
 from hvpspec.cli.console import INTERRUPTED, announce, bars, err, out, progress_bar
-from hvpspec.runs.series_store import ELSEWHERE, Series
+from hvpspec.cli.options import Debug, NoPreflight, Options, Source, expanded
+from hvpspec.cli.prepare import made_by, refuse, strictly
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import check_only
 from hvpspec.estimators.track import FIGURES, check_series
 from hvpspec.estimators.track import track as tracked
 from hvpspec.objective.objective import LossValue
 from hvpspec.preflight import examine, expected_loss, inspect_operator, steady
-from hvpspec.report.documents import prepare_folder
-from hvpspec.report.preflight_lines import duration, findings_lines
+from hvpspec.report.numbers import duration, with_error
+from hvpspec.report.terminal import findings_lines
+from hvpspec.runs.checkpoint_order import find_checkpoints, natural, step_in
 from hvpspec.runs.series_rows import row as row_of
-from hvpspec.report.notes import with_error
+from hvpspec.runs.series_store import ELSEWHERE, Series
 
 
 @expanded(k=5, rtol=0.05, only=list(FIGURES))
@@ -140,7 +140,7 @@ def _follow(
             assert one.spectrum.eigenpairs is not None
             assert one.spectrum.eigenpairs.vectors is not None
             entry = row_of(
-                one, checkpoint=str(checkpoint), step=step_in(checkpoint, source), loss=H.loss().value, lr=lr,
+                one, checkpoint=str(checkpoint), step=step_in(checkpoint, source.trust), loss=H.loss().value, lr=lr,
                 sha256=sha256(checkpoint), first=series.first_eigenvalue_hvps if warm else None,
             )  # fmt: skip
             series.runs = [*runs, described()]

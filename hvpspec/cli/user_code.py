@@ -60,22 +60,11 @@ def load_object(spec: str, option: str) -> Any:
 
 
 def import_module(spec: str, option: str) -> ModuleType:
-    """The module in which `spec` names something, and which `user_modules` has from then on."""
+    """The module in which `spec` names something."""
     place, separator, name = spec.rpartition(":")
     if not separator or not place or not name:
         raise InputError(f"{option} {spec}: write it as file.py:function or package.module:function.")
-    module = _import(place, option)
-    if module not in _modules:
-        _modules.append(module)
-    return module
-
-
-_modules: list[ModuleType] = []
-
-
-def user_modules() -> tuple[ModuleType, ...]:
-    """The modules that the user named so far, in that order."""
-    return tuple(_modules)
+    return _import(place, option)
 
 
 def _call(spec: str, option: str) -> Any:

@@ -25,17 +25,17 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hvpspec.krylov.basis import Storage
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
-from hvpspec.krylov.blocks import Group
 from hvpspec.bounds.probe_intervals import Remainder
 from hvpspec.estimators.shared_pass import Figure, OnePass
-from hvpspec.validation import Tolerance
-from hvpspec.krylov.probes import Grams
+from hvpspec.krylov.basis import Storage
+from hvpspec.krylov.blocks import Group
 from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.probes import Grams
 from hvpspec.krylov.vectors import inner, rademacher
-from hvpspec.results.spectrum import Bracket, Estimate
-from hvpspec.results.condition import Block
+from hvpspec.results.blocks import Block
+from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.validation import Tolerance
 
 _ENDING = 0.01  # the bracket of a block's λ_max may be so wide, relative to it
 _STEPS = 100  # the most products for one λ_max

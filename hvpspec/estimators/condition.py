@@ -6,14 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.errors import InputError
-from hvpspec.krylov.basis import check_storage
 from hvpspec.estimators.condition_figures import read_condition
-from hvpspec.estimators.density import quadrature_error, read_density
 from hvpspec.estimators.eigsh import Wanted
-from hvpspec.krylov.lanczos import Krylov
-from hvpspec.bounds.copies import Sums
+from hvpspec.estimators.refine import refined
 from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.estimators.spectrum import Pass
+from hvpspec.krylov.basis import check_storage
+from hvpspec.krylov.lanczos import Krylov
+from hvpspec.results.condition import Condition
+from hvpspec.results.density import Density
+from hvpspec.results.spectrum import FIGURES, Progress
 from hvpspec.validation import (
     Tolerance,
     check_budget,
@@ -22,10 +26,6 @@ from hvpspec.validation import (
     check_rank_threshold,
     check_seed,
 )
-from hvpspec.estimators.refine import refined
-from hvpspec.estimators.spectrum import Pass
-from hvpspec.results.spectrum import FIGURES, Density, Progress
-from hvpspec.results.condition import Condition
 
 
 def condition(
@@ -126,7 +126,7 @@ def _shared_density(run: Pass, others: list[Krylov]) -> Density:
     spaces = [run.one.krylov, *others]
     longest = max(len(krylov.of_start.T) for krylov in spaces)
     used = [krylov for krylov in spaces if 2 * len(krylov.of_start.T) >= longest]
-    return read_density(used, confidence, run.one.hvps, Sums.of(run.one, confidence))
+    return read_density(used, confidence, run.one.hvps, run.one.sums(confidence))
 
 
 def _reached(known: Condition, sums_rtol: float | None, counts_rtol: float | None) -> bool:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
-from hvpspec.krylov.lanczos import Krylov
-from hvpspec.bounds.copies import Sums
-from hvpspec.estimators.shared_pass import OnePass
-from hvpspec.validation import Tolerance
 from hvpspec.bounds.spectral_sums import Function, spectral_sum
-from hvpspec.results.spectrum import Bracket, Density, Eigenpairs, Estimate
-from hvpspec.results.condition import Bound, Condition, Definite
+from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.krylov.lanczos import Krylov
+from hvpspec.results.condition import Condition, Definite
+from hvpspec.results.density import Density
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Bound, Bracket, Estimate
+from hvpspec.validation import Tolerance
 
 ACCURACY = 1e-6  # what the iterations of the solvers are counted to
 
@@ -221,7 +222,7 @@ def _sums(
         needed = f"; a damping above {max(-low, 0.0):.3g} makes it so" if math.isfinite(low) else ""
         reasons |= dict.fromkeys(names, f"needs H + damping · I positive definite{needed}")
         return {}
-    known = Sums.of(one, each)
+    known = one.sums(each)
 
     def total(f: Function) -> Estimate:
         value, error = spectral_sum(spaces, f, low, each, known)

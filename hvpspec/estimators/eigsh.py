@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError
-from hvpspec.krylov.basis import check_storage
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, isolated_errors
-from hvpspec.krylov.lanczos import Krylov, Ritz
+from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import OnePass
-from hvpspec.validation import check_budget, check_confidence, check_count, check_seed, check_tol
+from hvpspec.krylov.basis import check_storage
+from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import column_inner
-from hvpspec.results.spectrum import Eigenpairs
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.validation import check_budget, check_confidence, check_count, check_seed, check_tol
 
 _DEFAULT_BUDGET = 1000
 _RESOLVED, _MISSED = 0.02, 0.05  # how near to found eigenvalues a warm start may miss one, and how often one farther

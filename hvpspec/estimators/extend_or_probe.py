@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hvpspec.estimators.shared_pass import PILOTS, Figure, OnePass
+from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance
-from hvpspec.results.spectrum import Estimate
 
 _WINDOW = 6  # steps over which the gain of a step is measured
 _BLOCK = 8  # probes multiplied together

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from hvpspec.estimators.condition_figures import descent_iterations
-from hvpspec.krylov.inverse_iteration import nearest
 from hvpspec.estimators.shared_pass import OnePass
-from hvpspec.results.spectrum import Bracket, Eigenpairs
-from hvpspec.results.condition import Bound, Condition
+from hvpspec.krylov.inverse_iteration import nearest
+from hvpspec.results.condition import Condition
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Bound, Bracket
 
 _DRAWS = 1000  # Gaussians of a seed that are left to other spaces
 

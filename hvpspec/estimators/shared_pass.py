@@ -18,16 +18,17 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from hvpspec.errors import InputError
-from hvpspec.krylov.basis import Storage
+from hvpspec.bounds.copies import Sums
 from hvpspec.bounds.data_error import BatchSpread
 from hvpspec.bounds.probe_intervals import Remainder
+from hvpspec.errors import InputError
+from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.lanczos import add_random, extend, restart, start
-from hvpspec.validation import Tolerance
-from hvpspec.krylov.probes import Pool
 from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.probes import Pool
 from hvpspec.krylov.vectors import lean
-from hvpspec.results.spectrum import Estimate
+from hvpspec.results.estimate import Estimate
+from hvpspec.validation import Tolerance
 
 Figure = Literal["trace", "frobenius_norm"]
 
@@ -150,6 +151,16 @@ class OnePass:
 
     def remainder(self) -> Remainder:
         return Remainder(tuple(self.pool.grams()), self.dimension)
+
+    def sums(self, confidence: float) -> Sums | None:
+        """tr H and tr H² as the basis and the probes have them, with their intervals; None where they do not."""
+        tolerance = Tolerance(1.0, 0.0, confidence)
+        trace, norm = self.estimate("trace", tolerance), self.estimate("frobenius_norm", tolerance)
+        if not math.isfinite(trace.error) or not math.isfinite(norm.error):
+            return None
+        grams = max(self.pool.grams(), key=lambda block: block.count, default=None)
+        squares_error = norm.error * (2 * norm.value + norm.error)
+        return Sums(trace.value, trace.error, norm.value**2, squares_error, self.pool.count, grams)
 
     def estimate(self, figure: Figure, tolerance: Tolerance) -> Estimate:
         """The figure as it is known now."""

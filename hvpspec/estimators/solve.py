@@ -11,15 +11,16 @@ import torch
 from scipy.sparse.linalg import LinearOperator, cg, minres
 from torch import Tensor
 
-from hvpspec.errors import InputError
-from hvpspec.krylov.basis import check_storage
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
-from hvpspec.krylov.inverse_iteration import Counted, Spent
+from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import OnePass
-from hvpspec.validation import check_budget, check_damping
+from hvpspec.krylov.basis import check_storage
+from hvpspec.krylov.inverse_iteration import Counted, Spent
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric
-from hvpspec.results.spectrum import Eigenpairs, Spectrum
-from hvpspec.results.condition import Solution
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.solution import Solution
+from hvpspec.results.spectrum import Spectrum
+from hvpspec.validation import check_budget, check_damping
 
 _METHODS = ("auto", "cg", "minres")
 _DEFAULT_BUDGET = 1000

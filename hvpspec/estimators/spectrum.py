@@ -14,23 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.errors import InputError
-from hvpspec.estimators.extend_or_probe import choose, ends
-from hvpspec.krylov.basis import Storage, check_storage
 from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
 from hvpspec.estimators.condition_figures import read_condition
-from hvpspec.estimators.density import quadrature_error, read_density
 from hvpspec.estimators.eigsh import Wanted, converged, current, finish, worth_checking
+from hvpspec.estimators.extend_or_probe import choose, ends
+from hvpspec.estimators.refine import refined
+from hvpspec.estimators.shared_pass import PILOTS, Figure, OnePass
+from hvpspec.krylov.basis import Storage, check_storage
 from hvpspec.krylov.blocks import Group, find_groups
 from hvpspec.krylov.lanczos import favour
-from hvpspec.bounds.copies import Sums
-from hvpspec.estimators.shared_pass import PILOTS, Figure, OnePass
-from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed
-from hvpspec.estimators.refine import refined
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import column_inner
-from hvpspec.results.spectrum import FIGURES, Bracket, Progress, Spectrum
-from hvpspec.results.condition import Blocks, Condition
+from hvpspec.results.blocks import Blocks
+from hvpspec.results.condition import Condition
+from hvpspec.results.estimate import Bracket
+from hvpspec.results.spectrum import FIGURES, Progress, Spectrum
+from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed
 
 _RESERVE = 2 * PILOTS  # products of a budget that are kept for probes
 _LARGEST = 15  # products that the largest eigenvalue of a block is foreseen to take
@@ -265,7 +266,7 @@ class Pass:
             return
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
         while True:
-            sums = Sums.of(one, self.tolerance.confidence) if self.sampled else None
+            sums = one.sums(self.tolerance.confidence) if self.sampled else None
             density = read_density([one.krylov], self.tolerance.confidence, one.hvps, sums)
             width = density.support[1] - density.support[0]
             fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or one.dimension == 0

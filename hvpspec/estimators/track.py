@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import check_only, spectrum
-from hvpspec.results.spectrum import Progress, Spectrum
+from hvpspec.results.spectrum import Progress
+from hvpspec.results.tracked import Tracked
 
 FIGURES = ("eigenvalues", "trace", "frobenius_norm")
-
-
-@dataclass(frozen=True, eq=False)
-class Tracked:
-    """One of a series. overlap: with the top subspace before, see `overlap`; None for the first.
-
-    eigenvalue_hvps: products until the eigenpairs were there, which is what a warm start can save of. cold_hvps: what
-    all figures take from a start without the eigenvectors before, where that was measured.
-    """
-
-    spectrum: Spectrum
-    overlap: float | None
-    cold_hvps: int | None
-    eigenvalue_hvps: int = 0
 
 
 def check_series(only: Iterable[str] | None) -> None:

@@ -7,15 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.operators.hessian import HessianOperator
-from hvpspec.objective.parameters import ParameterSpace
+
+
+class NamedParameters(Protocol):
+    """Names of parameters, and where each lies in a vector."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def slice(self, name: str) -> slice: ...
 
 
 @dataclass(frozen=True)
@@ -61,17 +68,18 @@ def find_groups(A: Any, blocks: Any) -> tuple[Group, ...]:
         n = int(A.shape[0])
         groups = tuple(_by_position(str(name), positions, n) for name, positions in blocks.items())
     else:
-        if not isinstance(A, HessianOperator):
+        parameters = getattr(A, "parameters", None)
+        if parameters is None:
             raise InputError(
                 "the operator has no parameter names for globs to match; give blocks as {name: slice or positions}."
             )
-        groups = _by_globs(A.parameters, [blocks] if isinstance(blocks, str) else blocks)
+        groups = _by_globs(parameters, [blocks] if isinstance(blocks, str) else blocks)
     if not groups:
         raise InputError("blocks is empty; leave it out, or name groups of parameters.")
     return groups
 
 
-def _by_globs(space: ParameterSpace, globs: Any) -> tuple[Group, ...]:
+def _by_globs(space: NamedParameters, globs: Any) -> tuple[Group, ...]:
     globs = list(globs) if isinstance(globs, Iterable) else globs
     if not isinstance(globs, list) or not all(isinstance(glob, str) for glob in globs):
         raise InputError(f"blocks must be globs over parameter names, or {{name: positions}}; got {globs!r}.")
@@ -92,7 +100,7 @@ def _by_globs(space: ParameterSpace, globs: Any) -> tuple[Group, ...]:
     return tuple(_by_name(group, names, space) for group, names in members.items())
 
 
-def _by_name(group: str, names: Sequence[str], space: ParameterSpace) -> Group:
+def _by_name(group: str, names: Sequence[str], space: NamedParameters) -> Group:
     joined: list[slice] = []
     for rows in sorted((space.slice(name) for name in names), key=lambda rows: rows.start):
         if joined and joined[-1].stop == rows.start:

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator, minres
 
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.vectors import gaussian
-from hvpspec.results.spectrum import Eigenpairs
+from hvpspec.results.eigenpairs import Eigenpairs
 
 _INNER = 0.05  # of the last round's residual: how small that of a solution of unit length shall be
 _ROUNDS = 50

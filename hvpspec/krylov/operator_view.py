@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,19 +13,38 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.operators.hessian import HessianOperator
-from hvpspec.objective.parameters import all_finite
+from hvpspec.validation import all_finite
 
 _ASYMMETRY_LIMIT = 1e-2  # relative to the operator's norm
-_GROUPS = 8  # of batches: enough for a standard error, few enough to cost next to nothing
+_FOLDS = 8  # of the batches: enough for a standard error, few enough to cost next to nothing
 
 
 class _Multiply(Protocol):
     def __call__(self, block: Tensor, /) -> Tensor: ...
 
 
-class _ByGroups(Protocol):
-    def __call__(self, block: Tensor, groups: int, receive: Callable[[int, float, Tensor], None], /) -> Tensor: ...
+class _ByFolds(Protocol):
+    def __call__(self, block: Tensor, folds: int, receive: Callable[[int, float, Tensor], None], /) -> Tensor: ...
+
+
+@runtime_checkable
+class DataOperator(Protocol):
+    """What the estimators use of an operator that is a mean over batches of data, beyond what SciPy's have.
+
+    Such an operator also has `torch_dtype`, `device` and `noise`, the relative error of its products beyond rounding.
+    """
+
+    def matmat(self, X: Any) -> Any:
+        """The product with a tensor of shape (n, b)."""
+
+    def batch_count(self) -> int:
+        """How many batches the mean is over."""
+
+    def multiply_by_folds(self, block: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
+        """The product; `receive` is given number, weight and own product of each fold of the batches."""
+
+    def expect(self, products: int) -> None:
+        """Told how many products are about to be asked for."""
 
 
 @dataclass
@@ -37,8 +56,8 @@ class Symmetric:
     device: torch.device
     multiply: _Multiply
     hvps: int = field(default=0)
-    groups: int = 0  # of batches, as a HessianOperator has; their products can be told apart
-    multiply_by_groups: _ByGroups | None = None
+    folds: int = 0  # of the batches, as a DataOperator has; their products can be told apart
+    multiply_by_folds: _ByFolds | None = None
     noise: Callable[[], float] = lambda: 0.0  # relative error that products have shown so far, beyond rounding
     expect: Callable[[int], None] = lambda products: None  # told how many products are about to be asked for
 
@@ -53,10 +72,10 @@ class Symmetric:
     def __matmul__(self, block: Tensor) -> Tensor:
         return self._checked(block, self.multiply(block))
 
-    def by_groups(self, block: Tensor, receive: Callable[[int, float, Tensor], None]) -> Tensor:
-        """The product, and for each group of batches its number, weight and own product, given to `receive`."""
-        assert self.multiply_by_groups is not None
-        return self._checked(block, self.multiply_by_groups(block, self.groups, receive))
+    def by_folds(self, block: Tensor, receive: Callable[[int, float, Tensor], None]) -> Tensor:
+        """The product, and for each fold of the batches its number, weight and own product, given to `receive`."""
+        assert self.multiply_by_folds is not None
+        return self._checked(block, self.multiply_by_folds(block, self.folds, receive))
 
     def _checked(self, block: Tensor, product: Tensor) -> Tensor:
         self.hvps += block.shape[1]
@@ -74,10 +93,8 @@ def as_symmetric(A: Any) -> Symmetric:
     """
     if isinstance(A, Symmetric):
         return A
-    if isinstance(A, HessianOperator):
-        groups = min(A.objective.batch_count(), _GROUPS)
-        by_groups = A.multiply_by_groups if groups > 1 else None
-        return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, groups, by_groups, lambda: A.noise, A.expect)
+    if isinstance(A, DataOperator):
+        return _from_data_operator(A)
     if isinstance(A, Tensor):
         return _from_tensor(A)
     if isinstance(A, LinearOperator):
@@ -110,6 +127,12 @@ def refuse_asymmetric(defect: float, scale: float) -> None:
             f"{defect / scale:.1%} of its norm (randomness in the model, the loss or the data, or an operation whose "
             "second derivative torch gets wrong?)."
         )
+
+
+def _from_data_operator(A: Any) -> Symmetric:
+    folds = min(A.batch_count(), _FOLDS)
+    by_folds = A.multiply_by_folds if folds > 1 else None
+    return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, folds, by_folds, lambda: A.noise, A.expect)
 
 
 def _from_tensor(matrix: Tensor) -> Symmetric:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvpspec.objective.batches import check_data, move, sample_count
 from hvpspec.errors import InputError
-from hvpspec.objective.torch_kernels import recomputing_with, twice_differentiable
+from hvpspec.objective.batches import check_data, move, sample_count
 from hvpspec.objective.losses import LossFunction, loss_name, resolve_loss
 from hvpspec.objective.parameters import ParameterSpace, choose_parameters
+from hvpspec.objective.torch_kernels import recomputing_with, twice_differentiable
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,6 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 
 
-def all_finite(vectors: Tensor) -> bool:
-    """Whether no entry is NaN or Inf; a single sum says so where there is none."""
-    return bool(torch.isfinite(vectors.sum())) or bool(torch.isfinite(vectors).all())
-
-
 @dataclass(frozen=True)
 class ParameterSpace:
     """An ordered choice of named parameters, laid end to end in one vector of length `n`.

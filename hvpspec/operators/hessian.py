@@ -11,11 +11,11 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.losses import LossFunction
 from hvpspec.memory import check_size
+from hvpspec.objective.losses import LossFunction
 from hvpspec.objective.objective import LossValue, Objective
-from hvpspec.oracle import Chooser
 from hvpspec.objective.parameters import ParameterSpace
+from hvpspec.oracle import Chooser
 
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
@@ -161,28 +161,32 @@ class HessianOperator(LinearOperator):
         self.hvps += block.shape[1]
         return product
 
-    def multiply_by_groups(self, block: Tensor, groups: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
+    def batch_count(self) -> int:
+        """How many batches the data have."""
+        return self.objective.batch_count()
+
+    def multiply_by_folds(self, block: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
         """H @ block, told apart by batches; no further cost.
 
-        The batches, in order, form that many groups. `receive(group, weight, product)` is called once for each with
+        The batches, in order, form that many folds. `receive(fold, weight, product)` is called once for each with
         its total weight and the product of its own Hessian (the weighted mean over its batches) with the block.
         """
-        count = self.objective.batch_count()
-        group, weight = 0, 0.0
+        count = self.batch_count()
+        fold, weight = 0, 0.0
         total = torch.zeros_like(block)
 
         def close() -> None:
             nonlocal weight
             if weight > 0:
-                receive(group, weight, total / weight)
+                receive(fold, weight, total / weight)
             total.zero_()
             weight = 0.0
 
         def on_batch(index: int, batch_weight: float, product: Tensor | None) -> None:
-            nonlocal group, weight
-            if (of := min(index * groups // count, groups - 1)) != group:
+            nonlocal fold, weight
+            if (of := min(index * folds // count, folds - 1)) != fold:
                 close()
-                group = of
+                fold = of
             weight += batch_weight
             if product is not None:
                 total.add_(product, alpha=batch_weight)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.objective.objective import Objective
-from hvpspec.objective.parameters import all_finite
+from hvpspec.validation import all_finite
 
 OnBatch = Callable[[int, float, Tensor | None], None]
 

@@ -16,8 +16,9 @@ from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.oracle.finite_difference import FiniteDifference
-from hvpspec.oracle.linearized import SHARE, Linearized, NotTraceable, agrees
-from hvpspec.objective.parameters import all_finite
+from hvpspec.oracle.linearized import SHARE, Linearized, agrees
+from hvpspec.oracle.tracing import NotTraceable
+from hvpspec.validation import all_finite
 
 ENGINES = ("auto", "autograd", "linearized", "compiled", "cudagraph", "finite-difference")
 _LOG = logging.getLogger("hvpspec")

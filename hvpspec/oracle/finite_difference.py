@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.objective.objective import Objective, Snapshot
+from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
-from hvpspec.objective.parameters import all_finite
+from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 
 _STEPS = (10.0, 1.0, 0.1)  # in units of u^(1/5) |p|

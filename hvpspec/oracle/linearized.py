@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpspec.objective.batches import move
 from hvpspec.errors import InputError
-from hvpspec.objective.torch_kernels import exact_arithmetic
 from hvpspec.memory import free_memory, readable
+from hvpspec.objective.batches import move
 from hvpspec.objective.objective import Objective, Snapshot, check_loss
+from hvpspec.objective.torch_kernels import exact_arithmetic
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.oracle.tracing import NotTraceable, Trace, shape_of, trace

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvpspec.results.spectrum import Density
+from hvpspec.results.density import Density
 
 
 @dataclass(frozen=True, eq=False)

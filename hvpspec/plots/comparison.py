@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvpspec.runs.compare import Comparison
-from hvpspec.plots.spectrum import STYLE, bars, signed_ticks
+from hvpspec.plots.style import STYLE, bars, signed_ticks
+from hvpspec.results.comparison import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

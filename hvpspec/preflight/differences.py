@@ -12,8 +12,8 @@ from hvpspec.objective.objective import Objective
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.oracle import autograd
 from hvpspec.oracle.finite_difference import FiniteDifference, Validation
-from hvpspec.results.preflight import Finding, Preflight, agree
 from hvpspec.preflight.locate import once_differentiable
+from hvpspec.results.preflight import Finding, Preflight, agree
 
 _WRONG = 0.05  # further off than this from differences ten times as good: no kink explains it
 _TRIES = 16  # parameters that an offer is validated on, at most

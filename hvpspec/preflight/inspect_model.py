@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.torch_kernels import tf32_is_on
 from hvpspec.objective.objective import unwrapped
+from hvpspec.objective.torch_kernels import tf32_is_on
 from hvpspec.results.preflight import Finding
 from hvpspec.wording import dtype_name, listed
 

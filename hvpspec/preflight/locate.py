@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvpspec.objective.batches import tensors
 from hvpspec.errors import InputError
+from hvpspec.objective.batches import tensors
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle.autograd import first_line
 

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.preflight.foresee import Moments, read_moments
-from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.memory import peak_memory, resident
 from hvpspec.objective.objective import LossValue, Objective
+from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight.differences import compared, first_batch, refused_asymmetric, refused_once
-from hvpspec.results.preflight import Finding, Preflight
+from hvpspec.preflight.forecast import Moments, outlook, read_moments, sampled
 from hvpspec.preflight.inspect_model import LISTED, used
-from hvpspec.preflight.forecast import outlook, sampled
+from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import listed
 
 _STEADY = {torch.float32: 1e-5, torch.float64: 1e-10}  # of a loss, relative: sums in another order differ by less

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from hvpspec.report.notes import rounded, with_error
-from hvpspec.results.spectrum import Bracket, Estimate
-from hvpspec.results.condition import Block, Blocks
+from hvpspec.report.numbers import rounded, with_error
+from hvpspec.results.blocks import Block, Blocks
+from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.wording import counted
 
 HEADINGS = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}
@@ -73,3 +73,11 @@ def block_shortfalls(found: Blocks, *, rtol: float, narrowed: bool, largest: boo
 def _figures(block: Block) -> list[Estimate | Bracket]:
     found = (block.trace, block.frobenius_norm, block.largest)
     return [figure for figure in found if figure is not None]
+
+
+def blocks_notes(found: Blocks) -> list[str]:
+    """What the mark means, and what λ_max has cost."""
+    notes = [MARK_NOTE] if marked(found) else []
+    if found.largest_hvps:
+        notes.append(f"{found.largest_hvps:,} of the HVPs are for these λ_max alone")
+    return notes

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from hvpspec.report.notes import rounded, with_error
-from hvpspec.results.spectrum import Bracket, Estimate
+from hvpspec.report.numbers import between, count_range, down, rounded, up, with_error
 from hvpspec.results.condition import Condition
+from hvpspec.results.estimate import Bracket, Estimate
 
 
 @dataclass(frozen=True)
@@ -117,21 +116,6 @@ def _shown(value: float, error: float) -> tuple[str, str]:
     return with_error(value, error)
 
 
-def count_range(count: Estimate, least: int = 0, most: int | None = None) -> str:
-    """A count by its bounds, which are whole numbers; those that hold for certain beside those of the estimate."""
-    if not math.isfinite(count.value):
-        return "unknown"
-    high = math.inf if most is None else float(most)
-    lower, upper = count.interval
-    if math.isfinite(lower):
-        least = max(math.ceil(lower - 1e-6), least, 0)
-    if math.isfinite(upper):
-        high = min(math.floor(upper + 1e-6), high)
-    if math.isinf(high):
-        return f"≥ {least:,}"
-    return f"{least:,}" if least >= high else f"{least:,} … {high:,.0f}"
-
-
 def _definite(found: Condition) -> str:
     bounded = f"upper end at {100 * found.confidence:g} %"
     return {
@@ -172,16 +156,6 @@ def _digits_lost(found: Condition) -> str:
     return f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} … {high:.1f}"
 
 
-def between(bracket: Bracket, digits: int = 4) -> str:
-    """Both ends, or the one that is known; one number where they agree to that many digits."""
-    low, high = rounded(bracket.lower, digits), rounded(bracket.upper, digits)
-    if math.isinf(bracket.upper):
-        return f"≥ {low}" if math.isfinite(bracket.lower) else "unknown"
-    if math.isinf(bracket.lower):
-        return f"≤ {high}"
-    return low if low == high else f"{low} … {high}"
-
-
 def _iterations(bracket: Bracket) -> str:
     low, high = _count(bracket.lower), _count(bracket.upper)
     return f"≥ {low}" if math.isinf(bracket.upper) else low if low == high else f"{low} … {high}"
@@ -189,21 +163,3 @@ def _iterations(bracket: Bracket) -> str:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if value < 1e7 else f"{value:.3g}"
-
-
-def up(value: float, digits: int = 4) -> str:
-    """Rounded upwards to so many digits, trailing zeros dropped."""
-    return _rounded(value, math.ceil, digits)
-
-
-def down(value: float, digits: int = 4) -> str:
-    return _rounded(value, math.floor, digits)
-
-
-def _rounded(value: float, towards: Callable[[float], int], digits: int) -> str:
-    if value <= 0 or not math.isfinite(value):
-        return f"{value:g}"
-    step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    many = value / step
-    whole = round(many) if math.isclose(many, round(many), rel_tol=1e-12) else towards(many)
-    return rounded(whole * step, digits)

@@ -11,16 +11,18 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hvpspec.results.preflight import Preflight
-from hvpspec.report.block_rows import HEADINGS, columns_of, shown
-from hvpspec.report.blocks_text import blocks_notes
+from hvpspec.plots.spectrum import panels
+from hvpspec.plots.style import Panel, inline_svgs
+from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, ends
+from hvpspec.report.notes import shortfalls, spectrum_notes
+from hvpspec.report.numbers import certainty, rounded, with_error
 from hvpspec.report.sentences import sentences
-from hvpspec.plots.spectrum import Panel, inline_svgs, panels
-from hvpspec.report.preflight_lines import measured_lines
-from hvpspec.report.notes import certainty, rounded, shortfalls, spectrum_notes, with_error
+from hvpspec.report.terminal import measured_lines
+from hvpspec.results.blocks import Blocks
+from hvpspec.results.condition import Condition
+from hvpspec.results.preflight import Preflight
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.results.condition import Blocks, Condition
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -35,7 +37,7 @@ def report_html(document: dict[str, Any]) -> str:
 
     spectrum = Spectrum.from_dict(document)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(Path(__file__).parent / "assets"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     provenance = document.get("provenance") or {}

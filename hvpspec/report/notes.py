@@ -4,43 +4,13 @@ from __future__ import annotations
 
 import math
 
-from hvpspec.report.table import Table
-from hvpspec.results.spectrum import Bracket, Density, Eigenpairs, Estimate, Spectrum
+from hvpspec.report.numbers import QUANTITY_NAMES, rounded
 from hvpspec.results.condition import Condition
+from hvpspec.results.density import Density
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted
-
-_NAMES = {"trace": "trace", "frobenius_norm": "Frobenius norm"}
-
-
-def spectrum_table(spectrum: Spectrum) -> Table:
-    """The figures asked for, each with its error bar; a column for the data's part in it where that is known."""
-    figures = [spectrum.eigenpairs, spectrum.trace, spectrum.frobenius_norm]
-    with_data = any(figure is not None and figure.data_error is not None for figure in figures)
-    data_column = ["± data"] if with_data else []
-    table = Table(("figure", "value", "± error", *data_column, "note"), notes=True)
-
-    def row(name: str, value: str, error: str, data: float | None, note: str) -> None:
-        shown = "" if data is None or not math.isfinite(data) else rounded(data, 2)
-        table.add(name, value, error, *([shown] if with_data else []), note)
-
-    if "eigenvalues" in spectrum.asked:
-        pairs = spectrum.eigenpairs
-        if pairs is None:
-            row("eigenvalues", "–", "", None, "not reached")
-        else:
-            spread = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
-            rows = zip(pairs.values.tolist(), pairs.error.tolist(), spread, strict=True)
-            for number, (value, error, data) in enumerate(rows, start=1):
-                row(f"λ{number}", *with_error(value, error), data, "")
-    for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
-        if name not in spectrum.asked:
-            continue
-        if estimate is None:
-            row(_NAMES[name], "–", "", None, "not reached")
-        else:
-            shown = with_error(estimate.value, estimate.error)
-            row(_NAMES[name], *shown, estimate.data_error, certainty(estimate))
-    return table
 
 
 def spectrum_notes(spectrum: Spectrum) -> list[str]:
@@ -74,13 +44,15 @@ def shortfalls(spectrum: Spectrum, *, rtol: float, tol: float) -> list[str]:
     asked = {name: estimate for name, estimate in figures.items() if name in spectrum.asked}
     for name, estimate in asked.items():
         if estimate is None:
-            notes.append(f"The {_NAMES[name]} was not reached.")
+            notes.append(f"The {QUANTITY_NAMES[name]} was not reached.")
         elif not estimate.converged:
             scale, unit = abs(estimate.value), ""
             if estimate.relative_to == "frobenius_norm" and spectrum.frobenius_norm is not None:
                 scale, unit = spectrum.frobenius_norm.value, " of the norm"
             relative = estimate.error / scale if scale else math.inf
-            notes.append(f"The {_NAMES[name]} is known to ±{relative:.2%}{unit}, not to the ±{rtol:.2%} asked for.")
+            notes.append(
+                f"The {QUANTITY_NAMES[name]} is known to ±{relative:.2%}{unit}, not to the ±{rtol:.2%} asked for."
+            )
     density = spectrum.density
     if "density" in spectrum.asked and (density is None or not density.converged):
         notes.append("The density is coarser than asked for." if density else "The density was not reached.")
@@ -100,31 +72,6 @@ def _refinement(condition: Condition | None) -> list[str]:
     if condition is not None and "refined" in condition.reasons:
         return [f"The eigenvalue nearest to zero was not reached. {remedy.replace('narrow', 'find')}"]
     return []
-
-
-def rounded(value: float, digits: int) -> str:
-    """To so many digits, written out: 120, not 1.2e+02."""
-    return f"{float(f'{value:.{digits}g}'):g}"
-
-
-def with_error(value: float, error: float) -> tuple[str, str]:
-    """The value to the digits that its error leaves, and the error to two: ("12.3457", "0.00051")."""
-    if not math.isfinite(error):
-        return rounded(value, 3), "unknown"
-    if error <= 0 or value == 0:
-        return f"{value:.8g}", rounded(error, 2)
-    digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(error)) + 2
-    text = f"{value:#.{min(max(digits, 1), 9)}g}"
-    if "e" in text and 1 <= abs(value) < 1e7:  # more whole digits than the error leaves
-        text = f"{float(text):.0f}"
-    return text.replace(".e", "e").rstrip("."), rounded(error, 2)
-
-
-def certainty(estimate: Estimate) -> str:
-    if estimate.method == "exact":
-        return "exact, up to rounding"
-    note = f"{100 * estimate.confidence:g} %"
-    return note if estimate.converged else f"{note}, tolerance not reached"
 
 
 def _outward(bracket: Bracket, side: int) -> str:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hvpspec.report.condition_rows import down, shifted_name
-from hvpspec.report.notes import rounded, shortfalls, with_error
+from hvpspec.report.condition_rows import shifted_name
+from hvpspec.report.notes import shortfalls
+from hvpspec.report.numbers import down, plus_minus, rounded, with_error
 from hvpspec.results.spectrum import Spectrum
 
 
@@ -132,15 +133,6 @@ def _trust(spectrum: Spectrum) -> list[str]:
         f"Not every figure reached its tolerance within {spectrum.hvps:,} Hessian-vector products; the errors say how "
         "far each is known, and the notes below the figures what would help."
     ]
-
-
-def plus_minus(value: float, error: float) -> str:
-    if not math.isfinite(value):
-        return "unknown"
-    if value and abs(value) < error < math.inf:
-        return f"{rounded(value, 2)} ± {rounded(error, 2)}"
-    shown, margin = with_error(value, error)
-    return f"{shown} ± {margin}" if margin != "unknown" else f"{shown}, error unknown"
 
 
 def _chance(confidence: float, method: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hvpspec.atomic_files import write_json, write_whole
+from hvpspec.plots.spectrum import panels
+from hvpspec.plots.style import drawn, to_bytes
 from hvpspec.report.html import report_html
-from hvpspec.report.documents import write_json, write_whole
-from hvpspec.plots.spectrum import drawn, panels, to_bytes
 from hvpspec.results.spectrum import Spectrum
 
 PICTURES = ("spectrum.svg", "spectrum.png")

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hvpspec.results.spectrum import Bracket, Eigenpairs, Estimate
-from hvpspec.results.estimate import finite
+from hvpspec.results.blocks import _plain
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Bound, Bracket, Estimate
 
 Definite = Literal["positive", "negative", "indefinite", "unknown"]
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A number that the true figure is not below (kind "lower") or not above ("upper").
-
-    confidence: the probability that it holds; 1 where nothing was left to chance. kind "rule": a rule of thumb, which
-    gives the order of magnitude and bounds nothing (confidence 0).
-    """
-
-    value: float
-    kind: Literal["lower", "upper", "rule"]
-    confidence: float = 1.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"value": finite(self.value), "kind": self.kind, "confidence": self.confidence}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Bound:
-        value = math.inf if data["value"] is None else data["value"]
-        return cls(value, data["kind"], data["confidence"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,77 +103,3 @@ _ESTIMATES = (
     "flatness", "effective_dimension", "log_determinant",
 )  # fmt: skip
 _BRACKETS = ("largest", "smallest", "norm", "kappa", "digits_lost", "step", "gradient_descent", "nearest_range")
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """x with (H + δI) x ≈ b, δ = `damping`.
-
-    residual: ‖b − (H + δI) x‖₂, computed anew; relative_residual: that beside ‖b‖₂. converged: whether it is within the
-    tolerance asked for. iterations: of `method`, "cg" or "minres". hvps: products it cost. rounding: the relative
-    residual that rounding in the products leaves in this dtype; at_rounding: whether the residual is down at about that
-    (more products would not help).
-    """
-
-    x: Any = field(repr=False)
-    residual: float
-    relative_residual: float
-    converged: bool
-    iterations: int
-    hvps: int
-    method: str
-    damping: float
-    rounding: float = 0.0
-    at_rounding: bool = False
-
-
-@dataclass(frozen=True)
-class Block:
-    """One parameter group b: its diagonal block H_bb, of `parameters` rows. largest: λ_max(H_bb), the lower end being
-    certain. A figure that was not asked for, or not reached, is None."""
-
-    name: str
-    parameters: int
-    trace: Estimate | None
-    frobenius_norm: Estimate | None
-    largest: Bracket | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: _plain(value) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Block:
-        trace, norm, largest = data["trace"], data["frobenius_norm"], data["largest"]
-        return cls(
-            data["name"],
-            data["parameters"],
-            None if trace is None else Estimate.from_dict(trace),
-            None if norm is None else Estimate.from_dict(norm),
-            None if largest is None else Bracket.from_dict(largest),
-        )
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Figures of each parameter group. probe_hvps: products that traces and norms share among them (and with the other
-    figures of a spectrum); largest_hvps: products that the λ_max of the groups cost on their own."""
-
-    blocks: tuple[Block, ...]
-    probe_hvps: int
-    largest_hvps: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "blocks": [block.to_dict() for block in self.blocks],
-            "probe_hvps": self.probe_hvps,
-            "largest_hvps": self.largest_hvps,
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Blocks:
-        blocks = tuple(Block.from_dict(block) for block in data["blocks"])
-        return cls(blocks, data["probe_hvps"], data["largest_hvps"])
-
-
-def _plain(value: Any) -> Any:
-    return value.to_dict() if hasattr(value, "to_dict") else dict(value) if isinstance(value, dict) else value

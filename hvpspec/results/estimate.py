@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,24 @@ class Bracket:
 def finite(value: float) -> float | None:
     """For JSON, which has no infinity."""
     return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A number that the true figure is not below (kind "lower") or not above ("upper").
+
+    confidence: the probability that it holds; 1 where nothing was left to chance. kind "rule": a rule of thumb, which
+    gives the order of magnitude and bounds nothing (confidence 0).
+    """
+
+    value: float
+    kind: Literal["lower", "upper", "rule"]
+    confidence: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"value": finite(self.value), "kind": self.kind, "confidence": self.confidence}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Bound:
+        value = math.inf if data["value"] is None else data["value"]
+        return cls(value, data["kind"], data["confidence"])

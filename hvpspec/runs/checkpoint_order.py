@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.read import read_step
-from hvpspec.cli.options import Source
 from hvpspec.errors import CheckpointWarning, InputError
 
 
@@ -19,13 +19,13 @@ def natural(path: Path) -> list[Any]:
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", str(path))]
 
 
-def step_in(path: Path, source: Source) -> int | None:
+def step_in(path: Path, trust: Trust) -> int | None:
     """As the name has it, or the file."""
     found = step_of(path)
     if found is None and path.is_file():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # said when it was loaded
-            found = read_step(path, allow_classes=source.allow_class or (), trust_pickle=source.trust_pickle)
+            found = read_step(path, trust)
     return found
 
 

@@ -14,79 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvpspec.errors import InputError
-from hvpspec.runs.compare_values import Value, values_of
 from hvpspec.report.documents import read_document
+from hvpspec.results.comparison import Comparison, Difference, Run, Value
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.results.estimate import finite
-
-SCHEMA = "hvpspec/compare/1"
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One spectrum.json. label: its folder, or as much of its path as tells it from the others."""
-
-    label: str
-    path: str
-    document: dict[str, Any]
-    spectrum: Spectrum
-
-
-@dataclass(frozen=True)
-class Difference:
-    """`other` minus `first`, of one figure of run `run`. error: the combined one at `confidence`, not widened.
-    limit: what the difference must exceed to be significant."""
-
-    figure: str
-    run: str
-    first: Value
-    other: Value
-    difference: float
-    error: float
-    limit: float
-
-    @property
-    def significant(self) -> bool:
-        return abs(self.difference) > self.limit
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "figure": self.figure,
-            "run": self.run,
-            "first": _plain(self.first),
-            "other": _plain(self.other),
-            "difference": self.difference,
-            "error": finite(self.error),
-            "limit": finite(self.limit),
-            "significant": self.significant,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """confidence: with which all that is said to be significant together is so. warnings: why it may mean little.
-    shared: whether some runs may have had the first one's random vectors."""
-
-    runs: tuple[Run, ...]
-    differences: tuple[Difference, ...]
-    confidence: float
-    warnings: tuple[str, ...]
-    shared: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "confidence": self.confidence,
-            "compared": len(self.differences),
-            "runs": [{"label": run.label, "path": run.path} for run in self.runs],
-            "differences": [difference.to_dict() for difference in self.differences],
-            "warnings": list(self.warnings),
-        }
+from hvpspec.runs.compare_values import values_of
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -191,7 +126,3 @@ def _labels(files: Sequence[Path]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return [f"{file} ({i})" for i, file in enumerate(files, start=1)]
-
-
-def _plain(value: Value) -> dict[str, Any]:
-    return {"value": value.value, "error": finite(value.error), "confidence": value.confidence}

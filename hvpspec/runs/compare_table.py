@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from hvpspec.runs.compare import Comparison, Difference
+from hvpspec.report.numbers import rounded, with_error
 from hvpspec.report.table import Table
-from hvpspec.report.notes import rounded, with_error
+from hvpspec.results.comparison import Comparison, Difference
 from hvpspec.wording import shortened
 
 _LABEL = 15

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from scipy import stats
-
-from hvpspec.report.condition_rows import between, count_range, shifted_name
-from hvpspec.report.notes import with_error
-from hvpspec.results.spectrum import Bracket, Estimate, Spectrum
+from hvpspec.report.condition_rows import shifted_name
+from hvpspec.report.numbers import between, count_range, with_error
+from hvpspec.results.comparison import Value
 from hvpspec.results.condition import Condition
+from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.spectrum import Spectrum
 
-_FREEDOM = 7
 _OF_CONDITION = {
     "negative_mass": "negative mass",
     "stable_rank": "stable rank",
@@ -21,48 +19,6 @@ _OF_CONDITION = {
     "effective_dimension": "effective dimension",
     "log_determinant": "log-determinant",
 }
-
-
-@dataclass(frozen=True)
-class Value:
-    """A figure of one run. confidence: None where the error holds for certain. error: infinite when unknown; the longer
-    side where the two differ. least, most: what it lies between for certain. text: how a table shows it.
-
-    ends: of a bracket, its two ends when the probability of a miss is so many times smaller than at `confidence`."""
-
-    value: float
-    error: float
-    confidence: float | None
-    least: float = -math.inf
-    most: float = math.inf
-    text: str = ""
-    ends: Callable[[float], tuple[float, float]] | None = field(default=None, compare=False)
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is a count."""
-        return math.isfinite(self.least)
-
-    @property
-    def sampled(self) -> bool:
-        """Whether its error is that of a mean over random vectors."""
-        return self.confidence is not None and self.ends is None and not self.whole
-
-    def side(self, upwards: bool, confidence: float) -> float:
-        """How far the true figure may lie above or below, at that confidence, or at its own where that is more."""
-        if self.ends is not None:
-            assert self.confidence is not None
-            low, high = self.ends(max((1 - self.confidence) / (1 - confidence), 1.0))
-            return max(high - self.value if upwards else self.value - low, 0.0)
-        certain = self.most - self.value if upwards else self.value - self.least
-        return min(self._half(confidence), certain)
-
-    def _half(self, confidence: float) -> float:
-        """It is never made smaller: how the interval was made is not known here."""
-        if self.confidence is None or not 0 < self.confidence < confidence:
-            return self.error
-        wide, narrow = (float(stats.t.ppf((1 + chance) / 2, _FREEDOM)) for chance in (confidence, self.confidence))
-        return self.error * wide / narrow
 
 
 def values_of(spectrum: Spectrum) -> dict[str, Value]:

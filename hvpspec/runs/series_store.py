@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from hvpspec.atomic_files import replacing, write_json, write_text
 from hvpspec.checkpoint.formats.files import sha256
 from hvpspec.errors import InputError
-from hvpspec.report.documents import replacing, write_json, write_text
-from hvpspec.runs.series_rows import SCHEMA, csv_text, edge, plot
+from hvpspec.plots.series import plot
+from hvpspec.runs.series_rows import SCHEMA, csv_text, edge
 
 ELSEWHERE = "choose another --out, or delete that file"
 _FREE = ("lr", "measure_savings", "expect_loss")  # settings that may change on the way: no figure depends on them

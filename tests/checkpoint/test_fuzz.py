@@ -19,8 +19,8 @@ import pytorch_lightning
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
-from fuzz import Payload, net
-from test_formats import Lit, bert
+from checkpoint.fuzz import Payload, net
+from checkpoint.test_formats import Lit, bert
 
 import hvpspec
 from hvpspec.errors import CheckpointError

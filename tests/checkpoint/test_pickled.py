@@ -18,7 +18,7 @@ from torch import nn
 
 import hvpspec
 from hvpspec import cli
-from hvpspec.checkpoint import pickled
+from hvpspec.checkpoint.formats import torch_pickle
 from hvpspec.checkpoint.read import read_checkpoint, read_step
 from hvpspec.errors import CheckpointError, CheckpointWarning
 
@@ -63,7 +63,6 @@ def written(tmp_path, monkeypatch):
     """A folder in which `python train_main.py` left its checkpoints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("hvpspec.cli.user_code._modules", [])
     (tmp_path / "train_main.py").write_text(SCRIPT)
     subprocess.run([sys.executable, "train_main.py"], check=True, cwd=tmp_path)
     yield tmp_path
@@ -89,7 +88,9 @@ class TestMain:
         assert cli.run(["spectrum", "whole.pt", *RUN, *options]) == 0, capsys.readouterr().err
 
     def test_inert_where_no_module_of_the_users_has_it(self, written):
-        wanted = torch.load("with_config.pt", weights_only=False, pickle_module=pickled._Trusting)["state_dict"]
+        wanted = torch.load("with_config.pt", weights_only=False, pickle_module=torch_pickle._Trusting(()))[
+            "state_dict"
+        ]
         found = read_checkpoint("with_config.pt", allow_classes=["__main__.Config"])
         assert found.keys() == wanted.keys()
         with pytest.warns(CheckpointWarning, match="whatever code it holds was run"):

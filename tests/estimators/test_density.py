@@ -9,10 +9,10 @@ from estimators.spectra import COPIES, NAMES, eigenvalues, matrix, rotated
 from zoo import explicit_hessian, mlp
 
 import hvpspec
-from hvpspec.estimators.density import read_density
+from hvpspec.bounds.quadrature import read_density
 from hvpspec.krylov.lanczos import extend, start
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.results.spectrum import Density
+from hvpspec.results.density import Density
 
 
 def distance(density, values):

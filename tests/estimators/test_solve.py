@@ -8,11 +8,11 @@ from estimators.spectra import rotated
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.krylov.basis import check_storage
-from hvpspec.preflight.foresee import foreseen
-from hvpspec.estimators.shared_pass import OnePass
 from hvpspec.estimators.refine import _first
+from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.preflight.forecast import foreseen
 
 DEFINITE = np.concatenate([np.geomspace(50, 5000, 8), np.linspace(0.5, 2, 192)])
 INDEFINITE = np.concatenate([np.geomspace(50, 5000, 8), -np.linspace(0.5, 2, 96), np.linspace(0.5, 2, 96)])

@@ -195,10 +195,10 @@ def test_no_second_derivative_names_the_batch_and_the_operation():
 
 
 def test_tf32_switches_come_back():
-    from hvpspec import kernels
+    from hvpspec.objective import torch_kernels
 
     before = torch.backends.cudnn.conv.fp32_precision
-    with kernels._without_tf32():
+    with torch_kernels._without_tf32():
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
 

@@ -67,7 +67,7 @@ def test_shares_of_batches_add_up(radial):
     H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="finite-difference", dtype="float64")
     X = torch.randn(len(exact), 2, dtype=torch.float64)
     shares = []
-    product = H.multiply_by_groups(X, 3, lambda group, weight, share: shares.append(weight * share))
+    product = H.multiply_by_folds(X, 3, lambda group, weight, share: shares.append(weight * share))
     torch.testing.assert_close(sum(shares) / 40, product)
     np.testing.assert_allclose(product.numpy(), exact @ X.numpy(), rtol=1e-6, atol=1e-8)
 

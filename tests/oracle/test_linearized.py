@@ -10,7 +10,7 @@ from torch import nn
 from zoo import CASES, mlp
 
 import hvpspec
-from hvpspec.oracle import auto, linearized
+from hvpspec.oracle import choose, linearized
 from hvpspec.oracle.tracing import NotTraceable, shape_of
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
@@ -170,7 +170,7 @@ def test_batches_are_told_apart():
     v = torch.randn(fast.shape[0], 2, dtype=torch.float64)
     for operator in (reference, fast):
         operator.seen = []
-        operator.multiply_by_groups(v, 3, lambda g, w, product, seen=operator.seen: seen.append((g, w, product)))
+        operator.multiply_by_folds(v, 3, lambda g, w, product, seen=operator.seen: seen.append((g, w, product)))
     for (g, w, product), (g2, w2, product2) in zip(reference.seen, fast.seen, strict=True):
         assert (g, w) == (g2, w2)
         assert relative(product2, product) <= 1e-12
@@ -300,7 +300,7 @@ def test_auto_changes_when_that_repays(monkeypatch):
     assert H.engine == "linearized"
     slow = hvpspec.HessianOperator(case.model, case.loss, case.data)
     slow @ v
-    monkeypatch.setattr(auto.Chooser, "_measure", lambda self: 1e9)
+    monkeypatch.setattr(choose.Chooser, "_measure", lambda self: 1e9)
     slow.expect(10**6)
     assert relative(slow @ v, expected) <= 1e-12
     assert slow.plan == "autograd (the linearized engine is not faster here)"
@@ -308,8 +308,8 @@ def test_auto_changes_when_that_repays(monkeypatch):
 
 @needs_compiler
 def test_auto_compiles_when_that_repays(monkeypatch):
-    monkeypatch.setattr(auto, "_COMPILING", 0.0)
-    monkeypatch.setattr(auto, "_COMPILING_AN_OPERATION", 0.0)
+    monkeypatch.setattr(choose, "_COMPILING", 0.0)
+    monkeypatch.setattr(choose, "_COMPILING_AN_OPERATION", 0.0)
     case = mlp()
     H = hvpspec.HessianOperator(case.model, case.loss, case.data)
     reference, _ = operators(case)

@@ -410,13 +410,17 @@ def test_a_quantised_model_in_the_library_is_told_how_to_go_on():
 
 def test_recurrent_layers_go_without_cudnn_where_tf32_is_off_as_well():
     """On a CPU: a tensor that says it is on CUDA takes the same way up to torch's own kernel."""
-    from hvpspec import kernels
+    from hvpspec.objective import torch_kernels
 
     class Seeming(torch.Tensor):
         is_cuda = property(lambda self: True)
 
     lstm, x = nn.LSTM(3, 4), torch.randn(2, 2, 3)
-    with kernels.noting_replacements() as replaced, kernels.twice_differentiable(CPU), kernels._without_tf32():
+    with (
+        torch_kernels.noting_replacements() as replaced,
+        torch_kernels.twice_differentiable(CPU),
+        torch_kernels._without_tf32(),
+    ):
         found = lstm(x.as_subclass(Seeming))[0]
     assert replaced.names == {"cudnn_rnn"}
     assert torch.backends.cudnn.enabled

@@ -12,7 +12,7 @@ from torch import nn
 import hvpspec
 from hvpspec.objective.batches import frozen
 from hvpspec.preflight import Preflight, expected_loss, inspect_operator
-from hvpspec.report.preflight_lines import measured_lines
+from hvpspec.report.terminal import measured_lines
 
 
 def problem(loss="cross_entropy", model=None, data=None, **options):

@@ -5,7 +5,10 @@ import math
 import numpy as np
 
 from hvpspec.report.documents import spectrum_document
-from hvpspec.results.spectrum import Bracket, Density, Eigenpairs, Estimate, Spectrum
+from hvpspec.results.density import Density
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.spectrum import Spectrum
 
 VALUES = np.array([50.0, -20.0, 5.0, -0.5])
 ERRORS = np.array([2.0, 0.5, 1.0, math.inf])

@@ -8,8 +8,8 @@ import pytest
 from conftest import lacking
 from report import examples
 
+from hvpspec.plots.style import STYLE
 from hvpspec.report.html import report_html
-from hvpspec.plots.spectrum import STYLE
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from report import examples
 
-from hvpspec.report.sentences import sentences
 from hvpspec.report.html import report_html
-from hvpspec.results.spectrum import Bracket, Eigenpairs, Spectrum
+from hvpspec.report.sentences import sentences
 from hvpspec.results.condition import Condition
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Bracket
+from hvpspec.results.spectrum import Spectrum
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvpspec.checkpoint.formats.files import one_line, read_json
 from hvpspec.checkpoint.dtypes import dequantised
+from hvpspec.checkpoint.formats.files import one_line, read_json
 from hvpspec.errors import CheckpointError, CheckpointWarning
 from hvpspec.wording import dtype_name, listed
 

@@ -11,13 +11,14 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import torch
 
 from hvpspec.checkpoint.formats.files import damaged, head, one_line
-from hvpspec.cli.user_code import user_modules
 from hvpspec.checkpoint.formats.stand_ins import STAND_INS, stand_in
 from hvpspec.errors import CheckpointError, CheckpointWarning
 from hvpspec.wording import listed
@@ -29,34 +30,45 @@ _BLOCKED = ("sys", "os", "posix", "nt")  # torch allows nothing of these
 _MOST = 12  # classes that a message names
 
 
-def read_torch(
-    source: Path | IO[bytes], path: Path, *, allow_classes: Sequence[str] = (), trust_pickle: bool = False
-) -> Any:
+@dataclass(frozen=True)
+class Trust:
+    """What a file may bring beyond tensors and plain values.
+
+    classes: "package.module.Class" of objects that it may hold. everything: whatever it holds, whose code is then run.
+    main_modules: the user's modules, where classes of the script that wrote the file (`__main__`) are looked for.
+    """
+
+    classes: tuple[str, ...] = ()
+    everything: bool = False
+    main_modules: tuple[ModuleType, ...] = ()
+
+
+def read_torch(source: Path | IO[bytes], path: Path, trust: Trust | None = None) -> Any:
     """What torch.save put into a file (`source`; `path` is for messages), tensors on the CPU.
 
-    Only tensors and plain values are read, what `standins` knows, and objects of `allow_classes`
-    ("package.module.Class"); all else raises CheckpointError, naming the classes. trust_pickle: reads everything, a
-    pickle that torch did not write as well, which runs whatever the file says.
+    Only tensors and plain values are read, what `stand_ins` knows, and what is trusted: by default nothing. All else
+    raises CheckpointError, naming the classes. A pickle that torch did not write is read where everything is trusted.
     """
+    trust = trust or Trust()
     if not _is_torchs(source):
-        if not trust_pickle:
+        if not trust.everything:
             raise CheckpointError(
                 f"{path} is a pickle, but not a checkpoint that torch.save wrote; where you trust it, --trust-pickle "
                 "reads it, which runs whatever it says."
             )
-        return _unrestricted(source, path, [])
-    with torch.serialization.safe_globals(_allowed(allow_classes)):
+        return _unrestricted(source, path, [], trust.main_modules)
+    with torch.serialization.safe_globals(_allowed(trust.classes, trust.main_modules)):
         try:
-            return _load(source, weights_only=True)
+            return _load(source)
         except pickle.UnpicklingError as error:
             if "Weights only load failed" not in str(error):
                 raise damaged(path, _WHAT, error) from error
             wanted = _refused(source, str(error))
-            if not trust_pickle:
+            if not trust.everything:
                 raise _refusal(path, wanted, _reason(error)) from error
         except Exception as error:  # truncated and foreign files fail in many ways
             raise damaged(path, _WHAT, error) from error
-    return _unrestricted(source, path, wanted)
+    return _unrestricted(source, path, wanted, trust.main_modules)
 
 
 def _is_torchs(source: Path | IO[bytes]) -> bool:
@@ -64,31 +76,31 @@ def _is_torchs(source: Path | IO[bytes]) -> bool:
     return not isinstance(source, Path) or (first := head(source, 64)).startswith(b"PK") or _MAGIC in first
 
 
-def _load(source: Path | IO[bytes], *, weights_only: bool) -> Any:
+def _load(source: Path | IO[bytes], trusting: Any = None) -> Any:
+    """trusting: what takes the place of pickle where everything is read; None reads tensors and what is allowed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unusual pickle protocols: they are read, or refused
-        module = None if weights_only else _Trusting
-        return torch.load(source, map_location="cpu", weights_only=weights_only, pickle_module=module)
+        return torch.load(source, map_location="cpu", weights_only=trusting is None, pickle_module=trusting)
 
 
 # --- what may be in a pickle ------------------------------------------------------------------------------------------
 
 
-def _allowed(names: Sequence[str]) -> list[Any]:
+def _allowed(names: Sequence[str], main_modules: Sequence[ModuleType]) -> list[Any]:
     """What torch is to take: the user's classes under the name given and under their own, and stand-ins."""
     # A function that has a stand-in, such as numpy's scalar, which torch would have the user allow, needs no leave.
-    classes = {name: _import_class(name) for name in names if not inspect.isfunction(STAND_INS.get(name))}
+    classes = {name: _import_class(name, main_modules) for name in names if not inspect.isfunction(STAND_INS.get(name))}
     own = [found for name, found in classes.items() if not name.startswith(f"{_MAIN}.")]
     taken = {*classes, *(f"{found.__module__}.{found.__qualname__}" for found in own)}
     others = [(what, name) for name, what in STAND_INS.items() if name not in taken]
     return [*own, *((found, name) for name, found in classes.items()), *others]
 
 
-def _import_class(name: str) -> type:
+def _import_class(name: str, main_modules: Sequence[ModuleType]) -> type:
     """The class that a user allows. It is imported because the user named it, never because the file did."""
     module, _, attribute = name.rpartition(".")
     if module == _MAIN:
-        return _of_main(attribute)
+        return _of_main(attribute, main_modules)
     try:
         found = getattr(importlib.import_module(module), attribute) if module else None
     except Exception as error:
@@ -100,9 +112,9 @@ def _import_class(name: str) -> type:
     return found
 
 
-def _of_main(name: str) -> type:
+def _of_main(name: str, main_modules: Sequence[ModuleType]) -> type:
     """A class of the script that wrote the file: the user's, where a module that the user named has it; else inert."""
-    for module in (*user_modules(), sys.modules.get(_MAIN)):
+    for module in (*main_modules, sys.modules.get(_MAIN)):
         found = vars(module).get(name) if module is not None else None
         if isinstance(found, type):
             return found
@@ -163,39 +175,41 @@ def _reason(error: Exception) -> str:
 # --- what is trusted --------------------------------------------------------------------------------------------------
 
 
-def _unrestricted(source: Path | IO[bytes], path: Path, wanted: list[str]) -> Any:
+def _unrestricted(source: Path | IO[bytes], path: Path, wanted: list[str], main_modules: Sequence[ModuleType]) -> Any:
     named = f" ({', '.join(wanted[:_MOST])})" if wanted else ""
     done = "it is read without restriction, as asked (--trust-pickle): whatever code it holds was run"
     warnings.warn(CheckpointWarning("pickle", f"{path} holds more than tensors{named}", done), stacklevel=2)
+    trusting = _Trusting(main_modules)
     try:
         if _is_torchs(source):
-            return _load(source, weights_only=False)
+            return _load(source, trusting)
         assert isinstance(source, Path)
         with source.open("rb") as file:
-            return _Unpickler(file).load()
+            return trusting.load(file)
     except Exception as error:
         raise damaged(path, _WHAT, error) from error
 
 
-class _Unpickler(pickle.Unpickler):
-    """Takes whatever there is; what is not installed here, and the classes of another script, become inert."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == _MAIN:
-            return _of_main(name)
-        if (module, name) == ("torch.storage", "_load_from_bytes"):  # a tensor that torch did not pickle itself
-            return lambda content: _load(io.BytesIO(content), weights_only=False)
-        try:
-            return super().find_class(module, name)
-        except (ImportError, AttributeError):
-            return stand_in(module, name)
-
-
 class _Trusting:
-    """What torch.load needs of a module like pickle."""
+    """What torch.load needs of a module like pickle. Its Unpickler takes whatever there is; what is not installed here,
+    and the classes of another script, become inert."""
 
-    Unpickler = _Unpickler
+    def __init__(self, main_modules: Sequence[ModuleType]) -> None:
+        trusting = self
 
-    @staticmethod
-    def load(file: IO[bytes], **options: Any) -> Any:
-        return _Unpickler(file, **options).load()
+        class Unpickler(pickle.Unpickler):
+            def find_class(self, module: str, name: str) -> Any:
+                if module == _MAIN:
+                    return _of_main(name, main_modules)
+                if (module, name) == ("torch.storage", "_load_from_bytes"):  # a tensor that torch did not pickle itself
+                    return lambda content: _load(io.BytesIO(content), trusting)
+                try:
+                    return super().find_class(module, name)
+                except (ImportError, AttributeError):
+                    return stand_in(module, name)
+
+        self.Unpickler = Unpickler
+        self.__name__ = "pickle"  # which torch asks of a module
+
+    def load(self, file: IO[bytes], **options: Any) -> Any:
+        return self.Unpickler(file, **options).load()

@@ -11,8 +11,10 @@ from matplotlib.image import imread
 from report import examples
 
 from hvpspec.plots.bins import binned
-from hvpspec.plots.spectrum import NEGATIVE, POSITIVE, inline_svgs, panels, plot, to_bytes
-from hvpspec.results.spectrum import Density, Spectrum
+from hvpspec.plots.spectrum import panels, plot
+from hvpspec.plots.style import NEGATIVE, POSITIVE, inline_svgs, to_bytes
+from hvpspec.results.density import Density
+from hvpspec.results.spectrum import Spectrum
 
 
 def axes_of(figure, name):

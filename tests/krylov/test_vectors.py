@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvpspec.estimators import vectors
+from hvpspec.krylov import vectors
 from hvpspec.krylov.vectors import column_inner, gaussian, inner, rademacher
 
 OPTIONS = {"dtype": torch.float64, "device": torch.device("cpu")}

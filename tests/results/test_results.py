@@ -4,7 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from hvpspec.results.spectrum import Eigenpairs, Estimate, Spectrum
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Estimate
+from hvpspec.results.spectrum import Spectrum
 
 
 def estimate(**changes):

@@ -15,11 +15,10 @@ from torch import nn
 
 import hvpspec
 from hvpspec import cli
-from hvpspec.cli import screen
-from hvpspec.preflight.foresee import Moments, foreseen, read_moments
+from hvpspec.cli import console
 from hvpspec.preflight import Preflight, inspect_operator
-from hvpspec.preflight.forecast import _grown
-from hvpspec.report.preflight_lines import measured_lines
+from hvpspec.preflight.forecast import Moments, _grown, foreseen, read_moments
+from hvpspec.report.terminal import measured_lines
 
 CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
 
@@ -157,7 +156,7 @@ def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeyp
         "    return [(torch.randn(512, 64, generator=torch.Generator().manual_seed(0)), torch.arange(512) % 10)]\n"
     )
     source = ["model.pt", "--model", "train.py:build", "--data", "train.py:batches", "--loss", "cross_entropy"]
-    monkeypatch.setattr(screen.bars, "_force_terminal", True)  # beside the bar, which piped output has not
+    monkeypatch.setattr(console.bars, "_force_terminal", True)  # beside the bar, which piped output has not
     assert cli.run(["spectrum", *source, "--rtol", "0.05", "--no-preflight"]) == 0
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -11,12 +11,15 @@ import pytest
 from report import examples
 from scipy import stats
 
+from hvpspec.atomic_files import write_json
 from hvpspec.errors import InputError
-from hvpspec.runs.compare import Value, combined, compared, read_runs
 from hvpspec.plots.comparison import plot_comparison
+from hvpspec.report.documents import schema
+from hvpspec.results.comparison import Value
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Estimate
+from hvpspec.runs.compare import combined, compared, read_runs
 from hvpspec.runs.compare_table import comparison_notes, comparison_tables
-from hvpspec.report.documents import schema, write_json
-from hvpspec.results.spectrum import Eigenpairs, Estimate
 
 
 def runs(tmp_path, *documents, shared=False):

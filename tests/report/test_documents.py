@@ -4,9 +4,12 @@ import os
 import numpy as np
 import pytest
 
+from hvpspec.atomic_files import prepare_folder, write_json
 from hvpspec.errors import InputError
-from hvpspec.report.documents import SCHEMA, prepare_folder, read_spectrum, spectrum_document, write_json
-from hvpspec.results.spectrum import Eigenpairs, Estimate, Spectrum
+from hvpspec.report.documents import SCHEMA, read_spectrum, spectrum_document
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Estimate
+from hvpspec.results.spectrum import Spectrum
 
 PAIRS = Eigenpairs(np.array([3.0, -1.0]), None, np.zeros(2), np.array([1e-3, np.inf]), True, 12)
 TRACE = Estimate(2.0, 0.1, 0.95, True, 30)

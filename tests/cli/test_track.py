@@ -17,9 +17,9 @@ from zoo import Case, explicit_hessian
 
 import hvpspec
 from hvpspec import cli
-from hvpspec.runs.checkpoint_order import step_of
 from hvpspec.estimators.track import overlap
 from hvpspec.report.documents import schema
+from hvpspec.runs.checkpoint_order import step_of
 
 TRAIN = """
 import os, torch

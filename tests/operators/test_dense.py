@@ -120,7 +120,7 @@ def test_where_finite_differences_fail():
     At the textbook step ε^¼ they are off by a factor of thousands; at the best step, which nobody can know without
     the answer, still a hundred times worse than autograd.
 
-    The README quotes this; `python tests/test_dense.py` prints the figures.
+    The README quotes this; `python tests/operators/test_dense.py` prints the figures.
     """
     condition, ours, theirs = rosenbrock_errors()
     assert condition > 1e13

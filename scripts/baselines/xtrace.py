@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hvpspec.estimators.hutchpp import mean_error, root
+from baselines.hutchpp import mean_error, root
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.vectors import column_inner, gaussian, inner, orthonormal
 

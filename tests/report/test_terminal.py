@@ -3,8 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from hvpspec.report.notes import rounded, shortfalls, spectrum_table, with_error
-from hvpspec.results.spectrum import Eigenpairs, Estimate, Spectrum
+from hvpspec.report.notes import shortfalls
+from hvpspec.report.numbers import rounded, with_error
+from hvpspec.report.terminal import spectrum_table
+from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.estimate import Estimate
+from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted
 
 

@@ -1,0 +1,304 @@
+"""The distribution of eigenvalues that the start vectors of Krylov spaces have sampled, and bounds on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvpspec.bounds.copies import ONE, Sums, single
+from hvpspec.bounds.eigenvalues import Exclusion, bracket
+from hvpspec.krylov.lanczos import Krylov, Ritz
+from hvpspec.results.density import Density
+
+_KNOWN = 1e-2  # an eigenvector known to this angle is taken off the start vector's measure
+
+
+def quadrature_error(density: Density) -> float:
+    """The part of `density.error` that more steps would mend: how far apart its bounds are."""
+    between = np.diff(np.concatenate([density.nodes, [density.support[1]]]))
+    sums = np.clip(np.cumsum(density.weights), density.cdf_lower, density.cdf_upper)
+    return float(np.maximum(density.cdf_upper - sums, sums - density.cdf_lower) @ np.maximum(between, 0.0))
+
+
+def _whole(krylov: Krylov, confidence: float, hvps: int) -> Density:
+    """The density when the basis spans the whole space: every eigenvalue is known."""
+    nodes, n = krylov.ritz().values, krylov.n
+    sums = np.arange(1, n + 1) / n
+    return Density(
+        nodes=nodes,
+        weights=np.full(n, 1 / n),
+        exact=np.ones(n, bool),
+        cdf_lower=sums,
+        cdf_upper=sums,
+        support=(float(nodes[0]), float(nodes[-1])),
+        n=n,
+        samples=1,
+        confidence=confidence,
+        hvps=hvps,
+    )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One segment: its start vectors, and at each node the weight, whether exact, and the steps of both bounds."""
+
+    width: int
+    nodes: np.ndarray
+    weights: np.ndarray
+    exact: np.ndarray
+    below: np.ndarray
+    above: np.ndarray
+
+
+def read_density(
+    spaces: list[Krylov], confidence: float, hvps: int, sums: Sums | None = None, *, likely: bool = True
+) -> Density:
+    """The density that the Krylov spaces, each from its own random start, have sampled. Costs no HVP.
+
+    sums: trace and squared norm, which show what eigenvalues are single; without them none is known to be. likely: the
+    weights are those of as many copies as are known where that is likely, and not those that were sampled; the bounds
+    are not touched by that.
+    """
+    for krylov in spaces:
+        if krylov.m == krylov.n:
+            return _whole(krylov, confidence, hvps)
+    known = [(krylov.ritz(), Exclusion.of(krylov)) for krylov in spaces]
+    low = max(bracket(ritz, exclusion, -1, confidence).lower for ritz, exclusion in known)
+    high = min(bracket(ritz, exclusion, 1, confidence).upper for ritz, exclusion in known)
+    samples = [sample for krylov in spaces for sample in _samples(krylov, low, high, sums, confidence, likely)]
+    count = sum(sample.width for sample in samples)
+
+    def column(name: str, *, shared: bool = True) -> np.ndarray:
+        return np.concatenate([getattr(s, name) * (s.width / count if shared else 1) for s in samples])[order]
+
+    order = np.argsort(np.concatenate([sample.nodes for sample in samples]), kind="stable")
+    nodes, weights = column("nodes", shared=False), column("weights")
+    sure_lower, sure_upper = _interlaced([ritz for ritz, _ in known], nodes, spaces[0].n)
+    return Density(
+        nodes=nodes,
+        weights=weights / weights.sum(),
+        exact=column("exact", shared=False).astype(bool),
+        cdf_lower=np.clip(np.cumsum(column("below")), 0.0, 1.0),
+        cdf_upper=np.clip(np.cumsum(column("above")), 0.0, 1.0),
+        support=(min(low, float(nodes[0])), max(high, float(nodes[-1]))),
+        n=spaces[0].n,
+        samples=count,
+        confidence=confidence,
+        hvps=hvps,
+        sure_lower=sure_lower,
+        sure_upper=sure_upper,
+    )
+
+
+def _interlaced(known: list[Ritz], nodes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is certain of the distribution from each node up to the next: the i-th smallest eigenvalue is not above the
+    i-th smallest Ritz value, and the i-th largest not below the i-th largest."""
+    after = np.concatenate([nodes[1:], [np.inf]])
+    lower, upper = np.zeros(len(nodes)), np.ones(len(nodes))
+    for ritz in known:
+        lower = np.maximum(lower, np.searchsorted(ritz.values + ritz.noise, nodes, side="right") / n)
+        above = len(ritz.values) - np.searchsorted(ritz.values - ritz.noise, after, side="left")
+        upper = np.minimum(upper, 1 - above / n)
+    return lower, upper
+
+
+def _samples(
+    krylov: Krylov, low: float, high: float, sums: Sums | None, confidence: float, likely: bool
+) -> list[_Sample]:
+    """One for each segment; the spectrum lies in [low, high].
+
+    A segment's start is random in the complement of the segments before it, whose values are all known exactly. One
+    that has not ended adds little beside one that has, and is left out.
+    """
+    n, found, before = krylov.n, [], np.zeros(0)
+    segments = _segments(krylov)
+    for number, segment in enumerate(segments):
+        values, copies = segment.values, segment.copies
+        left = n - len(before)
+        atoms = segment.residuals <= _KNOWN * gaps(values)
+        exact = np.zeros(len(values), bool)
+        if segment.ended:  # a later segment that has ended would show what copies there still were
+            later = [_shown(values, other) for other in segments[number + 1 :]]
+            exact = np.min(later, axis=0) == 0 if later else exact
+            copies = copies + np.sum(later, axis=0) if later else copies
+            atoms = np.ones(len(values), bool)
+        if krylov.undisturbed is not None:
+            earlier_copies = (np.abs(before[:, None] - values) <= segment.near).sum(0)
+            copies = np.maximum(copies, _found(krylov, values, segment.residuals) - earlier_copies)
+        if sums is not None:
+            exact |= single(values, left * segment.weights, atoms, copies, before, sums, confidence)
+            if not segment.ended:
+                exact[atoms] |= sums.without_copies(values[atoms], _leak(krylov, values)[atoms], confidence)
+        exact &= copies >= segment.copies + segment.ghosts  # what is on its way in may turn out to be one more
+        counted = np.where(exact, copies, 0.0) / n
+        rest = np.where(exact, 0.0, segment.weights)
+        if rest.sum() > 0:
+            rest *= (left / n - counted.sum()) / rest.sum()
+        edges = None if segment.ended else _edges(krylov, values, atoms, low, high)
+        nodes, mass, sure, below, above = _with_bounds(values, rest + counted, exact, atoms, edges)
+        if likely:  # but the bounds are those of the weights that were sampled
+            counted = np.where(exact | (atoms & (left * segment.weights <= ONE * copies)), copies, 0.0) / n
+            rest = np.where(counted > 0, 0.0, rest)
+            if rest.sum() > 0:
+                rest *= (left / n - counted.sum()) / rest.sum()
+                mass = _with_bounds(values, rest + counted, exact, atoms, edges)[1]
+        earlier = np.full(len(before), 1 / n)
+        found.append(
+            _Sample(
+                segment.width,
+                np.concatenate([before, nodes]),
+                np.concatenate([earlier, mass]),
+                np.concatenate([np.ones(len(before), bool), sure]),
+                np.concatenate([earlier, below]),
+                np.concatenate([earlier, above]),
+            )
+        )
+        before = np.concatenate([before, np.repeat(segment.values, segment.copies.astype(int))])
+    return found
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Ritz values of a segment, those that coincide (to `near`) as one with so many copies, and their weights;
+    ghosts: further copies on their way in."""
+
+    values: np.ndarray
+    weights: np.ndarray
+    residuals: np.ndarray
+    copies: np.ndarray
+    ghosts: np.ndarray
+    width: int
+    ended: bool
+    near: float
+
+
+def _segments(krylov: Krylov) -> list[_Segment]:
+    """Those that have ended, and the first in any case."""
+    known = krylov.of_start
+    starts = [first for first, _ in known.segments] + [len(known.T)]
+    near = max(1e-8, 200 * krylov.eps) * known.norm
+    found = []
+    for number, (first, width) in enumerate(known.segments):
+        end, ended = starts[number + 1], number + 1 < len(known.segments)
+        if end == first or (number and not ended):
+            break
+        ritz = known.ritz(krylov.eps, first, end)
+        weights = (ritz.coefficients[:width] ** 2).mean(0)
+        merged = _merged(ritz.values, weights, ritz.residuals, 1e-8 * known.norm)
+        nodes = _without_ghosts(*merged, krylov.eps, near)
+        found.append(_Segment(*nodes, min(width, end - first), ended, near))
+    return found
+
+
+def _shown(values: np.ndarray, segment: _Segment) -> np.ndarray:
+    """How many of each value the segment has. (Rounding can let a second one in, with hardly any weight.)"""
+    return segment.copies @ (np.abs(segment.values[:, None] - values) <= segment.near)
+
+
+def _edges(
+    krylov: Krylov, values: np.ndarray, atoms: np.ndarray, low: float, high: float
+) -> tuple[float, float] | None:
+    """Where the part of the distribution that is no atom lies: up to the first empty stretch beside its outermost
+    nodes."""
+    inside = np.flatnonzero(~atoms)
+    exclusion = Exclusion.of(krylov)
+    if not inside.size:
+        return None
+    ends = [low, high]
+    for side, node in ((0, inside[0]), (1, inside[-1])):
+        beyond = node + 2 * side - 1
+        if exclusion is not None and 0 <= beyond < len(values):
+            edge = exclusion.edge(float(values[node]), float(values[beyond]))
+            ends[side] = ends[side] if edge is None else edge
+    return ends[0], ends[1]
+
+
+def _with_bounds(
+    values: np.ndarray,
+    weights: np.ndarray,
+    exact: np.ndarray,
+    atoms: np.ndarray,
+    edges: tuple[float, float] | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes, weights, exact, and the steps of the lower and the upper bound on the distribution function.
+
+    An atom is an eigenvalue that the vector has met in full: its weight lies there, whatever it is. From any other node
+    up to the next such, the rest lies between the sum of the weights before that node and the sum up to the next one;
+    the last weight is sure to be reached at the upper edge, the first may come from the lower edge on. Without edges
+    there is no error of quadrature (the space is invariant): both bounds are the weights themselves.
+    """
+    if edges is None:
+        return values, weights, exact, weights, weights
+    values = np.concatenate([values, edges])
+    weights = np.concatenate([weights, [0.0, 0.0]])
+    exact = np.concatenate([exact, [False, False]])
+    atoms = np.concatenate([atoms, [False, False]])
+    order = np.argsort(values, kind="stable")
+    values, weights, exact, atoms = values[order], weights[order], exact[order], atoms[order]
+    inside = np.flatnonzero(~atoms)  # from edge to edge
+    below, above = np.where(atoms, weights, 0.0), np.where(atoms, weights, 0.0)
+    below[inside[1:]] = weights[inside[:-1]]
+    above[inside[:-1]] = weights[inside[1:]]
+    return values, weights, exact, below, above
+
+
+def _merged(
+    values: np.ndarray, weights: np.ndarray, residuals: np.ndarray, near: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ritz values that lie closer than `near` as one, with the sum of their weights, and how many they are."""
+    first = np.flatnonzero(np.concatenate([[True], np.diff(values) > near]))
+    copies = np.diff(np.concatenate([first, [len(values)]])).astype(float)
+    return (
+        np.add.reduceat(values, first) / copies,
+        np.add.reduceat(weights, first),
+        np.maximum.reduceat(residuals, first),
+        copies,
+    )
+
+
+def _without_ghosts(
+    values: np.ndarray, weights: np.ndarray, residuals: np.ndarray, copies: np.ndarray, eps: float, near: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Without nodes that are another copy of a converged eigenvalue on its way in; how many there were beside each.
+
+    Rounding brings a copy in once the first has converged: at first with next to none of the start's weight, and no
+    farther from the first than its own residual. As a node it would make the first look as if it were not isolated.
+    """
+    distances = np.abs(values[:, None] - values)
+    beside = (distances <= residuals[:, None]) & (residuals <= near) & (weights[:, None] <= eps * weights)
+    kept = ~beside.any(1)
+    ghosts = beside.sum(0)
+    return values[kept], weights[kept], residuals[kept], copies[kept], ghosts[kept]
+
+
+def _found(krylov: Krylov, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """How many eigenvalues the space has come to show at each value, with vectors that were added to its start."""
+    return _own(krylov, values, residuals).sum(0).astype(float)
+
+
+def _own(krylov: Krylov, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """Which Ritz values of the whole basis (rows) are surely eigenvalues at each of the values."""
+    ritz = krylov.ritz()
+    near = np.abs(ritz.values[:, None] - values) <= ritz.residuals[:, None] + residuals + ritz.noise[:, None]
+    return near & (ritz.residuals[:, None] <= _KNOWN * gaps(values))
+
+
+def _leak(krylov: Krylov, values: np.ndarray) -> np.ndarray:
+    """How far the basis may keep a further eigenvector u of each value from being one of the complement: with
+    a = Qᵀu, (T − λ) a = −C Fᵀu gives ‖(B − λ) z‖ ≤ ‖Cᵀ (T − λ)⁻¹ C‖ ‖z‖ for the part z of u that lies there.
+
+    Rounding lets copies into the basis once the first one has converged: half-way in, they make this large.
+    """
+    ritz = krylov.ritz()
+    own = _own(krylov, values, np.zeros(len(values)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        others = ritz.residuals[:, None] ** 2 / np.abs(ritz.values[:, None] - values)
+    return np.where(own, ritz.residuals[:, None], others).sum(0)
+
+
+def gaps(values: np.ndarray) -> np.ndarray:
+    """From each value to the nearest other one; its magnitude where it is the only one."""
+    steps = np.diff(values)
+    gap = np.minimum(np.concatenate([[np.inf], steps]), np.concatenate([steps, [np.inf]]))
+    return np.where(np.isfinite(gap), gap, np.abs(values))

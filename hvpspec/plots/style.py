@@ -1,0 +1,154 @@
+"""What all pictures share: colours, sizes, ticks, and how a picture becomes a file."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+
+POSITIVE, NEGATIVE, INK, FAINT = "#0072B2", "#D55E00", "#1a1a1a", "#8a8a8a"
+
+
+STYLE: Any = {
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "hvpspec",
+}
+
+
+_WIDTH, _HEIGHT = 4.8, 3.3  # inches: at a phone's width the letters are 9 pixels high at least
+
+
+_LETTERS = 46  # of a title, that a line of this width has room for
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture. name: for files and ids. alt: what it shows, in words. height: in inches.
+
+    wide: it needs no neighbour. halves: the same in two pieces, which a wide page sets side by side."""
+
+    name: str
+    title: str
+    alt: str
+    draw: Callable[[Axes], None]
+    height: float = _HEIGHT
+    wide: bool = False
+    halves: tuple[Panel, ...] = ()
+
+
+def drawn(shown: Sequence[Panel], *, columns: int = 1, titles: bool = True) -> Figure:
+    """The pictures in one figure, each row with margins of its own: what one needs takes no room from the others."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows: list[list[Panel]] = []
+    for panel in shown:
+        if rows and len(rows[-1]) < columns and not (panel.wide or rows[-1][0].wide):
+            rows[-1].append(panel)
+        else:
+            rows.append([panel])
+    across = max(map(len, rows))
+    heights = [max(panel.height for panel in row) for row in rows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH * across, sum(heights)), layout="constrained")
+        FigureCanvasAgg(figure)
+        parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, row in zip(parts, rows, strict=True):
+            letters = _LETTERS * across / len(row)
+            for axes, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+                if titles:
+                    axes.set_title(textwrap.fill(panel.title, int(letters)))
+                panel.draw(axes)
+    return figure
+
+
+def to_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as a file: kind "svg" or "png" (large enough for fine screens). The same each time."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(stream, format=kind, dpi=72 if kind == "svg" else 160, metadata=nothing)
+    return stream.getvalue()
+
+
+def inline_svgs(panel: Panel) -> list[str]:
+    """The picture as <svg> elements for a web page, one or two: their own ids, as wide as there is room."""
+    pieces = panel.halves or (panel,)
+    return [_inline(piece, panel.name + (str(i) if i else "")) for i, piece in enumerate(pieces)]
+
+
+def _inline(panel: Panel, name: str) -> str:
+    text = to_bytes(drawn([panel], titles=False), "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # a page has one: see report.html.jinja
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+
+
+def bars(error: np.ndarray) -> np.ndarray:
+    """Lengths of error bars: an error that is not known has none."""
+    return np.where(np.isfinite(error), error, 0.0)
+
+
+def signed_ticks(axis: Axis, scale: float, low: float, high: float) -> None:
+    """Powers of ten on both sides of zero, few enough to be read, for an asinh axis."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    largest = max(abs(low), abs(high))
+    exponents = range(math.floor(math.log10(scale)) + 1, math.floor(math.log10(largest)) + 1)
+    ticks = {0.0: "0"}
+    room = (math.asinh(high / scale) - math.asinh(low / scale)) / 9  # no more than about nine labels
+    for side in (1, -1):
+        last = 0.0
+        for exponent in exponents:
+            place = side * 10.0**exponent
+            if low <= place <= high and math.asinh(10.0**exponent / scale) - last >= room:
+                ticks[place] = _power(side, exponent)
+                last = math.asinh(10.0**exponent / scale)
+    places = sorted(ticks)
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_formatter(FixedFormatter([ticks[place] for place in places]))
+    axis.set_minor_locator(NullLocator())
+
+
+def _power(side: int, exponent: int) -> str:
+    sign = "−" if side < 0 else ""
+    if -3 <= exponent <= 3:
+        return f"{sign}{10.0**exponent:g}"
+    return f"${'-' if side < 0 else ''}10^{{{exponent}}}$"
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    """0.2, 0.5, 1, 2 … where the axis spans little; powers of ten elsewhere."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "log" and high / low < 300:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())

@@ -6,13 +6,14 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from numbers import Real
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from hvpspec.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -21,22 +22,24 @@ def check_size(name: str, size: Any) -> int | None:
     """A number of bytes, or a text such as "2GiB", as a number of bytes; None stays None. InputError otherwise."""
     if size is None:
         return None
-    number = size
+    number: Any = size
     if isinstance(size, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", size.lower())
         try:
             number = float(match[1]) * _UNITS[match[2]] if match else None
         except (ValueError, KeyError):
             number = None
-    if isinstance(number, bool) or not isinstance(number, (int, float, np.integer)) or not 0 < number < float("inf"):
+    if isinstance(number, bool) or not isinstance(number, Real) or not 0 < number < float("inf"):
         raise InputError(f'{name} must be a number of bytes or a text such as "2GiB"; got {size!r}.')
     return int(number)
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device."""
+    import torch  # here, not above: the command line checks sizes before it needs torch
+
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not every system tells
@@ -60,6 +63,8 @@ def resident() -> int | None:
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
     """What the block takes above what was held before it, at most: bytes, or None where the system does not tell."""
+    import torch
+
     found: int | None = None
     if device.type == "cuda":
         torch.cuda.synchronize(device)

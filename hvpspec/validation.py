@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from hvpspec.errors import InputError
 
@@ -63,6 +63,19 @@ def check_confidence(confidence: Any) -> float:
     if not _is_real(confidence) or not 0 < confidence < 1:
         raise InputError(f"confidence must lie between 0 and 1, such as 0.95; got {confidence!r}.")
     return float(confidence)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """One of the strings of a Literal type."""
+    if value not in get_args(choices):
+        names = ", ".join(f'"{choice}"' for choice in get_args(choices))
+        raise InputError(f"{name} must be one of {names}; got {value!r}.")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    if value is not True and value is not False and type(value).__name__ not in ("bool", "bool_"):
+        raise InputError(f"{name} must be True or False; got {value!r}.")
+    return bool(value)
 
 
 def _not_negative(name: str, value: Any) -> float:

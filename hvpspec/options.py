@@ -24,10 +24,12 @@ from hvpspec.validation import (
 )
 
 Quantity = Literal["eigenvalues", "trace", "frobenius_norm", "density"]
+SampledQuantity = Literal["trace", "frobenius_norm"]
 Which = Literal["LM", "LA", "SA", "BE"]
 Place = Literal["device", "cpu", "disk"]
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+SAMPLED_QUANTITIES: tuple[SampledQuantity, ...] = get_args(SampledQuantity)  # those that random probes estimate
 DEFAULT_MAX_HVPS = 1000  # of a call that names no budget and has no other end
 DEFAULT_REFINE_HVPS = 500
 PILOT_PROBES = 8  # the fewest probes that an interval is taken from
@@ -74,7 +76,7 @@ class SpectrumOptions:
         put("tol", check_tol(self.tol))
         put("seed", check_seed(self.seed))
         put("max_hvps", check_budget(self.max_hvps))
-        put("only", _quantities(self.only))
+        put("only", check_only(self.only))
         for name in ("verify", "refine"):
             put(name, check_flag(name, getattr(self, name)))
         put("damping", check_damping(self.damping))
@@ -90,7 +92,7 @@ class SpectrumOptions:
     @property
     def quantities(self) -> tuple[Quantity, ...]:
         """Those asked for, in the usual order."""
-        return self.only  # type: ignore[return-value]
+        return check_only(self.only)
 
     @property
     def pairs(self) -> bool:
@@ -103,9 +105,9 @@ class SpectrumOptions:
         return "density" in self.quantities
 
     @property
-    def sampled(self) -> tuple[Literal["trace", "frobenius_norm"], ...]:
+    def sampled(self) -> tuple[SampledQuantity, ...]:
         """Those asked for that random probes estimate."""
-        return tuple(name for name in ("trace", "frobenius_norm") if name in self.quantities)  # type: ignore[misc]
+        return tuple(name for name in SAMPLED_QUANTITIES if name in self.quantities)
 
     @property
     def tolerance(self) -> Tolerance:
@@ -163,7 +165,8 @@ def _within_budget(options: SpectrumOptions, n: int, block_sizes: Sequence[int])
     return int(shared + verification_hvps(options, n) + blocks)
 
 
-def _quantities(only: str | Iterable[str] | None) -> tuple[Quantity, ...]:
+def check_only(only: str | Iterable[str] | None) -> tuple[Quantity, ...]:
+    """The quantities asked for, in the usual order; InputError for others or none."""
     if only is None:
         return QUANTITIES
     wanted = (only,) if isinstance(only, str) else tuple(only)

@@ -17,11 +17,11 @@ from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import speaking, warn
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError
-from hvpspec.estimators.spectrum import check_only
 from hvpspec.krylov.basis import check_storage
 from hvpspec.memory import check_size
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses import NAMED_LOSSES
+from hvpspec.options import check_only
 from hvpspec.oracle import ENGINES
 from hvpspec.preflight import Finding, expected_loss, mended
 from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed, check_tol

@@ -19,6 +19,7 @@ from hvpspec.cli.provenance import describe
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_groups
 from hvpspec.objective.objective import LossValue
+from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, examine, inspect_operator
 
 
@@ -46,8 +47,9 @@ def open_checkpoint(
     value = H.loss()
     show(H, value)
     preflight = inspect_operator(
-        H, findings, loss=value, expect=source.expect_loss, measure=measure, **options.estimators()
-    )
+        H, findings, loss=value, expect=source.expect_loss, measure=measure,
+        options=SpectrumOptions(**options.estimators()),
+    )  # fmt: skip
     return Opened(H, value, preflight, len(blocks))
 
 

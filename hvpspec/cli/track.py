@@ -19,10 +19,10 @@ from hvpspec.cli.console import INTERRUPTED, announce, bars, err, out, progress_
 from hvpspec.cli.options import Debug, NoPreflight, Options, Source, expanded
 from hvpspec.cli.prepare import made_by, refuse, strictly
 from hvpspec.errors import InputError
-from hvpspec.estimators.spectrum import check_only
 from hvpspec.estimators.track import FIGURES, check_series
 from hvpspec.estimators.track import track as tracked
 from hvpspec.objective.objective import LossValue
+from hvpspec.options import SpectrumOptions, check_only
 from hvpspec.preflight import examine, expected_loss, inspect_operator, steady
 from hvpspec.report.numbers import duration, with_error
 from hvpspec.report.terminal import findings_lines
@@ -104,7 +104,7 @@ def _follow(
         _same_series(series, source, value, steady(H.torch_dtype))
     inspected = inspect_operator(
         H, [*findings, *examine(model, H.device)], loss=value, expect=None if done else source.expect_loss,
-        measure=preflight, **options.estimators(),
+        measure=preflight, options=SpectrumOptions(**options.estimators()),
     )  # fmt: skip
     refuse(inspected)
     _show_done(series)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,9 @@ from hvpspec.memory import peak_memory, resident
 from hvpspec.objective.objective import LossValue, Objective
 from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.options import SpectrumOptions
 from hvpspec.preflight.differences import compared, first_batch, refused_asymmetric, refused_once
-from hvpspec.preflight.forecast import Moments, outlook, read_moments, sampled
+from hvpspec.preflight.forecast import Moments, read_moments, with_forecast
 from hvpspec.preflight.inspect_model import LISTED, used
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import listed
@@ -54,17 +54,17 @@ def inspect_operator(
     loss: LossValue | None = None,
     expect: str | None = None,
     measure: bool = True,
-    seed: int = 0,
-    **options: Any,
+    options: SpectrumOptions | None = None,
 ) -> Preflight:
     """The findings and figures of a Preflight; findings: those that are known already.
 
     loss: the loss on the data, where it is known. expect: what that must be, as text. measure: False does nothing more.
-    options: those of `hvpspec.spectrum` that the run is to have.
+    options: what the run is to be asked for (None: the defaults).
     Costs one gradient (and a forward pass, where the loss is not known), 3 or 4 HVPs, and 4 to 12 gradients of the
     first batch in float64. What cannot be measured, because something is refused, is None. Raises InputError when loss
     or data cannot be used at all.
     """
+    options = options or SpectrumOptions()
     known = Preflight(tuple(findings))
 
     def found(*more: Finding) -> Preflight:
@@ -92,7 +92,7 @@ def inspect_operator(
         return found(_unsteady(H.objective, what))
     known = found(*unused)
     try:
-        known, moments = _products(H, known, seed, 3 if sampled(options) else 2)
+        known, moments = _products(H, known, options.seed, 3 if options.sampled else 2)
     except InputError as error:
         if "differentiated twice" not in str(error):
             raise
@@ -100,7 +100,7 @@ def inspect_operator(
     held = _held(H)
     if not known.refused:
         known = compared(H, known)
-    return known if known.refused else outlook(H, known, moments, held, seed=seed, **options)
+    return known if known.refused else with_forecast(H, known, moments, held, options)
 
 
 def _unsteady(objective: Objective, found: str) -> Finding:

@@ -17,7 +17,7 @@ from hvpspec.cli.console import out
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.provenance import describe
 from hvpspec.errors import InputError, ZeroHessianWarning
-from hvpspec.krylov.blocks import find_groups
+from hvpspec.krylov.blocks import find_blocks
 from hvpspec.objective.objective import LossValue
 from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, examine, inspect_operator
@@ -42,7 +42,7 @@ def open_checkpoint(
     """
     model, data, loss, findings = source.load(checkpoint)
     H = hvpspec.HessianOperator(model, loss, data, **options.operator())
-    blocks = find_groups(H, options.blocks) if options.blocks else ()  # a glob that fits nothing: before any product
+    blocks = find_blocks(H, options.blocks) if options.blocks else ()  # a glob that fits nothing: before any product
     findings += examine(model, H.device)
     value = H.loss()
     show(H, value)

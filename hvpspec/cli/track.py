@@ -19,7 +19,7 @@ from hvpspec.cli.console import INTERRUPTED, announce, bars, err, out, progress_
 from hvpspec.cli.options import Debug, NoPreflight, Options, Source, expanded
 from hvpspec.cli.prepare import made_by, refuse, strictly
 from hvpspec.errors import InputError
-from hvpspec.estimators.track import FIGURES, check_series
+from hvpspec.estimators.track import DEFAULT_QUANTITIES, check_series
 from hvpspec.estimators.track import track as tracked
 from hvpspec.objective.objective import LossValue
 from hvpspec.options import SpectrumOptions, check_only
@@ -31,7 +31,7 @@ from hvpspec.runs.series_rows import row as row_of
 from hvpspec.runs.series_store import ELSEWHERE, Series
 
 
-@expanded(k=5, rtol=0.05, only=list(FIGURES))
+@expanded(k=5, rtol=0.05, only=list(DEFAULT_QUANTITIES))
 def track(
     checkpoints: Annotated[
         list[Path],

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.numbers import rounded, with_error
-from hvpspec.results.blocks import Block, Blocks
+from hvpspec.results.blocks import BRACKET_WIDTH, Block, Blocks
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.wording import counted
 
 HEADINGS = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}
 MARK = "†"
 MARK_NOTE = f"{MARK} not within the tolerance asked for"
-_WIDTH = 0.01  # a bracket of λ_max is brought to this width, relative to it, where the budget allows
 
 
 def columns_of(found: Blocks) -> list[str]:
@@ -39,7 +38,7 @@ def reached(figure: Estimate | Bracket) -> bool:
     if isinstance(figure, Estimate):
         return figure.converged
     size = max(abs(figure.lower), abs(figure.upper))
-    return math.isfinite(size) and figure.upper - figure.lower <= _WIDTH * size
+    return math.isfinite(size) and figure.upper - figure.lower <= BRACKET_WIDTH * size
 
 
 def marked(found: Blocks) -> bool:
@@ -65,7 +64,7 @@ def block_shortfalls(found: Blocks, *, rtol: float, narrowed: bool, largest: boo
         )
     loose = sum(block.largest is not None and not reached(block.largest) for block in blocks)
     if loose:
-        said = f"λ_max of {loose} of {counted(many, 'block')} is not known to {_WIDTH:.0%}."
+        said = f"λ_max of {loose} of {counted(many, 'block')} is not known to {BRACKET_WIDTH:.0%}."
         notes.append(f"{said} More products (--max-hvps) would narrow it.")
     return notes
 

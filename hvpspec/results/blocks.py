@@ -7,6 +7,8 @@ from typing import Any
 
 from hvpspec.results.estimate import Bracket, Estimate
 
+BRACKET_WIDTH = 0.01  # that a block's λ_max is brought to, relative to it, where the budget allows
+
 
 @dataclass(frozen=True)
 class Block:

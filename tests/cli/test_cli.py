@@ -209,7 +209,7 @@ def test_parameters_loss_functions_and_seeds(folder, dense):
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--key", "ema"], "has no key 'ema'"),
         (["--only", "trace", "--refine"], "add --only density"),
-        (["--blocks", "nothing*"], "no parameter belongs to a block 'nothing*'. Near it:"),
+        (["--blocks", "nothing*"], "no parameter matches the block 'nothing*'. Similar names:"),
         (["--rtol", "much"], "Invalid value for '--rtol'"),
         (["--nonsense"], "No such option: --nonsense"),
     ],
@@ -234,7 +234,7 @@ def files(folder):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--only", "trace", "--refine"], "add --only density"), (["--blocks", "nothing*"], "belongs to a block")],
+    [(["--only", "trace", "--refine"], "add --only density"), (["--blocks", "nothing*"], "matches the block")],
 )
 def test_options_that_cannot_be_met_are_refused_before_anything_is_measured(
     folder, options, message, monkeypatch, capsys

@@ -59,7 +59,7 @@ class Sums:
         grams = self.grams
         if grams is None or not grams.ww.any():
             return np.zeros(len(values), bool)
-        centre = float(np.trace(grams.wy) / np.trace(grams.ww))
+        centre = grams.centre
         images = grams.yy - centre * (grams.wy + grams.wy.T) + centre**2 * grams.ww
         least = float(stats.chi2.ppf((1 - confidence) / max(len(values), 1), grams.count))
         largest = max(float(np.linalg.eigvalsh(images)[-1]), 0.0)

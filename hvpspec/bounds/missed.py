@@ -56,15 +56,15 @@ def shows_outside(direction: Direction, low: float, high: float) -> bool:
     return direction.second - (low + high) * direction.first + low * high > 0
 
 
-def suspect(pool: Pool, which: Which, centre: float, interval: tuple[float, float]) -> Direction | None:
-    """A direction that seems to show an eigenvalue of B outside the interval, by estimates that make no product.
-
-    centre: the mean eigenvalue of B. Seen from there, the eigenvalues at both ends are the largest; those of largest
-    magnitude are so seen from 0.
-    """
+def suspect(pool: Pool, which: Which, interval: tuple[float, float]) -> Direction | None:
+    """A direction that seems to show an eigenvalue of B outside the interval, by estimates that make no product."""
+    if not pool.count:
+        return None
     by_magnitude = which == "LM"
+    # Relative to the mean of B, the eigenvalues at both ends are the largest in magnitude.
+    centre = 0.0 if by_magnitude else pool.grams()[-1].centre
     for number in range(1 if by_magnitude else _DIRECTIONS_TO_SEARCH):
-        found = pool.direction(number, 0.0 if by_magnitude else centre)
+        found = pool.direction(number, centre)
         if found is not None and shows_outside(found, *interval):
             return found
     return None

@@ -379,9 +379,9 @@ class Pass:
         """A direction that seems to show an eigenvalue outside the interval that holds all others; no product."""
         assert pairs.smallest is not None
         assert pairs.largest is not None
-        wanted, shared = self.wanted, self.shared
+        wanted = self.wanted
         rest = interval_of_rest(pairs.values, wanted.which, wanted.tol, pairs.smallest, pairs.largest)
-        found = suspect(shared.pool, wanted.which, shared.remainder().centre, rest)
+        found = suspect(self.shared.pool, wanted.which, rest)
         return None if found is None else (found, rest)
 
 

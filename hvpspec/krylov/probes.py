@@ -40,6 +40,11 @@ class Grams:
     def count(self) -> int:
         return len(self.ww)
 
+    @property
+    def centre(self) -> float:
+        """The mean eigenvalue of B, as these probes estimate it."""
+        return float(np.trace(self.wy) / np.trace(self.ww)) if self.ww.any() else 0.0
+
 
 @dataclass(frozen=True)
 class Direction:

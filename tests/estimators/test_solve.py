@@ -207,7 +207,7 @@ def test_a_budget_too_small_for_a_round():
     assert np.abs(INSIDE - found.refined.values[0]).min() <= found.refined.error[0]
     few = hvpspec.condition(A, refine=True, refine_k=60, refine_hvps=1, max_hvps=40)
     assert few.refined is None
-    assert "give more" in few.reasons["refined"]
+    assert "allow more" in few.reasons["refined"]
     assert hvpspec.Condition.from_dict(few.to_dict()).to_dict() == few.to_dict()
 
 

@@ -24,7 +24,7 @@ def test_inner_products_accumulate_in_float64(monkeypatch, dtype):
 @pytest.mark.parametrize(("mean", "roundoffs"), [(0.0, 0.25), (1.0, 3.0)], ids=["terms cancel", "terms add up"])
 def test_inner_products_in_float32_are_off_by_roundoffs(mean, roundoffs):
     generator = torch.Generator().manual_seed(0)
-    n = 60 * vectors._PIECE + 77
+    n = 60 * vectors._FLOAT32_SUM + 77
     A, B = (torch.randn(n, 5, generator=generator) + mean for _ in range(2))
     expected = A.double().T @ B.double()
     allowed = roundoffs * torch.finfo(torch.float32).eps / 2 * A.norm(dim=0)[:, None] * B.norm(dim=0)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.options import LOSS_NAMES
 
 LossFunction = Callable[[nn.Module, Any], Any]
 """`loss(model, batch) -> mean loss` or `-> (mean loss, weight)`."""
@@ -29,7 +30,7 @@ def resolve_loss(loss: str | LossFunction | nn.Module) -> LossFunction:
         try:
             return NAMED_LOSSES[loss]
         except KeyError:
-            names = ", ".join(f"'{name}'" for name in NAMED_LOSSES)
+            names = ", ".join(f"'{name}'" for name in LOSS_NAMES)
             raise InputError(
                 f"no loss is named '{loss}'; choose one of {names}, or give a function loss(model, batch)."
             ) from None
@@ -132,6 +133,7 @@ def cosine_similarity(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     return F.mse_loss(cosines, targets), targets.numel()
 
 
+# The keys are hvpspec.options.LOSS_NAMES, which the command line has without torch.
 NAMED_LOSSES: dict[str, LossFunction] = {
     "cross_entropy": cross_entropy,
     "mse": mse,

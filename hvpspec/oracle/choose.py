@@ -13,6 +13,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.memory import free_memory
 from hvpspec.objective.objective import Objective
+from hvpspec.options import ENGINES
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.oracle.finite_difference import FiniteDifference
@@ -20,7 +21,6 @@ from hvpspec.oracle.linearized import SHARE, Linearized, agrees
 from hvpspec.oracle.tracing import NotTraceable
 from hvpspec.validation import all_finite
 
-ENGINES = ("auto", "autograd", "linearized", "compiled", "cudagraph", "finite-difference")
 _LOG = logging.getLogger("hvpspec")
 
 # Seconds that tracing and compiling take, as measured (results/oracle.md), and the share of a product that they save.

@@ -218,7 +218,7 @@ def _fitting(patterns: str | Sequence[str], aliases: Mapping[int, Sequence[str]]
         found = {key for key, names in aliases.items() if any(_fits(name, pattern) for name in names)}
         if not found:
             every = [name for names in aliases.values() for name in names]
-            raise InputError(f"no parameter or module matches '{pattern}'.{_hint(pattern, every)}")
+            raise InputError(f"no parameter matches '{pattern}'.{_hint(pattern, every)}")
         chosen |= found
     if not chosen:
         raise InputError("the list of parameter patterns is empty; leave it out to choose all parameters.")

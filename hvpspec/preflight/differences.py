@@ -55,7 +55,7 @@ def compare_with_differences(H: HessianOperator, known: Preflight) -> Preflight:
 
 
 def _describe_engine(H: HessianOperator, known: Preflight) -> Preflight:
-    """With a finding that finite differences compute the products, and how they compare with autograd where both can."""
+    """With a finding on the engine finite-difference: how its products compare with autograd's where both exist."""
     checked = FiniteDifference(H.objective).validate()
     found = f"products are computed by finite differences; {_validated(checked)}"
     done = f"relative errors of the products reach {H.noise:.1g}, which every error bar includes"

@@ -115,9 +115,8 @@ def _parameters(model: nn.Module) -> Iterator[Finding]:
 def _kernels(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator[Finding]:
     fused = [n for n, m in modules.items() if isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoder))]
     if fused and torch.backends.mha.get_fastpath_enabled():
-        yield Finding(
-            "fast_path", f"layers with fused kernels in eval mode: {_list(fused)}", "run without those kernels"
-        )
+        found = f"layers with fused kernels in eval mode: {_list(fused)}"
+        yield Finding("fast_path", found, "run without those kernels")
     if device.type == "cuda" and tf32_is_on():
         yield Finding("tf32", "TF32 is on", "off while products are computed")
 

@@ -37,7 +37,7 @@ def test_the_name_of_a_module_does_not_choose_those_that_begin_with_it():
     model.fc, model.fc2, model.fc_out = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
     assert choose_parameters(model, "fc").names == ("fc.weight", "fc.bias")
     assert len(choose_parameters(model, "fc*").names) == 6
-    with pytest.raises(InputError, match="no parameter or module matches 'f'"):
+    with pytest.raises(InputError, match="no parameter matches 'f'"):
         choose_parameters(model, "f")
 
 

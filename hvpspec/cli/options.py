@@ -22,7 +22,7 @@ from hvpspec.krylov.basis import check_storage
 from hvpspec.memory import check_size
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses import NAMED_LOSSES
-from hvpspec.oracle import ENGINES
+from hvpspec.options import ENGINES
 from hvpspec.preflight import Finding, expected_loss, make_differentiable
 from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed, check_tol
 

@@ -1,4 +1,4 @@
-"""Small functions, explicitly: the whole Hessian, and directional derivatives of any order. Exact, by autograd."""
+"""Functions of few variables: the whole Hessian, and directional derivatives of any order, exactly, by autograd."""
 
 from __future__ import annotations
 
@@ -15,13 +15,38 @@ Inputs = Tensor | float | Sequence[Tensor | float]
 
 
 def hessian(fn: Callable[..., Any], inputs: Inputs) -> Tensor:
-    """The explicit Hessian of a scalar function, its blocks assembled into one tensor of shape (n, n).
+    """The Hessian of a scalar function as one matrix.
 
-    fn: called as `fn(x)` for one tensor or number, `fn(x, y, …)` for a tuple or list of them; returns a scalar.
-    inputs: tensors of any shapes, or numbers (taken as float64). They are not written to.
+    Parameters
+    ----------
+    fn : callable
+        Called as ``fn(x)`` for one tensor or number, and as ``fn(x, y, …)`` for a tuple or list of them. Returns a real
+        number, as a tensor with one element or a Python number.
+    inputs : Tensor, float, or sequence of them
+        Where the Hessian is computed. Tensors have any shape; numbers are taken as float64.
 
-    Row and column i belong to element i of the inputs laid end to end. Rows of inputs that `fn` does not depend on
-    are zeros. Costs n HVPs. Raises InputError when `fn` does not return one real number, or it is not finite.
+    Returns
+    -------
+    Tensor
+        Of shape (n, n), where n is the number of elements of all inputs. Row and column i belong to element i of the
+        inputs laid end to end; rows of inputs that `fn` does not depend on are zero.
+
+    Raises
+    ------
+    InputError
+        When `fn` does not return one real number, or one that is not finite, and for inputs that are complex or on
+        several devices.
+
+    Notes
+    -----
+    Costs n HVPs.
+
+    Examples
+    --------
+    >>> import torch, hvpspec
+    >>> hvpspec.hessian(lambda x, y: x**2 * y, (1.0, 3.0))
+    tensor([[6., 2.],
+            [2., 0.]], dtype=torch.float64)
     """
     values, call = _prepare(fn, inputs)
     sizes = [value.numel() for value in values]
@@ -38,11 +63,40 @@ def hessian(fn: Callable[..., Any], inputs: Inputs) -> Tensor:
 
 
 def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order: int) -> Tensor:
-    """d^order/dt^order fn(inputs + t · direction) at t = 0, as a scalar tensor.
+    """The derivative of a scalar function along a direction, of any order.
 
-    direction: structured and shaped like `inputs`. order: 0 (the value), 1 (gradient · direction), 2 (curvature along
-    it), … The cost grows by a constant factor with each order. Raises InputError as `hessian` does, and for a
-    direction of another shape or an order that is not a whole number ≥ 0.
+    That is d^order/dt^order fn(inputs + t · direction) at t = 0.
+
+    Parameters
+    ----------
+    fn : callable
+        As for `hessian`.
+    inputs : Tensor, float, or sequence of them
+        As for `hessian`.
+    direction : Tensor, float, or sequence of them
+        Shaped like `inputs`.
+    order : int
+        0 for the value, 1 for gradient · direction, 2 for the curvature along the direction, and so on.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+
+    Raises
+    ------
+    InputError
+        As `hessian`; also for a direction of another shape, and an order that is not a whole number ≥ 0.
+
+    Notes
+    -----
+    The cost grows by a constant factor with each order.
+
+    Examples
+    --------
+    >>> import torch, hvpspec
+    >>> hvpspec.derivative(lambda x: (x**3).sum(), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]), order=2)
+    tensor(6.)
     """
     if isinstance(order, bool) or not isinstance(order, Integral) or order < 0:
         raise InputError(f"order must be a whole number ≥ 0; got {order!r}.")
@@ -95,7 +149,7 @@ def _scalar(value: Any) -> Tensor:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the function must return one real number; it returned {what}.")
     if not bool(torch.isfinite(value)):
-        raise InputError(f"the function is {float(value)} there; choose inputs where it is finite.")
+        raise InputError(f"the function is {float(value)} at these inputs; choose inputs where it is finite.")
     return value.reshape(())
 
 

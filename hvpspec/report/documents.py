@@ -9,9 +9,7 @@ from typing import Any
 
 from hvpspec.errors import InputError
 from hvpspec.results.preflight import Preflight
-from hvpspec.results.spectrum import Spectrum
-
-SCHEMA = "hvpspec/spectrum/1"
+from hvpspec.results.spectrum import SCHEMA, Spectrum
 
 
 def spectrum_document(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hvpspec.errors import InputError
 from hvpspec.plots import blocks as plot_blocks
 from hvpspec.plots.bins import binned
 from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, Panel, _plain_log_ticks, bars, drawn, signed_ticks
@@ -54,15 +55,22 @@ def _blocks(entries: list[dict[str, Any]]) -> Panel:
     return piece(shown, len(shown), (piece(shown[:middle], middle), piece(shown[middle:], middle)))
 
 
-def plot(spectrum: Spectrum, *, blocks: dict[str, Any] | None = None, columns: int = 1) -> Figure:
-    """All pictures in one Matplotlib figure; save it with `.savefig(path)`.
+def plot(
+    spectrum: Spectrum, ax: Axes | None = None, *, blocks: dict[str, Any] | None = None, columns: int = 1
+) -> Figure | Axes:
+    """All pictures in one Matplotlib figure; save it with `.savefig(path)`. See `Spectrum.plot`.
 
-    blocks: the entry of that name in spectrum.json. columns: pictures side by side.
-    Raises ValueError when the spectrum has nothing to show in a picture (only trace or norm).
+    ax: draws the first picture there instead. blocks: the entry of that name in spectrum.json, by default the
+    spectrum's own. columns: pictures side by side.
     """
+    if blocks is None and spectrum.blocks is not None:
+        blocks = spectrum.blocks.to_dict()
     shown = panels(spectrum, blocks)
     if not shown:
-        raise ValueError("nothing to plot: the spectrum has neither density nor eigenvalues nor blocks.")
+        raise InputError("nothing to plot: the spectrum has neither density nor eigenvalues nor blocks.")
+    if ax is not None:
+        shown[0].draw(ax)
+        return ax
     return drawn(shown, columns=columns)
 
 

@@ -5,6 +5,8 @@ It needs nothing from elsewhere (no network, no scripts), and whatever it quotes
 
 from __future__ import annotations
 
+import contextlib
+import html
 import math
 import re
 import shlex
@@ -18,7 +20,7 @@ from hvpspec.report.condition_rows import condition_notes, condition_parts, ends
 from hvpspec.report.notes import shortfalls, spectrum_notes
 from hvpspec.report.numbers import certainty, rounded, with_error
 from hvpspec.report.sentences import sentences
-from hvpspec.report.terminal import measured_lines
+from hvpspec.report.terminal import measured_lines, summary
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
 from hvpspec.results.preflight import Preflight
@@ -186,3 +188,13 @@ def _flat(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]
 def _signed(text: str) -> str:
     """With a true minus sign, but not in exponents."""
     return " ".join(f"−{word[1:]}" if word.startswith("-") else word for word in text.split(" "))
+
+
+def notebook_html(spectrum: Spectrum) -> str:
+    """The tables of `summary`, and the pictures where Matplotlib is installed, for a cell of a notebook."""
+    parts = [f"<pre>{html.escape(summary(spectrum))}</pre>"]
+    with contextlib.suppress(ModuleNotFoundError):
+        blocks = None if spectrum.blocks is None else spectrum.blocks.to_dict()
+        for panel in panels(spectrum, blocks):
+            parts += [f'<div style="max-width: 40em">{svg}</div>' for svg in inline_svgs(panel)]
+    return "\n".join(parts)

@@ -7,9 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.cells import cell_len
-
-from hvpspec.wording import shortened
+from hvpspec.wording import columns_taken, shortened
 
 _LEAST_NOTE, _LEAST_NAME = 16, 12  # columns below which a note goes to a line of its own, or a name is left as it is
 
@@ -64,9 +62,9 @@ class Table:
 
     @staticmethod
     def _widths(columns: list[Sequence[str]]) -> list[int]:
-        return [max(map(cell_len, column)) for column in columns]
+        return [max(map(columns_taken, column)) for column in columns]
 
 
 def _filled(cell: str, size: int, *, left: bool = True) -> str:
-    blanks = " " * (size - cell_len(cell))
+    blanks = " " * (size - columns_taken(cell))
     return cell + blanks if left else blanks + cell

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from hvpspec.memory import readable
-from hvpspec.report.block_rows import HEADINGS, MARK, columns_of, marked, shown
-from hvpspec.report.condition_rows import condition_parts
+from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
+from hvpspec.report.condition_rows import condition_notes, condition_parts
+from hvpspec.report.notes import spectrum_notes
 from hvpspec.report.numbers import QUANTITY_NAMES, certainty, duration, rounded, with_error
 from hvpspec.report.table import Table
 from hvpspec.results.blocks import Blocks
@@ -125,3 +126,16 @@ def at_most(preflight: Preflight) -> str:
     if preflight.most_memory is not None:
         worst.append(readable(preflight.most_memory))
     return f"up to {', '.join(worst)} where {_UNKIND}"
+
+
+def summary(spectrum: Spectrum, width: int | None = None) -> str:
+    """All tables of a spectrum with their notes, as text. width: in letters, which notes are folded to."""
+    sections = [(spectrum_table(spectrum).lines(width), spectrum_notes(spectrum))]
+    if spectrum.condition is not None:
+        sections += [(table.lines(width), []) for table in condition_tables(spectrum.condition)]
+        sections[-1] = (sections[-1][0], condition_notes(spectrum.condition))
+    if spectrum.blocks is not None:
+        sections.append((blocks_table(spectrum.blocks).lines(width), blocks_notes(spectrum.blocks)))
+    rest = "" if spectrum.complete else "; interrupted: the figures are those known by then"
+    lines = [line for table, notes in sections for line in (*table, *notes, "")]
+    return "\n".join([*lines, f"{spectrum.hvps:,} HVPs in {spectrum.seconds:.1f} s{rest}"])

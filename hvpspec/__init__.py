@@ -3,7 +3,7 @@
 The public names are imported when they are first used: torch takes seconds, which `hvpspec --help` need not wait for.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hvpspec import presentation as _presentation
@@ -111,7 +111,9 @@ _presentation.bind(
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = metadata.version("hvpspec")
+        from importlib.metadata import version
+
+        value: Any = version("hvpspec")
     elif name in _PLACES:
         value = getattr(import_module(f"hvpspec.{_PLACES[name]}"), name)
     else:

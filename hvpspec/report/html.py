@@ -5,22 +5,24 @@ It needs nothing from elsewhere (no network, no scripts), and whatever it quotes
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import html
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvpspec.plots.spectrum import panels
-from hvpspec.plots.style import Panel, inline_svgs
+from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, ends
 from hvpspec.report.notes import shortfalls, spectrum_notes
 from hvpspec.report.numbers import certainty, rounded, with_error
 from hvpspec.report.sentences import sentences
-from hvpspec.report.terminal import measured_lines, summary
+from hvpspec.report.terminal import cost_line, measured_lines, sections
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
 from hvpspec.results.preflight import Preflight
@@ -192,9 +194,27 @@ def _signed(text: str) -> str:
 
 def notebook_html(spectrum: Spectrum) -> str:
     """The tables of `summary`, and the pictures where Matplotlib is installed, for a cell of a notebook."""
-    parts = [f"<pre>{html.escape(summary(spectrum))}</pre>"]
+    parts = []
+    for table, notes in sections(spectrum):
+        rows = [_cells("th", table.header, table.notes), *(_cells("td", row, table.notes) for row in table.rows)]
+        parts += [f"<table>{''.join(rows)}</table>", *(f"<div>{html.escape(note)}</div>" for note in notes)]
+    parts.append(f"<div>{html.escape(cost_line(spectrum))}</div>")
     with contextlib.suppress(ModuleNotFoundError):
         blocks = None if spectrum.blocks is None else spectrum.blocks.to_dict()
-        for panel in panels(spectrum, blocks):
-            parts += [f'<div style="max-width: 40em">{svg}</div>' for svg in inline_svgs(panel)]
+        if shown := panels(spectrum, blocks):
+            picture = base64.b64encode(to_bytes(drawn(shown, columns=2), "png")).decode()
+            alt = html.escape(" ".join(panel.alt for panel in shown))
+            parts.append(
+                f'<img style="width: 100%; max-width: 60em" alt="{alt}" src="data:image/png;base64,{picture}">'
+            )
     return "\n".join(parts)
+
+
+def _cells(tag: str, cells: Sequence[str], noted: bool) -> str:
+    """A row of a table: the first cell is a name, and the last one a note where `noted`; the others are numbers."""
+    last = len(cells) - 1 if noted else -1
+    shown = [
+        f'<{tag} style="text-align: {"left" if i in (0, last) else "right"}">{html.escape(cell)}</{tag}>'
+        for i, cell in enumerate(cells)
+    ]
+    return f"<tr>{''.join(shown)}</tr>"

@@ -128,14 +128,24 @@ def at_most(preflight: Preflight) -> str:
     return f"up to {', '.join(worst)} where {_UNKIND}"
 
 
-def summary(spectrum: Spectrum, width: int | None = None) -> str:
-    """All tables of a spectrum with their notes, as text. width: in letters, which notes are folded to."""
-    sections = [(spectrum_table(spectrum).lines(width), spectrum_notes(spectrum))]
+def sections(spectrum: Spectrum) -> list[tuple[Table, list[str]]]:
+    """All tables of a spectrum, each with the notes below it."""
+    found = [(spectrum_table(spectrum), spectrum_notes(spectrum))]
     if spectrum.condition is not None:
-        sections += [(table.lines(width), []) for table in condition_tables(spectrum.condition)]
-        sections[-1] = (sections[-1][0], condition_notes(spectrum.condition))
+        *others, last = condition_tables(spectrum.condition)
+        found += [(table, []) for table in others] + [(last, condition_notes(spectrum.condition))]
     if spectrum.blocks is not None:
-        sections.append((blocks_table(spectrum.blocks).lines(width), blocks_notes(spectrum.blocks)))
+        found.append((blocks_table(spectrum.blocks), blocks_notes(spectrum.blocks)))
+    return found
+
+
+def cost_line(spectrum: Spectrum) -> str:
+    """ "88 HVPs in 2.1 s"."""
     rest = "" if spectrum.complete else "; interrupted: the figures are those known by then"
-    lines = [line for table, notes in sections for line in (*table, *notes, "")]
-    return "\n".join([*lines, f"{spectrum.hvps:,} HVPs in {spectrum.seconds:.1f} s{rest}"])
+    return f"{spectrum.hvps:,} HVPs in {spectrum.seconds:.1f} s{rest}"
+
+
+def summary(spectrum: Spectrum, width: int | None = None) -> str:
+    """All tables of a spectrum with their notes, as text. width: in letters, which tables are folded to."""
+    lines = [line for table, notes in sections(spectrum) for line in (*table.lines(width), *notes, "")]
+    return "\n".join([*lines, cost_line(spectrum)])

@@ -1,4 +1,4 @@
-"""Runs set side by side: values with their errors on either side, and the differences between them."""
+"""Several runs compared: values with their errors on either side, and the differences between them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from scipy import stats
 
+from hvpspec.options import PILOT_PROBES
 from hvpspec.results.codec import Key, encode
 from hvpspec.results.spectrum import Spectrum
 
@@ -17,11 +18,14 @@ SCHEMA = "hvpspec/compare/1"
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One spectrum.json. label: its folder, or as much of its path as tells it from the others."""
+    """One spectrum.json.
+
+    label: its folder, or as much of its path as distinguishes it from the others.
+    """
 
     label: str
     path: str
-    document: dict[str, Any]
+    document: dict[str, Any] = field(repr=False)
     spectrum: Spectrum
 
     json_order: ClassVar = ("label", "path")
@@ -29,8 +33,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Difference:
-    """`other` minus `first`, of one quantity of run `run`. error: the combined one at `confidence`, not widened.
-    limit: what the difference must exceed to be significant."""
+    """`other` minus `first`: one quantity of the run labelled `run`, compared with the first run.
+
+    error: the combined error at the confidence of the comparison, not widened for the number of differences. limit:
+    what the difference must exceed to be significant.
+    """
 
     quantity: Annotated[str, Key("figure")]
     run: str
@@ -44,6 +51,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
+        """Whether it is more than its errors, widened for the number of differences, explain."""
         return abs(self.difference) > self.limit
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,8 +61,11 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """confidence: with which all that is said to be significant together is so. warnings: why it may mean little.
-    shared: whether some runs may have had the first one's random vectors."""
+    """Runs, and how each of them differs from the first.
+
+    confidence: the probability that all differences called significant are real. warnings: why the comparison may mean
+    little. shared: whether some runs may have used the same random vectors as the first.
+    """
 
     runs: tuple[Run, ...]
     differences: tuple[Difference, ...]
@@ -79,15 +90,18 @@ class Comparison:
         return encode(self)
 
 
-_FREEDOM = 7
+# Of Student's t, which widens intervals: no interval is taken from fewer probes, and more probes would widen less.
+_LEAST_DEGREES_OF_FREEDOM = PILOT_PROBES - 1
 
 
 @dataclass(frozen=True)
 class Value:
-    """A figure of one run. confidence: None where the error holds for certain. error: infinite when unknown; the longer
-    side where the two differ. least, most: what it lies between for certain. text: how a table shows it.
+    """One quantity of one run.
 
-    ends: of a bracket, its two ends when the probability of a miss is so many times smaller than at `confidence`."""
+    error: infinite where unknown; the longer side where the two differ. confidence: None where the error is certain.
+    least, most: bounds that are certain. text: how a table shows it. ends: of a bracket, its two ends when the
+    probability of a miss is smaller than at `confidence` by the factor given.
+    """
 
     value: float
     error: float
@@ -110,7 +124,7 @@ class Value:
         return self.confidence is not None and self.ends is None and not self.whole
 
     def side(self, upwards: bool, confidence: float) -> float:
-        """How far the true figure may lie above or below, at that confidence, or at its own where that is more."""
+        """How far the true value may be above or below, at that confidence, or at its own where that is higher."""
         if self.ends is not None:
             assert self.confidence is not None
             low, high = self.ends(max((1 - self.confidence) / (1 - confidence), 1.0))
@@ -119,8 +133,10 @@ class Value:
         return min(self._half(confidence), certain)
 
     def _half(self, confidence: float) -> float:
-        """It is never made smaller: how the interval was made is not known here."""
+        """The error at that confidence. It never shrinks, since how the interval was made is not known here."""
         if self.confidence is None or not 0 < self.confidence < confidence:
             return self.error
-        wide, narrow = (float(stats.t.ppf((1 + chance) / 2, _FREEDOM)) for chance in (confidence, self.confidence))
+        wide, narrow = (
+            float(stats.t.ppf((1 + chance) / 2, _LEAST_DEGREES_OF_FREEDOM)) for chance in (confidence, self.confidence)
+        )
         return self.error * wide / narrow

@@ -1,6 +1,6 @@
 """hvpspec: checkpoint in, certified spectrum out. The Hessian of a PyTorch loss from Hessian-vector products alone.
 
-The public names are imported when they are first used: torch takes seconds, which `hvpspec --help` need not wait for.
+Public names are imported when they are first used, so that `hvpspec --help` need not wait for torch.
 """
 
 from importlib import import_module
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
     from hvpspec.estimators.track import track
+    from hvpspec.objective.objective import LossValue
+    from hvpspec.objective.parameters import ParameterSpace
     from hvpspec.operators.dense import derivative, hessian
     from hvpspec.operators.hessian import HessianOperator
     from hvpspec.options import SpectrumOptions
@@ -46,6 +48,8 @@ _PLACES = {
     "Estimate": "results.estimate",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
+    "LossValue": "objective.objective",
+    "ParameterSpace": "objective.parameters",
     "Progress": "results.spectrum",
     "Solution": "results.solution",
     "Spectrum": "results.spectrum",
@@ -79,6 +83,8 @@ __all__ = [
     "Estimate",
     "HessianOperator",
     "InputError",
+    "LossValue",
+    "ParameterSpace",
     "Progress",
     "Solution",
     "Spectrum",

@@ -106,7 +106,7 @@ def test_reprs_say_what_is_not_there():
     assert "± inf" in repr(few)
     nothing = hvpspec.Spectrum(7, None, None, None, 0, 0.0, False, asked=("eigenvalues", "trace"))
     assert repr(nothing).splitlines() == [
-        "<Spectrum of a 7 × 7 matrix: interrupted, 0 HVPs, 0 s",
+        "<Spectrum of a 7 × 7 matrix: incomplete, 0 HVPs, 0 s",
         "  eigenvalues     not reached",
         "  trace           not reached>",
     ]

@@ -108,7 +108,7 @@ class Spectrum:
         return {name: quantity for name, quantity in zip(QUANTITIES, found, strict=True) if name in self.asked}
 
     def __repr__(self) -> str:
-        state = "interrupted" if not self.complete else "converged" if self.converged else "not converged"
+        state = "incomplete" if not self.complete else "converged" if self.converged else "not converged"
         cost = f"{counted(self.hvps, 'HVP')}, {self.seconds:.3g} s"
         lines = [f"<Spectrum of a {self.parameters:,} × {self.parameters:,} matrix: {state}, {cost}"]
         for name, quantity in self._asked_for().items():

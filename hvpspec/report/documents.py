@@ -11,19 +11,15 @@ from typing import Any
 from hvpspec.errors import InputError
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Provenance, Record
-from hvpspec.results.spectrum import Spectrum
-
-SCHEMA = "hvpspec/spectrum/1"
+from hvpspec.results.spectrum import SCHEMA, Spectrum
 
 
 def to_document(record: Record) -> dict[str, Any]:
     """The contents of spectrum.json."""
     quantities = record.spectrum.to_dict()
+    first = {name: quantities.pop(name) for name in ("schema", "complete", "converged", "parameters")}
     return {
-        "schema": SCHEMA,
-        "complete": quantities.pop("complete"),
-        "converged": quantities.pop("converged"),
-        "parameters": quantities.pop("parameters"),
+        **first,
         "loss": record.loss,
         **quantities,
         "preflight": None if record.preflight is None else record.preflight.to_dict(),
@@ -33,12 +29,12 @@ def to_document(record: Record) -> dict[str, Any]:
 
 def from_document(document: Mapping[str, Any]) -> Record:
     """The record that a spectrum.json holds, of this version or an older one."""
-    preflight, provenance = document.get("preflight"), document.get("provenance")
+    preflight = document.get("preflight")
     return Record(
-        spectrum=Spectrum.from_dict(dict(document)),
+        spectrum=Spectrum.from_dict(document),
         loss=document.get("loss"),
         preflight=None if preflight is None else Preflight.from_dict(preflight),
-        provenance=Provenance.from_dict(provenance or {}),
+        provenance=Provenance.from_dict(document.get("provenance") or {}),
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hvpspec.results.codec import decode, encode
 from hvpspec.results.estimate import Bracket, Estimate
 
 
@@ -20,18 +22,13 @@ class Block:
     largest: Bracket | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: _plain(value) for name, value in vars(self).items()}
+        """As spectrum.json has it: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Block:
-        trace, norm, largest = data["trace"], data["frobenius_norm"], data["largest"]
-        return cls(
-            data["name"],
-            data["parameters"],
-            None if trace is None else Estimate.from_dict(trace),
-            None if norm is None else Estimate.from_dict(norm),
-            None if largest is None else Bracket.from_dict(largest),
-        )
+    def from_dict(cls, data: Mapping[str, Any]) -> Block:
+        """Reads what `to_dict` gives."""
+        return decode(cls, data)
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,10 @@ class Blocks:
     largest_hvps: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "blocks": [block.to_dict() for block in self.blocks],
-            "probe_hvps": self.probe_hvps,
-            "largest_hvps": self.largest_hvps,
-        }
+        """As spectrum.json has it: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Blocks:
-        blocks = tuple(Block.from_dict(block) for block in data["blocks"])
-        return cls(blocks, data["probe_hvps"], data["largest_hvps"])
-
-
-def _plain(value: Any) -> Any:
-    return value.to_dict() if hasattr(value, "to_dict") else dict(value) if isinstance(value, dict) else value
+    def from_dict(cls, data: Mapping[str, Any]) -> Blocks:
+        """Reads what `to_dict` gives."""
+        return decode(cls, data)

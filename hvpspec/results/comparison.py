@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from scipy import stats
 
-from hvpspec.results.estimate import finite
+from hvpspec.results.codec import Key, encode
 from hvpspec.results.spectrum import Spectrum
 
 SCHEMA = "hvpspec/compare/1"
@@ -24,13 +24,15 @@ class Run:
     document: dict[str, Any]
     spectrum: Spectrum
 
+    json_order: ClassVar = ("label", "path")
+
 
 @dataclass(frozen=True)
 class Difference:
-    """`other` minus `first`, of one figure of run `run`. error: the combined one at `confidence`, not widened.
+    """`other` minus `first`, of one quantity of run `run`. error: the combined one at `confidence`, not widened.
     limit: what the difference must exceed to be significant."""
 
-    figure: str
+    quantity: Annotated[str, Key("figure")]
     run: str
     first: Value
     other: Value
@@ -38,21 +40,15 @@ class Difference:
     error: float
     limit: float
 
+    json_order: ClassVar = ("quantity", "run", "first", "other", "difference", "error", "limit", "significant")
+
     @property
     def significant(self) -> bool:
         return abs(self.difference) > self.limit
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "figure": self.figure,
-            "run": self.run,
-            "first": _plain(self.first),
-            "other": _plain(self.other),
-            "difference": self.difference,
-            "error": finite(self.error),
-            "limit": finite(self.limit),
-            "significant": self.significant,
-        }
+        """As compare.json has it."""
+        return encode(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +62,21 @@ class Comparison:
     warnings: tuple[str, ...]
     shared: bool = False
 
+    json_order: ClassVar = ("schema", "confidence", "compared", "runs", "differences", "warnings")
+
+    @property
+    def schema(self) -> str:
+        """The name of the format of compare.json."""
+        return SCHEMA
+
+    @property
+    def compared(self) -> int:
+        """How many differences were looked at."""
+        return len(self.differences)
+
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "confidence": self.confidence,
-            "compared": len(self.differences),
-            "runs": [{"label": run.label, "path": run.path} for run in self.runs],
-            "differences": [difference.to_dict() for difference in self.differences],
-            "warnings": list(self.warnings),
-        }
-
-
-def _plain(value: Value) -> dict[str, Any]:
-    return {"value": value.value, "error": finite(value.error), "confidence": value.confidence}
+        """As compare.json has it."""
+        return encode(self)
 
 
 _FREEDOM = 7
@@ -98,6 +96,8 @@ class Value:
     most: float = math.inf
     text: str = ""
     ends: Callable[[float], tuple[float, float]] | None = field(default=None, compare=False)
+
+    json_order: ClassVar = ("value", "error", "confidence")
 
     @property
     def whole(self) -> bool:

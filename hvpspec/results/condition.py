@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hvpspec.results.blocks import _plain
+from hvpspec.results.codec import decode, encode
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket, Estimate
 
@@ -79,27 +80,10 @@ class Condition:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; infinite bounds become None."""
-        return {name: _plain(value) for name, value in vars(self).items()}
+        """As spectrum.json has it: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Condition:
-        kinds: dict[type, tuple[str, ...]] = {
-            Estimate: _ESTIMATES,
-            Bracket: _BRACKETS,
-            Bound: ("nearest_zero", "finite_difference", "conjugate_gradients"),
-            Eigenpairs: ("refined",),
-        }
-        read = {name: kind for kind, names in kinds.items() for name in names}
-        known = {name: entry for name, entry in data.items() if name in cls.__dataclass_fields__}
-        return cls(**{
-            name: read[name].from_dict(entry) if name in read and entry is not None else entry  # type: ignore[attr-defined]
-            for name, entry in known.items()
-        })  # fmt: skip
-
-
-_ESTIMATES = (
-    "negative", "negative_mass", "rank", "stable_rank", "participation_ratio", "bulk_mean", "bulk_spread",
-    "flatness", "effective_dimension", "log_determinant",
-)  # fmt: skip
-_BRACKETS = ("largest", "smallest", "norm", "kappa", "digits_lost", "step", "gradient_descent", "nearest_range")
+    def from_dict(cls, data: Mapping[str, Any]) -> Condition:
+        """Reads what `to_dict` gives."""
+        return decode(cls, data)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import betainc
 
-from hvpspec.results.estimate import Estimate, finite
-
-if TYPE_CHECKING:
-    pass
-
+from hvpspec.results.codec import LEFT_OUT, NonFinite, decode, encode
+from hvpspec.results.estimate import Estimate
 
 _TINY = 1e-12  # sums of weights are off by rounding
-
-
-_SURE = ("sure_lower", "sure_upper")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +31,24 @@ class Density:
     converged: whether the tolerance asked for was reached.
     """
 
-    nodes: np.ndarray
-    weights: np.ndarray
-    exact: np.ndarray
-    cdf_lower: np.ndarray
-    cdf_upper: np.ndarray
-    support: tuple[float, float]
+    nodes: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+    cdf_lower: NDArray[np.float64]
+    cdf_upper: NDArray[np.float64]
+    support: tuple[Annotated[float, NonFinite(-math.inf)], Annotated[float, NonFinite(math.inf)]]
     n: int
     samples: int
     confidence: float
     hvps: int
     converged: bool = True
-    sure_lower: np.ndarray | None = None
-    sure_upper: np.ndarray | None = None
+    sure_lower: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
+    sure_upper: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
+
+    json_order: ClassVar = (
+        "nodes", "weights", "exact", "cdf_lower", "cdf_upper", "support", "n", "samples", "confidence", "hvps",
+        "converged", "error", "sure_lower", "sure_upper",
+    )  # fmt: skip
 
     def cdf(self, x: Any) -> np.ndarray:
         """The share of eigenvalues that are ≤ x; x of any shape."""
@@ -126,27 +127,10 @@ class Density:
         return mass * p
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "nodes": self.nodes.tolist(),
-            "weights": self.weights.tolist(),
-            "exact": self.exact.tolist(),
-            "cdf_lower": self.cdf_lower.tolist(),
-            "cdf_upper": self.cdf_upper.tolist(),
-            "support": [finite(end) for end in self.support],
-            "n": self.n,
-            "samples": self.samples,
-            "confidence": self.confidence,
-            "hvps": self.hvps,
-            "converged": self.converged,
-            "error": finite(self.error),
-            **{name: array.tolist() for name in _SURE if (array := getattr(self, name)) is not None},
-        }
+        """As spectrum.json has it: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Density:
-        there = ("nodes", "weights", "exact", "cdf_lower", "cdf_upper", *(name for name in _SURE if name in data))
-        arrays: dict[str, Any] = {name: np.array(data[name]) for name in there}
-        low, high = data["support"]
-        support = (-math.inf if low is None else low, math.inf if high is None else high)
-        rest = {name: data[name] for name in ("n", "samples", "confidence", "hvps", "converged")}
-        return cls(**arrays, support=support, **rest)
+    def from_dict(cls, data: Mapping[str, Any]) -> Density:
+        """Reads what `to_dict` gives."""
+        return decode(cls, data)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hvpspec.results.estimate import Bracket, finite
-
-if TYPE_CHECKING:
-    pass
+from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, decode, encode
+from hvpspec.results.estimate import Bracket
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,51 +27,26 @@ class Eigenpairs:
     value as an estimate for the population that the data are a sample of; None where there are too few batches.
     """
 
-    values: np.ndarray
-    vectors: np.ndarray | None = field(repr=False)
-    residuals: np.ndarray
-    error: np.ndarray
+    values: Annotated[NDArray[np.float64], Column("eigenvalues", "value")]
+    vectors: NDArray[np.floating[Any]] | None = field(repr=False)
+    residuals: Annotated[NDArray[np.float64], Column("eigenvalues", "residual"), NonFinite(math.inf)]
+    error: Annotated[NDArray[np.float64], Column("eigenvalues", "error"), NonFinite(math.inf)]
     converged: bool
     hvps: int
     verified: bool = False
     largest: Bracket | None = None
     smallest: Bracket | None = None
-    data_error: np.ndarray | None = None
+    data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
+
+    json_order: ClassVar = (
+        "values", "error", "residuals", "data_error", "converged", "hvps", "verified", "largest", "smallest",
+    )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the vectors."""
-        columns = {"value": self.values, "error": self.error, "residual": self.residuals}
-        if self.data_error is not None:
-            columns["data_error"] = self.data_error
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        return {
-            "eigenvalues": [dict(zip(columns, map(finite, row), strict=True)) for row in rows],
-            "converged": self.converged,
-            "hvps": self.hvps,
-            "verified": self.verified,
-            "largest": None if self.largest is None else self.largest.to_dict(),
-            "smallest": None if self.smallest is None else self.smallest.to_dict(),
-        }
+        """As spectrum.json has it, without the vectors: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Eigenpairs:
-        def column(key: str, missing: float) -> np.ndarray:
-            entries = [row.get(key) for row in data["eigenvalues"]]
-            return np.array([missing if entry is None else entry for entry in entries], float)
-
-        def bracket(key: str) -> Bracket | None:
-            return None if data.get(key) is None else Bracket.from_dict(data[key])
-
-        spread = column("data_error", math.nan)
-        return cls(
-            values=column("value", math.nan),
-            vectors=None,
-            residuals=column("residual", math.inf),
-            error=column("error", math.inf),
-            converged=data["converged"],
-            hvps=data["hvps"],
-            verified=data.get("verified", False),
-            largest=bracket("largest"),
-            smallest=bracket("smallest"),
-            data_error=None if np.isnan(spread).all() else spread,
-        )
+    def from_dict(cls, data: Mapping[str, Any]) -> Eigenpairs:
+        """Reads what `to_dict` gives."""
+        return decode(cls, data)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from hvpspec.results.codec import LEFT_OUT, NonFinite, decode, encode
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,16 @@ class Estimate:
     lower, upper: the ends of the interval where it is lopsided (`error` is the longer side then): see `interval`.
     """
 
-    value: float
-    error: float
+    value: Annotated[float, NonFinite(math.nan)]
+    error: Annotated[float, NonFinite(math.inf)]
     confidence: float
     converged: bool
     hvps: int
     method: str = "hutchinson"
     relative_to: str = "value"
     data_error: float | None = None
-    lower: float | None = None
-    upper: float | None = None
+    lower: Annotated[float | None, NonFinite(-math.inf), LEFT_OUT] = None
+    upper: Annotated[float | None, NonFinite(math.inf), LEFT_OUT] = None
 
     @classmethod
     def between(
@@ -49,52 +52,31 @@ class Estimate:
         return f"{self.value:.6g} ± {self.error:.2g} ({self.confidence:.4g})"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an error that is not known (infinite) becomes None."""
-        return {
-            "value": finite(self.value),
-            "error": finite(self.error),
-            "confidence": self.confidence,
-            "converged": self.converged,
-            "hvps": self.hvps,
-            "method": self.method,
-            "relative_to": self.relative_to,
-            "data_error": None if self.data_error is None else finite(self.data_error),
-            **{name: finite(end) for name in ("lower", "upper") if (end := getattr(self, name)) is not None},
-        }
+        """As spectrum.json has it: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Estimate:
-        value, error = data["value"], data["error"]
-        ends = {name: data[name] for name in ("lower", "upper") if name in data}
-        infinite = {"lower": -math.inf, "upper": math.inf}
-        return cls(
-            value=math.nan if value is None else value,
-            error=math.inf if error is None else error,
-            confidence=data["confidence"],
-            converged=data["converged"],
-            hvps=data["hvps"],
-            method=data["method"],
-            relative_to=data.get("relative_to", "value"),
-            data_error=data.get("data_error"),
-            **{name: infinite[name] if end is None else end for name, end in ends.items()},
-        )
+    def from_dict(cls, data: Mapping[str, Any]) -> Estimate:
+        """Reads what `to_dict` gives."""
+        return decode(cls, data)
 
 
 @dataclass(frozen=True)
 class Bracket:
     """Bounds that hold together with probability ≥ `confidence`."""
 
-    lower: float
-    upper: float
+    lower: Annotated[float, NonFinite(-math.inf)]
+    upper: Annotated[float, NonFinite(math.inf)]
     confidence: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {"lower": finite(self.lower), "upper": finite(self.upper), "confidence": self.confidence}
+        """As spectrum.json has it: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Bracket:
-        lower, upper = data["lower"], data["upper"]
-        return cls(-math.inf if lower is None else lower, math.inf if upper is None else upper, data["confidence"])
+    def from_dict(cls, data: Mapping[str, Any]) -> Bracket:
+        """Reads what `to_dict` gives."""
+        return decode(cls, data)
 
 
 def finite(value: float) -> float | None:
@@ -110,14 +92,15 @@ class Bound:
     gives the order of magnitude and bounds nothing (confidence 0).
     """
 
-    value: float
+    value: Annotated[float, NonFinite(math.inf)]
     kind: Literal["lower", "upper", "rule"]
     confidence: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        return {"value": finite(self.value), "kind": self.kind, "confidence": self.confidence}
+        """As spectrum.json has it: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Bound:
-        value = math.inf if data["value"] is None else data["value"]
-        return cls(value, data["kind"], data["confidence"])
+    def from_dict(cls, data: Mapping[str, Any]) -> Bound:
+        """Reads what `to_dict` gives."""
+        return decode(cls, data)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from hvpspec.results.codec import Within, decode, encode
 
 SEVERITIES = ("fixed", "note", "refused")
 
@@ -31,6 +33,10 @@ class Finding:
         return f"{self.found} → {self.done}"
 
 
+_Number = Annotated[float | None, Within("measured")]
+_Count = Annotated[int | None, Within("measured")]
+
+
 @dataclass(frozen=True)
 class Preflight:
     """Findings, and measurements by name; None for those that were not made.
@@ -44,20 +50,20 @@ class Preflight:
     """
 
     findings: tuple[Finding, ...] = ()
-    loss: float | None = None
-    symmetry: float | None = None
-    repeatability: float | None = None
-    difference: float | None = None
-    difference_bound: float | None = None
-    seconds: float | None = None
-    memory: int | None = None
-    hvps: int = 0
-    expected_hvps: int | None = None
-    expected_seconds: float | None = None
-    expected_memory: int | None = None
-    most_hvps: int | None = None
-    most_seconds: float | None = None
-    most_memory: int | None = None
+    loss: _Number = None
+    symmetry: _Number = None
+    repeatability: _Number = None
+    difference: _Number = None
+    difference_bound: _Number = None
+    seconds: _Number = None
+    memory: _Count = None
+    hvps: Annotated[int, Within("measured")] = 0
+    expected_hvps: _Count = None
+    expected_seconds: _Number = None
+    expected_memory: _Count = None
+    most_hvps: _Count = None
+    most_seconds: _Number = None
+    most_memory: _Count = None
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -67,13 +73,10 @@ class Preflight:
         return tuple(finding for finding in self.findings if finding.severity in severities)
 
     def to_dict(self) -> dict[str, Any]:
-        figures = asdict(self)
-        return {"findings": list(figures.pop("findings")), "measured": figures}
+        """As spectrum.json and check.json have it."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, figures: Mapping[str, Any]) -> Preflight:
-        """Reads what `to_dict` gives, of other versions as well: a figure that is not known here is left out."""
-        found: Iterable[Mapping[str, Any]] = figures.get("findings") or ()
-        measured: Mapping[str, Any] = figures.get("measured") or {}
-        known = {name: value for name, value in measured.items() if name in cls.__dataclass_fields__}
-        return cls(tuple(Finding(**finding) for finding in found), **known)
+    def from_dict(cls, data: Mapping[str, Any]) -> Preflight:
+        """Reads what `to_dict` gives, of other versions as well: what is not known here is left out."""
+        return decode(cls, data)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from hvpspec.results.codec import LEFT_OUT, decode, encode
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.spectrum import Spectrum
+
+_Text = Annotated[str | None, LEFT_OUT]
+_Count = Annotated[int | None, LEFT_OUT]
+_Number = Annotated[float | None, LEFT_OUT]
 
 
 @dataclass(frozen=True)
@@ -16,97 +21,61 @@ class CheckpointFile:
 
     path: str
     key: str | None = None
-    sha256: str | None = None
-    bytes: int | None = None
+    sha256: _Text = None
+    bytes: _Count = None
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """The data of the loss: how they were named, the number of batches, and the sum of the batches' weights."""
+    """The data of the loss: how they were named, the number of batches, and the sum of the weights of the batches."""
 
-    source: str | None = None
-    batches: int | None = None
-    weight: float | None = None
+    source: _Text = None
+    batches: _Count = None
+    weight: _Number = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """All that is needed to compute the same spectrum again, and to judge whether two are comparable.
+    """All that is needed to compute a spectrum again, and to judge whether two spectra are comparable.
 
-    Every field may be missing, as in files of older versions. model, loss: how they were named. options: what was asked
-    for, by name. versions: of hvpspec, Python and the packages it uses. command: the arguments of the command line.
-    finished: date and time (ISO 8601). seconds: the whole run, loading included. other: entries of other versions of
-    hvpspec, which are kept as they were read.
+    Each field may be missing, as some are in files of older versions. model, loss: how they were named. options: what
+    was asked for, by name. versions: of hvpspec, Python and the packages that it uses. command: the command line,
+    argument by argument. finished: date and time (ISO 8601). seconds: the whole run, loading included.
     """
 
-    checkpoint: CheckpointFile | None = None
-    model: str | None = None
-    data: DataSource | None = None
-    loss: str | None = None
+    checkpoint: Annotated[CheckpointFile | None, LEFT_OUT] = None
+    model: _Text = None
+    data: Annotated[DataSource | None, LEFT_OUT] = None
+    loss: _Text = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    dtype: str | None = None
-    device: str | None = None
-    threads: int | None = None
-    engine: str | None = None
-    engine_plan: str | None = None
-    attention_backend: str | None = None
+    seed: _Count = None
+    dtype: _Text = None
+    device: _Text = None
+    threads: _Count = None
+    engine: _Text = None
+    engine_plan: _Text = None
+    attention_backend: _Text = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    platform: str | None = None
+    platform: _Text = None
     command: tuple[str, ...] = ()
-    finished: str | None = None
-    seconds: float | None = None
-    other: Mapping[str, Any] = field(default_factory=dict)
+    finished: _Text = None
+    seconds: _Number = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; what is missing is left out."""
-        entries: dict[str, Any] = {**vars(self), "command": list(self.command)}
-        other = entries.pop("other")
-        if self.checkpoint is not None:
-            entries["checkpoint"] = {"path": self.checkpoint.path, "key": None, **_known(vars(self.checkpoint))}
-        if self.data is not None:
-            entries["data"] = _known(vars(self.data))
-        return {name: entry for name, entry in entries.items() if entry not in (None, [], {})} | dict(other)
+        """As spectrum.json has it: what is missing is left out."""
+        return {name: entry for name, entry in encode(self).items() if entry not in ({}, [])}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
-        """Reads what `to_dict` gives, of this version or another. An entry of an unknown kind goes to `other`."""
-        known: dict[str, Any] = {}
-        other: dict[str, Any] = {}
-        for name, entry in data.items():
-            kind = _KINDS.get(name)
-            if name in _PARTS and isinstance(entry, Mapping):
-                part = _PARTS[name]
-                fields = {key: value for key, value in entry.items() if key in part.__dataclass_fields__}
-                known[name] = part(**{"path": ""} | fields) if part is CheckpointFile else part(**fields)
-            elif kind is not None and isinstance(entry, kind):
-                known[name] = tuple(map(str, entry)) if name == "command" else entry
-            else:
-                other[name] = entry
-        return cls(**known, other=other)
+        """Reads what `to_dict` gives, of other versions as well: what is not known here is left out."""
+        return decode(cls, data)
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """loss: its value on the data, at the checkpoint; None where it is not known."""
+    """All that is known of one run. loss: its value on the data, at the checkpoint; None where it is not known."""
 
     spectrum: Spectrum
     loss: float | None = None
     preflight: Preflight | None = None
     provenance: Provenance = field(default_factory=Provenance)
-
-
-_PARTS: dict[str, Any] = {"checkpoint": CheckpointFile, "data": DataSource}
-_KINDS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("model", "loss", "dtype", "device", "engine", "engine_plan", "attention_backend", "platform", "finished"), str
-    ),
-    **dict.fromkeys(("seed", "threads"), int),
-    **dict.fromkeys(("options", "versions"), Mapping),
-    "command": list,
-    "seconds": (int, float),
-}
-
-
-def _known(entries: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: entry for name, entry in entries.items() if entry is not None}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, ClassVar
 
+from hvpspec.results.blocks import Blocks
+from hvpspec.results.codec import Flattened, Key, decode, encode
+from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
 
-if TYPE_CHECKING:
-    from hvpspec.results.blocks import Blocks
-    from hvpspec.results.condition import Condition
-
+SCHEMA = "hvpspec/spectrum/1"
 FIGURES = ("eigenvalues", "trace", "frobenius_norm", "density")
 
 
@@ -27,7 +28,7 @@ class Spectrum:
     """
 
     parameters: int
-    eigenpairs: Eigenpairs | None
+    eigenpairs: Annotated[Eigenpairs | None, Flattened("eigenvalues")]
     trace: Estimate | None
     frobenius_norm: Estimate | None
     hvps: int
@@ -35,9 +36,19 @@ class Spectrum:
     complete: bool
     density: Density | None = None
     asked: tuple[str, ...] = FIGURES[:3]
-    predicted: int | None = None
+    predicted: Annotated[int | None, Key("predicted_hvps")] = None
     condition: Condition | None = None
     blocks: Blocks | None = None
+
+    json_order: ClassVar = (
+        "schema", "complete", "converged", "parameters", "asked", "eigenpairs", "trace", "frobenius_norm", "density",
+        "condition", "blocks", "hvps", "predicted", "seconds",
+    )  # fmt: skip
+
+    @property
+    def schema(self) -> str:
+        """The name of the format of spectrum.json."""
+        return SCHEMA
 
     @property
     def converged(self) -> bool:
@@ -57,51 +68,13 @@ class Spectrum:
         return {name: figure for name, figure in zip(FIGURES, figures, strict=True) if name in self.asked}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the figures as spectrum.json has them."""
-        pairs = {} if self.eigenpairs is None else self.eigenpairs.to_dict()
-        return {
-            "complete": self.complete,
-            "converged": self.converged,
-            "parameters": self.parameters,
-            "asked": list(self.asked),
-            "eigenvalues": pairs.pop("eigenvalues", []),
-            **{f"eigenvalues_{name}": entry for name, entry in pairs.items()},
-            "trace": None if self.trace is None else self.trace.to_dict(),
-            "frobenius_norm": None if self.frobenius_norm is None else self.frobenius_norm.to_dict(),
-            "density": None if self.density is None else self.density.to_dict(),
-            "condition": None if self.condition is None else self.condition.to_dict(),
-            "blocks": None if self.blocks is None else self.blocks.to_dict(),
-            "hvps": self.hvps,
-            "predicted_hvps": self.predicted,
-            "seconds": self.seconds,
-        }
+        """As spectrum.json has it: infinite and undefined numbers become None."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Spectrum:
+    def from_dict(cls, data: Mapping[str, Any]) -> Spectrum:
         """Reads what `to_dict` gives, and spectrum.json, of this version or an older one."""
-        from hvpspec.results.blocks import Blocks
-        from hvpspec.results.condition import Condition
-
-        pairs = None
-        if data["eigenvalues"]:
-            rest = {name.removeprefix("eigenvalues_"): entry for name, entry in data.items()}
-            pairs = Eigenpairs.from_dict(
-                {**rest, "converged": data["eigenvalues_converged"], "hvps": data["eigenvalues_hvps"]}
-            )
-        return cls(
-            parameters=data["parameters"],
-            eigenpairs=pairs,
-            trace=None if data["trace"] is None else Estimate.from_dict(data["trace"]),
-            frobenius_norm=None if data["frobenius_norm"] is None else Estimate.from_dict(data["frobenius_norm"]),
-            hvps=data["hvps"],
-            seconds=data["seconds"],
-            complete=data["complete"],
-            density=None if data.get("density") is None else Density.from_dict(data["density"]),
-            asked=tuple(data.get("asked", FIGURES[:3])),
-            predicted=data.get("predicted_hvps"),
-            condition=None if data.get("condition") is None else Condition.from_dict(data["condition"]),
-            blocks=None if data.get("blocks") is None else Blocks.from_dict(data["blocks"]),
-        )
+        return decode(cls, data)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ def comparison_tables(comparison: Comparison, width: int | None = None) -> list[
         labels = [shortened(label, _LABEL) for label in (comparison.runs[0].label, run.label)]
         table = Table(("figure", *labels, "difference", "± error", ""), gap=2)
         for row in rows:
-            table.add(row.figure, *_values(row), *_difference(row), _star(row))
+            table.add(row.quantity, *_values(row), *_difference(row), _star(row))
         if width is not None:
-            longest = max((len(row.figure) for row in rows), default=0)
+            longest = max((len(row.quantity) for row in rows), default=0)
             if table.width() - max(longest - _NAME, 0) > width:
                 table = Table(("figure", "difference", "± error", ""), gap=2)
                 for row in rows:
-                    table.add(row.figure, *_difference(row), _star(row))
+                    table.add(row.quantity, *_difference(row), _star(row))
         tables.append(table)
     return tables
 

@@ -66,7 +66,7 @@ def test_significance_by_hand(tmp_path):
     for d, significant in ((limit * 1.001, True), (limit * 0.999, False), (-limit * 1.001, True)):
         found = compared(runs(tmp_path, with_trace(100.0, 3.0, **only), with_trace(100.0 + d, 4.0, **only)))
         (row,) = found.differences
-        assert (row.figure, row.run) == ("trace", "run1")
+        assert (row.quantity, row.run) == ("trace", "run1")
         assert row.difference == pytest.approx(d)
         assert row.error == row.limit == pytest.approx(limit)
         assert row.significant is significant
@@ -74,7 +74,7 @@ def test_significance_by_hand(tmp_path):
 
 def test_several_figures_widen_the_intervals(tmp_path):
     found = compared(runs(tmp_path, with_trace(100.0, 3.0), with_trace(106.0, 4.0)))
-    rows = {row.figure: row for row in found.differences}
+    rows = {row.quantity: row for row in found.differences}
     names = [
         "λ1 from the top",
         "λ2 from the top",
@@ -120,7 +120,7 @@ def test_eigenvalues_are_counted_from_their_end_of_the_spectrum(tmp_path):
         return with_trace(1.0, 1.0, eigenpairs=pairs)
 
     found = compared(runs(tmp_path, with_values(3.0, -2.99, 1.0), with_values(-3.01, 3.0, 1.0)))
-    rows = {row.figure: row for row in found.differences}
+    rows = {row.quantity: row for row in found.differences}
     assert rows["λ1 from the top"].difference == 0
     assert rows["λ1 from the bottom"].difference == pytest.approx(-0.02)
     assert rows["λ1 from the bottom"].significant
@@ -131,13 +131,13 @@ def test_conditioning_is_compared_where_the_damping_is_the_same(tmp_path):
     mine = {**examples.CONDITION, "effective_dimension": examples.estimate(10.0, 0.5)}
     other = {**mine, "effective_dimension": examples.estimate(20.0, 0.5), "stable_rank": examples.estimate(2.0, 0.03)}
     names = [
-        row.figure
+        row.quantity
         for row in compared(runs(tmp_path, *(examples.document(condition=c) for c in (mine, other)))).differences
     ]
     assert {"stable rank", "effective dimension of H + 0.1 I", "negative mass", "κ of H + 0.1 I"} <= {*names}
     other["damping"] = 0.2
     names = [
-        row.figure
+        row.quantity
         for row in compared(runs(tmp_path, *(examples.document(condition=c) for c in (mine, other)))).differences
     ]
     assert "stable rank" in names
@@ -146,7 +146,7 @@ def test_conditioning_is_compared_where_the_damping_is_the_same(tmp_path):
 
 def row_of(tmp_path, name, *conditions, **more):
     documents = [examples.document(condition={**examples.CONDITION, **condition}) for condition in conditions]
-    (row,) = (row for row in compared(runs(tmp_path, *documents, **more)).differences if row.figure == name)
+    (row,) = (row for row in compared(runs(tmp_path, *documents, **more)).differences if row.quantity == name)
     return row
 
 
@@ -201,11 +201,11 @@ def test_blocks_bulk_and_step_are_compared(tmp_path):
     found = {**examples.CONDITION, "bulk_mean": examples.estimate(0.1, 0.01), "step": examples.bracket(0.0383, 0.0399)}
     first = examples.document(condition=found)
     other = examples.document(condition={**found, "bulk_count": 396})
-    names = {row.figure: row for row in compared(runs(tmp_path, first, other)).differences}
+    names = {row.quantity: row for row in compared(runs(tmp_path, first, other)).differences}
     assert {"trace of features.weight", "norm of features.weight", "λ_max of features.weight"} <= {*names}
     assert "stable step, H + 0.1 I" in names
     assert not any(name.startswith("bulk") for name in names)  # of another number of eigenvalues
-    assert "bulk mean, of 397" in {row.figure for row in compared(runs(tmp_path, first, first)).differences}
+    assert "bulk mean, of 397" in {row.quantity for row in compared(runs(tmp_path, first, first)).differences}
 
 
 def test_runs_of_one_seed_have_errors_that_add(tmp_path):

@@ -107,12 +107,11 @@ def wrapped(sentence: str, width: int | None) -> list[str]:
 def spectrum_table(spectrum: Spectrum) -> Table:
     """The quantities asked for, each with its error; a column for the part that the data have in it, where known."""
     with_data, confidence = has_data_error(spectrum), spectrum_confidence(spectrum)
-    data_column = [DATA_HEADING] if with_data else []
-    table = Table(("figure", "value", error_heading(confidence), *data_column, "note"), notes=True)
+    rows: list[tuple[str, ...]] = []
 
     def row(name: str, value: str, error: str, data: float | None, note: str) -> None:
         spread = "" if data is None or not math.isfinite(data) else rounded(data, 2)
-        table.add(name, value, error, *([spread] if with_data else []), note)
+        rows.append((name, value, error, *([spread] if with_data else []), note))
 
     if "eigenvalues" in spectrum.asked:
         pairs = spectrum.eigenpairs
@@ -120,16 +119,21 @@ def spectrum_table(spectrum: Spectrum) -> Table:
             row("eigenvalues", "–", "", None, "not reached")
         else:
             data = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
-            rows = zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True)
-            for number, (value, error, spread) in enumerate(rows, start=1):
+            found = zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True)
+            for number, (value, error, spread) in enumerate(found, start=1):
                 row(f"λ{number}", *with_error(value, error), spread, "")
     for name in ("trace", "frobenius_norm"):
         estimate: Estimate | None = getattr(spectrum, name)
         if name in spectrum.asked and estimate is None:
             row(QUANTITY_NAMES[name], "–", "", None, "not reached")
         elif name in spectrum.asked and estimate is not None:
-            number = with_error(estimate.value, estimate.error)
-            row(QUANTITY_NAMES[name], *number, estimate.data_error, certainty(estimate, confidence))
+            shown_number = with_error(estimate.value, estimate.error)
+            row(QUANTITY_NAMES[name], *shown_number, estimate.data_error, certainty(estimate, confidence))
+    header = ("figure", "value", error_heading(confidence), *([DATA_HEADING] if with_data else []), "note")
+    with_notes = any(cells[-1] for cells in rows)
+    table = Table(header if with_notes else header[:-1], notes=with_notes)
+    for cells in rows:
+        table.add(*(cells if with_notes else cells[:-1]))
     return table
 
 

@@ -19,7 +19,7 @@ from hvpspec.results.spectrum import Spectrum
 
 @pytest.fixture(scope="module")
 def page():
-    return report_html(examples.document())
+    return report_html(examples.record())
 
 
 def tree_of(page):
@@ -139,7 +139,7 @@ def refined(converged):
 
 def test_each_matrix_has_a_table_of_its_own():
     step = examples.bracket(0.0383, 0.0399)
-    page = report_html(examples.document(condition={**examples.CONDITION, "step": step}))
+    page = report_html(examples.record(condition={**examples.CONDITION, "step": step}))
     (section,) = (s for s in tree_of(page).iter("section") if s.get("aria-labelledby") == "conditioning")
     titles = [words(title) for title in section.iter("h3")]
     of_h, shifted = ([words(row[0]) for row in table.findall("tbody/tr")] for table in section.iter("table"))
@@ -152,7 +152,7 @@ def test_each_matrix_has_a_table_of_its_own():
     ]
     damped = sentences(examples.spectrum(condition=condition(step=step)), {})[0]
     assert damped.endswith("up to a step of 0.0384 (2/λ_max, 95 %); on H + 0.1 I, up to 0.0383.")
-    plain = report_html(examples.document(condition={**examples.CONDITION, "damping": 0.0, "step": step}))
+    plain = report_html(examples.record(condition={**examples.CONDITION, "damping": 0.0, "step": step}))
     assert rows(tree_of(plain), "conditioning")["largest stable step"][1] == "of gradient descent: 2/λ_max"
     assert "Of H" not in words(tree_of(plain))
 
@@ -160,7 +160,7 @@ def test_each_matrix_has_a_table_of_its_own():
 @pytest.mark.parametrize("converged", [True, False])
 def test_a_refinement_is_shown_and_its_failure_said(converged):
     found = {**examples.CONDITION, "refined": refined(converged)}
-    page = report_html(examples.document(condition=found, blocks=None))
+    page = report_html(examples.record(condition=found, blocks=None))
     shown = rows(tree_of(page), "conditioning")["λ + δ nearest to 0"]
     assert shown == ["0.01 ± 0.03", "" if converged else "not converged"]
     said = words(tree_of(page))
@@ -171,7 +171,7 @@ def test_a_refinement_is_shown_and_its_failure_said(converged):
 
 def test_a_refinement_that_found_nothing_is_said():
     reasons = {"refined": "3 products did not finish a round; give more"}
-    said = words(tree_of(report_html(examples.document(condition={**examples.CONDITION, "reasons": reasons}))))
+    said = words(tree_of(report_html(examples.record(condition={**examples.CONDITION, "reasons": reasons}))))
     assert "The eigenvalue nearest to zero was not reached." in said
     assert "No eigenvalue nearest to 0: 3 products did not finish a round" in said
     assert "Every figure asked for" not in said
@@ -180,7 +180,7 @@ def test_a_refinement_that_found_nothing_is_said():
 def test_blocks_short_of_their_tolerance_are_said():
     def page_of(**changes):
         blocks = [{**block, "largest": examples.bracket(3.0, 3.01), **changes} for block in examples.BLOCKS["blocks"]]
-        return words(tree_of(report_html(examples.document(blocks={**examples.BLOCKS, "blocks": blocks}))))
+        return words(tree_of(report_html(examples.record(blocks={**examples.BLOCKS, "blocks": blocks}))))
 
     assert "Every figure asked for is within its tolerance" in page_of()
     missing = page_of(largest=None)
@@ -195,7 +195,7 @@ def test_blocks_short_of_their_tolerance_are_said():
 def test_lines_break_after_dots_and_underscores_and_never_before_an_error():
     name = "layers.0.layer_norm.weight"
     blocks = [{**examples.BLOCKS["blocks"][0], "name": name, "largest": None}]
-    page = report_html(examples.document(blocks={**examples.BLOCKS, "blocks": blocks}))
+    page = report_html(examples.record(blocks={**examples.BLOCKS, "blocks": blocks}))
     assert "layers.<wbr>0.<wbr>layer_<wbr>norm.<wbr>weight" in page
     assert "−8.0 ±\N{NO-BREAK SPACE}2" in page
     assert "1.170\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.03" in page
@@ -206,7 +206,7 @@ def test_lines_break_after_dots_and_underscores_and_never_before_an_error():
 def test_upper_ends_and_counts_that_are_certain_are_shown_where_there_are_any():
     found = {**examples.CONDITION, "digits_lost": examples.bracket(4.1, 4.3), "kappa": examples.bracket(100.0, 200.0)}
     found |= {"definite": "positive", "negative": examples.estimate(2.0, 50.0)}
-    shown = rows(tree_of(report_html(examples.document(condition=found))), "conditioning")
+    shown = rows(tree_of(report_html(examples.record(condition=found))), "conditioning")
     assert shown["digits lost in a solve"] == ["4.1 … 4.3", "of 7.2"]
     assert shown["κ of H + 0.1 I"] == ["100 … 200", "positive definite; upper end at 95 %"]
     assert shown["negative eigenvalues"][0] == "2 … 52"  # two for certain, whatever the estimate leaves open
@@ -233,7 +233,7 @@ def test_definiteness_is_said_only_where_it_is_known():
 
 def test_interruptions_and_missing_figures_are_said():
     part = examples.spectrum(complete=False, trace=None, density=None)
-    page = report_html(examples.document(complete=False, trace=None, density=None, condition=None, blocks=None))
+    page = report_html(examples.record(complete=False, trace=None, density=None, condition=None, blocks=None))
     tree_of(page)
     assert "This run was interrupted" in page
     assert "Conditioning" not in page

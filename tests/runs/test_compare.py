@@ -14,10 +14,11 @@ from scipy import stats
 from hvpspec.atomic_files import write_json
 from hvpspec.errors import InputError
 from hvpspec.plots.comparison import plot_comparison
-from hvpspec.report.documents import schema
+from hvpspec.report.documents import schema, to_document
 from hvpspec.results.comparison import Value
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.record import Record
 from hvpspec.runs.compare import combined, compared, read_runs
 from hvpspec.runs.compare_table import comparison_notes, comparison_tables
 
@@ -35,10 +36,8 @@ def runs(tmp_path, *documents, shared=False):
 
 
 def with_trace(value, error, confidence=0.95, **changes):
-    from hvpspec.report.documents import spectrum_document
-
     found = examples.spectrum(trace=Estimate(value, error, confidence, True, 30), **changes)
-    return spectrum_document(found, loss=0.5, provenance={})
+    return to_document(Record(found, 0.5))
 
 
 def test_errors_combine():

@@ -55,9 +55,9 @@ def binned(density: Density) -> Bins:
 def binned_alike(densities: Sequence[Density]) -> list[Bins]:
     """Several densities in the same bins and with the same smoothing, so that they can be laid over each other.
 
-    Every node, of an eigenvalue that is known or of the quadrature, is spread evenly over a window of one width, but not
-    across zero. The window is as wide as the nodes of the coarsest density are apart, so that no density looks rougher
-    for having fewer nodes.
+    Every node, whether a known eigenvalue or one of the quadrature, is spread evenly over a window of one width. The
+    window is as wide as the nodes of the coarsest density are apart, so that no density looks rougher for having fewer
+    nodes. Windows reach across zero: on which side of it the nodes of a bulk lie is a matter of chance.
     """
     scale = min(map(_scale, densities))  # the narrowest bulk can be seen, too
     places = [np.arcsinh(density.nodes / scale) for density in densities]
@@ -71,9 +71,7 @@ def binned_alike(densities: Sequence[Density]) -> list[Bins]:
     for u, density in zip(places, densities, strict=True):
         counts = np.zeros(len(edges) - 1)
         for place, weight in zip(u, density.weights * density.n, strict=True):
-            start, end = max(place - half, edges[0]), min(place + half, edges[-1])
-            start, end = (max(start, 0.0), end) if place > 0 else (start, min(end, 0.0)) if place < 0 else (start, end)
-            counts += weight * _overlap(edges, start, end)
+            counts += weight * _overlap(edges, max(place - half, edges[0]), min(place + half, edges[-1]))
         found.append(Bins(scale * np.sinh(edges), counts, scale))
     return found
 

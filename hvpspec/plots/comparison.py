@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hvpspec.plots.bins import binned_alike
 from hvpspec.plots.spectrum import LEAST_COUNT
-from hvpspec.plots.style import FAINT, GRID, LINE_STYLES, RUN_COLOURS, STYLE, points, sign_handles, signed_ticks
+from hvpspec.plots.style import (
+    FAINT,
+    GRID,
+    LINE_STYLES,
+    RUN_COLOURS,
+    STYLE,
+    points,
+    sign_handles,
+    signed_ticks,
+    whole_numbers,
+)
 from hvpspec.results.comparison import Comparison, Run
+from hvpspec.wording import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LINEAR_RATIO = 100.0  # of the largest to the smallest eigenvalue, beyond which their axis is logarithmic
-_LABELS_PER_ROW = 4  # of the legend
+_WIDTH = 8.4  # inches
+_MAX_LABEL = 60  # letters, of the legend
+_LETTER, _HANDLE, _LINE = 0.09, 0.75, 0.22  # inches: a letter of the legend, its handle with the gaps, and a line
 
 
 def plot_comparison(comparison: Comparison) -> Figure:
@@ -44,8 +57,11 @@ def plot_comparison(comparison: Comparison) -> Figure:
     dense = any(run.spectrum.density is not None for run in runs)
     heights = [3.2, 3.6] if dense else [3.6]
     with matplotlib.rc_context(STYLE):
-        legend = 0.3 + 0.22 * math.ceil(len(runs) / _LABELS_PER_ROW)  # inches
-        figure = Figure(figsize=(8.4, sum(heights) + legend), layout="constrained")
+        handles = [_handle(number, run) for number, run in enumerate(runs)]
+        longest = max(len(handle.get_label()) for handle in handles)
+        columns = min(max(int(_WIDTH / (_HANDLE + _LETTER * longest)), 1), 4, len(runs))
+        legend = 0.3 + _LINE * math.ceil(len(runs) / columns)
+        figure = Figure(figsize=(_WIDTH, sum(heights) + legend), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(len(heights), 3, width_ratios=(2.2, 1, 1), height_ratios=heights)
         if dense:
@@ -53,10 +69,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
         _draw_eigenvalues(figure.add_subplot(grid[-1, 0]), runs)
         for place, name, title in ((1, "trace", "Trace"), (2, "frobenius_norm", "Frobenius norm")):
             _draw_estimates(figure.add_subplot(grid[-1, place]), runs, name, title)
-        figure.legend(
-            handles=[_handle(number, run) for number, run in enumerate(runs)], loc="outside lower center",
-            ncols=min(len(runs), _LABELS_PER_ROW),
-        )  # fmt: skip
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -73,20 +86,18 @@ def _draw_densities(axes: Axes, runs: tuple[Run, ...]) -> None:
     axes.set_yscale("log")
     axes.set_ylim(LEAST_COUNT / 3, 3 * max(float(bins.counts.max()) for bins in all_bins))
     axes.axvline(0, color=FAINT, linewidth=0.8, linestyle=":")
-    signed_ticks(axes.xaxis, bins.scale, float(bins.edges[0]), float(bins.edges[-1]))
+    signed_ticks(axes.xaxis, bins.scale, float(bins.edges[0]), float(bins.edges[-1]), most=20)
     axes.set_title("All eigenvalues, in the same bins for all runs")
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("eigenvalues per bin")
 
 
 def _draw_eigenvalues(axes: Axes, runs: tuple[Run, ...]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     shown: list[float] = []
     for number, run in enumerate(runs):
         pairs = run.spectrum.eigenpairs
         if pairs is not None and len(pairs.values):
-            shift = 0.5 * (number - (len(runs) - 1) / 2) / len(runs)
+            shift = 0.7 * (number - (len(runs) - 1) / 2) / len(runs)
             ranks = np.arange(1, len(pairs.values) + 1) + shift
             points(axes, ranks, pairs.values, pairs.error, signs=pairs.values, colour=_colour(number))
             shown += pairs.values[pairs.values != 0].tolist()
@@ -97,7 +108,7 @@ def _draw_eigenvalues(axes: Axes, runs: tuple[Run, ...]) -> None:
         axes.set_yscale("asinh", linear_width=least)
         axes.set_ylim(low or -least, high or least)
         signed_ticks(axes.yaxis, least, *axes.get_ylim())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    whole_numbers(axes.xaxis)
     axes.set_title("Eigenvalues of largest magnitude")
     axes.set_xlabel("rank by magnitude")
     axes.set_ylabel("eigenvalue ± error")
@@ -107,8 +118,6 @@ def _draw_eigenvalues(axes: Axes, runs: tuple[Run, ...]) -> None:
 
 
 def _draw_estimates(axes: Axes, runs: tuple[Run, ...], name: str, title: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for number, run in enumerate(runs):
         estimate = getattr(run.spectrum, name)
         if estimate is not None:
@@ -117,15 +126,15 @@ def _draw_estimates(axes: Axes, runs: tuple[Run, ...], name: str, title: str) ->
             )  # fmt: skip
     axes.set_title(title)
     axes.set_xlabel("run")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    whole_numbers(axes.xaxis)
     axes.set_xlim(0.4, len(runs) + 0.6)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
 
 
-def _handle(number: int, run: Run) -> object:
+def _handle(number: int, run: Run) -> Any:
     from matplotlib.lines import Line2D
 
-    label = f"{number + 1}: {run.label}".replace("$", r"\$")
+    label = f"{number + 1}: {shortened(run.label, _MAX_LABEL)}".replace("$", r"\$")  # no mathematics in it
     return Line2D([], [], color=_colour(number), linestyle=_line(number), linewidth=2, label=label)
 
 

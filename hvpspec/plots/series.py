@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hvpspec.plots.style import INK, RUN_COLOURS, STYLE, points, sign_handles
+from hvpspec.plots.style import FAINT, INK, RUN_COLOURS, STYLE, points, sign_handles, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,6 @@ def plot_series(rows: Sequence[Mapping[str, Any]]) -> Figure:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     steps = [row["step"] for row in rows]
     by_step = None not in steps and len(set(steps)) == len(steps)
@@ -55,16 +54,19 @@ def plot_series(rows: Sequence[Mapping[str, Any]]) -> Figure:
             handles, labels = axis.get_legend_handles_labels()
             axis.set_title(title)
             if any(y < 0 for line in axis.lines for y in line.get_ydata()):
+                axis.axhline(0, color=FAINT, linewidth=0.8, linestyle=":", zorder=0)
                 handles += sign_handles()
                 labels += [handle.get_label() for handle in sign_handles()]
             if len(handles) > 1:
                 axis.legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5))
         axes[-1].set_xlabel("step" if by_step else "checkpoint")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes[-1].xaxis)
     return figure
 
 
-def _line(axes: Axes, at: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, label: str, colour: str) -> None:
+def _line(
+    axes: Axes, at: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, label: str, colour: str
+) -> None:
     """A line through the known values, and their error bars where they have any."""
     known = [(x, row[name], row.get(f"{name}_error")) for x, row in zip(at, rows, strict=True) if row[name] is not None]
     if not known:

@@ -21,6 +21,7 @@ from hvpspec.plots.style import (
     plain_log_ticks,
     points,
     signed_ticks,
+    whole_numbers,
 )
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
@@ -111,8 +112,6 @@ def _draw_density(axes: Axes, density: Density, pairs: Eigenpairs | None) -> Non
 
 
 def _draw_scree(axes: Axes, pairs: Eigenpairs) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     size = np.abs(pairs.values)
     ranks = np.arange(1, len(size) + 1)
     if pairs.data_error is not None:
@@ -134,7 +133,7 @@ def _draw_scree(axes: Axes, pairs: Eigenpairs) -> None:
         axes.set_yscale("log")
         axes.set_ylim(float(size[mine].min()) / 2, float(size.max()) * 2)
     plain_log_ticks(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    whole_numbers(axes.xaxis)
     axes.set_xlim(0.4, len(size) + 0.6)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -132,7 +132,15 @@ def known_errors(errors: Any) -> np.ndarray:
 
 
 def points(
-    axes: Axes, x: Any, y: Any, errors: Any, *, signs: Any, colour: str | None = None, sideways: bool = False, **look: Any
+    axes: Axes,
+    x: Any,
+    y: Any,
+    errors: Any,
+    *,
+    signs: Any,
+    colour: str | None = None,
+    sideways: bool = False,
+    **look: Any,
 ) -> dict[int, Any]:
     """Points with error bars, their shape by `signs`; {sign: what was drawn}, for the signs that occur.
 
@@ -159,14 +167,14 @@ def sign_handles() -> list[Any]:
     return [Line2D([], [], color=FAINT, marker=marker, linestyle="none", label=name) for name, marker in marks]
 
 
-def signed_ticks(axis: Axis, scale: float, low: float, high: float) -> None:
-    """Powers of ten on both sides of zero, few enough to be read, for an asinh axis."""
+def signed_ticks(axis: Axis, scale: float, low: float, high: float, *, most: int = 11) -> None:
+    """Powers of ten on both sides of zero for an asinh axis, about `most` of them."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     largest = max(abs(low), abs(high))
-    exponents = range(math.floor(math.log10(scale)) + 1, math.floor(math.log10(largest)) + 1)
+    exponents = range(math.floor(math.log10(scale)), math.floor(math.log10(largest)) + 1)
     ticks = {0.0: "0"}
-    room = (math.asinh(high / scale) - math.asinh(low / scale)) / 9  # no more than about nine labels
+    room = (math.asinh(high / scale) - math.asinh(low / scale)) / most
     for side in (1, -1):
         last = 0.0
         for exponent in exponents:
@@ -185,6 +193,13 @@ def _power(side: int, exponent: int) -> str:
     if -3 <= exponent <= 3:
         return f"{sign}{10.0**exponent:g}"
     return f"${'-' if side < 0 else ''}10^{{{exponent}}}$"
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at round whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
 
 
 def plain_log_ticks(axes: Axes) -> None:

@@ -107,7 +107,9 @@ def _conditioning(condition: Condition | None) -> list[str]:
         return []
     what = "the Hessian" if not condition.damping else shifted_name(condition)
     size = between(condition.kappa, 3)
-    size = size.replace("≥", "at least") if "≥" in size else f"between {size.replace('…', 'and')}" if "…" in size else size
+    size = (
+        size.replace("≥", "at least") if "≥" in size else f"between {size.replace('…', 'and')}" if "…" in size else size
+    )
     lost = condition.digits_lost.lower
     digits = ""
     if math.isfinite(lost) and condition.digits:

@@ -50,8 +50,8 @@ def comparison_notes(comparison: Comparison) -> list[str]:
         else "intervals are combined in quadrature, bounds (eigenvalues, brackets, counts) are added"
     )
     return [
-        f"* significant: {count} of {many} differences; all of these hold together with {chance} probability, as each "
-        f"interval is widened to {each} first (Bonferroni)",
+        f"* significant: {count} of {many} differences, at {chance} for all {many} together (each interval is widened "
+        f"to {each} for that: Bonferroni)",
         f"± error: of the difference, at {chance}; {combined}",
     ]
 

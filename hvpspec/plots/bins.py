@@ -77,7 +77,7 @@ def binned_alike(densities: Sequence[Density]) -> list[Bins]:
 
 
 def _edges(u: np.ndarray, count: int) -> np.ndarray:
-    """About so many bins of one width that hold all of u, with zero among their edges and a bin on either side of it."""
+    """About `count` bins of one width that hold all of u; zero is one of the edges, with a bin on either side."""
     low, high = min(float(u.min()), 0.0), max(float(u.max()), 0.0)
     width = (high - low) / count or 1.0
     first, last = min(int(np.floor(low / width)), -1), max(int(np.ceil(high / width)), 1)

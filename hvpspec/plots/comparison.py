@@ -142,5 +142,5 @@ def _colour(number: int) -> str:
     return RUN_COLOURS[number % len(RUN_COLOURS)]
 
 
-def _line(number: int) -> str:
+def _line(number: int) -> Any:
     return LINE_STYLES[number % len(LINE_STYLES)]

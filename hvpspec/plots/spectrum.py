@@ -1,4 +1,4 @@
-"""Pictures of a spectrum: how the eigenvalues are spread, which are the largest, and what each group of parameters has."""
+"""Pictures of a spectrum: the density, the largest eigenvalues, and the groups of parameters."""
 
 from __future__ import annotations
 

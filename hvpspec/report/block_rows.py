@@ -1,4 +1,4 @@
-"""The quantities of diagonal blocks as text, for terminal and page, and which of them are less precise than aimed at."""
+"""The quantities of diagonal blocks as text, for terminal and page, and which are less precise than aimed at."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ EXPLANATIONS = {
     "direction with a negative one the loss curves downwards.",
     "trace": "Sum of all eigenvalues. Noise of variance σ² in every parameter raises the loss by about σ²/2 times the "
     "trace.",
-    "frobenius_norm": "Square root of the sum of all squared eigenvalues: the size of the curvature as a whole, to which "
-    "the largest eigenvalues contribute most.",
+    "frobenius_norm": "Square root of the sum of all squared eigenvalues: the overall size of the curvature, to which the "
+    "largest eigenvalues contribute most.",
     "density": "How many eigenvalues lie where. Trained networks often have a few large ones, and most close to zero: "
     "directions along which the loss hardly changes.",
     "largest": "The largest eigenvalue, also called the sharpness. It limits the learning rate.",
@@ -34,22 +34,22 @@ EXPLANATIONS = {
     "rank": "Number of eigenvalues that differ from zero by more than rounding. Along all other directions the loss is "
     "flat to second order.",
     "bulk_mean": "Mean of the eigenvalues that were not computed one by one.",
-    "bulk_spread": "Standard deviation of the eigenvalues that were not computed one by one. Little compared with ‖H‖₂ "
-    "means that the other directions are all about equally curved.",
-    "kappa": "The largest |λ| divided by the smallest. The larger it is, the slower gradient descent converges, and the "
-    "less accurate is a solution of a linear system with this matrix.",
+    "bulk_spread": "Standard deviation of the eigenvalues that were not computed one by one. Little compared with "
+    "‖H‖₂ means that the other directions are all about equally curved.",
+    "kappa": "The largest |λ| divided by the smallest. The larger it is, the slower gradient descent converges, and "
+    "the less accurate is the solution of a linear system with this matrix.",
     "nearest_zero": "Curvature along the flattest direction.",
     "refined": "The eigenvalue nearest to zero, from a search of its own (--refine).",
-    "effective_dimension": "Number of directions that are curved by more than the damping δ, each counted as λ/(λ + δ): "
-    "roughly, how many parameters the data determine.",
+    "effective_dimension": "Number of directions that are curved by more than the damping δ, each counted as "
+    "λ/(λ + δ): roughly, how many parameters the data determine.",
     "log_determinant": "Sum of the logarithms of all eigenvalues, which a Laplace approximation of the evidence needs.",
     "gradient_descent": "How many iterations gradient descent needs with the best fixed learning rate, from the worst "
     "start.",
     "conjugate_gradients": "How many iterations the method of conjugate gradients needs at most, without rounding.",
     "digits_lost": "Decimal digits that solving a linear system with this matrix may lose, of those that the number "
     "format has: log₁₀ κ.",
-    "finite_difference": "Error of a Hessian from finite differences of the gradient in this number format, relative to "
-    "the smallest |λ|. From 1 on, it says nothing about the smallest eigenvalues, not even their signs.",
+    "finite_difference": "Error of a Hessian from finite differences of the gradient in this number format, relative "
+    "to the smallest |λ|. From 1 on, it says nothing about the smallest eigenvalues, not even their signs.",
     "block": "Of the Hessian with respect to this group's parameters only, with all others held fixed.",
 }
 

@@ -50,7 +50,7 @@ def values_of(spectrum: Spectrum) -> dict[str, Value]:
 
 
 def _of_condition(known: Condition) -> dict[str, Value]:
-    """Names tell which values can be compared: those of H + δI have δ in them, means over the rest how many it is of."""
+    """Their names tell which can be compared: those of H + δI name δ, and means over the rest how many it is of."""
     shifted = shifted_name(known)
     found: dict[str, Value] = {}
     least = {"negative": known.negative_at_least, "rank": known.rank_at_least or 0}

@@ -38,9 +38,9 @@ def row(
     asked for, not above `lambda_max_upper`. lambda_min and its columns likewise. edge: the edge of stability;
     lambda_max_over_edge: λ_max relative to it. overlap: of the vectors found, which are as accurate as the tolerance of
     the eigenpairs. eigenvalue_hvps: those of `hvps` that the eigenvalues took. cold_hvps: measured from a random start;
-    hvps_saved: how many fewer were needed here (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues took
-    than `first`, which is what they took at the first checkpoint, from a random start; None there. converged: whether
-    every quantity is within its tolerance; where not, the errors of λ_max and λ_min are those of their brackets.
+    hvps_saved: how many fewer were needed here (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues
+    took than `first`, which is what they took at the first checkpoint, from a random start; None there. converged:
+    whether every quantity is within its tolerance; where not, the errors of λ_max and λ_min are those of their brackets.
     """
     spectrum, cold = found.spectrum, found.cold_hvps
     columns = {

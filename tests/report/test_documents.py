@@ -6,7 +6,7 @@ import pytest
 
 from hvpspec.atomic_files import prepare_folder, write_json
 from hvpspec.errors import InputError
-from hvpspec.report.documents import SCHEMA, from_document, read_record, read_spectrum, to_document
+from hvpspec.report.documents import SCHEMA, read_spectrum, to_document
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.record import Provenance, Record

@@ -1,5 +1,4 @@
 import itertools
-import json
 import re
 import shlex
 from pathlib import Path

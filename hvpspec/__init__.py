@@ -6,6 +6,8 @@ The public names are imported when they are first used: torch takes seconds, whi
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
+from hvpspec import presentation as _presentation
+
 if TYPE_CHECKING:
     from hvpspec.checkpoint.load import load_checkpoint
     from hvpspec.errors import CheckpointError, CheckpointWarning, InputError, ZeroHessianWarning
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from hvpspec.operators.dense import derivative, hessian
     from hvpspec.operators.hessian import HessianOperator
     from hvpspec.options import SpectrumOptions
+    from hvpspec.report.documents import load_spectrum
     from hvpspec.results.blocks import Block, Blocks
     from hvpspec.results.condition import Condition
     from hvpspec.results.density import Density
@@ -55,6 +58,7 @@ _PLACES = {
     "frobenius_norm": "estimators.trace",
     "hessian": "operators.dense",
     "load_checkpoint": "checkpoint.load",
+    "load_spectrum": "report.documents",
     "solve": "estimators.solve",
     "spectral_density": "estimators.density",
     "spectrum": "estimators.spectrum",
@@ -88,12 +92,21 @@ __all__ = [
     "frobenius_norm",
     "hessian",
     "load_checkpoint",
+    "load_spectrum",
     "solve",
     "spectral_density",
     "spectrum",
     "trace",
     "track",
 ]
+
+_presentation.bind(
+    html="hvpspec.report.html:notebook_html",
+    plot="hvpspec.plots.spectrum:plot",
+    save="hvpspec.report.write_report:save",
+    summary="hvpspec.report.terminal:summary",
+    to_frame="hvpspec.report.frame:to_frame",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -97,14 +97,13 @@ def _measure(checkpoint: Path, source: Source, options: Options, preflight: bool
     provenance = made_by(H, checkpoint, source, opened.loss, options, start)
     record = Record(known, opened.loss.value, opened.preflight, provenance)
     paths = write_report(options.out, record)
-    for section in report_sections(known, rtol=options.rtol, tol=options.tol):
+    for number, section in enumerate(report_sections(known, rtol=options.rtol, tol=options.tol)):
+        if number:
+            out.print()
         if section.table is not None:
             show_table(section.table)
         for note in section.notes:
             say(note)
-        out.print()
-    rest = "" if known.complete else " · interrupted: the figures are what was known by then"
-    out.print(f"{known.hvps} HVPs in {known.seconds:.1f} s{rest}")
     say(f"engine: {H.plan}")
     announce(to_document(record), *paths)
     if not known.complete:

@@ -81,7 +81,7 @@ def _edges(u: np.ndarray, count: int) -> np.ndarray:
     low, high = min(float(u.min()), 0.0), max(float(u.max()), 0.0)
     width = (high - low) / count or 1.0
     first, last = min(int(np.floor(low / width)), -1), max(int(np.ceil(high / width)), 1)
-    return np.arange(first, last + 1) * width
+    return np.arange(first, last + 1, dtype=float) * width
 
 
 def _typical_gap(u: np.ndarray) -> float:
@@ -108,4 +108,5 @@ def _overlap(edges: np.ndarray, start: float, end: float) -> np.ndarray:
         whole[np.clip(place - 1, 0, len(whole) - 1)] = 1.0
         return whole
     parts = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
-    return np.maximum(parts, 0.0) / (end - start)
+    shares: np.ndarray = np.maximum(parts, 0.0) / (end - start)
+    return shares

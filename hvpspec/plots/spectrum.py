@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from hvpspec.errors import InputError
 from hvpspec.plots.bins import binned
 from hvpspec.plots.blocks import blocks_panel
 from hvpspec.plots.style import (
@@ -49,7 +50,11 @@ def panels(spectrum: Spectrum) -> list[Panel]:
     return found
 
 
-def plot(spectrum: Spectrum, ax: Axes | None = None, *, columns: int = 1) -> Figure:
+@overload
+def plot(spectrum: Spectrum, ax: None = None, *, columns: int = 1) -> Figure: ...
+@overload
+def plot(spectrum: Spectrum, ax: Axes) -> Axes: ...
+def plot(spectrum: Spectrum, ax: Axes | None = None, *, columns: int = 1) -> Axes | Figure:
     """Draws a spectrum with Matplotlib.
 
     Parameters
@@ -63,23 +68,24 @@ def plot(spectrum: Spectrum, ax: Axes | None = None, *, columns: int = 1) -> Fig
 
     Returns
     -------
-    matplotlib.figure.Figure
-        The figure of `ax`, or a new one with every picture that the spectrum has numbers for: the density, the largest
-        eigenvalues with their error bars, and the groups of parameters. Save it with ``.savefig(path)``.
+    matplotlib.axes.Axes or matplotlib.figure.Figure
+        `ax`, where it was given; otherwise a new figure with every picture that the spectrum has numbers for: the
+        density, the largest eigenvalues with their error bars, and the groups of parameters. Save it with
+        ``.savefig(path)``.
 
     Raises
     ------
-    ValueError
+    InputError
         When there is nothing to draw: the spectrum has trace or norm only.
     """
     shown = panels(spectrum)
     if not shown:
-        raise ValueError("nothing to plot: the spectrum has neither density nor eigenvalues nor blocks.")
+        raise InputError("nothing to plot: the spectrum has neither density nor eigenvalues nor blocks.")
     if ax is None:
         return drawn(shown, columns=columns)
     shown[0].draw(ax)
     ax.set_title(shown[0].title)
-    return ax.figure  # type: ignore[return-value]
+    return ax
 
 
 def _draw_density(axes: Axes, density: Density, pairs: Eigenpairs | None) -> None:

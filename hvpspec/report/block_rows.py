@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from hvpspec.report.numbers import percent, rounded, with_error
+from hvpspec.report.numbers import rounded, with_error
 from hvpspec.results.blocks import Block, Blocks
 from hvpspec.results.estimate import Bracket, Estimate
-from hvpspec.wording import counted
+from hvpspec.wording import counted, percent
 
 HEADINGS = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}
 MARK = "†"

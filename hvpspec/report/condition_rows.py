@@ -1,14 +1,16 @@
-"""The conditioning as rows of text, for terminal and page: first the quantities of H, then those of H + δI."""
+"""The conditioning and the stability of gradient descent as rows of text, for terminal and page."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, down, percent, rounded, up, with_error
+from hvpspec.bounds.stability import Stability, edge_of_stability
+from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, down, rounded, up, with_error
 from hvpspec.report.table import Row
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.wording import percent
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,22 @@ def shifted_name(found: Condition) -> str:
     return f"H + {found.damping:g} I" if found.damping else "H"
 
 
+def stability_rows(found: Stability | None) -> list[Row]:
+    """The largest stable step, where there is one; with a learning rate, the edge and λ_max relative to it as well."""
+    if found is None:
+        return []
+    top, beta = ("(2 + 2β)", f", β = {found.momentum:g}") if found.momentum else ("2", "")
+    rows = []
+    if found.largest_step is not None:
+        chance = percent(found.lambda_max.confidence)
+        rows.append(_named("step", down(found.largest_step), "", f"learning rate: {top}/λ_max{beta} ({chance})"))
+    if found.lr is not None and (ratio := found.ratio) is not None:
+        edge = edge_of_stability(found.lr, found.momentum)
+        rows.append(_named("edge", rounded(edge, 6), "", f"{top}/lr at lr = {found.lr:g}{beta}"))
+        rows.append(_named("edge_ratio", between(ratio), "", _verdict(found)))
+    return rows
+
+
 def extreme_rows(found: Condition) -> list[Row]:
     """Extreme eigenvalues and norm of H: for the page; on the terminal they stand in the table above."""
     return [
@@ -49,6 +67,12 @@ def condition_notes(found: Condition) -> list[str]:
         if name != "kappa":  # its lower bound is there
             missing.setdefault(reason, []).append(QUANTITY_NAMES.get(name, name.replace("_", " ")))
     return notes + [f"not available: {', '.join(names)} ({reason})" for reason, names in missing.items()]
+
+
+def _verdict(found: Stability) -> str:
+    if found.stable is None:
+        return "not known: the range contains 1"
+    return "stable: below 1" if found.stable else "not stable: above 1"
 
 
 def _of_h(found: Condition) -> list[Row]:

@@ -62,4 +62,36 @@ def read_spectrum(path: str | os.PathLike[str]) -> Spectrum:
 
 def schema(name: str = "spectrum") -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) that a file of this name keeps to: "spectrum", "compare", "check" or "track"."""
-    return json.loads((Path(__file__).parent / "assets" / f"{name}.schema.json").read_text(encoding="utf-8"))
+    path = Path(__file__).parent / "assets" / f"{name}.schema.json"
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def load_spectrum(path: str | os.PathLike[str]) -> Spectrum:
+    """Reads what `Spectrum.save` or the command line has written.
+
+    Parameters
+    ----------
+    path : path
+        A spectrum.json, of this version or an older one, or the folder that holds it.
+
+    Returns
+    -------
+    Spectrum
+        Without the eigenvectors, which are not in the file.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read, is not a spectrum.json, or is damaged.
+
+    Examples
+    --------
+    >>> import hvpspec, numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = hvpspec.spectrum(np.diag([3.0, 1.0])).save(folder)
+    ...     found = hvpspec.load_spectrum(folder)
+    >>> found.eigenpairs.values.round(9)
+    array([3., 1.])
+    """
+    return read_spectrum(Path(path) / "spectrum.json" if Path(path).is_dir() else path)

@@ -11,8 +11,8 @@ EXPLANATIONS = {
     "direction with a negative one the loss curves downwards.",
     "trace": "Sum of all eigenvalues. Noise of variance σ² in every parameter raises the loss by about σ²/2 times the "
     "trace.",
-    "frobenius_norm": "Square root of the sum of all squared eigenvalues: the overall size of the curvature, to which the "
-    "largest eigenvalues contribute most.",
+    "frobenius_norm": "Square root of the sum of all squared eigenvalues: the overall size of the curvature, mostly of "
+    "the largest eigenvalues.",
     "density": "How many eigenvalues lie where. Trained networks often have a few large ones, and most close to zero: "
     "directions along which the loss hardly changes.",
     "largest": "The largest eigenvalue, also called the sharpness. It limits the learning rate.",

@@ -5,6 +5,8 @@ It needs nothing from elsewhere (no network, no scripts), and whatever it quotes
 
 from __future__ import annotations
 
+import contextlib
+import html
 import math
 import re
 import shlex
@@ -13,29 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hvpspec.bounds.stability import stability
 from hvpspec.plots.spectrum import panels
 from hvpspec.plots.style import Panel, inline_svgs
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
-from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows
+from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows
 from hvpspec.report.explanations import EXPLANATIONS, explanations
 from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
-from hvpspec.report.numbers import (
-    DATA_HEADING,
-    QUANTITY_NAMES,
-    certainty,
-    error_heading,
-    percent,
-    rounded,
-    with_error,
-)
+from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, certainty, error_heading, rounded, with_error
 from hvpspec.report.sentences import sentences
-from hvpspec.report.stability import stability, stability_rows
 from hvpspec.report.table import Row
-from hvpspec.report.terminal import measured_lines, without_step
+from hvpspec.report.terminal import measured_lines, summary, without_step
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
 from hvpspec.results.record import Provenance, Record
 from hvpspec.results.spectrum import Spectrum
+from hvpspec.wording import percent
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -88,6 +83,15 @@ def report_html(record: Record) -> str:
         command=shlex.join(provenance.command) if provenance.command else None,
         provenance=_entries(provenance.to_dict()),
     )
+
+
+def notebook_html(spectrum: Spectrum) -> str:
+    """The tables of `summary`, and the pictures where Matplotlib is installed, for a cell of a notebook."""
+    parts = [f"<pre>{html.escape(summary(spectrum))}</pre>"]
+    with contextlib.suppress(ModuleNotFoundError):
+        for panel in panels(spectrum):
+            parts += [f'<div style="max-width: 40em">{svg}</div>' for svg in inline_svgs(panel)]
+    return "\n".join(parts)
 
 
 def figure_lines(spectrum: Spectrum) -> list[Line]:
@@ -155,7 +159,8 @@ def breakable(name: str) -> Markup:
 def _headings(spectrum: Spectrum) -> list[str]:
     """Of the columns of numbers."""
     data = [DATA_HEADING] if has_data_error(spectrum) else []
-    return ["value", error_heading(spectrum_confidence(spectrum)), *data]
+    headings = ["value", error_heading(spectrum_confidence(spectrum)), *data]
+    return [re.sub("(?<=±) | (?=%)|(?<=1) ", "\N{NO-BREAK SPACE}", heading) for heading in headings]
 
 
 def _shown_in_figures(spectrum: Spectrum) -> list[str]:

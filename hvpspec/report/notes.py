@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.block_rows import block_shortfalls
-from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, error_heading, percent, rounded, shared_confidence
+from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, error_heading, rounded, shared_confidence
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.wording import counted
+from hvpspec.wording import counted, percent
 
 
 def spectrum_notes(spectrum: Spectrum) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.wording import percent
 
 QUANTITY_NAMES = {
     "eigenvalues": "λ1, λ2, …",
@@ -57,11 +58,6 @@ def with_error(value: float, error: float) -> tuple[str, str]:
     if "e" in text and 1 <= abs(value) < 1e7:  # more whole digits than the error leaves
         text = f"{float(text):.0f}"
     return text.replace(".e", "e").rstrip("."), rounded(error, 2)
-
-
-def percent(confidence: float) -> str:
-    """ "95 %"."""
-    return f"{100 * confidence:g} %"
 
 
 def shared_confidence(estimates: Iterable[Estimate | None]) -> float | None:

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import math
 
+from hvpspec.bounds.stability import Stability, edge_of_stability, stability
 from hvpspec.report.condition_rows import shifted_name
 from hvpspec.report.notes import shortfalls
-from hvpspec.report.numbers import between, down, percent, plus_minus, rounded, with_error
-from hvpspec.report.stability import stability, stability_sentence
+from hvpspec.report.numbers import between, down, plus_minus, rounded, with_error
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
+from hvpspec.wording import percent
 
 
 def sentences(record: Record) -> list[str]:
     """The findings of a run."""
     spectrum, options = record.spectrum, record.provenance.options
-    step = stability_sentence(stability(spectrum, options.get("lr"), options.get("momentum")))
     return [
         *_sharpest(spectrum),
-        *([] if step is None else [step]),
+        *_stability(stability(spectrum, options.get("lr"), options.get("momentum"))),
         *_negative(spectrum),
         *_trace_and_norm(spectrum),
         *_conditioning(spectrum.condition),
@@ -52,6 +52,19 @@ def _damped_step(spectrum: Spectrum) -> str:
     if found is None or not found.damping or found.step is None:
         return ""
     return f"; on {shifted_name(found)}, up to {down(found.step.lower, 3)}"
+
+
+def _stability(found: Stability | None) -> list[str]:
+    if found is None or found.lr is None or found.ratio is None:
+        return []
+    edge = rounded(edge_of_stability(found.lr, found.momentum), 4)
+    step = f"The learning rate {found.lr:g}" + (f" with momentum {found.momentum:g}" if found.momentum else "")
+    share = f"λ_max is {between(found.ratio, 3)} times the edge of stability, {edge}"
+    if found.stable is None:
+        return [f"{step} may or may not be stable: {share}."]
+    if found.stable:
+        return [f"{step} is stable: {share} ({percent(found.lambda_max.confidence)})."]
+    return [f"{step} is not stable: {share}."]
 
 
 def _negative(spectrum: Spectrum) -> list[str]:

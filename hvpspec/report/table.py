@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hvpspec.wording import shortened
+from hvpspec.wording import columns_taken, shortened
 
 _MIN_NOTE_WIDTH = 16  # columns; a note that has fewer goes to a line of its own
 _MIN_NAME_WIDTH = 12  # columns; names are not shortened further
@@ -75,14 +74,6 @@ class Table:
     @staticmethod
     def _widths(columns: list[Sequence[str]]) -> list[int]:
         return [max(map(columns_taken, column)) for column in columns]
-
-
-def columns_taken(text: str) -> int:
-    """Of a terminal: two by wide characters (East Asian ones, emoji), none by accents that combine."""
-    return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-        for letter in text
-    )
 
 
 def _filled(cell: str, size: int, *, left: bool = True) -> str:

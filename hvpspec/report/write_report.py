@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from hvpspec.atomic_files import write_json, write_whole
+from hvpspec.atomic_files import prepare_folder, write_json, write_whole
 from hvpspec.plots.spectrum import panels
 from hvpspec.plots.style import drawn, to_bytes
 from hvpspec.report.documents import to_document
 from hvpspec.report.html import report_html
 from hvpspec.results.record import Record
+from hvpspec.results.spectrum import Spectrum
 
 PICTURES = ("spectrum.svg", "spectrum.png")
 
@@ -26,3 +28,15 @@ def write_report(folder: Path, record: Record) -> list[Path]:
     for name, content in contents.items():
         write_whole(folder / name, content)
     return [folder / "spectrum.json", *(folder / name for name in contents)]
+
+
+def save(spectrum: Spectrum, folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of a spectrum that was computed in Python, whose provenance is not known. See `Spectrum.save`."""
+    folder = Path(folder)
+    prepare_folder(folder, "folder")
+    try:
+        return write_report(folder, Record(spectrum))
+    except ModuleNotFoundError as error:
+        if error.name not in ("jinja2", "matplotlib"):
+            raise
+        return [folder / "spectrum.json"]

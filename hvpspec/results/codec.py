@@ -197,9 +197,11 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value.tolist()]
     if isinstance(value, tuple | list):
         return [_plain(entry) for entry in value]
+    if is_dataclass(value):
+        return encode(value)
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
-    return encode(value) if is_dataclass(value) else value
+    return value
 
 
 def _read(hint: Any, value: Any, name: str, null: float = math.nan) -> Any:

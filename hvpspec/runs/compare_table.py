@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.explanations import explanation_lines
-from hvpspec.report.numbers import percent, rounded, with_error
+from hvpspec.report.numbers import rounded, with_error
 from hvpspec.report.table import Table
 from hvpspec.results.comparison import Comparison, Difference
-from hvpspec.wording import shortened
+from hvpspec.wording import percent, shortened
 
 _MAX_LABEL_WIDTH = 15  # columns, of a run's label
 _MIN_NAME_WIDTH = 24  # columns; a quantity's name is shortened down to this before columns are left out

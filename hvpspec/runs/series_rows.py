@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from hvpspec.report.stability import edge_of_stability
+from hvpspec.bounds.stability import edge_of_stability
 from hvpspec.results.estimate import finite
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.results.tracked import Tracked
@@ -40,7 +40,7 @@ def row(
     the eigenpairs. eigenvalue_hvps: those of `hvps` that the eigenvalues took. cold_hvps: measured from a random start;
     hvps_saved: how many fewer were needed here (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues
     took than `first`, which is what they took at the first checkpoint, from a random start; None there. converged:
-    whether every quantity is within its tolerance; where not, the errors of λ_max and λ_min are those of their brackets.
+    whether every quantity is within its tolerance; otherwise the errors of λ_max and λ_min are those of the brackets.
     """
     spectrum, cold = found.spectrum, found.cold_hvps
     columns = {

@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 
 from hvpspec.errors import InputError
-from hvpspec.report.numbers import QUANTITY_NAMES, between, down, percent, rounded
-from hvpspec.report.table import Row
 from hvpspec.results.estimate import Bracket
 from hvpspec.results.spectrum import Spectrum
 
@@ -64,44 +62,3 @@ def stability(spectrum: Spectrum, lr: float | None = None, momentum: float | Non
     pairs, condition = spectrum.eigenpairs, spectrum.condition
     bracket = condition.largest if condition is not None else pairs.largest if pairs is not None else None
     return None if bracket is None or bracket.upper <= 0 else Stability(bracket, lr, momentum or 0.0)
-
-
-def stability_rows(found: Stability | None) -> list[Row]:
-    """The largest stable step, where there is one; with a learning rate, the edge and λ_max relative to it as well."""
-    if found is None:
-        return []
-    top, beta = ("(2 + 2β)", f", β = {found.momentum:g}") if found.momentum else ("2", "")
-    rows = []
-    if found.largest_step is not None:
-        chance = percent(found.lambda_max.confidence)
-        rows.append(_row("step", down(found.largest_step), f"learning rate: {top}/λ_max{beta} ({chance})"))
-    if found.lr is not None and (ratio := found.ratio) is not None:
-        edge = edge_of_stability(found.lr, found.momentum)
-        rows.append(_row("edge", rounded(edge, 6), f"{top}/lr at lr = {found.lr:g}{beta}"))
-        rows.append(_row("edge_ratio", between(ratio), _verdict(found)))
-    return rows
-
-
-def stability_sentence(found: Stability | None) -> str | None:
-    """Whether the learning rate is stable; None where there is no learning rate, or no bracket of λ_max."""
-    if found is None or found.lr is None or found.ratio is None:
-        return None
-    edge = rounded(edge_of_stability(found.lr, found.momentum), 4)
-    step = f"The learning rate {found.lr:g}" + (f" with momentum {found.momentum:g}" if found.momentum else "")
-    share = between(found.ratio, 3)
-    if found.stable is None:
-        return f"{step} may or may not be stable: λ_max is {share} times the edge of stability, {edge}."
-    if found.stable:
-        chance = percent(found.lambda_max.confidence)
-        return f"{step} is stable: λ_max is {share} times the edge of stability, {edge} ({chance})."
-    return f"{step} is not stable: λ_max is {share} times the edge of stability, {edge}."
-
-
-def _verdict(found: Stability) -> str:
-    if found.stable is None:
-        return "not known: the range contains 1"
-    return "stable: below 1" if found.stable else "not stable: above 1"
-
-
-def _row(quantity: str, value: str, note: str) -> Row:
-    return Row(QUANTITY_NAMES[quantity], value, "", note, quantity)

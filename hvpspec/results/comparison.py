@@ -1,4 +1,4 @@
-"""Several runs compared: values with their errors on either side, and the differences between them."""
+"""Runs compared: values with their errors on either side, and the differences between them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy import stats
 
 from hvpspec.options import PILOT_PROBES
 from hvpspec.results.codec import Key, encode
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 
 SCHEMA = "hvpspec/compare/1"
@@ -25,19 +26,20 @@ class Run:
 
     label: str
     path: str
-    document: dict[str, Any] = field(repr=False)
-    spectrum: Spectrum
+    record: Record = field(repr=False)
 
     json_order: ClassVar = ("label", "path")
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """What the run has found."""
+        return self.record.spectrum
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`other` minus `first`: one quantity of the run labelled `run`, compared with the first run.
-
-    error: the combined error at the confidence of the comparison, not widened for the number of differences. limit:
-    what the difference must exceed to be significant.
-    """
+    """`other` minus `first`, of one quantity of run `run`. error: the combined one at `confidence`, not widened.
+    limit: what the difference must exceed to be significant."""
 
     quantity: Annotated[str, Key("figure")]
     run: str
@@ -51,7 +53,6 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether it is more than its errors, widened for the number of differences, explain."""
         return abs(self.difference) > self.limit
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,10 +62,10 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs, and how each of them differs from the first.
+    """Several runs, each compared with the first.
 
-    confidence: the probability that all differences called significant are real. warnings: why the comparison may mean
-    little. shared: whether some runs may have used the same random vectors as the first.
+    confidence: the probability that all differences called significant are real. warnings: why the runs may not be
+    comparable. shared: whether some runs may have used the same random vectors as the first.
     """
 
     runs: tuple[Run, ...]
@@ -90,17 +91,17 @@ class Comparison:
         return encode(self)
 
 
-# Of Student's t, which widens intervals: no interval is taken from fewer probes, and more probes would widen less.
-_LEAST_DEGREES_OF_FREEDOM = PILOT_PROBES - 1
+_DEGREES_OF_FREEDOM = PILOT_PROBES - 1  # of Student's t: intervals from more probes would be widened less
 
 
 @dataclass(frozen=True)
 class Value:
-    """One quantity of one run.
+    """A quantity of one run.
 
-    error: infinite where unknown; the longer side where the two differ. confidence: None where the error is certain.
-    least, most: bounds that are certain. text: how a table shows it. ends: of a bracket, its two ends when the
-    probability of a miss is smaller than at `confidence` by the factor given.
+    error: infinite where it is not known; the longer side where the two differ. confidence: None where the error holds
+    for certain. least, most: bounds on the value that are certain. text: how a table shows it. ends: for a bracket, its
+    two ends where the probability of a miss is to be that many times smaller than at `confidence`. about: the key of
+    its explanation.
     """
 
     value: float
@@ -110,6 +111,7 @@ class Value:
     most: float = math.inf
     text: str = ""
     ends: Callable[[float], tuple[float, float]] | None = field(default=None, compare=False)
+    about: str = ""
 
     json_order: ClassVar = ("value", "error", "confidence")
 
@@ -124,7 +126,7 @@ class Value:
         return self.confidence is not None and self.ends is None and not self.whole
 
     def side(self, upwards: bool, confidence: float) -> float:
-        """How far the true value may be above or below, at that confidence, or at its own where that is higher."""
+        """How far above or below the true value may lie, at that confidence or, where that is higher, at its own."""
         if self.ends is not None:
             assert self.confidence is not None
             low, high = self.ends(max((1 - self.confidence) / (1 - confidence), 1.0))
@@ -133,10 +135,8 @@ class Value:
         return min(self._half(confidence), certain)
 
     def _half(self, confidence: float) -> float:
-        """The error at that confidence. It never shrinks, since how the interval was made is not known here."""
+        """Half the width of the interval, widened to that confidence; never narrowed."""
         if self.confidence is None or not 0 < self.confidence < confidence:
             return self.error
-        wide, narrow = (
-            float(stats.t.ppf((1 + chance) / 2, _LEAST_DEGREES_OF_FREEDOM)) for chance in (confidence, self.confidence)
-        )
-        return self.error * wide / narrow
+        wide, narrow = (stats.t.ppf((1 + chance) / 2, _DEGREES_OF_FREEDOM) for chance in (confidence, self.confidence))
+        return self.error * float(wide) / float(narrow)

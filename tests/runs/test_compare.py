@@ -14,10 +14,11 @@ from scipy import stats
 from hvpspec.atomic_files import write_json
 from hvpspec.errors import InputError
 from hvpspec.plots.comparison import plot_comparison
-from hvpspec.report.documents import schema
+from hvpspec.report.documents import schema, to_document
 from hvpspec.results.comparison import Value
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.record import Record
 from hvpspec.runs.compare import combined, compared, read_runs
 from hvpspec.runs.compare_table import comparison_notes, comparison_tables
 
@@ -35,10 +36,8 @@ def runs(tmp_path, *documents, shared=False):
 
 
 def with_trace(value, error, confidence=0.95, **changes):
-    from hvpspec.report.documents import spectrum_document
-
     found = examples.spectrum(trace=Estimate(value, error, confidence, True, 30), **changes)
-    return spectrum_document(found, loss=0.5, provenance={})
+    return to_document(Record(found, 0.5))
 
 
 def test_errors_combine():
@@ -134,7 +133,7 @@ def test_conditioning_is_compared_where_the_damping_is_the_same(tmp_path):
         row.quantity
         for row in compared(runs(tmp_path, *(examples.document(condition=c) for c in (mine, other)))).differences
     ]
-    assert {"stable rank", "effective dimension of H + 0.1 I", "negative mass", "κ of H + 0.1 I"} <= {*names}
+    assert {"stable rank", "effective dimension of H + 0.1 I", "sum of negative |λ|", "κ of H + 0.1 I"} <= {*names}
     other["damping"] = 0.2
     names = [
         row.quantity
@@ -204,8 +203,8 @@ def test_blocks_bulk_and_step_are_compared(tmp_path):
     names = {row.quantity: row for row in compared(runs(tmp_path, first, other)).differences}
     assert {"trace of features.weight", "norm of features.weight", "λ_max of features.weight"} <= {*names}
     assert "stable step, H + 0.1 I" in names
-    assert not any(name.startswith("bulk") for name in names)  # of another number of eigenvalues
-    assert "bulk mean, of 397" in {row.quantity for row in compared(runs(tmp_path, first, first)).differences}
+    assert not any("of the rest" in name for name in names)  # of another number of eigenvalues
+    assert "mean of the rest (397)" in {row.quantity for row in compared(runs(tmp_path, first, first)).differences}
 
 
 def test_runs_of_one_seed_have_errors_that_add(tmp_path):
@@ -256,7 +255,7 @@ def test_the_document_validates_and_the_picture_shows_every_run(tmp_path):
     found = compared(runs(tmp_path, examples.document(), with_trace(40.0, 2.0), with_trace(50.0, math.inf)))
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     jsonschema.validate(document, schema("compare"))
-    scree, trace, _ = plot_comparison(found).axes
+    _, scree, trace, _ = plot_comparison(found).axes
     assert len(scree.get_yticklabels()) > 2
     drawn = {
         (round(float(low), 3), round(float(high), 3))
@@ -273,7 +272,7 @@ def test_tables_fit_80_columns(tmp_path):
     assert max(map(len, lines)) <= 80
     (trace,) = (line.split() for line in lines if line.startswith("trace"))
     assert trace == ["trace", "36.2", "40.0", "3.8", "2.5"]
-    assert comparison_notes(found)[0].startswith("* significant: 0 of 8, together at 95 %")
+    assert comparison_notes(found)[0].startswith("* significant: 0 of 8 differences, at 95 % for all 8 together")
 
 
 def test_bad_input(tmp_path):

@@ -10,6 +10,9 @@ from hvpspec.results.codec import Within, decode, encode
 
 SEVERITIES = ("fixed", "note", "refused")
 
+# What eval mode changes, by the kind of finding.
+_IN_EVAL_MODE = {"dropout": "dropout is off", "batch_norm": "batch normalisation uses its running statistics"}
+
 _LEAST_TOLERANCE = 1e-2  # relative; kinks in the loss (ReLU, max) make finite differences rough
 
 
@@ -99,6 +102,12 @@ class Preflight:
     def of(self, *severities: str) -> tuple[Finding, ...]:
         """The findings of these severities."""
         return tuple(finding for finding in self.findings if finding.severity in severities)
+
+    @property
+    def eval_mode(self) -> str | None:
+        """What eval mode changes in this model, in one sentence; None where it changes nothing."""
+        changes = [_IN_EVAL_MODE[finding.kind] for finding in self.findings if finding.kind in _IN_EVAL_MODE]
+        return f"the model is measured in eval mode: {' and '.join(changes)}" if changes else None
 
     def to_dict(self) -> dict[str, Any]:
         """As spectrum.json and check.json have it."""

@@ -25,7 +25,7 @@ _MAX_LEVELS = 8  # of names that are searched for parts that fit
 
 @dataclass(frozen=True)
 class Fit:
-    """`matched`: {name in the model: name in the file}; `missing`, `unexpected`: other names of the model, of the file."""
+    """`matched`: {name in the model: name in the file}. Unmatched names: `missing` in the file, `unexpected` there."""
 
     matched: dict[str, str]
     missing: list[str]
@@ -72,7 +72,7 @@ def _fit(
     missing = [
         names[0]
         for names in tied(expected)
-        # An entry that is tied to a matched one is set with it. Old files lack BatchNorm's counter, needed in training only.
+        # An entry tied to a matched one is set with it. Old files lack BatchNorm's counter, which only training needs.
         if not any(name in matched for name in names) and not names[0].endswith(_COUNTERS)
     ]
     return Fit(matched, missing, unexpected)

@@ -40,9 +40,8 @@ def find_state_dict(content: Any, key: str | None, path: Path) -> tuple[Mapping[
         raise CheckpointError(f"{path}: '{key}' is not a state dict; {_content(found[0][0])}.")
     at, innermost = levels[-1]
     if not _is_state_dict(innermost):
-        raise CheckpointError(
-            f"{path}: no state dict found; {_content(content)}. If one of these holds it, name it with --key."
-        )
+        advice = " If one of these holds it, name it with --key." if isinstance(content, Mapping) and content else ""
+        raise CheckpointError(f"{path}: no state dict found; {_content(content)}.{advice}")
     return innermost, at
 
 

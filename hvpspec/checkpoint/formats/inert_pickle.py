@@ -36,7 +36,7 @@ class Record:
 
 
 class _Unpickler(pickle._Unpickler):
-    """pickle's Python version. That in C allocates a memo as long as the largest index in a file, which may be false."""
+    """pickle's Python version. The one in C allocates a memo as long as the largest index in a file, true or false."""
 
     def __init__(self, content: bytes, storage: Callable[[Any], Any] | None) -> None:
         super().__init__(io.BytesIO(content), encoding="utf-8")

@@ -117,7 +117,7 @@ def _follow(
 
     def described() -> dict[str, Any]:
         provenance = made_by(H, None, source, value, options, start)
-        return {"done_before": done, "preflight": inspected.to_dict(), **provenance}
+        return {"done_before": done, "preflight": inspected.to_dict(), **provenance.to_dict()}
 
     asked = options.estimators()
     k, seed = asked.pop("k"), asked.pop("seed")

@@ -1,4 +1,4 @@
-"""Functions of few variables: the whole Hessian, and directional derivatives of any order, exactly, by autograd."""
+"""For small functions: the whole Hessian as a tensor, and directional derivatives of any order. Exact, by autograd."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Inputs = Tensor | float | Sequence[Tensor | float]
 
 
 def hessian(fn: Callable[..., Any], inputs: Inputs) -> Tensor:
-    """The Hessian of a scalar function as one matrix.
+    """The Hessian of a scalar function as one dense tensor.
 
     Parameters
     ----------
     fn : callable
-        Called as ``fn(x)`` for one tensor or number, and as ``fn(x, y, …)`` for a tuple or list of them. Returns a real
-        number, as a tensor with one element or a Python number.
-    inputs : Tensor, float, or sequence of them
-        Where the Hessian is computed. Tensors have any shape; numbers are taken as float64.
+        Called as ``fn(x)`` for one tensor or number, as ``fn(x, y, …)`` for a tuple or list of them; returns a scalar.
+    inputs : Tensor, float, or a sequence of them
+        Where the Hessian is taken. Tensors may have any shapes and real dtypes; numbers and integers are taken as
+        float64, and several inputs are brought to a common dtype. They are not changed.
 
     Returns
     -------
-    Tensor
-        Of shape (n, n), where n is the number of elements of all inputs. Row and column i belong to element i of the
-        inputs laid end to end; rows of inputs that `fn` does not depend on are zero.
+    Tensor, shape (n, n)
+        n is the number of elements of the inputs. Row and column i belong to element i of the inputs laid end to end.
+        Rows of inputs that `fn` does not depend on are zero.
 
     Raises
     ------
     InputError
-        When `fn` does not return one real number, or one that is not finite, and for inputs that are complex or on
-        several devices.
+        When `fn` does not return one real number, or it is not finite, and for inputs that are no real tensors or
+        numbers.
 
     Notes
     -----
@@ -44,9 +44,12 @@ def hessian(fn: Callable[..., Any], inputs: Inputs) -> Tensor:
     Examples
     --------
     >>> import torch, hvpspec
-    >>> hvpspec.hessian(lambda x, y: x**2 * y, (1.0, 3.0))
-    tensor([[6., 2.],
-            [2., 0.]], dtype=torch.float64)
+    >>> hvpspec.hessian(lambda x: (x**3).sum(), torch.tensor([1.0, 2.0]))
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
+    >>> hvpspec.hessian(lambda x, y: x * y**2, (3.0, 2.0))
+    tensor([[0., 4.],
+            [4., 6.]], dtype=torch.float64)
     """
     values, call = _prepare(fn, inputs)
     sizes = [value.numel() for value in values]
@@ -63,20 +66,18 @@ def hessian(fn: Callable[..., Any], inputs: Inputs) -> Tensor:
 
 
 def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order: int) -> Tensor:
-    """The derivative of a scalar function along a direction, of any order.
-
-    That is d^order/dt^order fn(inputs + t · direction) at t = 0.
+    """The derivative of a scalar function along a direction: dᵏ/dtᵏ fn(inputs + t · direction) at t = 0, k = `order`.
 
     Parameters
     ----------
     fn : callable
-        As for `hessian`.
-    inputs : Tensor, float, or sequence of them
-        As for `hessian`.
-    direction : Tensor, float, or sequence of them
-        Shaped like `inputs`.
+        Called as ``fn(x)`` for one tensor or number, as ``fn(x, y, …)`` for a tuple or list of them; returns a scalar.
+    inputs : Tensor, float, or a sequence of them
+        Where the derivative is taken; as for `hessian`.
+    direction : Tensor, float, or a sequence of them
+        Structured and shaped like `inputs`.
     order : int
-        0 for the value, 1 for gradient · direction, 2 for the curvature along the direction, and so on.
+        0 gives the value, 1 the gradient's inner product with the direction, 2 the curvature along it, and so on.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order:
     Raises
     ------
     InputError
-        As `hessian`; also for a direction of another shape, and an order that is not a whole number ≥ 0.
+        As for `hessian`, and for a direction of another shape or an order that is not a whole number ≥ 0.
 
     Notes
     -----
@@ -95,7 +96,7 @@ def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order:
     Examples
     --------
     >>> import torch, hvpspec
-    >>> hvpspec.derivative(lambda x: (x**3).sum(), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]), order=2)
+    >>> hvpspec.derivative(lambda x: (x**3).sum(), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]), order=3)
     tensor(6.)
     """
     if isinstance(order, bool) or not isinstance(order, Integral) or order < 0:
@@ -112,7 +113,7 @@ def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order:
         steps = [step.to(value) for step, value in zip(steps, values, strict=True)]
         result = _scalar(call([value + t * step for value, step in zip(values, steps, strict=True)]))
         for _ in range(int(order)):
-            if not result.requires_grad:  # constant in t: all further derivatives are zero
+            if not result.requires_grad:  # constant in t: all higher derivatives are zero
                 return torch.zeros_like(result)
             (result,) = torch.autograd.grad(result, t, create_graph=True, materialize_grads=True)
     return result.detach()
@@ -149,7 +150,7 @@ def _scalar(value: Any) -> Tensor:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the function must return one real number; it returned {what}.")
     if not bool(torch.isfinite(value)):
-        raise InputError(f"the function is {float(value)} at these inputs; choose inputs where it is finite.")
+        raise InputError(f"the function is {float(value.detach())} at these inputs; choose inputs where it is finite.")
     return value.reshape(())
 
 

@@ -1,16 +1,22 @@
 """hvpspec: checkpoint in, certified spectrum out. The Hessian of a PyTorch loss from Hessian-vector products alone.
 
-The public names are imported when they are first used: torch takes seconds, which `hvpspec --help` need not wait for.
+Public names are imported when they are first used, so that `hvpspec --help` need not wait for torch.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hvpspec import presentation as _presentation
 
 if TYPE_CHECKING:
     from hvpspec.checkpoint.load import load_checkpoint
-    from hvpspec.errors import CheckpointError, CheckpointWarning, InputError, ZeroHessianWarning
+    from hvpspec.errors import (
+        CheckpointError,
+        CheckpointWarning,
+        InputError,
+        NotTwiceDifferentiable,
+        ZeroHessianWarning,
+    )
     from hvpspec.estimators.condition import condition
     from hvpspec.estimators.density import spectral_density
     from hvpspec.estimators.eigsh import eigsh
@@ -18,6 +24,8 @@ if TYPE_CHECKING:
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
     from hvpspec.estimators.track import track
+    from hvpspec.objective.objective import LossValue
+    from hvpspec.objective.parameters import ParameterSpace
     from hvpspec.operators.dense import derivative, hessian
     from hvpspec.operators.hessian import HessianOperator
     from hvpspec.options import SpectrumOptions
@@ -46,6 +54,9 @@ _PLACES = {
     "Estimate": "results.estimate",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
+    "LossValue": "objective.objective",
+    "NotTwiceDifferentiable": "errors",
+    "ParameterSpace": "objective.parameters",
     "Progress": "results.spectrum",
     "Solution": "results.solution",
     "Spectrum": "results.spectrum",
@@ -79,6 +90,9 @@ __all__ = [
     "Estimate",
     "HessianOperator",
     "InputError",
+    "LossValue",
+    "NotTwiceDifferentiable",
+    "ParameterSpace",
     "Progress",
     "Solution",
     "Spectrum",
@@ -111,7 +125,9 @@ _presentation.bind(
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = metadata.version("hvpspec")
+        from importlib.metadata import version
+
+        value: Any = version("hvpspec")
     elif name in _PLACES:
         value = getattr(import_module(f"hvpspec.{_PLACES[name]}"), name)
     else:

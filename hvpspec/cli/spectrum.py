@@ -132,5 +132,5 @@ def _print_more(step: Step, H: hvpspec.HessianOperator) -> None:
     if not bars.is_terminal:
         return
     assert step.expected is not None
-    left = H.foresee(step.expected - step.hvps)
+    left = H.expected_seconds(step.expected - step.hvps)
     bars.print(f"foreseen now: about {step.expected:,} HVPs in all, {duration(left)} more; much of the trace is left")

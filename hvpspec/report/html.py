@@ -5,6 +5,7 @@ It needs nothing from elsewhere (no network, no scripts), and whatever it quotes
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import html
 import math
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvpspec.bounds.stability import stability
 from hvpspec.plots.spectrum import panels
-from hvpspec.plots.style import Panel, inline_svgs
+from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows
 from hvpspec.report.explanations import EXPLANATIONS, explanations
@@ -25,7 +26,7 @@ from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence
 from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, certainty, error_heading, rounded, with_error
 from hvpspec.report.sentences import sentences
 from hvpspec.report.table import Row
-from hvpspec.report.terminal import measured_lines, summary, without_step
+from hvpspec.report.terminal import measured_lines, report_sections, without_step
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
 from hvpspec.results.record import Provenance, Record
@@ -87,11 +88,29 @@ def report_html(record: Record) -> str:
 
 def notebook_html(spectrum: Spectrum) -> str:
     """The tables of `summary`, and the pictures where Matplotlib is installed, for a cell of a notebook."""
-    parts = [f"<pre>{html.escape(summary(spectrum))}</pre>"]
+    parts = []
+    for section in report_sections(spectrum):
+        if (table := section.table) is not None:
+            rows = [_cells("th", table.header, table.notes), *(_cells("td", row, table.notes) for row in table.rows)]
+            parts.append(f"<table>{''.join(rows)}</table>")
+        parts += [f"<div>{html.escape(note)}</div>" for note in section.notes]
     with contextlib.suppress(ModuleNotFoundError):
-        for panel in panels(spectrum):
-            parts += [f'<div style="max-width: 40em">{svg}</div>' for svg in inline_svgs(panel)]
+        if shown := panels(spectrum):  # as PNG: notebooks strip <svg> from outputs that they do not trust
+            picture = base64.b64encode(to_bytes(drawn(shown, columns=2), "png")).decode()
+            alt = html.escape(" ".join(panel.alt for panel in shown))
+            style = "width: 100%; max-width: 60em"
+            parts.append(f'<img style="{style}" alt="{alt}" src="data:image/png;base64,{picture}">')
     return "\n".join(parts)
+
+
+def _cells(tag: str, cells: Sequence[str], noted: bool) -> str:
+    """A row of a table: the first cell is a name, and the last one a note where `noted`; the others are numbers."""
+    last = len(cells) - 1 if noted else -1
+    shown = [
+        f'<{tag} style="text-align: {"left" if i in (0, last) else "right"}">{html.escape(cell)}</{tag}>'
+        for i, cell in enumerate(cells)
+    ]
+    return f"<tr>{''.join(shown)}</tr>"
 
 
 def figure_lines(spectrum: Spectrum) -> list[Line]:

@@ -39,4 +39,6 @@ def save(spectrum: Spectrum, folder: str | os.PathLike[str]) -> list[Path]:
     except ModuleNotFoundError as error:
         if error.name not in ("jinja2", "matplotlib"):
             raise
+        for name in ("report.html", *PICTURES):
+            (folder / name).unlink(missing_ok=True)  # of an earlier run: they would show another spectrum
         return [folder / "spectrum.json"]

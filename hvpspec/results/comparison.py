@@ -19,11 +19,14 @@ SCHEMA = "hvpspec/compare/1"
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One spectrum.json. label: its folder, or as much of its path as distinguishes it from the others."""
+    """One spectrum.json.
+
+    label: its folder, or as much of its path as distinguishes it from the others.
+    """
 
     label: str
     path: str
-    record: Record
+    record: Record = field(repr=False)
 
     json_order: ClassVar = ("label", "path")
 
@@ -61,8 +64,8 @@ class Difference:
 class Comparison:
     """Several runs, each compared with the first.
 
-    confidence: with which all differences that are called significant are so, together. warnings: why the runs may not
-    be comparable. shared: whether some runs may have used the same random vectors as the first.
+    confidence: the probability that all differences called significant are real. warnings: why the runs may not be
+    comparable. shared: whether some runs may have used the same random vectors as the first.
     """
 
     runs: tuple[Run, ...]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, overload
 
 from hvpspec.options import QUANTITIES
 from hvpspec.presentation import presented
@@ -108,7 +108,7 @@ class Spectrum:
         return {name: quantity for name, quantity in zip(QUANTITIES, found, strict=True) if name in self.asked}
 
     def __repr__(self) -> str:
-        state = "interrupted" if not self.complete else "converged" if self.converged else "not converged"
+        state = "incomplete" if not self.complete else "converged" if self.converged else "not converged"
         cost = f"{counted(self.hvps, 'HVP')}, {self.seconds:.3g} s"
         lines = [f"<Spectrum of a {self.parameters:,} × {self.parameters:,} matrix: {state}, {cost}"]
         for name, quantity in self._asked_for().items():
@@ -135,24 +135,35 @@ class Spectrum:
         html: str = presented("html", self)
         return html
 
-    def summary(self) -> str:
+    def summary(self, *, width: int | None = 80) -> str:
         """The tables and notes that the command line prints, as text.
+
+        Parameters
+        ----------
+        width : int or None
+            Columns to keep within. None: every row and every sentence is one line.
 
         Returns
         -------
         str
             Several lines, without a line break at the end.
         """
-        text: str = presented("summary", self)
+        text: str = presented("summary", self, width=width)
         return text
 
-    def plot(self, ax: Axes | None = None) -> Axes | Figure:
+    @overload
+    def plot(self, ax: None = None, *, columns: int = 1) -> Figure: ...
+    @overload
+    def plot(self, ax: Axes, *, columns: int = 1) -> Axes: ...
+    def plot(self, ax: Axes | None = None, *, columns: int = 1) -> Axes | Figure:
         """Draws the spectrum; needs Matplotlib.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
             Where to draw the density, or without one the eigenvalues by rank.
+        columns : int
+            How many pictures stand side by side in a new figure.
 
         Returns
         -------
@@ -166,7 +177,7 @@ class Spectrum:
         ImportError
             Where Matplotlib is not installed.
         """
-        drawn: Axes | Figure = presented("plot", self, ax)
+        drawn: Axes | Figure = presented("plot", self, ax, columns=columns)
         return drawn
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:

@@ -242,4 +242,4 @@ def worst_case(preflight: Preflight) -> str:
         worst.append(duration(preflight.most_seconds))
     if preflight.most_memory is not None:
         worst.append(readable(preflight.most_memory))
-    return f"up to {', '.join(worst)} if the trace is near zero or many eigenvalues are nearly equal"
+    return f"up to {', '.join(worst)} if the trace is near 0 or eigenvalues cluster"

@@ -33,11 +33,10 @@ from hvpspec.krylov.blocks import Group
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Grams
 from hvpspec.krylov.vectors import inner, rademacher
-from hvpspec.results.blocks import Block
+from hvpspec.results.blocks import BRACKET_WIDTH, Block
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.validation import Tolerance
 
-_ENDING = 0.01  # the bracket of a block's λ_max may be so wide, relative to it
 _STEPS = 100  # the most products for one λ_max
 
 
@@ -180,7 +179,7 @@ def largest_of_block(
             break  # after a restart the bound on what was missed gets no better
         ritz = one.krylov.ritz()
         found = bracket(ritz, Exclusion.of(one.krylov), 1, confidence)
-        enough = _ENDING * max(abs(found.lower), abs(found.upper))
+        enough = BRACKET_WIDTH * max(abs(found.lower), abs(found.upper))
         # A start that has little of the eigenvector can make a bracket narrow too soon; the residual then is not small.
         if found.upper - found.lower <= enough and ritz.residuals[-1] <= enough:
             break

@@ -273,7 +273,7 @@ def test_blocks_and_refinement_are_planned_shown_and_their_shortfalls_said(folde
     assert "--refine-hvps 3)" in shown
     assert "conditioning of H " in shown
     assert "conditioning of H + 0.05 I " in shown
-    assert "of gradient descent: 2/(λ_max + δ)" in shown
+    assert "learning rate: 2/(λ_max + δ)" in shown
     assert re.search(r"The eigenvalue nearest to zero (did not converge|was not reached)", shown)
     assert not any(line != line.rstrip() for line in shown.splitlines())
     assert cli.run([*usual, "--rtol", "0.5", "--blocks", "*", "--max-hvps", "4", "--out", "parts"]) == 0
@@ -557,7 +557,7 @@ def test_check_tells_findings_measurements_and_costs(folder, monkeypatch, capsys
     command = [*arguments("--out", str(folder / "checked")), "--expect-loss", f"{loss:.3f}"]
     assert cli.run(["check", *command]) == 0
     printed = capsys.readouterr().out
-    for part in ("nothing found that would go wrong", "symmetry", "finite differences", "the whole run: about"):
+    for part in ("no problem was found", "symmetry", "finite differences", "the whole run: about"):
         assert part in printed
     document = json.loads((folder / "checked/check.json").read_text())
     assert document["ok"]

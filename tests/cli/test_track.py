@@ -148,7 +148,7 @@ def test_what_is_not_the_same_series_is_refused(folder, monkeypatch, capsys):
 
     refused([*NAMES[:2], *base, "--rtol", "0.3"], "other options (rtol)")
     refused([NAMES[0], *base], "more checkpoints than are given")
-    refused([NAMES[0], NAMES[2], *base], "where ckpt-4.pt comes now")
+    refused([NAMES[0], NAMES[2], *base], "in the place of ckpt-4.pt")
     refused([*NAMES[:3], *base, "--lr", "-1"], "more than 0")
     refused([*NAMES[:2], "gone-99.pt", *base], "gone-99.pt")
     refused([*NAMES[:2], *base, "--only", "trace", "--out", "e"], "--only eigenvalues")
@@ -204,7 +204,7 @@ def test_one_that_does_not_load_keeps_what_was_done(run_folder, capsys):
 
 def test_a_missing_one_is_said_before_any_work(run_folder, capsys):
     assert cli.run(["track", *NAMES, "gone-99.pt", *USUAL, "--out", "x"]) == 2
-    assert capsys.readouterr().err == "hvpspec: gone-99.pt: no such file; nothing was begun.\n"
+    assert capsys.readouterr().err == "hvpspec: gone-99.pt: no such file; nothing was started.\n"
     assert cli.run(["track", *NAMES, NAMES[0], *USUAL, "--out", "x"]) == 2
     assert "given more than once" in capsys.readouterr().err
     assert not (run_folder / "x").exists()
@@ -256,7 +256,7 @@ def test_vectors_that_are_not_the_last_ones_are_refused(run_folder, spoilt, caps
         kept.unlink()
     capsys.readouterr()
     assert cli.run([*command, *NAMES[:3]]) == 2
-    assert "is missing or was changed" in capsys.readouterr().err
+    assert "is missing or has changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("engine", ["autograd", "linearized"])
@@ -381,7 +381,7 @@ def test_folders_of_directories(run_folder, capsys):
     assert cli.run(["track", "none", *USUAL, "--out", "w"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == "hvpspec: none: there is no checkpoint in that folder; nothing was begun.\n"
+    assert printed.err == "hvpspec: none: there is no checkpoint in this folder; nothing was started.\n"
 
 
 def test_folders_and_patterns(run_folder, capsys):

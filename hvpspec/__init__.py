@@ -3,7 +3,7 @@
 The public names are imported when they are first used: torch takes seconds, which `hvpspec --help` need not wait for.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib import metadata  # here, as it takes 20 ms that `hvpspec --help` need not wait for
+
         value: Any = metadata.version("hvpspec")
     elif name in _PLACES:
         value = getattr(import_module(f"hvpspec.{_PLACES[name]}"), name)

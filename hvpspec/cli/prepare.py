@@ -25,7 +25,7 @@ from hvpspec.krylov.blocks import find_groups
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
-from hvpspec.preflight import Finding, Preflight, examine, inspect_operator, mended
+from hvpspec.preflight import Finding, Preflight, examine, inspect_operator, make_differentiable
 
 _RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
 
@@ -61,7 +61,7 @@ def load(checkpoint: Path, source: Source, screen: Screen) -> Loaded:
         if warning.kind in _RAN_CODE:
             screen.warning(warning)  # at once: code was run, and what follows may fail
 
-    model, findings = mended(read(checkpoint, source, built, screen, note))
+    model, findings = make_differentiable(read(checkpoint, source, built, screen, note))
     data = load_data(source.data)
     return Loaded(model, frozen(data) if source.freeze_data else data, loss, [*found, *findings])
 

@@ -24,7 +24,7 @@ from hvpspec.estimators.spectrum import spectrum
 from hvpspec.estimators.track import track
 from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
-from hvpspec.preflight import Preflight, examine, expected_loss, steady
+from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
 from hvpspec.report.numbers import duration, with_error
 from hvpspec.report.terminal import findings_lines
 from hvpspec.results.tracked import Tracked
@@ -126,7 +126,7 @@ def _open(series: Series, request: Request) -> _Opened:
     H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
     loss = H.loss()
     if done:
-        _check_same_series(series, source, loss, steady(H.torch_dtype))
+        _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))
     findings = [*loaded.findings, *examine(loaded.model, H.device)]
     expect = None if done else source.expect_loss
     preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)

@@ -6,6 +6,7 @@ backward pass through that graph, since d(gᵀv)/dp = Hv (Pearlmutter, doi:10.11
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError, ZeroHessianWarning
+from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.objective.objective import Objective
 from hvpspec.validation import all_finite
 
@@ -85,18 +86,15 @@ def _batch_hvp(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        # torch names the operation: "derivative for aten::… is not implemented".
-        raise InputError(
-            f"batch {index}: the loss cannot be differentiated twice: {first_line(error)} (with the engine "
-            "finite-difference it need not be)"
-        ) from error
+        reason = first_line(error)
+        raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
 
 
 def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
     """Refuses a loss with a custom Function whose backward is marked @once_differentiable.
 
-    torch.autograd.grad takes the outcome of such a backward for a constant and says nothing: the Hessian would be
-    wrong. The mark shows in that `backward` is torch's wrapper.
+    torch.autograd.grad silently treats the result of such a backward as a constant, so that the Hessian would be
+    wrong. The mark can be recognised: `backward` is then a wrapper defined in torch.autograd.function.
     """
     seen: set[Any] = set()
     stack = [loss.grad_fn]
@@ -108,12 +106,15 @@ def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
         function: Any = getattr(node, "_forward_cls", None)
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if code is not None and code.co_filename == torch.autograd.function.__file__:
-            raise InputError(
-                f"batch {index}: the loss cannot be differentiated twice: the backward of "
-                f"'{function.__name__}' is marked @once_differentiable; use a version without that mark, or the engine "
-                "finite-difference."
-            )
+            name = function.__name__
+            raise NotTwiceDifferentiable(index, name, f"the backward of '{name}' is marked @once_differentiable")
         stack += [parent for parent, _ in node.next_functions]
+
+
+def operation_named(message: str) -> str:
+    """The operation that torch says has no derivative; the whole message where it names none."""
+    found = re.search(r"derivative for '?([\w:.]+)'? is not implemented|backward through (\S+) but", message)
+    return next(filter(None, found.groups())) if found else message
 
 
 def first_line(error: BaseException) -> str:

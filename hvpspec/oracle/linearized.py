@@ -18,7 +18,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.batches import move
-from hvpspec.objective.objective import Objective, Snapshot, check_loss
+from hvpspec.objective.objective import NO_WEIGHT, Objective, Snapshot, check_loss
 from hvpspec.objective.torch_kernels import exact_arithmetic
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
@@ -154,7 +154,7 @@ class Linearized:
                 yield index, found.weight, found.artefact, found.residuals
             del found
         if weight == 0:
-            raise InputError("every batch has weight 0: nothing to take a mean over (are all targets ignored?).")
+            raise InputError(NO_WEIGHT)
         if known and not math.isclose(weight, known, rel_tol=1e-6):
             raise _DataChanged
         state.batches, state.total_weight = count, weight

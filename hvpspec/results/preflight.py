@@ -8,6 +8,7 @@ from typing import Any
 
 SEVERITIES = ("fixed", "note", "refused")
 
+_IN_EVAL_MODE = {"dropout": "dropout is off", "batch_norm": "batch normalisation uses its running statistics"}
 
 _AGREES = 1e-2  # kinks (ReLU, max) make differences rough
 
@@ -65,6 +66,12 @@ class Preflight:
 
     def of(self, *severities: str) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity in severities)
+
+    @property
+    def eval_mode(self) -> str | None:
+        """What eval mode changes in this model, in one sentence; None where it changes nothing."""
+        changes = [_IN_EVAL_MODE[finding.kind] for finding in self.findings if finding.kind in _IN_EVAL_MODE]
+        return f"the model is measured in eval mode: {' and '.join(changes)}" if changes else None
 
     def to_dict(self) -> dict[str, Any]:
         figures = asdict(self)

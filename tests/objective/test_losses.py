@@ -190,7 +190,7 @@ def test_cosine_similarity_leaves_padding_out():
     ("loss", "batch", "message"),
     [
         ("model", (torch.ones(2), torch.ones(2)), "dicts of the model's arguments"),
-        ("model", {"input_ids": torch.ones(2)}, '"labels" among them'),
+        ("model", {"input_ids": torch.ones(2)}, 'including "labels"'),
         ("cosine_similarity", {"input_ids": torch.ones(2)}, "needs batches"),
         ("cosine_similarity", (torch.ones(2), torch.ones(2), torch.ones(2)), "needs hidden states of shape"),
     ],

@@ -130,7 +130,7 @@ def inspect(
     measure: bool,
 ) -> Preflight:
     """The preflight of a run with these options."""
-    return inspect_operator(H, findings, loss=loss, expect=expect, measure=measure, **options.estimators())
+    return inspect_operator(H, findings, loss=loss, expect=expect, measure=measure, options=options.spectrum())
 
 
 def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:

@@ -272,14 +272,16 @@ class Options:
         return {name: getattr(self, name) for name in ("parameters", "engine", "memory_limit", "dtype", "device")}
 
 
+def flag_name(name: str) -> str:
+    """What the command line calls an option: "max_hvps" → "--max-hvps"."""
+    return "-k" if name == "k" else f"--{name.replace('_', '-')}"
+
+
 def _with_flags(message: str) -> str:
     """A message of SpectrumOptions, which calls options by their names in Python, with the command line's names."""
     names = {field.name for field in dataclasses.fields(SpectrumOptions)}
 
-    def as_flag(match: re.Match[str]) -> str:
-        name = match[0]
-        if name not in names:
-            return name
-        return "-k" if name == "k" else f"--{name.replace('_', '-')}"
+    def renamed(match: re.Match[str]) -> str:
+        return flag_name(match[0]) if match[0] in names else match[0]
 
-    return re.sub(r"^\w+|(?<=\()\w+(?=\))", as_flag, message)  # the first word, and one alone in parentheses
+    return re.sub(r"^\w+|(?<=\()\w+(?=\))", renamed, message)  # the first word, and one alone in parentheses

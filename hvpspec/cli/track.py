@@ -23,10 +23,14 @@ from hvpspec.cli.options import (
 from hvpspec.errors import InputError
 from hvpspec.options import QUANTITIES
 
-_NO_USE = ("which", "blocks", "damping", "refine", "refine_hvps")
 
-
-@expanded(k=5, rtol=0.05, only=[name for name in QUANTITIES if name != "density"], hidden=_NO_USE)
+@expanded(
+    without=("which", "blocks", "refine", "refine_hvps"),
+    instead="run hvpspec spectrum on the checkpoint of interest",
+    k=5,
+    rtol=0.05,
+    only=[name for name in QUANTITIES if name != "density"],
+)
 def track(
     checkpoints: Annotated[
         list[Path],
@@ -66,10 +70,6 @@ def track(
     Example: [bold]hvpspec track run/*.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
     check_rate(lr)
-    if options.refine or options.blocks or options.which != "LM":
-        raise InputError(
-            "track has no --refine, --blocks and --which; run hvpspec spectrum on the checkpoint of interest."
-        )
     if not options.spectrum().pairs:
         raise InputError("track needs the eigenvalues: add --only eigenvalues.")
     from hvpspec.cli.series import Request, follow

@@ -1,8 +1,18 @@
-"""The errors that hvpspec raises on purpose: one clear sentence that says what to do."""
+"""The errors and warnings that hvpspec raises on purpose. Each message says what is wrong and what to do."""
 
 
 class InputError(ValueError):
-    """Something given to hvpspec (model, loss, data, vector, option) cannot be used as it is."""
+    """Something given to hvpspec (a model, a loss, data, a vector, an option) cannot be used.
+
+    Examples
+    --------
+    >>> import hvpspec
+    >>> try:
+    ...     hvpspec.trace([[1.0, 2.0], [2.0, 1.0]], rtol=-1)
+    ... except hvpspec.InputError as error:
+    ...     print(error)
+    rtol must be a number ≥ 0; got -1.
+    """
 
 
 class NotTwiceDifferentiable(InputError):
@@ -31,7 +41,10 @@ class NotTwiceDifferentiable(InputError):
 
 
 class ZeroHessianWarning(RuntimeWarning):
-    """The loss does not depend on the chosen parameters at all: its Hessian is zero, perhaps by mistake."""
+    """The Hessian is exactly zero: the loss does not depend on the chosen parameters, or is linear in them.
+
+    Both are rare on purpose: a detached tensor or a wrong choice of parameters is the usual cause.
+    """
 
 
 class CheckpointError(InputError):
@@ -39,9 +52,14 @@ class CheckpointError(InputError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was read, but in a way that its reader should know of.
+    """A checkpoint was read, but in a way that its user should know about.
 
-    `kind`: one word for scripts; `found` and `done`: for people, as a preflight's findings have them.
+    Attributes
+    ----------
+    kind : str
+        One word, for programs.
+    found, done : str
+        What was found and what was done about it, for people.
     """
 
     def __init__(self, kind: str, found: str, done: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,11 +13,10 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from hvpspec.report.table import Table
+    from hvpspec.report.terminal import Section
     from hvpspec.results.spectrum import Progress
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
-
-_TEXT_WIDTH = 80  # columns that sentences are wrapped to, on a terminal that has more
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -41,9 +39,9 @@ class Screen:
 
     def sentence(self, text: str) -> None:
         """Wrapped where a terminal shows it; one line where a script reads it."""
-        width = self.width
-        lines = [text] if width is None else textwrap.wrap(text, min(width, _TEXT_WIDTH), subsequent_indent="  ")
-        self.line("\n".join(lines))
+        from hvpspec.report.terminal import wrapped
+
+        self.line("\n".join(wrapped(text, self.width)))
 
     def table(self, table: Table) -> None:
         """Folded to the terminal's width; one line for each row where a script reads it."""
@@ -51,6 +49,16 @@ class Screen:
         self.line(heading, style="bold")
         for line in lines:
             self.line(line)
+
+    def sections(self, sections: Sequence[Section]) -> None:
+        """A report, with a blank line between its sections."""
+        for number, section in enumerate(sections):
+            if number:
+                self.line()
+            if section.table is not None:
+                self.table(section.table)
+            for note in section.notes:
+                self.sentence(note)
 
     def note(self, text: str) -> None:
         """One line on stderr: what belongs to the course of the run and not to its results."""

@@ -15,13 +15,11 @@ from hvpspec.cli.console import INTERRUPTED, Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.report.block_rows import blocks_notes
-from hvpspec.report.condition_rows import condition_notes
-from hvpspec.report.documents import spectrum_document
-from hvpspec.report.notes import shortfalls, spectrum_notes
+from hvpspec.report.documents import to_document
 from hvpspec.report.numbers import duration
-from hvpspec.report.terminal import at_most, blocks_table, condition_tables, findings_lines, foreseen, spectrum_table
+from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
 from hvpspec.report.write_report import write_report
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress, Spectrum
 from hvpspec.wording import counted
 
@@ -52,12 +50,13 @@ def measure(
     except KeyboardInterrupt:
         screen.error("interrupted before the first figure was known; nothing was written.")
         raise typer.Exit(INTERRUPTED) from None
-    provenance = made_by(opened.H, checkpoint, source, opened.loss, options, start)
-    document = spectrum_document(found, loss=opened.loss.value, preflight=opened.preflight, provenance=provenance)
-    paths = write_report(options.out, document)
-    _show(found, options, screen)
+    provenance = made_by(opened.H, checkpoint, source, opened.loss, options, start, lr=lr, momentum=momentum)
+    record = Record(found, opened.loss.value, opened.preflight, provenance)
+    paths = write_report(options.out, record)
+    sections = report_sections(found, rtol=options.rtol, tol=options.tol, lr=lr, momentum=momentum, explain=explain)
+    screen.sections(sections)
     screen.sentence(f"engine: {opened.H.plan}")
-    screen.announce(document, *paths)
+    screen.announce(to_document(record), *paths)
     if not found.complete:
         raise typer.Exit(INTERRUPTED)
 
@@ -73,30 +72,6 @@ def _spectrum(opened: Opened, options: Options, screen: Screen) -> Spectrum:
             if course.known is None or course.known.hvps == 0:
                 raise
             return course.known
-
-
-def _show(found: Spectrum, options: Options, screen: Screen) -> None:
-    screen.table(spectrum_table(found))
-    screen.line()
-    for note in spectrum_notes(found):
-        screen.sentence(note)
-    if found.condition is not None:
-        for table in condition_tables(found.condition):
-            screen.line()
-            screen.table(table)
-        for note in condition_notes(found.condition):
-            screen.sentence(note)
-    if found.blocks is not None:
-        screen.line()
-        screen.table(blocks_table(found.blocks))
-        for note in blocks_notes(found.blocks):
-            screen.sentence(note)
-    notes = shortfalls(found, rtol=options.rtol, tol=options.tol) if found.complete else []
-    for note in ["", *notes] if notes else []:
-        screen.sentence(note)
-    screen.line()
-    rest = "" if found.complete else " · interrupted: the figures are what was known by then"
-    screen.line(f"{found.hvps} HVPs in {found.seconds:.1f} s{rest}")
 
 
 class _Course:
@@ -134,8 +109,8 @@ class _Course:
         budget = f"--max-hvps {options.max_hvps:,}"
         if options.refine:
             budget += f", --refine-hvps {options.refine_hvps:,}"
-        self.screen.sentence(f"expected: about {step.expected:,} HVPs ({budget}){foreseen(preflight)}")
-        if worst := at_most(preflight):
+        self.screen.sentence(f"expected: about {step.expected:,} HVPs ({budget}){expected_costs(preflight)}")
+        if worst := worst_case(preflight):
             self.screen.line(f"          {worst}")
         self.screen.line()
 

@@ -26,6 +26,7 @@ from hvpspec.objective.batches import frozen
 from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Finding, Preflight, examine, inspect_operator, make_differentiable
+from hvpspec.results.record import Provenance
 
 _RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
 
@@ -142,15 +143,25 @@ def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossV
 
 
 def made_by(
-    H: HessianOperator, checkpoint: Path | None, source: Source, loss: LossValue, options: Options, start: float
-) -> dict[str, Any]:
-    """The `provenance` of what this command writes. start: when it began, by time.perf_counter."""
+    H: HessianOperator,
+    checkpoint: Path | None,
+    source: Source,
+    loss: LossValue,
+    options: Options,
+    start: float,
+    **more: Any,
+) -> Provenance:
+    """The `provenance` of what this command writes. start: when it began, by time.perf_counter.
+
+    more: further options; those that are None were not given.
+    """
+    given = {name: value for name, value in more.items() if value is not None}
     return describe(
         H,
         checkpoint=checkpoint,
         sources=dataclasses.asdict(source),
         loss=loss,
-        options=options.described(),
+        options={**options.described(), **given},
         command=["hvpspec", *sys.argv[1:]],
         seconds=time.perf_counter() - start,
     )

@@ -41,6 +41,7 @@ class Request:
     options: Options
     screen: Screen
     lr: float | None
+    momentum: float | None = None
     measure_savings: bool = False
     preflight: bool = True
 
@@ -48,7 +49,9 @@ class Request:
         """What track.json says of it; a series is continued only with the same settings."""
         described = self.options.described()
         described.pop("which")  # always LM
-        settings = json.loads(json.dumps({**dataclasses.asdict(self.source), **described, "lr": self.lr}))
+        settings = json.loads(
+            json.dumps({**dataclasses.asdict(self.source), **described, "lr": self.lr, "momentum": self.momentum})
+        )
         return settings | {"dtype": self.options.dtype, "measure_savings": self.measure_savings}
 
 
@@ -99,7 +102,7 @@ def _continue(series: Series, request: Request) -> None:
 
     def note_run() -> None:
         provenance = made_by(opened.H, None, request.source, opened.loss, request.options, start)
-        series.runs = [*earlier, {"done_before": done, "preflight": opened.preflight.to_dict(), **provenance}]
+        series.runs = [*earlier, {"done_before": done, "preflight": opened.preflight.to_dict(), **provenance.to_dict()}]
 
     for number in without_savings:
         series.rows[number] |= _savings(series, number, opened, request)
@@ -192,6 +195,7 @@ def _row(checkpoint: Path, found: Tracked, H: HessianOperator, series: Series, r
         step=step_in(checkpoint, trust(request.source)),
         loss=H.loss().value,
         lr=request.lr,
+        momentum=request.momentum,
         sha256=sha256(checkpoint),
         first=series.first_eigenvalue_hvps if warm else None,
     )
@@ -236,7 +240,9 @@ def _summarise(series: Series, screen: Screen) -> None:
         screen.line(line)
     if rows[0]["edge"] is not None:
         beyond = sum(entry["lambda_max"] > entry["edge"] for entry in rows)
-        screen.line(f"edge of stability, 2 / lr: {rows[0]['edge']:.6g}; λ_max exceeds it at {beyond} of {len(rows)}")
+        screen.line(
+            f"edge of stability: {rows[0]['edge']:.6g}; λ_max exceeds it at {beyond} of {len(rows)} checkpoints"
+        )
     short = sum(not entry["converged"] for entry in rows)
     if short:
         screen.line(

@@ -14,6 +14,7 @@ from hvpspec.cli.options import (
     SOURCE,
     Debug,
     LearningRate,
+    Momentum,
     NoPreflight,
     Options,
     Source,
@@ -43,6 +44,7 @@ def track(
     options: Options,
     screen: Screen,
     lr: LearningRate = None,
+    momentum: Momentum = None,
     as_given: Annotated[
         bool,
         flag(
@@ -69,10 +71,12 @@ def track(
 
     Example: [bold]hvpspec track run/*.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
-    check_rate(lr)
+    check_rate(lr, momentum)
     if not options.spectrum().pairs:
         raise InputError("track needs the eigenvalues: add --only eigenvalues.")
     from hvpspec.cli.series import Request, follow
 
-    request = Request(source, options, screen, lr, measure_savings=measure_savings, preflight=not no_preflight)
+    request = Request(
+        source, options, screen, lr, momentum, measure_savings=measure_savings, preflight=not no_preflight
+    )
     follow(checkpoints, request, as_given=as_given)

@@ -23,7 +23,7 @@ def axes_of(figure, name):
 
 @pytest.fixture(scope="module")
 def figure():
-    return plot(examples.spectrum(), blocks=examples.BLOCKS)
+    return plot(examples.spectrum(blocks=examples.blocks()))
 
 
 def error_bars(axes, colour):
@@ -124,13 +124,13 @@ def test_bins_spread_a_node_half_way_to_its_neighbours():
 def test_files_are_what_they_say_and_the_same_each_time(figure):
     png = to_bytes(figure, "png")
     assert imread(io.BytesIO(png)).shape[1] == 768
-    svg, again = (to_bytes(plot(examples.spectrum(), blocks=examples.BLOCKS), "svg") for _ in range(2))
+    svg, again = (to_bytes(plot(examples.spectrum(blocks=examples.blocks())), "svg") for _ in range(2))
     assert b"<svg" in svg
     assert svg == again
 
 
 def test_inline_pictures_do_not_share_ids():
-    shown = panels(examples.spectrum(), examples.BLOCKS)
+    shown = panels(examples.spectrum(blocks=examples.blocks()))
     assert [panel.name for panel in shown] == ["density", "scree", "blocks"]
     for panel in shown:
         pieces = inline_svgs(panel)
@@ -150,7 +150,7 @@ def test_titles_and_names_lie_within_the_figure_whatever_the_groups_are_called(c
     names += [f"model.encoder.layers.{i}.self_attention.query_key_value.parametrizations.weight" for i in range(14)]
     kinds = {"trace": examples.estimate(44.2, 1.0), "frobenius_norm": examples.estimate(53.0, 0.5), "largest": None}
     entries = [{"name": name, "parameters": 9, **kinds} for name in names]
-    figure = plot(examples.spectrum(), blocks={"blocks": entries}, columns=columns)
+    figure = plot(examples.spectrum(blocks=examples.blocks(entries)), columns=columns)
     figure.canvas.draw()
     whole = figure.bbox
     for axes in figure.axes:

@@ -47,7 +47,8 @@ def test_table_and_shortfalls():
     text = render(Spectrum(7, pairs, trace, None, 52, 1.5, True))
     assert "λ1" in text
     assert "-1.00" in text
-    assert "90 %, tolerance not reached" in text
+    assert "± error (90 %)" in text.splitlines()[0]
+    assert "tolerance not reached" in text
     assert "not reached" in text.splitlines()[-1]
     notes = shortfalls(Spectrum(7, pairs, trace, None, 52, 1.5, True), rtol=0.01, tol=1e-3)
     assert [note.split()[0] for note in notes] == ["Not", "The", "The"]

@@ -9,7 +9,8 @@ import pytest
 from report import examples
 
 from hvpspec.report.documents import read_record
-from hvpspec.report.html import report_html
+from hvpspec.report.explanations import EXPLANATIONS
+from hvpspec.report.html import notebook_html, report_html
 from hvpspec.report.sentences import sentences
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket
@@ -251,3 +252,39 @@ def test_interruptions_and_missing_figures_are_said():
 @pytest.mark.parametrize("name", ["first", "before_conditioning"])
 def test_older_files_make_a_page(name):
     tree_of(report_html(read_record(Path(__file__).parent / "older" / f"{name}.json")))
+
+
+def test_every_name_has_its_explanation_as_a_hover_and_as_text(page):
+    tree = tree_of(page)
+    hovers = {element.get("title") for element in tree.iter("span") if element.get("class") == "term"}
+    texts = {words(element) for details in tree.iter("details") for element in details.iter("dd")}
+    assert hovers <= texts  # not everybody can hover
+    assert {EXPLANATIONS[name] for name in ("eigenvalues", "trace", "step", "kappa", "rank")} <= hovers
+    for section in ("figures", "stability", "conditioning"):
+        (found,) = (s for s in tree.iter("section") if s.get("aria-labelledby") == section)
+        assert all(row.find(".//span[@title]") is not None for row in found.findall(".//tbody/tr"))
+    assert words(next(tree.iter("summary"))) == "What these figures mean"
+
+
+def test_a_learning_rate_in_the_options_is_judged():
+    document = examples.document()
+    options = {**document["provenance"]["options"], "lr": 0.1, "momentum": 0.9}
+    record = examples.record(provenance={**document["provenance"], "options": options})
+    page = report_html(record)
+    shown = rows(tree_of(page), "stability")
+    assert shown["largest stable step"][0] == "0.07307"  # 3.8/52 = 0.073077, rounded down
+    assert shown["edge of stability"] == ["38", "(2 + 2β)/lr at lr = 0.1, β = 0.9"]
+    assert shown["λ_max / edge"] == ["1.316 … 1.368", "not stable: above 1"]
+    said = (
+        "The learning rate 0.1 with momentum 0.9 is not stable: λ_max is 1.32 … 1.37 times the edge of stability, 38."
+    )
+    assert said in words(tree_of(page))
+
+
+def test_a_spectrum_alone_makes_a_page_and_a_notebook_cell():
+    page = report_html(Record(examples.spectrum()))
+    assert words(next(tree_of(page).iter("h1"))) == "Hessian spectrum"
+    assert "Where the figures come from" not in page
+    cell = notebook_html(examples.spectrum())
+    assert "<svg" in cell
+    assert "Frobenius norm" in cell

@@ -15,12 +15,13 @@ from hvpspec.atomic_files import write_json
 from hvpspec.errors import InputError
 from hvpspec.plots.comparison import plot_comparison
 from hvpspec.report.documents import schema, to_document
+from hvpspec.report.explanations import EXPLANATIONS
 from hvpspec.results.comparison import Value
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.record import Record
 from hvpspec.runs.compare import combined, compared, read_runs
-from hvpspec.runs.compare_table import comparison_notes, comparison_tables
+from hvpspec.runs.compare_table import comparison_explanations, comparison_notes, comparison_tables
 
 
 def runs(tmp_path, *documents, shared=False):
@@ -295,3 +296,11 @@ def test_labels_tell_runs_apart(tmp_path):
     labels = [run.label for run in read_runs([tmp_path / "a/x", tmp_path / "b/x/spectrum.json"])]
     assert labels == ["a/x", "b/x"]
     assert len({run.label for run in read_runs([tmp_path / "a/x", tmp_path / "a/x"])}) == 2
+
+
+def test_every_quantity_that_is_compared_is_explained_once(tmp_path):
+    found = compared(runs(tmp_path, examples.document(), examples.document()))
+    assert all(row.first.about in EXPLANATIONS for row in found.differences)
+    lines = comparison_explanations(found)
+    assert len(lines) == len({*lines}) == len({row.first.about for row in found.differences})
+    assert lines[0].startswith("λ1, λ2, …: Curvature")

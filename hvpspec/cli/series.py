@@ -49,9 +49,8 @@ class Request:
         """What track.json says of it; a series is continued only with the same settings."""
         described = self.options.described()
         described.pop("which")  # always LM
-        settings = json.loads(
-            json.dumps({**dataclasses.asdict(self.source), **described, "lr": self.lr, "momentum": self.momentum})
-        )
+        rate = {"lr": self.lr, "momentum": self.momentum}
+        settings: dict[str, Any] = json.loads(json.dumps({**dataclasses.asdict(self.source), **described, **rate}))
         return settings | {"dtype": self.options.dtype, "measure_savings": self.measure_savings}
 
 
@@ -240,9 +239,8 @@ def _summarise(series: Series, screen: Screen) -> None:
         screen.line(line)
     if rows[0]["edge"] is not None:
         beyond = sum(entry["lambda_max"] > entry["edge"] for entry in rows)
-        screen.line(
-            f"edge of stability: {rows[0]['edge']:.6g}; λ_max exceeds it at {beyond} of {len(rows)} checkpoints"
-        )
+        edge = f"{rows[0]['edge']:.6g}"
+        screen.line(f"edge of stability: {edge}; λ_max exceeds it at {beyond} of {len(rows)} checkpoints")
     short = sum(not entry["converged"] for entry in rows)
     if short:
         screen.line(

@@ -76,7 +76,5 @@ def track(
         raise InputError("track needs the eigenvalues: add --only eigenvalues.")
     from hvpspec.cli.series import Request, follow
 
-    request = Request(
-        source, options, screen, lr, momentum, measure_savings=measure_savings, preflight=not no_preflight
-    )
+    request = Request(source, options, screen, lr, momentum, measure_savings, preflight=not no_preflight)
     follow(checkpoints, request, as_given=as_given)

@@ -10,7 +10,13 @@ from hvpspec import presentation as _presentation
 
 if TYPE_CHECKING:
     from hvpspec.checkpoint.load import load_checkpoint
-    from hvpspec.errors import CheckpointError, CheckpointWarning, InputError, ZeroHessianWarning
+    from hvpspec.errors import (
+        CheckpointError,
+        CheckpointWarning,
+        InputError,
+        NotTwiceDifferentiable,
+        ZeroHessianWarning,
+    )
     from hvpspec.estimators.condition import condition
     from hvpspec.estimators.density import spectral_density
     from hvpspec.estimators.eigsh import eigsh
@@ -49,6 +55,7 @@ _PLACES = {
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
     "LossValue": "objective.objective",
+    "NotTwiceDifferentiable": "errors",
     "ParameterSpace": "objective.parameters",
     "Progress": "results.spectrum",
     "Solution": "results.solution",
@@ -84,6 +91,7 @@ __all__ = [
     "HessianOperator",
     "InputError",
     "LossValue",
+    "NotTwiceDifferentiable",
     "ParameterSpace",
     "Progress",
     "Solution",

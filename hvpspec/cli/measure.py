@@ -119,7 +119,7 @@ class _Course:
         if not self.screen.shows_progress:
             return
         assert step.expected is not None
-        left = duration(self.opened.H.foresee(step.expected - step.hvps))
+        left = duration(self.opened.H.expected_seconds(step.expected - step.hvps))
         self.screen.note(
             f"now expected: about {step.expected:,} HVPs in all, {left} more, judging by the first random probes"
         )

@@ -150,7 +150,7 @@ def _scalar(value: Any) -> Tensor:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the function must return one real number; it returned {what}.")
     if not bool(torch.isfinite(value)):
-        raise InputError(f"the function is {float(value.detach())} there; choose inputs where it is finite.")
+        raise InputError(f"the function is {float(value.detach())} at these inputs; choose inputs where it is finite.")
     return value.reshape(())
 
 

@@ -10,6 +10,7 @@ from hvpspec.results.codec import Within, decode, encode
 
 SEVERITIES = ("fixed", "note", "refused")
 
+# What eval mode changes, by the kind of finding.
 _IN_EVAL_MODE = {"dropout": "dropout is off", "batch_norm": "batch normalisation uses its running statistics"}
 
 _LEAST_TOLERANCE = 1e-2  # relative; kinks in the loss (ReLU, max) make finite differences rough

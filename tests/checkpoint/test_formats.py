@@ -428,7 +428,7 @@ def test_hugging_face_weights_that_do_not_fill_the_model(tmp_path):
     with pytest.raises(CheckpointError, match=r"missing: bert\.encoder\.layer\.0\.output\.dense\.bias.*be random"):
         hvpspec.load_checkpoint(tmp_path)
     write({**whole, "classifier.bias": torch.zeros(5)})
-    with pytest.raises(CheckpointError, match=r"misshapen: classifier\.bias \(file \(5,\), model \(2,\)\)"):
+    with pytest.raises(CheckpointError, match=r"different shape: classifier\.bias \(file \(5,\), model \(2,\)\)"):
         hvpspec.load_checkpoint(tmp_path)
     write({**whole, "classifier.weight": (whole["classifier.weight"] * 100).to(torch.int8)})
     with pytest.raises(CheckpointError, match=r"whole numbers stand for parameters \(classifier\.weight \(int8\)\)"):
@@ -538,7 +538,7 @@ def test_the_command_line_warns_on_stderr(saved, tmp_path, monkeypatch, capsys):
     (tmp_path / "own_data.py").write_text("import torch\ndata = [(torch.eye(3), torch.tensor([0, 1, 0]))]\n")
     arguments = ["spectrum", "whole.pt", "--data", "own_data.py:data", "--loss", "cross_entropy", "--out", "out"]
     assert cli.run([*arguments, "-k", "1"]) == 2
-    assert "say with --model FILE:FUNCTION how it is built" in capsys.readouterr().err
+    assert "name a function that builds it with --model FILE:FUNCTION" in capsys.readouterr().err
     assert cli.run([*arguments, "-k", "1", "--only", "eigenvalues", "--trust-pickle"]) == 0
     stderr = capsys.readouterr().err
     assert stderr.startswith("hvpspec: warning: whole.pt holds more than tensors")

@@ -170,7 +170,7 @@ def exported_payload(folder):
         (huge_header, "is not a whole safetensors file"),
         (huge_shape, "is not a whole safetensors file"),
         (wrong_endian, "header length is big endian"),
-        (flipped_bit, r"it is damaged \(checksum of m/data/0\)"),
+        (flipped_bit, r"it is damaged \(wrong checksum of m/data/0\)"),
         (twice, "a name occurs twice"),
         (hostile_metadata, "is not a checkpoint of torch.distributed.checkpoint"),
         (hostile_entry, "is not a checkpoint|holds more than tensors"),

@@ -112,7 +112,7 @@ class TestNames:
         assert same(hvpspec.load_checkpoint(path, net()), saved)
         content["criterion.weight"] = torch.ones(2)
         first = prefix.partition(".")[0]
-        message = rf": unexpected: criterion\.weight \(what is under {first} fits by itself: add --key {first}\)"
+        message = rf": unexpected: criterion\.weight \(the entries under {first} fit: add --key {first}\)"
         with pytest.raises(CheckpointError, match=message):
             hvpspec.load_checkpoint(save(content, path), net())
         assert same(hvpspec.load_checkpoint(path, net(), key=first), saved)
@@ -156,7 +156,7 @@ class TestNames:
         """A Lightning file of a module that keeps more than the network: which part is meant, the user says."""
         content = {f"net.{k}": v for k, v in saved.state_dict().items()} | {"loss.weight": torch.ones(2)}
         path = save({"epoch": 1, "state_dict": content}, tmp_path / "m.pt")
-        with pytest.raises(CheckpointError, match=r"what is under net fits by itself: add --key state_dict\.net\)"):
+        with pytest.raises(CheckpointError, match=r"the entries under net fit: add --key state_dict\.net\)"):
             hvpspec.load_checkpoint(path, net())
         for key in ("state_dict.net", "net"):
             assert same(hvpspec.load_checkpoint(path, net(), key=key), saved)
@@ -165,11 +165,11 @@ class TestNames:
         path = save({"state_dict": content}, tmp_path / "m.pt")
         with pytest.raises(CheckpointError) as caught:
             hvpspec.load_checkpoint(path, net())
-        said = "what is under net and ema fits each by itself: add --key state_dict.net or --key state_dict.ema)"
+        said = "the entries under net and ema each fit: add --key state_dict.net or --key state_dict.ema)"
         assert said in str(caught.value)
         assert same(hvpspec.load_checkpoint(path, net(), key="state_dict.ema"), ema)
         content["net.0.weight"] = torch.ones(4, 5)
-        with pytest.raises(CheckpointError, match=r"what is under ema fits by itself: add --key state_dict\.ema\)"):
+        with pytest.raises(CheckpointError, match=r"the entries under ema fit: add --key state_dict\.ema\)"):
             hvpspec.load_checkpoint(save({"state_dict": content}, path), net())
         del content["ema.module.0.weight"]
         with pytest.raises(CheckpointError, match=r"\(no name in common\)"):
@@ -241,7 +241,7 @@ class TestMismatch:
         message = str(caught.value)
         assert "missing: 2.weight" in message
         assert "unexpected: 3.weight" in message
-        assert "misshapen: 0.weight (file (4, 5), model (4, 3))" in message
+        assert "different shape: 0.weight (file (4, 5), model (4, 3))" in message
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     def test_not_strict_loads_what_there_is(self, saved, tmp_path):
@@ -250,7 +250,7 @@ class TestMismatch:
         with pytest.warns(CheckpointWarning, match=r"does not hold 0\.bias, 1\.weight, .*the values it was built with"):
             model = hvpspec.load_checkpoint(path, net(), strict=False)
         assert torch.equal(model[0].weight, saved[0].weight)
-        with pytest.raises(CheckpointError, match="misshapen"):
+        with pytest.raises(CheckpointError, match="different shape"):
             hvpspec.load_checkpoint(save(self.content(saved), tmp_path / "n.pt"), net(), strict=False)
 
     def test_nothing_in_common_is_an_error_even_so(self, tmp_path):
@@ -347,7 +347,7 @@ class TestRefusals:
                 "it has the keys epoch, weights_ema.*with --key",
             ),
             ({"epoch": 1}, "model", "has no key 'model'; it has the keys epoch"),
-            ({"model": 3}, "model", "what is under 'model' is no state dict"),
+            ({"model": 3}, "model", "'model' is not a state dict"),
             ([1, 2], None, "it has a list there"),
             ({}, None, "it has no keys"),
         ],
@@ -401,7 +401,9 @@ class TestValues:
             return torch.quantize_per_tensor(value, 0.01, 0, torch.qint8)
 
         path = self.write(saved, tmp_path, quantised, ("0.weight", "2.weight"))
-        with pytest.warns(CheckpointWarning, match=r"holds quantised parameters \(qint8\); they are taken as float32"):
+        with pytest.warns(
+            CheckpointWarning, match=r"holds quantised parameters \(qint8\); they are converted to float32"
+        ):
             model = hvpspec.load_checkpoint(path, net())
         assert torch.equal(model[0].weight, quantised(saved[0].weight.detach()).dequantize())
         assert torch.equal(model[2].bias, saved[2].bias)
@@ -414,7 +416,7 @@ class TestValues:
     def test_a_huge_sparse_tensor_is_not_made_dense(self, saved, tmp_path):
         huge = torch.sparse_coo_tensor(torch.tensor([[2**40], [1]]), torch.ones(1), (2**41, 3))
         path = self.write(saved, tmp_path, lambda _: huge)
-        with pytest.raises(CheckpointError, match=r"misshapen: 0\.weight"):
+        with pytest.raises(CheckpointError, match=r"different shape: 0\.weight"):
             hvpspec.load_checkpoint(path, net())
 
     def test_tensors_without_values(self, saved, tmp_path):
@@ -449,7 +451,7 @@ class TestValues:
         model = net().to(built)
         weight = model[0].weight
         names = [str(dtype).removeprefix("torch.") for dtype in (held, built)]
-        said = f"holds {names[0]} parameters and the model is built in {names[1]}; the model is raised to {names[0]}"
+        said = f"holds {names[0]} parameters and the model is built in {names[1]}; the model is converted to {names[0]}"
         with pytest.warns(CheckpointWarning, match=said) as caught:
             hvpspec.load_checkpoint(path, model)
         assert [warning.message.kind for warning in caught] == ["precision"]

@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from hvpspec.cli.check import check
 from hvpspec.cli.compare import compare
-from hvpspec.cli.console import INTERRUPTED, console
+from hvpspec.cli.console import INTERRUPTED, plain_console
 from hvpspec.cli.spectrum import demo, spectrum
 from hvpspec.cli.track import track
 from hvpspec.errors import InputError
@@ -79,7 +79,7 @@ def run(arguments: list[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exception(error)
         message, status = _explain(error)
-        console(stderr=True).print(f"hvpspec: {message}", markup=False)
+        plain_console(stderr=True).print(f"hvpspec: {message}", markup=False)
         return status
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
 
-def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+def plain_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console without rich's own colours and line breaks: a path or a sentence stays one line for a script."""
     return Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
 
@@ -28,9 +28,9 @@ class Screen:
     """The two streams as one command sees them; `screen_for` makes one."""
 
     def __init__(self, *, quiet: bool = False, json_stream: TextIO | None = None) -> None:
-        self._out = console(quiet=quiet or json_stream is not None)
-        self._err = console(stderr=True, quiet=quiet)
-        self._errors = console(stderr=True)
+        self._out = plain_console(quiet=quiet or json_stream is not None)
+        self._err = plain_console(stderr=True, quiet=quiet)
+        self._errors = plain_console(stderr=True)
         self._json_stream = json_stream
 
     def line(self, text: str = "", *, style: str | None = None) -> None:

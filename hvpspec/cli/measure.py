@@ -19,6 +19,7 @@ from hvpspec.report.documents import to_document
 from hvpspec.report.numbers import duration
 from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
 from hvpspec.report.write_report import write_report
+from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress, Spectrum
 from hvpspec.wording import counted
@@ -44,8 +45,7 @@ def measure(
         with zero_hessian_refused():
             opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight)
             refuse(opened.preflight)
-            if notes := findings_lines(opened.preflight, "note"):
-                screen.line("\n".join([*notes, ""]))
+            _show_findings(opened.preflight, screen)
             found = _spectrum(opened, options, screen)
     except KeyboardInterrupt:
         screen.error("interrupted before the first figure was known; nothing was written.")
@@ -59,6 +59,15 @@ def measure(
     screen.announce(to_document(record), *paths)
     if not found.complete:
         raise typer.Exit(INTERRUPTED)
+
+
+def _show_findings(preflight: Preflight, screen: Screen) -> None:
+    """What is worth knowing of model and data, and what eval mode changes: not what was fixed exactly."""
+    notes = findings_lines(preflight, "note")
+    if preflight.eval_mode:
+        notes.append(preflight.eval_mode)
+    for line in [*notes, ""] if notes else []:
+        screen.line(line)
 
 
 def _spectrum(opened: Opened, options: Options, screen: Screen) -> Spectrum:

@@ -36,6 +36,12 @@ def loss(model, batch):
     x, y = batch
     return nn.functional.cross_entropy(model(x), y)
 
+def weighted(model, batch):
+    return loss(model, batch), 7
+
+def with_dropout():
+    return nn.Sequential(*build(), nn.Dropout(0.5))
+
 calls = 0
 
 def slow(model, batch):

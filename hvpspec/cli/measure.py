@@ -16,7 +16,7 @@ from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.report.documents import to_document
-from hvpspec.report.numbers import duration
+from hvpspec.report.numbers import QUANTITY_NAMES, duration
 from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
 from hvpspec.report.write_report import write_report
 from hvpspec.results.preflight import Preflight
@@ -25,6 +25,8 @@ from hvpspec.results.spectrum import Progress, Spectrum
 from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times the products expected so far: an expectation that grows by this factor is worth a line
+
+_KINDS = {"LM": "", "LA": "largest", "SA": "smallest", "BE": "outermost"}  # of the eigenvalues asked for
 
 
 def measure(
@@ -104,12 +106,7 @@ class _Course:
 
     def _show_plan(self, step: Progress) -> None:
         options, preflight = self.options, self.opened.preflight
-        parts = [
-            counted(options.k, "eigenvalue")
-            if name == "eigenvalues"
-            else name.replace("_", " ").replace("frob", "Frob")
-            for name in step.spectrum.asked
-        ]
+        parts = [self._named(name) for name in step.spectrum.asked]
         if self.opened.blocks:
             parts.append(counted(self.opened.blocks, "block"))
         if options.refine:
@@ -122,6 +119,12 @@ class _Course:
         if worst := worst_case(preflight):
             self.screen.line(f"          {worst}")
         self.screen.line()
+
+    def _named(self, quantity: str) -> str:
+        if quantity != "eigenvalues":
+            return QUANTITY_NAMES[quantity]
+        kind = _KINDS[self.options.which]
+        return counted(self.options.k, f"{kind} eigenvalue" if kind else "eigenvalue")
 
     def _show_more(self, step: Progress) -> None:
         """What the first probes have shown: next to the progress bar, as it is not part of the results."""

@@ -27,6 +27,7 @@ from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Finding, Preflight, examine, inspect_operator, make_differentiable
 from hvpspec.results.record import Provenance
+from hvpspec.wording import counted
 
 _RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
 
@@ -138,8 +139,15 @@ def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossV
     """Prints what was loaded, and its loss: a model that was loaded wrongly shows there."""
     screen.line(f"{checkpoint.name} · {H.parameters.n:,} parameters · {H.dtype.name} on {H.device}")
     batches = f"{loss.batches} batch" + ("es" if loss.batches > 1 else "")
-    screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, total weight {loss.weight:,.10g})")
+    screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
     screen.line()
+
+
+def _weight(loss: LossValue) -> str:
+    """ "512 samples" where each sample counts once."""
+    if loss.samples is not None and loss.weight == loss.samples:
+        return counted(loss.samples, "sample")
+    return f"weights sum to {loss.weight:,.10g}"
 
 
 def made_by(

@@ -27,6 +27,24 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def dense(folder):
+    """The explicit Hessian at the checkpoint, in float64, from the whole data's loss in one piece."""
+    space = {}
+    exec(TRAIN, space)
+    model = space["build"]()
+    hvpspec.load_checkpoint(folder / "model.pt", model)
+    model.double()
+    x, y = (torch.cat(parts) for parts in zip(*space["batches"](), strict=True))
+    names = [name for name, _ in model.named_parameters()]
+
+    def fn(*values):
+        swapped = dict(zip(names, values, strict=True))
+        return nn.functional.cross_entropy(torch.func.functional_call(model, swapped, (x.double(),)), y)
+
+    return hvpspec.hessian(fn, list(model.parameters())).numpy(), float(fn(*model.parameters()))
+
+
+@pytest.fixture(scope="session")
 def stage(folder, tmp_path_factory):
     """A folder with everything that the examples name."""
     stage = tmp_path_factory.mktemp("stage")

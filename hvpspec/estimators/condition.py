@@ -9,24 +9,15 @@ from typing import Any
 from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.errors import InputError
 from hvpspec.estimators.condition_figures import read_condition
-from hvpspec.estimators.eigsh import Wanted
 from hvpspec.estimators.refine import refined
 from hvpspec.estimators.shared_pass import OnePass
 from hvpspec.estimators.spectrum import Pass
-from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
-from hvpspec.options import QUANTITIES
+from hvpspec.options import Place, SpectrumOptions
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.spectrum import Progress
-from hvpspec.validation import (
-    Tolerance,
-    check_budget,
-    check_count,
-    check_damping,
-    check_rank_threshold,
-    check_seed,
-)
+from hvpspec.validation import Tolerance, check_count, check_rank_threshold
 
 
 def condition(
@@ -46,7 +37,7 @@ def condition(
     max_hvps: int | None = None,
     tol: float = 1e-3,
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Progress], None] | None = None,
 ) -> Condition:
     """How well conditioned A + damping · I is, and what that means; every figure with its error or as a bound.
@@ -69,22 +60,20 @@ def condition(
 
     Raises InputError for options out of range or an operator that is not symmetric.
     """
-    check_damping(damping)
+    options = SpectrumOptions(
+        k=k, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps, damping=damping, refine=refine,
+        refine_hvps=refine_hvps, basis_memory=basis_memory, basis_on=basis_on,
+    )  # fmt: skip
     for name, rtol_of in (("sums_rtol", sums_rtol), ("counts_rtol", counts_rtol)):
         if rtol_of is not None and Tolerance(rtol_of).rtol == 0:
             raise InputError(f"{name} must be > 0.")
-    refine_k, refine_hvps = check_count("refine_k", refine_k), check_count("refine_hvps", refine_hvps)
-    threshold, budget = check_rank_threshold(rank_threshold), check_budget(max_hvps)
-    storage = check_storage(basis_memory, basis_on)
-    run = Pass(
-        A, Wanted(k, "LM", tol), Tolerance(rtol, 0.0, confidence), check_seed(seed), budget, QUANTITIES, False, storage,
-        None, callback, damping, afterwards=refine_hvps if refine else 0,
-    )  # fmt: skip
-    found = run.go()
-    if found.density is None:
+    refine_k, threshold = check_count("refine_k", refine_k), check_rank_threshold(rank_threshold)
+    run = Pass(A, options, callback=callback)
+    run.measure()
+    if run.known.density is None:
         raise InputError(f"max_hvps={max_hvps} leaves no product for the density; give it more.")
 
-    one, density = run.one, found.density
+    one, density = run.one, run.known.density
     others: list[Krylov] = []
     known = _read(run, density, threshold, others)
     steps, already = len(one.krylov.of_start.T), one.hvps
@@ -93,10 +82,11 @@ def condition(
             steps *= 2
         if one.hvps - already + steps > one.A.n:  # the whole space is cheaper, where it fits
             steps = one.A.n
-        left = None if budget is None else budget - one.hvps
-        if left is not None and left < steps:
+        if run.budget - one.hvps < steps:
             break
-        one_more = OnePass(one.A, seed=seed, storage=storage, probes=False, first_draw=one.krylov.drawn + len(others))
+        one_more = OnePass(
+            one.A, seed=options.seed, storage=run.storage, probes=False, first_draw=one.krylov.drawn + len(others)
+        )
         steps = min(steps, one_more.capacity)
         for _ in range(steps):
             one_more.extend(1)
@@ -111,12 +101,12 @@ def condition(
             break
     if not refine:
         return known
-    return refined(known, one, k=refine_k, budget=refine_hvps, tol=tol, seed=seed, report=run.refining)
+    return refined(known, one, k=refine_k, budget=options.refine_hvps, tol=tol, seed=options.seed, report=run.refining)
 
 
 def _read(run: Pass, density: Density, threshold: float | None, others: list[Krylov]) -> Condition:
     return read_condition(
-        run.one, density, confidence=run.tolerance.confidence, damping=run.damping, rank_threshold=threshold,
+        run.one, density, confidence=run.tolerance.confidence, damping=run.options.damping, rank_threshold=threshold,
         pairs=run.known.eigenpairs, others=tuple(others),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from hvpspec.estimators.shared_pass import OnePass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.options import Place
 from hvpspec.results.density import Density
 from hvpspec.validation import Tolerance, check_budget, check_seed
 
@@ -34,7 +35,7 @@ def spectral_density(
     seed: int = 0,
     max_hvps: int | None = None,
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Density], None] | None = None,
 ) -> Density:
     """The distribution of the eigenvalues of a symmetric operator (n × n), by stochastic Lanczos quadrature.

@@ -18,6 +18,7 @@ from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import column_inner
+from hvpspec.options import Place
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.validation import check_budget, check_confidence, check_count, check_seed, check_tol
 
@@ -58,7 +59,7 @@ def eigsh(
     block_size: int = 1,
     start: Any = None,
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Eigenpairs], None] | None = None,
 ) -> Eigenpairs:
     """The k extreme eigenpairs of a symmetric operator (n × n), by block Lanczos with full reorthogonalisation.

@@ -13,7 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hvpspec.estimators.shared_pass import PILOTS, Figure, OnePass
+from hvpspec.estimators.shared_pass import Figure, OnePass
+from hvpspec.options import PILOT_PROBES
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance
 
@@ -41,13 +42,13 @@ def ends(one: OnePass, tolerance: Tolerance, budget: int | None) -> bool:
 def choose(one: OnePass, figures: dict[Figure, Estimate], tolerance: Tolerance, left: float) -> Move:
     """The move that brings the figures within tolerance with the fewest products; `left`: what the budget allows."""
     probes, dimension = one.pool.count, one.dimension
-    if left <= 0 or dimension == 0 or (probes >= PILOTS and all(figure.converged for figure in figures.values())):
+    if left <= 0 or dimension == 0 or (probes >= PILOT_PROBES and all(figure.converged for figure in figures.values())):
         return Move("stop")
     fits = one.can_extend and dimension <= min(left, one.capacity - one.krylov.m)
-    if fits and dimension <= PILOTS:
+    if fits and dimension <= PILOT_PROBES:
         return Move("extend", 1, dimension)
-    if probes < PILOTS:
-        count = int(min(PILOTS - probes, left))
+    if probes < PILOT_PROBES:
+        count = int(min(PILOT_PROBES - probes, left))
         return Move("probe", count, count)
 
     needed = {name: _needed(figure, one, name, tolerance) for name, figure in figures.items()}

@@ -27,14 +27,31 @@ from hvpspec.krylov.lanczos import add_random, extend, restart, start
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Pool
 from hvpspec.krylov.vectors import lean
+from hvpspec.options import PILOT_PROBES
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance
 
 Figure = Literal["trace", "frobenius_norm"]
 
-PILOTS = 8  # the fewest probes that an interval is taken from
 _LIVE_PROBES = 64
 _TOGETHER = 8  # basis vectors whose deflation of the probes waits, where they are few beside the room there is
+
+
+def share_room(room: int, n: int, itemsize: int, least: int, *, probes: bool) -> tuple[int, int]:
+    """How many of `room` vectors go to the basis, and how many live probes there may be (with an image each).
+
+    Raises InputError where the basis would have fewer than `least`.
+    """
+    live = max(PILOT_PROBES, min(_LIVE_PROBES, room // 8)) if probes else 0
+    capacity, least = min(room - 2 * live, n), min(least, n)
+    if capacity < least:
+        needed = least + 2 * live
+        raise InputError(
+            f"there is room for {room} vectors of {n:,} numbers and at least {needed} "
+            f"({needed * n * itemsize / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on the CPU "
+            "or on disk (basis_on)."
+        )
+    return capacity, live
 
 
 class OnePass:
@@ -60,16 +77,7 @@ class OnePass:
         self._grows = basis
         self._already = A.hvps
         room = storage.vectors(A.n, A.dtype, A.device)
-        live = max(PILOTS, min(_LIVE_PROBES, room // 8)) if probes else 0
-        self.capacity = min(room - 2 * live, A.n)
-        least = min(k + block + 2, A.n)
-        if self.capacity < least:
-            size = A.n * A.dtype.itemsize
-            raise InputError(
-                f"there is room for {room} vectors of {A.n:,} numbers and at least {least + 2 * live} "
-                f"({(least + 2 * live) * size / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on "
-                "the CPU or on disk (basis_on)."
-            )
+        self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2, probes=probes)
         self._anew = partial(start, A, seed=seed, block=min(block, A.n), place=storage.place, drawn=first_draw)
         self._live, self._together = live, min(_TOGETHER, 1 + room // 64)
         self._begin(lean(towards, A.n, A.dtype, A.device))

@@ -21,21 +21,18 @@ from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.eigsh import Wanted, converged, current, finish, worth_checking
 from hvpspec.estimators.extend_or_probe import choose, ends
 from hvpspec.estimators.refine import refined
-from hvpspec.estimators.shared_pass import PILOTS, Figure, OnePass
-from hvpspec.krylov.basis import Storage, check_storage
-from hvpspec.krylov.blocks import Group, find_groups
+from hvpspec.estimators.shared_pass import Figure, OnePass
+from hvpspec.krylov.basis import check_storage
+from hvpspec.krylov.blocks import find_groups
 from hvpspec.krylov.lanczos import favour
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import column_inner
-from hvpspec.options import QUANTITIES
+from hvpspec.options import PILOT_PROBES, Place, SpectrumOptions, planned_hvps, refinement_hvps, verification_hvps
 from hvpspec.results.blocks import Blocks
-from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Bracket
 from hvpspec.results.spectrum import Progress, Spectrum
-from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed
 
-_RESERVE = 2 * PILOTS  # products of a budget that are kept for probes
-_LARGEST = 15  # products that the largest eigenvalue of a block is foreseen to take
+_RESERVE = 2 * PILOT_PROBES  # products of a budget that are kept for probes
 _KEPT = 10  # products of a budget that are kept for each of them, but no more than half of what the probes have
 _TINY = np.finfo(float).tiny
 _SEARCHES = 8  # how often a search for missed eigenvalues may turn out to have been in vain
@@ -58,7 +55,7 @@ def spectrum(
     refine: bool = False,
     refine_hvps: int = 500,
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Progress], None] | None = None,
 ) -> Spectrum:
     """Eigenvalues, trace, Frobenius norm and spectral density of a symmetric operator, each with its error.
@@ -90,68 +87,48 @@ def spectrum(
 
     Raises InputError for options out of range or an operator that is not symmetric.
     """
-    if refine and "density" not in check_only(only):
-        raise InputError("refine sharpens the conditioning, which needs the density: add that to the figures (only).")
-    run = Pass(
-        A, Wanted(k, "LM", tol), Tolerance(rtol, 0.0, confidence), check_seed(seed), check_budget(max_hvps),
-        check_only(only), verify, check_storage(basis_memory, basis_on), start, callback, check_damping(damping),
-        () if blocks is None else find_groups(A, blocks), check_count("refine_hvps", refine_hvps) if refine else 0,
+    options = SpectrumOptions(
+        k=k, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps, only=only, verify=verify,
+        damping=damping, refine=refine, refine_hvps=refine_hvps, blocks=blocks, basis_memory=basis_memory,
+        basis_on=basis_on,
     )  # fmt: skip
-    return run.go()
-
-
-def check_only(only: Iterable[str] | None) -> tuple[str, ...]:
-    """The figures asked for, in the usual order, or InputError."""
-    if only is None:
-        return QUANTITIES
-    wanted = (only,) if isinstance(only, str) else tuple(only)
-    unknown = [name for name in wanted if name not in QUANTITIES]
-    if unknown or not wanted:
-        names = ", ".join(f'"{name}"' for name in QUANTITIES)
-        raise InputError(f"only must name figures among {names}; got {unknown[0] if unknown else 'none'!r}.")
-    return tuple(name for name in QUANTITIES if name in wanted)
+    run = Pass(A, options, start, callback)
+    run.measure()
+    if options.refine:
+        run.refine()
+    if run.blocks:
+        run.measure_blocks()
+    return run.finished()
 
 
 class Pass:
-    """One pass under way."""
+    """One pass under way. known: what has been found so far."""
 
     def __init__(
-        self, A: Any, wanted: Wanted, tolerance: Tolerance, seed: int, budget: int | None, asked: tuple[str, ...],
-        verify: bool, storage: Storage, start: Any, callback: Callable[[Progress], None] | None, damping: float = 0.0,
-        groups: tuple[Group, ...] = (), refine_hvps: int = 0, afterwards: int = 0,
-    ) -> None:  # fmt: skip
+        self, A: Any, options: SpectrumOptions, start: Any = None, callback: Callable[[Progress], None] | None = None
+    ) -> None:
         operator = as_symmetric(A)
-        self.wanted, self.tolerance, self.asked, self.verify = wanted, tolerance, asked, verify
-        figures: tuple[Figure, ...] = ("trace", "frobenius_norm")
-        self.sampled = tuple(name for name in figures if name in asked)
-        self.pairs = "eigenvalues" in asked
-        self.budget = math.inf if budget is None else float(budget)
-        self.k = min(wanted.k, operator.n)
+        self.options, self.tolerance = options, options.tolerance
+        self.budget = math.inf if options.max_hvps is None else float(options.max_hvps)
+        self.k = min(options.k, operator.n)
+        self.wanted = Wanted(options.k, options.which, options.tol)
+        self.storage = check_storage(options.basis_memory, options.basis_on)
+        self.blocks = () if options.blocks is None else find_groups(A, options.blocks)
         self.one = OnePass(
-            operator, seed=seed, storage=storage, k=self.k if self.pairs else 1, probes=bool(self.sampled),
-            towards=start if self.pairs and "density" not in asked else None,
+            operator, seed=options.seed, storage=self.storage, k=self.k if options.pairs else 1,
+            probes=bool(options.sampled), towards=start if options.pairs and not options.density else None,
         )  # fmt: skip
-        if self.sampled and not ends(self.one, tolerance, budget):
+        if options.sampled and not ends(self.one, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
-        self.checks = self.k if verify and self.pairs and self.budget > self.k + 1 else 0  # products kept for the end
-        self.callback, self.damping, self.storage, self.seed = callback, damping, storage, seed
-        self.refine_hvps, self.kept = refine_hvps, 0.0
-        # Products beyond the budget: those of a refinement, here or by the caller, which may turn out to need none.
-        self.afterwards = (refine_hvps or afterwards) // (2 if damping else 1)
-        self.groups, self.blocks = groups, BlockProbes(self.one, groups)
+        self.block_probes = BlockProbes(self.one, self.blocks)
+        self.callback, self.kept = callback, 0.0
+        self.checks = verification_hvps(options, operator.n)  # products kept for the end
+        self.afterwards = refinement_hvps(options)  # products beyond the budget that are still to come
         self.start = time.perf_counter()
-        self.predicted = self._predicted()
+        self.predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         self.known = Spectrum(
-            operator.n, None, None, None, 0, 0.0, complete=False, asked=asked, predicted=self.predicted
+            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=self.predicted
         )
-
-    def _predicted(self) -> int:
-        """Products in all: what spectra with some outliers over a bulk take."""
-        steps = 2 * self.k + 10 if self.pairs else 25 if "density" in self.asked else 0
-        probes = PILOTS + 0.5 / max(self.tolerance.rtol, 1e-9) if self.sampled else 0
-        products = min(steps + probes, self.one.A.n + (PILOTS if self.sampled else 0))
-        largest = sum(min(_LARGEST, group.size) for group in self.groups) if self.pairs else 0
-        return int(min(products + self.checks + largest, self.budget)) + self.afterwards
 
     @property
     def left(self) -> float:
@@ -167,57 +144,58 @@ class Pass:
                 expected = int(min(one.hvps + math.ceil(further) + self.checks, self.budget)) + self.afterwards
             self.callback(Progress(stage, one.hvps, expected, self.known))
 
+    def measure(self) -> None:
+        """Everything but the blocks and the refinement."""
+        options = self.options
+        self.one.A.expect(self.predicted)
+        self.report("plan", self.predicted - self.checks - self.afterwards)
+        if options.pairs:
+            self._eigenvalues()
+        if options.sampled:
+            self._pilots()
+            if options.pairs:
+                self.kept = max(min(sum(min(_KEPT, block.size) for block in self.blocks), self.left // 2), 0.0)
+                self._missed()
+            self._trace_and_norm()
+        if options.density:
+            self._density()
+        if options.pairs:
+            pairs, chosen, ritz = current(self.one, self.wanted, options.confidence)
+            checked = self.wanted if self.checks and len(chosen) == self.k else None
+            self.known = replace(self.known, eigenpairs=finish(self.one, pairs, chosen, ritz, checked))
+        if options.sampled:
+            self.known = replace(self.known, **self._estimates())
+        if self.known.density is not None:
+            condition = read_condition(
+                self.one, self.known.density, confidence=options.confidence, damping=options.damping,
+                pairs=self.known.eigenpairs,
+            )  # fmt: skip
+            self.known = replace(self.known, condition=condition)
+
+    def refine(self) -> None:
+        """Sharpens the conditioning by products of its own, beyond the budget."""
+        if self.known.condition is None:
+            return
+        self.afterwards = 0
+        self.refining()
+        sharper = refined(
+            self.known.condition, self.one, k=1, budget=self.options.refine_hvps, tol=self.options.tol,
+            seed=self.options.seed, report=self.refining,
+        )  # fmt: skip
+        self.known = replace(self.known, condition=sharper)
+
     def refining(self) -> None:
         self.report("nearest to zero", None)
 
-    def go(self) -> Spectrum:
-        self.one.A.expect(self.predicted)
-        self.report("plan", self.predicted - self.checks - self.afterwards)
-        if self.pairs:
-            self._eigenvalues()
-        if self.sampled:
-            self._pilots()
-            if self.pairs:
-                self.kept = max(min(sum(min(_KEPT, group.size) for group in self.groups), self.left // 2), 0.0)
-                self._missed()
-            self._trace_and_norm()
-        if "density" in self.asked:
-            self._density()
-        if self.pairs:
-            pairs, chosen, ritz = current(self.one, self.wanted, self.tolerance.confidence)
-            checked = self.wanted if self.checks and len(chosen) == self.k else None
-            self.known = replace(self.known, eigenpairs=finish(self.one, pairs, chosen, ritz, checked))
-        if self.sampled:
-            self.known = replace(self.known, **self._estimates())
-        if self.known.density is not None:
-            self.known = replace(self.known, condition=self.condition())
-        if self.refine_hvps and self.known.condition is not None:
-            self.afterwards = 0
-            self.report("nearest to zero", None)
-            sharper = refined(
-                self.known.condition, self.one, k=1, budget=self.refine_hvps, tol=self.wanted.tol, seed=self.seed,
-                report=self.refining,
-            )  # fmt: skip
-            self.known = replace(self.known, condition=sharper)
-        self.kept = 0.0
-        if self.groups:
-            self._blocks()
+    def finished(self) -> Spectrum:
         seconds = time.perf_counter() - self.start
         return replace(self.known, hvps=self.one.hvps, seconds=seconds, complete=True)
-
-    def condition(self, **options: Any) -> Condition:
-        """The conditioning as it is known now; no HVP."""
-        assert self.known.density is not None
-        return read_condition(
-            self.one, self.known.density, confidence=self.tolerance.confidence, damping=self.damping,
-            pairs=self.known.eigenpairs, **options,
-        )  # fmt: skip
 
     # --- the stages ---------------------------------------------------------------------------------------------
 
     def _eigenvalues(self) -> None:
         one = self.one
-        reserve = min(_RESERVE, self.left // 2) if self.sampled else 0
+        reserve = min(_RESERVE, self.left // 2) if self.options.sampled else 0
         history: list[tuple[int, float]] = []  # products, and the worst relative residual then
         while (left := self.left - reserve) > 0:
             one.extend(int(min(left, one.A.n)), self.wanted.choose)
@@ -230,7 +208,7 @@ class Pass:
                 worst = np.max(pairs.residuals / np.maximum(np.abs(pairs.values), _TINY))
                 history.append((one.hvps, float(worst)))
             steps = _foresee(history, self.wanted.tol)
-            after = 0 if not self.sampled else 2 * PILOTS
+            after = 0 if not self.options.sampled else 2 * PILOT_PROBES
             self.report("eigenvalues", None if steps is None else min(steps, left - 1) + after, eigenpairs=pairs)
             if pairs.converged:
                 return
@@ -238,8 +216,8 @@ class Pass:
     def _pilots(self) -> None:
         """The first probes, unless the basis will span the whole space before that pays."""
         one = self.one
-        if one.pool.count < PILOTS < one.dimension and self.left > 0:
-            one.probe(int(min(PILOTS - one.pool.count, self.left)))
+        if one.pool.count < PILOT_PROBES < one.dimension and self.left > 0:
+            one.probe(int(min(PILOT_PROBES - one.pool.count, self.left)))
             figures = self._estimates()
             self.report("trace and norm", choose(one, figures, self.tolerance, self.left).expected, **figures)
 
@@ -257,7 +235,7 @@ class Pass:
                 one.probe(move.count)
 
     def _estimates(self) -> dict[Figure, Any]:
-        return {name: self.one.estimate(name, self.tolerance) for name in self.sampled}
+        return {name: self.one.estimate(name, self.tolerance) for name in self.options.sampled}
 
     def _density(self) -> None:
         one = self.one
@@ -267,7 +245,7 @@ class Pass:
             return
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
         while True:
-            sums = one.sums(self.tolerance.confidence) if self.sampled else None
+            sums = one.sums(self.tolerance.confidence) if self.options.sampled else None
             density = read_density([one.krylov], self.tolerance.confidence, one.hvps, sums)
             width = density.support[1] - density.support[0]
             fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or one.dimension == 0
@@ -279,21 +257,22 @@ class Pass:
                 return
             one.extend(1)
 
-    def _blocks(self) -> None:
-        """Figures of the groups; the budget that is left is shared among those whose largest eigenvalue is to come."""
-        one = self.one
-        largest: list[Bracket | None] = [None] * len(self.groups)
+    def measure_blocks(self) -> None:
+        """Figures of the blocks; the budget that is left is shared among those whose largest eigenvalue is to come."""
+        one, options, count = self.one, self.options, len(self.blocks)
+        self.kept = 0.0
+        largest: list[Bracket | None] = [None] * count
         shared = one.hvps
 
         def known(largest: Sequence[Bracket | None]) -> Blocks:
-            found = read_blocks(self.blocks, self.tolerance, figures=self.sampled, largest=largest)
+            found = read_blocks(self.block_probes, self.tolerance, figures=options.sampled, largest=largest)
             return Blocks(found, shared, one.hvps - shared)
 
         self.report("blocks", None, blocks=known(largest))
-        for i, group in enumerate(self.groups if self.pairs else ()):
-            remaining = len(self.groups) - i
+        for i, block in enumerate(self.blocks if options.pairs else ()):
+            remaining = count - i
             largest[i] = largest_of_block(
-                one.A, group, seed=self.seed, storage=self.storage, confidence=self.tolerance.confidence,
+                one.A, block, seed=options.seed, storage=self.storage, confidence=options.confidence,
                 budget=self.left / remaining,
             )  # fmt: skip
             self.report("blocks", (remaining - 1) * (one.hvps - shared) / (i + 1), blocks=known(largest))
@@ -311,7 +290,7 @@ class Pass:
                 return
             if not self._proved(pairs.values):
                 searches += 1
-                one.probe(int(min(PILOTS, self.left)))  # they make the next suspicion better founded
+                one.probe(int(min(PILOT_PROBES, self.left)))  # they make the next suspicion better founded
                 continue
             one.add_random()
             added = one.krylov.m
@@ -324,7 +303,7 @@ class Pass:
                 if not pairs.converged:
                     worst = chosen[np.argmax(pairs.residuals / np.maximum(np.abs(pairs.values), _TINY))]
                     favour(one.krylov, ritz.coefficients[:, worst])
-                elif not self._suspicious(pairs.values) or one.krylov.m - added >= PILOTS:
+                elif not self._suspicious(pairs.values) or one.krylov.m - added >= PILOT_PROBES:
                     break
 
     def _suspicious(self, values: np.ndarray) -> bool:

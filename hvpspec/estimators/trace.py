@@ -11,6 +11,7 @@ from hvpspec.estimators.extend_or_probe import choose, ends
 from hvpspec.estimators.shared_pass import Figure, OnePass
 from hvpspec.krylov.basis import Storage, check_storage
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric
+from hvpspec.options import Place
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance, check_budget, check_seed
 
@@ -25,7 +26,7 @@ def trace(
     max_hvps: int | None = None,
     method: Method = "krylov",
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Estimate], None] | None = None,
 ) -> Estimate:
     """The trace of a symmetric operator (n × n), with an interval that holds it with probability `confidence`.
@@ -63,7 +64,7 @@ def frobenius_norm(
     max_hvps: int | None = None,
     method: Method = "krylov",
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Estimate], None] | None = None,
 ) -> Estimate:
     """The Frobenius norm of a symmetric operator (n × n), with an interval that holds it with that `confidence`.
@@ -93,7 +94,7 @@ def sample(
     max_hvps: int | None,
     method: Method,
     basis_memory: int | str | None,
-    basis_on: str,
+    basis_on: Place,
     callback: Callable[[Estimate], None] | None,
 ) -> Estimate:
     """See `hvpspec.trace`."""

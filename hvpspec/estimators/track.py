@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.spectrum import check_only, spectrum
+from hvpspec.estimators.spectrum import spectrum
+from hvpspec.options import check_only
 from hvpspec.results.spectrum import Progress
 from hvpspec.results.tracked import Tracked
 

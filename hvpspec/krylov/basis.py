@@ -16,8 +16,9 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.krylov.vectors import CHUNK, inner
 from hvpspec.memory import check_size, free_memory
+from hvpspec.options import Place
+from hvpspec.validation import check_choice
 
-PLACES = ("device", "cpu", "disk")
 _SHARE = 0.25  # of the memory that is free, where no budget was given
 
 
@@ -26,7 +27,7 @@ class Storage:
     """How much memory long vectors may take (bytes; None: a quarter of what is free) and where they are kept."""
 
     memory: int | None = None
-    place: str = "device"
+    place: Place = "device"
 
     def vectors(self, n: int, dtype: torch.dtype, device: torch.device) -> int:
         """How many vectors of n numbers the budget holds."""
@@ -36,16 +37,14 @@ class Storage:
 
 def check_storage(basis_memory: Any, basis_on: Any) -> Storage:
     """The options `basis_memory` (bytes, or a text such as "2GiB") and `basis_on` as a Storage, or InputError."""
-    if basis_on not in PLACES:
-        names = ", ".join(f'"{place}"' for place in PLACES)
-        raise InputError(f"basis_on must be one of {names}; got {basis_on!r}.")
+    check_choice("basis_on", basis_on, Place)
     return Storage(check_size("basis_memory", basis_memory), basis_on)
 
 
 class Basis:
     """m orthonormal vectors of n numbers, as rows of `rows`; what is computed from them is on `device`."""
 
-    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, place: str = "device") -> None:
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, place: Place = "device") -> None:
         self.m = 0
         self.device = device
         self._file: Path | None = None
@@ -153,7 +152,7 @@ def _reserve(file: Path, size: int) -> None:
             handle.truncate(size)
 
 
-def _free(place: str, device: torch.device) -> int:
+def _free(place: Place, device: torch.device) -> int:
     if place == "disk":
         return shutil.disk_usage(tempfile.gettempdir()).free
     return free_memory(device if place == "device" else torch.device("cpu"))

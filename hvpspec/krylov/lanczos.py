@@ -23,6 +23,7 @@ from torch import Tensor
 from hvpspec.krylov.basis import Basis
 from hvpspec.krylov.operator_view import Symmetric, refuse_asymmetric
 from hvpspec.krylov.vectors import column_inner, gaussian, inner
+from hvpspec.options import Place
 
 _ROUNDING = 50  # what a product may be off by, in roundoffs of ‖T‖, without its asymmetry showing it
 _MUCH_LEFT = 0.5  # of the squared length, after a pass of Gram-Schmidt: then there is no need for another
@@ -134,7 +135,7 @@ class Step:
 
 
 def start(
-    A: Symmetric, *, seed: int, block: int = 1, place: str = "device", drawn: int = 0, towards: Tensor | None = None
+    A: Symmetric, *, seed: int, block: int = 1, place: Place = "device", drawn: int = 0, towards: Tensor | None = None
 ) -> Krylov:
     """A Krylov space with no vector yet: `block` random ones on its frontier (fewer if n is less), the first `drawn`
     of the seed left out. `towards`: a unit vector (n, 1) that is added to the first of them."""

@@ -12,7 +12,8 @@ from hvpspec.estimators.refine import _first
 from hvpspec.estimators.shared_pass import OnePass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.preflight.forecast import foreseen
+from hvpspec.options import SpectrumOptions
+from hvpspec.preflight.forecast import forecast
 
 DEFINITE = np.concatenate([np.geomspace(50, 5000, 8), np.linspace(0.5, 2, 192)])
 INDEFINITE = np.concatenate([np.geomspace(50, 5000, 8), -np.linspace(0.5, 2, 96), np.linspace(0.5, 2, 96)])
@@ -234,10 +235,10 @@ def test_the_first_directions_need_no_product():
     np.testing.assert_allclose(AX, rotated(INSIDE) @ X + 0.2 * X, atol=1e-12)
 
 
-def test_the_prediction_foresees_a_refinement():
-    A = rotated(INSIDE)
-    plain, refined = foreseen(A).hvps, foreseen(A, refine=True, refine_hvps=300).hvps
-    assert refined == plain + 300
+def test_the_forecast_includes_a_refinement():
+    plain = forecast(len(INSIDE), SpectrumOptions()).hvps
+    assert forecast(len(INSIDE), SpectrumOptions(refine=True, refine_hvps=300)).hvps == plain + 300
+    assert forecast(len(INSIDE), SpectrumOptions(refine=True, refine_hvps=300, damping=0.1)).hvps == plain + 150
 
 
 def test_a_spectrum_refines_as_well():

@@ -26,8 +26,14 @@ from hvpspec.validation import (
 Quantity = Literal["eigenvalues", "trace", "frobenius_norm", "density"]
 Which = Literal["LM", "LA", "SA", "BE"]
 Place = Literal["device", "cpu", "disk"]
+Engine = Literal["auto", "autograd", "linearized", "compiled", "cudagraph", "finite-difference"]
+"""How a Hessian-vector product is computed; see `HessianOperator`."""
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
+"""The losses that have a name; hvpspec/objective/losses.py has the functions."""
+
 DEFAULT_MAX_HVPS = 1000  # of a call that names no budget and has no other end
 DEFAULT_REFINE_HVPS = 500
 PILOT_PROBES = 8  # the fewest probes that an interval is taken from

@@ -42,7 +42,7 @@ def check(
         "schema": CHECK_SCHEMA,
         "ok": not preflight.refused,
         **preflight.to_dict(),
-        "provenance": provenance,
+        "provenance": provenance.to_dict(),
     }
     write_json(path, document)
     announce(document, path)

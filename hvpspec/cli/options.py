@@ -22,8 +22,8 @@ from hvpspec.krylov.basis import check_storage
 from hvpspec.memory import check_size
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses import NAMED_LOSSES
-from hvpspec.oracle import ENGINES
-from hvpspec.preflight import Finding, expected_loss, mended
+from hvpspec.options import ENGINES
+from hvpspec.preflight import Finding, expected_loss, make_differentiable
 from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed, check_tol
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the document as JSON on stdout, and nothing else there.")]
@@ -103,7 +103,7 @@ class Source:
             if warning.kind in _RUNNING:
                 warn(warning)  # at once: code was run, and what follows may fail
 
-        model, findings = mended(self.read(checkpoint, built, note))
+        model, findings = make_differentiable(self.read(checkpoint, built, note))
         data = load_data(self.data)
         return model, frozen(data) if self.freeze_data else data, loss, [*said, *findings]
 

@@ -20,6 +20,7 @@ from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_groups
 from hvpspec.objective.objective import LossValue
 from hvpspec.preflight import Preflight, examine, inspect_operator
+from hvpspec.results.record import Provenance
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def show_head(checkpoint: Path, source: Source) -> Callable[[hvpspec.HessianOper
 
 def made_by(
     H: hvpspec.HessianOperator, checkpoint: Path | None, source: Source, loss: LossValue, options: Options, start: float
-) -> dict[str, Any]:
+) -> Provenance:
     """The `provenance` of what this command writes; start: when it began, by time.perf_counter."""
     return describe(
         H,

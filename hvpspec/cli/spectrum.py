@@ -15,13 +15,11 @@ from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import INTERRUPTED, announce, bars, err, out, progress_bar, say, show_table
 from hvpspec.cli.options import Checkpoint, Debug, NoPreflight, Options, Source, expanded
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, show_head, strictly
-from hvpspec.report.block_rows import blocks_notes
-from hvpspec.report.condition_rows import condition_notes
-from hvpspec.report.documents import spectrum_document
-from hvpspec.report.notes import shortfalls, spectrum_notes
+from hvpspec.report.documents import to_document
 from hvpspec.report.numbers import duration
-from hvpspec.report.terminal import at_most, blocks_table, condition_tables, findings_lines, foreseen, spectrum_table
+from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
 from hvpspec.report.write_report import write_report
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress as Step
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted
@@ -97,31 +95,17 @@ def _measure(checkpoint: Path, source: Source, options: Options, preflight: bool
             if known is None or known.hvps == 0:
                 raise
     provenance = made_by(H, checkpoint, source, opened.loss, options, start)
-    document = spectrum_document(known, loss=opened.loss.value, preflight=opened.preflight, provenance=provenance)
-    paths = write_report(options.out, document)
-    show_table(spectrum_table(known))
-    out.print()
-    for note in spectrum_notes(known):
-        say(note)
-    if known.condition is not None:
-        for table in condition_tables(known.condition):
+    record = Record(known, opened.loss.value, opened.preflight, provenance)
+    paths = write_report(options.out, record)
+    for number, section in enumerate(report_sections(known, rtol=options.rtol, tol=options.tol)):
+        if number:
             out.print()
-            show_table(table)
-        for note in condition_notes(known.condition):
+        if section.table is not None:
+            show_table(section.table)
+        for note in section.notes:
             say(note)
-    if known.blocks is not None:
-        out.print()
-        show_table(blocks_table(known.blocks))
-        for note in blocks_notes(known.blocks):
-            say(note)
-    notes = shortfalls(known, rtol=options.rtol, tol=options.tol) if known.complete else []
-    for note in ["", *notes] if notes else []:
-        say(note)
-    out.print()
-    rest = "" if known.complete else " · interrupted: the figures are what was known by then"
-    out.print(f"{known.hvps} HVPs in {known.seconds:.1f} s{rest}")
     say(f"engine: {H.plan}")
-    announce(document, *paths)
+    announce(to_document(record), *paths)
     if not known.complete:
         raise typer.Exit(INTERRUPTED)
 
@@ -137,8 +121,8 @@ def _print_plan(step: Step, options: Options, opened: Opened) -> None:
         figures.append(f"the eigenvalue nearest to {-options.damping:g}")
     say(f"plan: {', '.join(figures)}")
     budget = f"--max-hvps {options.max_hvps:,}" + (f", --refine-hvps {options.refine_hvps:,}" if options.refine else "")
-    say(f"foreseen: about {step.expected:,} HVPs ({budget}){foreseen(opened.preflight)}")
-    if worst := at_most(opened.preflight):
+    say(f"foreseen: about {step.expected:,} HVPs ({budget}){expected_costs(opened.preflight)}")
+    if worst := worst_case(opened.preflight):
         out.print(f"          {worst}")
     out.print()
 
@@ -148,5 +132,5 @@ def _print_more(step: Step, H: hvpspec.HessianOperator) -> None:
     if not bars.is_terminal:
         return
     assert step.expected is not None
-    left = H.foresee(step.expected - step.hvps)
+    left = H.expected_seconds(step.expected - step.hvps)
     bars.print(f"foreseen now: about {step.expected:,} HVPs in all, {duration(left)} more; much of the trace is left")

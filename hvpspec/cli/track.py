@@ -23,7 +23,7 @@ from hvpspec.estimators.spectrum import check_only
 from hvpspec.estimators.track import FIGURES, check_series
 from hvpspec.estimators.track import track as tracked
 from hvpspec.objective.objective import LossValue
-from hvpspec.preflight import examine, expected_loss, inspect_operator, steady
+from hvpspec.preflight import examine, expected_loss, inspect_operator, loss_tolerance
 from hvpspec.report.numbers import duration, with_error
 from hvpspec.report.terminal import findings_lines
 from hvpspec.runs.checkpoint_order import find_checkpoints, natural, step_in
@@ -101,7 +101,7 @@ def _follow(
     H = hvpspec.HessianOperator(model, loss, data, **options.operator())
     value = H.loss()
     if done:
-        _same_series(series, source, value, steady(H.torch_dtype))
+        _same_series(series, source, value, loss_tolerance(H.torch_dtype))
     inspected = inspect_operator(
         H, [*findings, *examine(model, H.device)], loss=value, expect=None if done else source.expect_loss,
         measure=preflight, **options.estimators(),
@@ -117,7 +117,7 @@ def _follow(
 
     def described() -> dict[str, Any]:
         provenance = made_by(H, None, source, value, options, start)
-        return {"done_before": done, "preflight": inspected.to_dict(), **provenance}
+        return {"done_before": done, "preflight": inspected.to_dict(), **provenance.to_dict()}
 
     asked = options.estimators()
     k, seed = asked.pop("k"), asked.pop("seed")

@@ -15,9 +15,10 @@ from hvpspec.estimators.shared_pass import OnePass
 from hvpspec.estimators.spectrum import Pass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
+from hvpspec.options import QUANTITIES
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
-from hvpspec.results.spectrum import FIGURES, Progress
+from hvpspec.results.spectrum import Progress
 from hvpspec.validation import (
     Tolerance,
     check_budget,
@@ -76,7 +77,7 @@ def condition(
     threshold, budget = check_rank_threshold(rank_threshold), check_budget(max_hvps)
     storage = check_storage(basis_memory, basis_on)
     run = Pass(
-        A, Wanted(k, "LM", tol), Tolerance(rtol, 0.0, confidence), check_seed(seed), budget, FIGURES, False, storage,
+        A, Wanted(k, "LM", tol), Tolerance(rtol, 0.0, confidence), check_seed(seed), budget, QUANTITIES, False, storage,
         None, callback, damping, afterwards=refine_hvps if refine else 0,
     )  # fmt: skip
     found = run.go()

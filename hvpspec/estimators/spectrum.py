@@ -27,10 +27,11 @@ from hvpspec.krylov.blocks import Group, find_groups
 from hvpspec.krylov.lanczos import favour
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import column_inner
+from hvpspec.options import QUANTITIES
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Bracket
-from hvpspec.results.spectrum import FIGURES, Progress, Spectrum
+from hvpspec.results.spectrum import Progress, Spectrum
 from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed
 
 _RESERVE = 2 * PILOTS  # products of a budget that are kept for probes
@@ -102,13 +103,13 @@ def spectrum(
 def check_only(only: Iterable[str] | None) -> tuple[str, ...]:
     """The figures asked for, in the usual order, or InputError."""
     if only is None:
-        return FIGURES
+        return QUANTITIES
     wanted = (only,) if isinstance(only, str) else tuple(only)
-    unknown = [name for name in wanted if name not in FIGURES]
+    unknown = [name for name in wanted if name not in QUANTITIES]
     if unknown or not wanted:
-        names = ", ".join(f'"{name}"' for name in FIGURES)
+        names = ", ".join(f'"{name}"' for name in QUANTITIES)
         raise InputError(f"only must name figures among {names}; got {unknown[0] if unknown else 'none'!r}.")
-    return tuple(name for name in FIGURES if name in wanted)
+    return tuple(name for name in QUANTITIES if name in wanted)
 
 
 class Pass:

@@ -40,7 +40,7 @@ def outlook(
 
     def seconds(hvps: int, probes: int) -> float:
         steps = hvps - probes
-        return H.foresee(hvps) + hvps * _BESIDE + pace * _PASSES * (steps**2 / 2 + steps * probes)
+        return H.expected_seconds(hvps) + hvps * _BESIDE + pace * _PASSES * (steps**2 / 2 + steps * probes)
 
     def memory(hvps: int, probes: int, beside: int = 0) -> int | None:
         if held is None or known.memory is None:
@@ -49,7 +49,7 @@ def outlook(
         storage = check_storage(options.get("basis_memory"), options.get("basis_on", "device"))
         vectors = _grown(hvps - probes) + 2 * min(probes, _LIVE)
         long = min(vectors, storage.vectors(n, H.torch_dtype, H.device)) * n * itemsize
-        return held + known.memory + long + H.foresee_kept(hvps, known.memory) + beside
+        return held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + beside
 
     return replace(
         known,

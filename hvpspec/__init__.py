@@ -1,14 +1,22 @@
 """hvpspec: checkpoint in, certified spectrum out. The Hessian of a PyTorch loss from Hessian-vector products alone.
 
-The public names are imported when they are first used: torch takes seconds, which `hvpspec --help` need not wait for.
+Public names are imported when they are first used, so that `hvpspec --help` need not wait for torch.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from hvpspec import presentation as _presentation
 
 if TYPE_CHECKING:
     from hvpspec.checkpoint.load import load_checkpoint
-    from hvpspec.errors import CheckpointError, CheckpointWarning, InputError, ZeroHessianWarning
+    from hvpspec.errors import (
+        CheckpointError,
+        CheckpointWarning,
+        InputError,
+        NotTwiceDifferentiable,
+        ZeroHessianWarning,
+    )
     from hvpspec.estimators.condition import condition
     from hvpspec.estimators.density import spectral_density
     from hvpspec.estimators.eigsh import eigsh
@@ -16,9 +24,12 @@ if TYPE_CHECKING:
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
     from hvpspec.estimators.track import track
+    from hvpspec.objective.objective import LossValue
+    from hvpspec.objective.parameters import ParameterSpace
     from hvpspec.operators.dense import derivative, hessian
     from hvpspec.operators.hessian import HessianOperator
     from hvpspec.options import SpectrumOptions
+    from hvpspec.report.documents import load_spectrum
     from hvpspec.results.blocks import Block, Blocks
     from hvpspec.results.condition import Condition
     from hvpspec.results.density import Density
@@ -43,6 +54,9 @@ _PLACES = {
     "Estimate": "results.estimate",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
+    "LossValue": "objective.objective",
+    "NotTwiceDifferentiable": "errors",
+    "ParameterSpace": "objective.parameters",
     "Progress": "results.spectrum",
     "Solution": "results.solution",
     "Spectrum": "results.spectrum",
@@ -55,6 +69,7 @@ _PLACES = {
     "frobenius_norm": "estimators.trace",
     "hessian": "operators.dense",
     "load_checkpoint": "checkpoint.load",
+    "load_spectrum": "report.documents",
     "solve": "estimators.solve",
     "spectral_density": "estimators.density",
     "spectrum": "estimators.spectrum",
@@ -75,6 +90,9 @@ __all__ = [
     "Estimate",
     "HessianOperator",
     "InputError",
+    "LossValue",
+    "NotTwiceDifferentiable",
+    "ParameterSpace",
     "Progress",
     "Solution",
     "Spectrum",
@@ -88,6 +106,7 @@ __all__ = [
     "frobenius_norm",
     "hessian",
     "load_checkpoint",
+    "load_spectrum",
     "solve",
     "spectral_density",
     "spectrum",
@@ -95,10 +114,20 @@ __all__ = [
     "track",
 ]
 
+_presentation.bind(
+    html="hvpspec.report.html:notebook_html",
+    plot="hvpspec.plots.spectrum:plot",
+    save="hvpspec.report.write_report:save",
+    summary="hvpspec.report.terminal:summary",
+    to_frame="hvpspec.report.frame:to_frame",
+)
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = metadata.version("hvpspec")
+        from importlib.metadata import version
+
+        value: Any = version("hvpspec")
     elif name in _PLACES:
         value = getattr(import_module(f"hvpspec.{_PLACES[name]}"), name)
     else:

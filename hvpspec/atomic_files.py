@@ -14,29 +14,29 @@ from hvpspec.errors import InputError
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Writes the document, whole or not at all."""
+    """Writes a document as JSON, whole or not at all."""
     write_whole(path, as_text(document).encode())
 
 
 def as_text(document: dict[str, Any]) -> str:
-    """The document as it is written to files. Raises ValueError for numbers that JSON does not have."""
+    """A document as text, as it is written to files. Raises ValueError for infinite and undefined numbers."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes the file under another name first and then renames it: a reader finds the old file or the new one."""
+    """Writes under another name first and then renames: a reader finds either the old file or the new one, whole."""
     with replacing(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Likewise for any text."""
+    """Writes a text, whole or not at all."""
     write_whole(path, text.encode())
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` at the end, if nothing goes wrong."""
+    """A temporary file to write to; it replaces `path` at the end, unless an exception is raised."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def prepare_folder(folder: Path, option: str = "--out") -> None:
-    """Makes the output folder, and makes sure that it can be written to before any work is done."""
+    """Makes an output folder, and checks that it can be written to. option: what named it, for the message."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,12 +1,50 @@
-"""The errors that hvpspec raises on purpose: one clear sentence that says what to do."""
+"""The errors and warnings that hvpspec raises on purpose. Each message says what is wrong and what to do."""
 
 
 class InputError(ValueError):
-    """Something given to hvpspec (model, loss, data, vector, option) cannot be used as it is."""
+    """Something given to hvpspec (a model, a loss, data, a vector, an option) cannot be used.
+
+    Examples
+    --------
+    >>> import hvpspec
+    >>> try:
+    ...     hvpspec.trace([[1.0, 2.0], [2.0, 1.0]], rtol=-1)
+    ... except hvpspec.InputError as error:
+    ...     print(error)
+    rtol must be a number ≥ 0; got -1.
+    """
+
+
+class NotTwiceDifferentiable(InputError):
+    """The loss has no second derivative, because of an operation that torch can differentiate only once.
+
+    Attributes
+    ----------
+    batch : int
+        Number of the batch on which it was found, from 0.
+    operation : str
+        What has no second derivative: an operation as torch names it, such as "_cdist_backward", or the name of
+        a `torch.autograd.Function`.
+    reason : str
+        What torch says of it, in one line.
+    """
+
+    def __init__(self, batch: int, operation: str, reason: str) -> None:
+        super().__init__(batch, operation, reason)
+        self.batch, self.operation, self.reason = batch, operation, reason
+
+    def __str__(self) -> str:
+        return (
+            f"batch {self.batch}: the loss cannot be differentiated twice: {self.reason}. "
+            "The engine finite-difference needs first derivatives only."
+        )
 
 
 class ZeroHessianWarning(RuntimeWarning):
-    """The loss does not depend on the chosen parameters at all: its Hessian is zero, perhaps by mistake."""
+    """The Hessian is exactly zero: the loss does not depend on the chosen parameters, or is linear in them.
+
+    Both are rare on purpose: a detached tensor or a wrong choice of parameters is the usual cause.
+    """
 
 
 class CheckpointError(InputError):
@@ -14,9 +52,14 @@ class CheckpointError(InputError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was read, but in a way that its reader should know of.
+    """A checkpoint was read, but in a way that its user should know about.
 
-    `kind`: one word for scripts; `found` and `done`: for people, as a preflight's findings have them.
+    Attributes
+    ----------
+    kind : str
+        One word, for programs.
+    found, done : str
+        What was found and what was done about it, for people.
     """
 
     def __init__(self, kind: str, found: str, done: str) -> None:

@@ -1,4 +1,4 @@
-"""Memory: how much is free, and sizes as people write them."""
+"""How much memory is free and in use, and sizes as people write them."""
 
 from __future__ import annotations
 
@@ -29,40 +29,44 @@ def check_size(name: str, size: Any) -> int | None:
             number = float(match[1]) * _UNITS[match[2]] if match else None
         except (ValueError, KeyError):
             number = None
-    if isinstance(number, bool) or not isinstance(number, Real) or not 0 < number < float("inf"):
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if not is_number or not 0 < number < float("inf"):
         raise InputError(f'{name} must be a number of bytes or a text such as "2GiB"; got {size!r}.')
     return int(number)
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device."""
-    import torch  # here, not above: the command line checks sizes before it needs torch
+    import torch  # here, not above: the command line checks sizes before it needs torch, which takes seconds to import
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system tells
+    except (ValueError, OSError, AttributeError):  # not every system says
         return 8 * 2**30
 
 
 def readable(size: float) -> str:
     """1536 → "1.5 KiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 999.5:  # three figures: 1,020 KiB would be "1.02e+03"
+        if size < 999.5:  # three digits: 1,020 KiB would be shown as "1.02e+03"
             return f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"
 
 
 def resident() -> int | None:
-    """Bytes that this process holds in memory; None where the system does not tell."""
+    """Bytes that this process holds in memory; None where the system does not say."""
     return _status("VmRSS")
 
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
-    """What the block takes above what was held before it, at most: bytes, or None where the system does not tell."""
+    """Measures the peak memory of the code inside the `with`, in bytes above what was held before.
+
+    The function that it gives returns that number after the `with`; None where the system does not say.
+    """
     import torch
 
     found: int | None = None
@@ -72,7 +76,7 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
         before: int | None = torch.cuda.memory_allocated(device)
     else:
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
             before = _status("VmRSS")
         except OSError:
             before = None

@@ -1,8 +1,9 @@
-"""Names, lists and counts as messages have them."""
+"""Names, lists and numbers as messages show them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def shortened(name: str, length: int) -> str:
-    """Its beginning and its end, with an ellipsis between, where it is longer than that."""
+    """The beginning and the end of a name that is longer than `length`, with an ellipsis between them."""
     if len(name) <= length:
         return name
     end = (length - 1) // 2
@@ -23,9 +24,31 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def abridged(values: Sequence[float], most: int = 4) -> str:
+    """The first numbers, to five digits: "[3.2, -1.5, … 8 more]"."""
+    shown = [f"{value:.5g}" for value in values[:most]]
+    if len(values) > most:
+        shown.append(f"… {len(values) - most} more")
+    return f"[{', '.join(shown)}]"
+
+
 def counted(number: int, word: str) -> str:
     """ "1 eigenvalue", "2 eigenvalues"."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def percent(confidence: float) -> str:
+    """A probability as a reader has it: "95 %"."""
+    return f"{100 * confidence:g} %"
+
+
+def columns_taken(text: str) -> int:
+    """Columns that a text takes on a terminal: two for a wide character, none for a combining one."""
+    marks = ("Mn", "Me", "Cf")
+    return sum(
+        0 if unicodedata.category(letter) in marks else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

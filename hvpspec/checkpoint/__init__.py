@@ -1,4 +1,4 @@
-"""From a file to a model with the file's parameters: safely, strictly, and with clear words when it does not fit."""
+"""From a file to a model with the file's parameters: safely, strictly, and with clear errors where it does not fit."""
 
 from hvpspec.checkpoint.load import load_checkpoint
 

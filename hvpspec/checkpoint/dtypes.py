@@ -1,4 +1,4 @@
-"""The numbers in a file as the model's: none is rounded without a word, and none is taken for what it is not."""
+"""The dtypes of a file and of a model: no value is rounded without a warning, and none is misinterpreted."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from hvpspec.wording import dtype_name
 
 
 def dequantised(path: Path, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`entries` with the values that their scale gives to quantised ones, which a CheckpointWarning tells."""
+    """`entries` with the quantised ones converted to float32, and a CheckpointWarning about that."""
     quantised = {tensor.dtype for tensor in entries.values() if tensor.is_quantized}
     if quantised:
-        found = f"{path} holds quantised parameters ({_said(quantised)})"
-        _warn("dequantised", found, "they are taken as float32: what is measured is the model with the rounded values")
+        found = f"{path} holds quantised parameters ({_names(quantised)})"
+        _warn("dequantised", found, "they are converted to float32: the model with the rounded values is measured")
     return {name: tensor.dequantize() if tensor.is_quantized else tensor for name, tensor in entries.items()}
 
 
 def dense(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`entries`, of which the model has the shapes, without sparse ones: their declared shape could fill any memory."""
+    """`entries` with sparse ones made dense. Only for shapes that the model has: others could fill any memory."""
     return {
         name: tensor if tensor.is_meta or tensor.layout == torch.strided else tensor.to_dense()
         for name, tensor in entries.items()
     }
 
 
-def of_another_kind(entries: Mapping[str, Tensor], model: nn.Module, expected: Mapping[str, Tensor]) -> list[str]:
-    """Entries that are no numbers for their place: whole ones (quantised, their scale elsewhere) or complex ones for a
-    parameter that is real, what a buffer cannot hold, and tensors without values."""
+def of_another_type(entries: Mapping[str, Tensor], model: nn.Module, expected: Mapping[str, Tensor]) -> list[str]:
+    """Entries whose type does not fit: integers (quantised, with their scale elsewhere) or complex numbers for a real
+    parameter, values that a buffer cannot hold, and tensors without values."""
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return [
         f"{name} (file {'no values' if tensor.is_meta else dtype_name(tensor.dtype)}, "
         f"model {dtype_name(expected[name].dtype)})"
         for name, tensor in entries.items()
-        if tensor.is_meta or not _is_a_kind_of(tensor, expected[name].dtype, exactly=name in buffers)
+        if tensor.is_meta or not _fits(tensor, expected[name].dtype, exactly=name in buffers)
     ]
 
 
-def _is_a_kind_of(tensor: Tensor, dtype: torch.dtype, *, exactly: bool) -> bool:
+def _fits(tensor: Tensor, dtype: torch.dtype, *, exactly: bool) -> bool:
     if tensor.dtype == dtype or dtype.is_complex or (tensor.is_floating_point() and dtype.is_floating_point):
         return True
     if tensor.is_complex() or (dtype.is_floating_point and not exactly):
         return False
-    return _holds(dtype, tensor)  # counters and masks, which other versions keep in other dtypes
+    return _holds(dtype, tensor)  # counters and masks, which other versions of a model store in other dtypes
 
 
 def _holds(dtype: torch.dtype, tensor: Tensor) -> bool:
-    """Whether every value of a tensor has its like in `dtype`."""
+    """Whether `dtype` holds every value of a tensor exactly."""
     same = tensor.to(dtype).to(tensor.dtype) == tensor
     return bool((same | (tensor != tensor) if dtype.is_floating_point else same).all())
 
@@ -62,8 +62,10 @@ def _holds(dtype: torch.dtype, tensor: Tensor) -> bool:
 def without_rounding(
     path: Path, entries: Mapping[str, Tensor], model: nn.Module, expected: Mapping[str, Tensor]
 ) -> None:
-    """Raises the floating-point tensors of `model` to a dtype that holds those `entries` which it would round, and says
-    so; and says where the file is the coarser one."""
+    """Converts the floating-point tensors of `model` to a dtype that holds those `entries` which they would round.
+
+    With a CheckpointWarning about that, or about entries that have less precision than the model.
+    """
     pairs = [
         (tensor, expected[name].dtype)
         for name, tensor in entries.items()
@@ -76,11 +78,11 @@ def without_rounding(
         finest = functools.reduce(_common, itertools.chain(*rounded))
         _warn(
             "precision",
-            f"{path} holds {_said(dtype for dtype, _ in rounded)} parameters and the model is built in "
-            f"{_said(own for _, own in rounded)}",
-            f"the model is raised to {dtype_name(finest)}, so that none is rounded",
+            f"{path} holds {_names(dtype for dtype, _ in rounded)} parameters and the model is built in "
+            f"{_names(own for _, own in rounded)}",
+            f"the model is converted to {dtype_name(finest)}, so that no value is rounded",
         )
-        model._apply(lambda tensor: tensor.to(finest) if _is_coarser(tensor, finest) else tensor)
+        model._apply(lambda tensor: tensor.to(finest) if _is_coarser(tensor, finest) else tensor)  # type: ignore[no-untyped-call]
         return
     casts = {
         f"{dtype_name(t.dtype)} → {dtype_name(own)}" for t, own in pairs if t.dtype.itemsize < min(4, own.itemsize)
@@ -89,15 +91,15 @@ def without_rounding(
         _warn(
             "precision",
             f"{path} holds parameters in less precision than the model has ({', '.join(sorted(casts))})",
-            "they are cast: what is measured is the model with the rounded values",
+            "they are cast: the model with the rounded values is measured",
         )
 
 
 def _common(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """The coarsest dtype that holds the values of both."""
+    """The least precise dtype that holds the values of both."""
     if dtype == other:
         return dtype
-    if dtype.itemsize == 1 or other.itemsize == 1:  # torch has no rule for 8 bits beside others
+    if dtype.itemsize == 1 or other.itemsize == 1:  # torch cannot promote 8-bit floats
         return max(dtype, other, torch.float32, key=lambda one: one.itemsize)
     return torch.promote_types(dtype, other)
 
@@ -110,5 +112,5 @@ def _warn(kind: str, found: str, done: str) -> None:
     warnings.warn(CheckpointWarning(kind, found, done), stacklevel=4)
 
 
-def _said(dtypes: Iterable[torch.dtype]) -> str:
+def _names(dtypes: Iterable[torch.dtype]) -> str:
     return " and ".join(sorted({dtype_name(dtype) for dtype in dtypes}))

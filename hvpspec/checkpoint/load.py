@@ -1,4 +1,4 @@
-"""Matching a state dict with a model by name, and loading it whole or not at all."""
+"""Loads a checkpoint into a model, completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hvpspec.checkpoint.dtypes import dense, dequantised, of_another_kind, without_rounding
+from hvpspec.checkpoint.dtypes import dense, dequantised, of_another_type, without_rounding
 from hvpspec.checkpoint.formats.files import one_line
 from hvpspec.checkpoint.formats.torch_pickle import Trust
-from hvpspec.checkpoint.matching import fitting_parts, match_names, tied
+from hvpspec.checkpoint.matching import Fit, fitting_parts, match_names, tied
 from hvpspec.checkpoint.read import read_model, read_state
 from hvpspec.errors import CheckpointError, CheckpointWarning
 from hvpspec.wording import listed
 
-_LISTED = 20  # names that a message spells out
+_MAX_LISTED_NAMES = 20  # in a message
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -62,24 +62,65 @@ def load_checkpoint(
     trust_pickle: bool = False,
     main_modules: Sequence[ModuleType] = (),
 ) -> nn.Module:
-    """Loads the parameters and buffers in a checkpoint into `model`, in place, and returns it.
+    """Loads the parameters and buffers of a checkpoint into a model, in place.
 
-    path: a file that torch.save wrote (nested or not, Lightning's too), safetensors (single or an index), a directory
-        of Hugging Face or torch.distributed.checkpoint, a TorchScript or torch.export archive.
-    model: None takes the model that the checkpoint brings: a Hugging Face directory, a TorchScript archive, or a
-        torch.export archive that is trusted.
-    key: where the state dict is nested, "ema" say; None looks under the usual keys ("state_dict", "model", …).
-    strict: every entry of the model and of the file must have its partner; False loads those that have, and names what
-        of the model stays as it was in a CheckpointWarning.
-    allow_classes: "package.module.Class" of objects that the file may hold beside tensors.
-    trust_pickle: reads the file whatever it holds, which runs its code; with a CheckpointWarning.
-    main_modules: the modules in which classes of the script that wrote the file (`__main__.Config`) are looked for.
+    Parameters
+    ----------
+    path : str or path-like
+        A file of torch.save (a state dict, nested or not; a training checkpoint; Lightning's `.ckpt`), a safetensors
+        file or the index of several, a directory of Hugging Face or of torch.distributed.checkpoint, or a TorchScript
+        or torch.export archive. The format is recognised by the content.
+    model : nn.Module, optional
+        The network that was saved. None builds the model that the checkpoint includes, as a Hugging Face directory and
+        a TorchScript archive do, and a torch.export archive that is trusted.
+    key : str, optional
+        Where the state dict is nested, such as "ema" or "state_dict.ema". By default under one of the usual names
+        ("state_dict", "model", …) or at the top.
+    strict : bool, optional
+        Whether every entry of the model must be in the file and the other way round. False loads the entries that both
+        have; a CheckpointWarning names those of the model that keep their values.
+    allow_classes : sequence of str, optional
+        Names "package.module.Class" of objects that the file may hold besides tensors and plain values.
+    trust_pickle : bool, optional
+        Reads the file whatever it holds, which runs any code in it. With a CheckpointWarning.
+    main_modules : sequence of module, optional
+        Modules in which classes of the script that wrote the file (``__main__.Config``) are looked up.
 
-    Prefixes that wrappers leave (`module.`, `_orig_mod.`, `_fsdp_wrapped_module.` …), at any level, are ignored when
-    names are matched, and so is one that all names share (`model.`), where that makes them match.
-    No value is rounded: a model in half precision is raised to the file's float32. Half-precision and quantised
-    parameters in a file are cast to the model's. Either way with a CheckpointWarning.
-    Raises CheckpointError, listing missing, unexpected and misshapen entries by name; the model is then unchanged.
+    Returns
+    -------
+    nn.Module
+        `model`, or the model that the checkpoint includes.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing, damaged or of an unknown format; when it holds classes that are not allowed; and when
+        it does not fit the model, with the names of missing and unexpected entries and of those with different shapes.
+        The model is then unchanged.
+
+    Warns
+    -----
+    CheckpointWarning
+        Where the file or the model is converted to another dtype, and as described above.
+
+    Notes
+    -----
+    No code from the file is run, unless it is trusted. Prefixes that wrappers leave in names (``module.``,
+    ``_orig_mod.``, ``_fsdp_wrapped_module.``, …) are ignored, and so is a prefix that all names share (``model.``),
+    where more names match without it.
+
+    No value is rounded: a model in half precision is converted to the file's float32. Half-precision and quantised
+    parameters in the file are converted to the model's dtype.
+
+    Examples
+    --------
+    >>> import tempfile, torch, hvpspec
+    >>> trained, model = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"epoch": 7, "state_dict": trained.state_dict()}, f"{folder}/last.pt")
+    ...     model = hvpspec.load_checkpoint(f"{folder}/last.pt", model)
+    >>> torch.equal(model.weight, trained.weight)
+    True
     """
     trust = Trust(tuple(allow_classes), trust_pickle, tuple(main_modules))
     if model is None:
@@ -87,41 +128,20 @@ def load_checkpoint(
     path = Path(path)
     found, at = read_state(path, key, trust)
     expected = model.state_dict()
-    packed = [name for name, own in expected.items() if isinstance(own, tuple)]
-    if packed:
-        raise CheckpointError(
-            f"the model ({type(model).__name__}) is quantised ({listed(packed, _LISTED)}), and {path} cannot be loaded "
-            "into it; build the network as it was before quantisation."
-        )
+    _refuse_quantised(path, model, expected)
     buffers = dict(model.named_buffers())
     fit = match_names(found, expected, buffers)
-    entries = {name: found[entry] for name, entry in fit.matched.items()}
-    misshapen = [
-        f"{name} (file {tuple(tensor.shape)}, model {tuple(expected[name].shape)})"
-        for name, tensor in entries.items()
-        if not is_lazy(expected[name]) and tensor.shape != expected[name].shape
-    ]
-    complaints = {"misshapen": misshapen}
-    if not misshapen:  # only then is it known how much memory their values will take
-        entries = dense(dequantised(path, entries))
-        complaints["of another kind"] = of_another_kind(entries, model, expected)
-        complaints["tied in the model but different in the file"] = _torn(entries, expected)
+    entries, complaints = _entries(path, {name: found[entry] for name, entry in fit.matched.items()}, model, expected)
     if strict or not fit.matched:
         complaints = {"missing": fit.missing, "unexpected": fit.unexpected, **complaints}
     if any(complaints.values()) or not fit.matched:
-        said = "; ".join(f"{what}: {listed(names, _LISTED)}" for what, names in complaints.items() if names)
-        remedy = "check that --model builds the network that was saved" if fit.matched else "no name in common"
-        if parts := fitting_parts(found, expected, buffers):
-            keys = " or ".join(f"--key {at}.{part}" if at else f"--key {part}" for part in parts)
-            remedy = f"what is under {' and '.join(parts)} fits {'each ' * (len(parts) > 1)}by itself: add {keys}"
-        elif complaints.get("of another kind"):
-            remedy = "of a quantised model, give the checkpoint from before quantisation"
-        raise CheckpointError(f"{path} does not fit the model ({type(model).__name__}): {said} ({remedy}).")
+        said = "; ".join(f"{what}: {listed(names, _MAX_LISTED_NAMES)}" for what, names in complaints.items() if names)
+        advice = _advice(fit, complaints, fitting_parts(found, expected, buffers), at)
+        raise CheckpointError(f"{path} does not fit the model ({type(model).__name__}): {said} ({advice}).")
     if fit.missing:
-        found_not = f"{path} does not hold {listed(fit.missing, _LISTED)}"
-        warnings.warn(
-            CheckpointWarning("missing", found_not, "there the model keeps the values it was built with"), stacklevel=2
-        )
+        absent = f"{path} does not hold {listed(fit.missing, _MAX_LISTED_NAMES)}"
+        done = "there the model keeps the values that it was built with"
+        warnings.warn(CheckpointWarning("missing", absent, done), stacklevel=2)
     without_rounding(path, entries, model, expected)
     try:
         model.load_state_dict(entries, strict=False)
@@ -130,8 +150,47 @@ def load_checkpoint(
     return model
 
 
-def _torn(entries: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
-    """Names of one tensor of the model for which the file has several."""
+def _refuse_quantised(path: Path, model: nn.Module, expected: Mapping[str, Any]) -> None:
+    packed = [name for name, own in expected.items() if isinstance(own, tuple)]
+    if packed:
+        raise CheckpointError(
+            f"the model ({type(model).__name__}) is quantised ({listed(packed, _MAX_LISTED_NAMES)}), so that {path} "
+            "cannot be loaded into it; build the network from before quantisation."
+        )
+
+
+def _entries(
+    path: Path, entries: dict[str, Tensor], model: nn.Module, expected: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """The matched entries as they are to be loaded, and those that do not fit, by what is wrong with them."""
+    complaints = {
+        "different shape": [
+            f"{name} (file {tuple(tensor.shape)}, model {tuple(expected[name].shape)})"
+            for name, tensor in entries.items()
+            if not is_lazy(expected[name]) and tensor.shape != expected[name].shape
+        ]
+    }
+    if complaints["different shape"]:  # it is not known how much memory the values would take
+        return entries, complaints
+    entries = dense(dequantised(path, entries))
+    complaints["different type"] = of_another_type(entries, model, expected)
+    complaints["tied in the model but different in the file"] = _not_tied(entries, expected)
+    return entries, complaints
+
+
+def _advice(fit: Fit, complaints: Mapping[str, list[str]], parts: list[str], at: str) -> str:
+    """What to do about a file that does not fit. parts: keys in the file under which the entries do fit."""
+    if parts:
+        keys = " or ".join(f"--key {at}.{part}" if at else f"--key {part}" for part in parts)
+        verb = "each fit" if len(parts) > 1 else "fit"
+        return f"the entries under {' and '.join(parts)} {verb}: add {keys}"
+    if complaints.get("different type"):
+        return "of a quantised model, give the checkpoint from before quantisation"
+    return "check that --model builds the network that was saved" if fit.matched else "they have no name in common"
+
+
+def _not_tied(entries: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
+    """Names of one tensor of the model for which the file has different tensors."""
     return [
         " and ".join(present)
         for names in tied(expected)

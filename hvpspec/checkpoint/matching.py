@@ -1,4 +1,4 @@
-"""Which entry of a file is which of the model's, by name."""
+"""Which entry of a file belongs to which entry of the model's state dict, by name."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _WRAPPERS = frozenset(
         "_forward_module",  # Lightning Fabric
     }
 )
-_COUNTERS = ("num_batches_tracked", "n_averaged")  # BatchNorm's and AveragedModel's: no output depends on them
-_DEEPEST = 8  # levels of names that are looked through for parts that fit
+_COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm and AveragedModel: no output depends on them
+_MAX_LEVELS = 8  # of names that are searched for parts that fit
 
 
 @dataclass(frozen=True)
 class Fit:
-    """`matched`: {model's name: file's name}; the model's names that lack a partner, and the file's."""
+    """`matched`: {name in the model: name in the file}. Unmatched names: `missing` in the file, `unexpected` there."""
 
     matched: dict[str, str]
     missing: list[str]
@@ -35,9 +35,10 @@ class Fit:
 def match_names(
     found: Mapping[str, Tensor], expected: Mapping[str, Any], buffers: Mapping[str, Tensor] | None = None
 ) -> Fit:
-    """Partners by name: as the names stand, or without a leading part that the names of one side share.
+    """Matches names as they are, or without a prefix that most names of one side share.
 
-    buffers: the model's; an entry for one that the model does not save (position_ids in old files) is not unexpected.
+    buffers: the model's. An entry for a buffer that the model does not save (position_ids in old files) is not
+    unexpected.
     """
     plain = _fit(found, expected, buffers or {}, "", "")
     fits = [plain]
@@ -45,14 +46,14 @@ def match_names(
         if not (plain.missing or plain.unexpected) or (ours and theirs):
             continue
         fits.append(_fit(found, expected, buffers or {}, ours, theirs))
-    # Another reading of the names must explain more of them; the first of equals is the plainest.
+    # A prefix is removed only where more names match without it; of equals, the first is the simplest.
     return min(fits, key=lambda fit: len(fit.missing) + len(fit.unexpected))
 
 
 def _fit(
     found: Mapping[str, Tensor], expected: Mapping[str, Any], buffers: Mapping[str, Tensor], ours: str, theirs: str
 ) -> Fit:
-    """Partners when `ours` is taken off the model's names and `theirs` off the file's."""
+    """Matches names without the prefix `ours` in the model and `theirs` in the file."""
     exact = {name.removeprefix(ours): name for name in expected}
     plain: dict[str, list[str]] = {}
     for name in expected:
@@ -60,7 +61,7 @@ def _fit(
     made = {_unwrapped(name.removeprefix(ours)) for name in buffers if name not in expected}
     matched: dict[str, str] = {}
     unexpected = []
-    # Exact matches first, so that a wrapped name never takes the place of an exact one.
+    # Exact matches first, so that a wrapped name cannot take the place of an exact one.
     for entry in sorted(found, key=lambda entry: entry.removeprefix(theirs) not in exact):
         name = entry.removeprefix(theirs)
         candidates = [exact[name]] if name in exact else plain.get(_unwrapped(name), [])
@@ -71,14 +72,14 @@ def _fit(
     missing = [
         names[0]
         for names in tied(expected)
-        # An entry tied to one that is there comes with it. Old files lack the counter that BatchNorm only trains with.
+        # An entry tied to a matched one is set with it. Old files lack BatchNorm's counter, which only training needs.
         if not any(name in matched for name in names) and not names[0].endswith(_COUNTERS)
     ]
     return Fit(matched, missing, unexpected)
 
 
 def _leading(names: Iterable[str]) -> list[str]:
-    """Leading parts to try to take off: "", then those that most names start with, each a part longer."""
+    """Prefixes to try without: "", then those that most names have, each one level longer."""
     names = [name for name in names if not name.endswith(_COUNTERS)]
     found, prefix = [""], ""
     while True:
@@ -99,7 +100,7 @@ def _unwrapped(name: str) -> str:
 
 
 def tied(expected: Mapping[str, Any]) -> list[list[str]]:
-    """The model's names of tensors, those of one tensor together."""
+    """The model's names of tensors, with the names of one and the same tensor together."""
     by_storage: dict[object, list[str]] = {}
     for name, tensor in expected.items():
         if isinstance(tensor, Tensor):
@@ -108,7 +109,7 @@ def tied(expected: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _identity(tensor: Tensor, name: str) -> object:
-    """Equal for tied entries: same memory, same shape."""
+    """Equal for tied entries, which have the same memory and the same shape."""
     if is_lazy(tensor) or tensor.numel() == 0 or tensor.is_meta:
         return name
     return (tensor.device, tensor.data_ptr(), tensor.shape)
@@ -117,12 +118,12 @@ def _identity(tensor: Tensor, name: str) -> object:
 def fitting_parts(
     found: Mapping[str, Tensor], expected: Mapping[str, Any], buffers: Mapping[str, Tensor] | None = None
 ) -> list[str]:
-    """Prefixes under which a file has all that the model has, by name and shape, and nothing else; the shortest of
-    those that stand for the same entries."""
+    """Prefixes under which a file has exactly the entries of the model, by name and shape. Of several prefixes for the
+    same entries, the shortest."""
     counts: dict[str, int] = {}
     for name in found:
         parts = name.split(".")[:-1]
-        for length in range(1, min(len(parts), _DEEPEST) + 1):
+        for length in range(1, min(len(parts), _MAX_LEVELS) + 1):
             prefix = ".".join(parts[:length])
             counts[prefix] = counts.get(prefix, 0) + 1
     needed = sum(not names[0].endswith(_COUNTERS) for names in tied(expected))

@@ -1,4 +1,7 @@
-"""Checkpoints of every format to named tensors, without running any code from the file; told apart by content."""
+"""Reads checkpoints of every format as named tensors, without running code from the file.
+
+The format is recognised by the content of a file, not by its name.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from hvpspec.checkpoint.formats.archive import Archive
 from hvpspec.checkpoint.formats.distributed import read_distributed
 from hvpspec.checkpoint.formats.files import foreign, head
 from hvpspec.checkpoint.formats.huggingface import huggingface_model
-from hvpspec.checkpoint.formats.programs import export_model, export_tensors, script_model, script_tensors
 from hvpspec.checkpoint.formats.safetensors_files import is_safetensors, read_safetensors, read_shards
+from hvpspec.checkpoint.formats.torch_export import export_model, export_tensors
 from hvpspec.checkpoint.formats.torch_pickle import Trust, read_torch
+from hvpspec.checkpoint.formats.torchscript import script_model, script_tensors
 from hvpspec.checkpoint.state_dict import find_state_dict, tensors
 from hvpspec.errors import CheckpointError
 
@@ -23,6 +27,7 @@ _WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
 )  # fmt: skip
 
+# Names under which training scripts store the step.
 _STEPS = ("global_step", "step", "steps", "iteration", "iter", "it")
 
 
@@ -35,13 +40,13 @@ def read_checkpoint(
 ) -> dict[str, Tensor]:
     """The state dict in a checkpoint, on the CPU: {name: tensor}.
 
-    path: what torch.save wrote (zip or legacy, nested or not, Lightning's `.ckpt`); safetensors, single or the index of
+    path: a file of torch.save (zip or legacy, nested or not, Lightning's `.ckpt`); a safetensors file, or the index of
         several; a directory of torch.distributed.checkpoint or of Hugging Face; a torch.export or TorchScript archive.
     key: where the state dict is nested, with dots for deeper levels; None looks under the usual keys.
-    allow_classes: "package.module.Class" of objects that a pickle may hold beside tensors.
-    trust_pickle: read pickles without restriction, which runs whatever code they hold; with a CheckpointWarning.
-    Raises CheckpointError when it is missing, unreadable, damaged, would run code, or holds no state dict. Memory: that
-    of the tensors, once; nothing is allotted for what a file declares and does not hold.
+    allow_classes: names "package.module.Class" of objects that a pickle may hold besides tensors.
+    trust_pickle: reads pickles without restriction, which runs any code in them; with a CheckpointWarning.
+    Raises CheckpointError when the file is missing, unreadable or damaged, would run code, or holds no state dict.
+    Takes the memory of the tensors once; nothing is allocated for data that a file declares and does not hold.
     """
     return read_state(path, key, Trust(tuple(allow_classes), trust_pickle))[0]
 
@@ -56,8 +61,10 @@ def read_state(
 
 
 def read_step(path: str | os.PathLike[str], trust: Trust | None = None) -> int | None:
-    """The training step that a checkpoint notes beside its weights ("step", "global_step" …); None where it does not.
-    Arguments as `load_checkpoint`."""
+    """The training step that a checkpoint stores with its weights ("step", "global_step", …), or None.
+
+    Arguments as for `load_checkpoint`.
+    """
     content = _content(_resolve(Path(path)), trust)
     for name in _STEPS if isinstance(content, Mapping) else ():
         value = content.get(name)
@@ -69,9 +76,11 @@ def read_step(path: str | os.PathLike[str], trust: Trust | None = None) -> int |
 
 
 def read_model(path: str | os.PathLike[str], key: str | None = None, trust: Trust | None = None) -> nn.Module:
-    """The model that a checkpoint brings, with its parameters: from a Hugging Face directory, a TorchScript archive, a
-    pickled nn.Module whose classes are allowed or, where it is trusted, a torch.export archive or any pickled module.
-    Arguments as `load_checkpoint`."""
+    """The model that a checkpoint includes, with its parameters.
+
+    From a Hugging Face directory, a TorchScript archive, a pickled nn.Module whose classes are allowed or, where it is
+    trusted, a torch.export archive or any pickled module. Arguments as for `load_checkpoint`.
+    """
     path, trust = Path(path), trust or Trust()
     if path.is_dir() and _described(path):
         _no_key(key, path)
@@ -89,20 +98,22 @@ def read_model(path: str | os.PathLike[str], key: str | None = None, trust: Trus
             return found
     if path.is_file() and path.suffix != ".json" and not _is_known(head(path), path):
         raise foreign(path)
-    beside = f" or give the directory, {path.parent}, whose config.json names it" if _described(path.parent) else ""
+    folder = (
+        f", or give the directory, {path.parent}, whose config.json describes it" if _described(path.parent) else ""
+    )
     raise CheckpointError(
-        f"{path} holds weights but not the network they belong to; say with --model FILE:FUNCTION how it is built"
-        f"{',' * bool(beside)}{beside}."
+        f"{path} holds weights but not the network that they belong to; name a function that builds it with --model "
+        f"FILE:FUNCTION{folder}."
     )
 
 
 def _described(folder: Path) -> bool:
-    """Whether a directory is one of Hugging Face's."""
+    """Whether a directory is in the format of Hugging Face."""
     return (folder / "config.json").is_file() and not (folder / ".metadata").is_file()
 
 
 def _content(path: Path, trust: Trust | None) -> Any:
-    """What a file holds, as it is nested there."""
+    """The content of a file, with its levels as they were saved."""
     if path.is_dir():
         return read_distributed(path)
     first = head(path)
@@ -122,12 +133,12 @@ def _content(path: Path, trust: Trust | None) -> Any:
 
 
 def _is_known(first: bytes, path: Path) -> bool:
-    """Whether a file begins as one that is read; torch's legacy format is a row of pickles."""
+    """Whether a file begins as one of a known format; torch's legacy format is a sequence of pickles."""
     return first.startswith((b"PK\x03\x04", b"\x80")) or is_safetensors(first, path)
 
 
 def _resolve(path: Path) -> Path:
-    """The file to read; of a directory the weights in it, or itself if it is a distributed checkpoint."""
+    """The file to read: of a directory, the weights in it, or itself where it is a distributed checkpoint."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file.")
     if not path.is_dir() or (path / ".metadata").is_file():
@@ -141,11 +152,13 @@ def _resolve(path: Path) -> Path:
     names = sorted(file.name for file in path.iterdir())
     has = f"it has {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "it is empty"
     raise CheckpointError(
-        f"{path} is a directory without weights that are known ({', '.join(_WEIGHTS)}, .metadata; {has}); give the "
-        "checkpoint file in it."
+        f"{path} is a directory without a known weights file ({', '.join(_WEIGHTS)}, .metadata; {has}); give the "
+        "checkpoint file inside it."
     )
 
 
 def _no_key(key: str | None, path: Path) -> None:
     if key is not None:
-        raise CheckpointError(f"{path} brings its model and its one state dict; --key goes with --model.")
+        raise CheckpointError(
+            f"{path} includes its model, and has only one state dict; --key can be used only with --model."
+        )

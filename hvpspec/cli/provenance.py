@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -10,55 +11,54 @@ from typing import Any
 
 import torch
 
-import hvpspec
 from hvpspec.checkpoint.formats.files import checkpoint_files, sha256
 from hvpspec.objective.objective import LossValue
 from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.results.record import CheckpointFile, DataSource, Provenance
 
 
 def describe(
     H: HessianOperator,
     *,
     checkpoint: Path | None,
-    sources: dict[str, Any],
+    sources: Mapping[str, Any],
     loss: LossValue,
-    options: dict[str, Any],
-    command: list[str],
+    options: Mapping[str, Any],
+    command: Sequence[str],
     seconds: float,
-) -> dict[str, Any]:
+) -> Provenance:
     """The `provenance` of spectrum.json, and of a series, which has its checkpoints elsewhere (None here).
 
     sources: how model, data and loss were named. options: what was asked for. seconds: the whole run, loading included.
     """
-    return {
-        **({} if checkpoint is None else {"checkpoint": _described(checkpoint, sources["key"])}),
-        "model": sources["model"] or "the checkpoint's own",
-        "data": {"source": sources["data"], "batches": loss.batches, "weight": loss.weight},
-        "loss": sources["loss"],
-        "options": options,
-        "seed": options["seed"],
-        "dtype": H.dtype.name,
-        "device": _device_name(H.device),
-        "threads": torch.get_num_threads(),
-        "engine": H.engine,
-        "engine_plan": H.plan,
-        "attention_backend": ATTENTION_BACKEND,
-        "versions": {
-            "hvpspec": hvpspec.__version__,
+    return Provenance(
+        checkpoint=None if checkpoint is None else _described(checkpoint, sources["key"]),
+        model=sources["model"] or "the checkpoint's own",
+        data=DataSource(sources["data"], loss.batches, loss.weight),
+        loss=sources["loss"],
+        options=options,
+        seed=options["seed"],
+        dtype=H.dtype.name,
+        device=_device_name(H.device),
+        threads=torch.get_num_threads(),
+        engine=H.engine,
+        engine_plan=H.plan,
+        attention_backend=ATTENTION_BACKEND,
+        versions={
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "numpy", "scipy")},
+            **{name: metadata.version(name) for name in ("hvpspec", "torch", "numpy", "scipy")},
         },
-        "platform": f"{platform.system()} {platform.machine()}",
-        "command": command,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": seconds,
-    }
+        platform=f"{platform.system()} {platform.machine()}",
+        command=tuple(command),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+    )
 
 
-def _described(checkpoint: Path, key: str | None) -> dict[str, Any]:
+def _described(checkpoint: Path, key: str | None) -> CheckpointFile:
     size = sum(file.stat().st_size for file in checkpoint_files(checkpoint))
-    return {"path": _shown(checkpoint), "key": key, "sha256": sha256(checkpoint), "bytes": size}
+    return CheckpointFile(_shown(checkpoint), key, sha256(checkpoint), size)
 
 
 def _shown(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The embedded default: a small classifier of handwritten digits, its checkpoint and its data.
+"""The packaged example: a small classifier of handwritten digits, with its checkpoint and its data.
 
 Trained by `scripts/train_demo.py` on scikit-learn's digits (UCI ML hand-written digits, CC BY 4.0, 1,797 images).
 """
@@ -24,8 +24,8 @@ def build() -> nn.Module:
 
 
 def batches(size: int = 600) -> list[tuple[Tensor, Tensor]]:
-    """The training data: pixels scaled to 0…1, shape (b, 64), and labels, shape (b,)."""
+    """The training data: pixels scaled to [0, 1], shape (b, 64), and labels, shape (b,)."""
     with np.load(DATA) as data:
         images = torch.from_numpy(data["images"]).float() / 16
         labels = torch.from_numpy(data["labels"]).long()
-    return list(zip(images.split(size), labels.split(size), strict=True))
+    return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))

@@ -1,1 +1,1 @@
-"""What is differentiated: the weighted mean of a loss over batches, as a function of the chosen parameters."""
+"""The objective: the weighted mean of a loss over batches, as a function of the chosen parameters."""

@@ -1,9 +1,10 @@
-"""Batches as users give them: checked, counted, and moved to where the work is done, however nested."""
+"""Batches as users give them, however nested: checked, counted, and moved to a device and dtype."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from hvpspec.errors import InputError
 
 
 def check_data(data: Iterable[Any]) -> Iterable[Any]:
-    """The data, if it can be passed over again and again; InputError, saying what to give instead, if not."""
+    """The data, if it can be iterated over repeatedly; else InputError, which says what to give instead."""
     if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping)) or not hasattr(data, "__iter__"):
         if isinstance(data, torch.utils.data.Dataset):
             raise InputError("data is a Dataset of single samples; wrap it in a DataLoader to get batches.")
@@ -31,23 +32,31 @@ def check_data(data: Iterable[Any]) -> Iterable[Any]:
 
 
 def frozen(data: Iterable[Any]) -> list[Any]:
-    """One pass over the data, kept: copies of every batch, which later passes repeat."""
+    """Copies of the batches of one pass over the data, for later passes to repeat."""
     return [copy.deepcopy(batch) for batch in check_data(data)]
 
 
 def sample_count(index: int, batch: Any) -> float:
-    """The length that all tensors in the batch share. Raises InputError, naming the batch, when they do not."""
+    """The length that all tensors in the batch share. Raises InputError, naming the batch, when lengths differ."""
     lengths = {tensor.shape[0] for tensor in tensors(batch) if tensor.ndim > 0}
     if len(lengths) != 1:
         found = f"its tensors have lengths {sorted(lengths)}" if lengths else "it holds no tensor"
         raise InputError(
-            f"batch {index}: cannot tell how many samples it has ({found}); let the loss return (mean loss, weight)."
+            f"batch {index}: the number of samples is not clear ({found}); let the loss return (mean loss, weight)."
         )
     return float(lengths.pop())
 
 
+def samples_or_nan(index: int, batch: Any) -> float:
+    """The same; NaN where lengths differ."""
+    try:
+        return sample_count(index, batch)
+    except InputError:
+        return math.nan
+
+
 def tensors(batch: Any) -> Iterator[Tensor]:
-    """All tensors in a batch, or in what a module takes or returns, however nested."""
+    """All tensors in a batch, or in the inputs or outputs of a module, however nested."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):

@@ -1,7 +1,7 @@
-"""Losses: each call gives a batch's mean loss and the weight (what that mean was taken over).
+"""Losses: each returns a batch's mean loss and its weight, which is what that mean was taken over.
 
-The weight is what makes the same data, split into other batches, the same objective: for a mean over samples it
-is the number of samples, for a token loss the number of tokens not ignored, with class weights their sum.
+The weights make the objective independent of how the data are split into batches. The weight of a mean over samples is
+the number of samples, of a token loss the number of tokens that are not ignored, with class weights their sum.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.options import LOSS_NAMES
 
 LossFunction = Callable[[nn.Module, Any], Any]
 """`loss(model, batch) -> mean loss` or `-> (mean loss, weight)`."""
 
 
 def resolve_loss(loss: str | LossFunction | nn.Module) -> LossFunction:
-    """A named loss, a torch criterion (`nn.CrossEntropyLoss(...)` and kin) or a function, as a function.
+    """The loss function that a name, a torch criterion (such as `nn.CrossEntropyLoss()`) or a function stands for.
 
-    Raises InputError for an unknown name, a criterion whose reduction is not "mean", or something not callable.
+    Raises InputError for an unknown name, a criterion whose reduction is not "mean", or an object that is not callable.
     """
     if isinstance(loss, str):
         try:
             return NAMED_LOSSES[loss]
         except KeyError:
-            names = ", ".join(f"'{name}'" for name in NAMED_LOSSES)
+            names = ", ".join(f"'{name}'" for name in LOSS_NAMES)
             raise InputError(
                 f"no loss is named '{loss}'; choose one of {names}, or give a function loss(model, batch)."
             ) from None
@@ -41,7 +42,7 @@ def resolve_loss(loss: str | LossFunction | nn.Module) -> LossFunction:
 
 
 def loss_name(loss: str | LossFunction | nn.Module) -> str:
-    """How a loss is called in reports."""
+    """The name of a loss in reports."""
     if isinstance(loss, str):
         return loss
     if isinstance(loss, nn.Module):
@@ -53,28 +54,28 @@ def loss_name(loss: str | LossFunction | nn.Module) -> str:
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
-    """Softmax cross-entropy; batch (inputs, targets): class indices (−100 is ignored) or probabilities."""
+    """Softmax cross-entropy. Batch: (inputs, targets), the targets class indices (−100 is ignored) or probabilities."""
     return _cross_entropy(*_outputs_and_targets(model, batch, "cross_entropy"))
 
 
 def mse(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-    """Mean squared error over all elements; batch (inputs, targets), targets shaped like the outputs."""
+    """Mean squared error over all elements. Batch: (inputs, targets), the targets shaped like the outputs."""
     outputs, targets = _same_shape(*_outputs_and_targets(model, batch, "mse"))
     return F.mse_loss(outputs, targets), targets.numel()
 
 
 def bce_with_logits(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-    """Binary cross-entropy on logits, mean over all elements; batch (inputs, targets of the outputs' shape)."""
+    """Binary cross-entropy on logits, mean over all elements. Batch: (inputs, targets), shaped like the outputs."""
     outputs, targets = _same_shape(*_outputs_and_targets(model, batch, "bce_with_logits"))
     return F.binary_cross_entropy_with_logits(outputs, targets), targets.numel()
 
 
 def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
-    """Next-token cross-entropy; batch a dict with "input_ids", and optionally "attention_mask" and "labels".
+    """Next-token cross-entropy. Batch: a dict with "input_ids", and optionally "attention_mask" and "labels".
 
-    Position t predicts label t + 1. Without "labels" the input ids are the labels, those that the attention mask
-    leaves out ignored; labels of −100 are ignored. The model is called with the entries that its forward names
-    (all of them if it takes **kwargs), or with the input ids alone.
+    Position t predicts label t + 1. Labels of −100 are ignored. Without "labels", the input ids are the labels, and
+    those that the attention mask excludes are ignored. The model is called with those entries that its forward has as
+    parameters (all entries if it takes **kwargs), or else with the input ids only.
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
         raise InputError('the loss "causal_lm" needs batches that are dicts with "input_ids".')
@@ -94,19 +95,18 @@ def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
 
 
 def own(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
-    """The model's own loss, as Hugging Face models return it (`output.loss`) for a batch with "labels".
+    """The model's own loss (`output.loss`), as Hugging Face models return it for a batch with "labels".
 
-    batch: a dict of the forward's arguments. The weight is what such a loss is the mean over: the labels that are not
-    −100 (without the first of each sequence where the model predicts the next token), or all elements of labels
-    that are real numbers.
+    Batch: a dict of the forward's arguments. The weight is the number of labels that are not −100 (without the first of
+    each sequence where the model predicts the next token), or the number of elements of floating-point labels.
     """
     if not isinstance(batch, Mapping) or not isinstance(batch.get("labels"), Tensor):
-        raise InputError(
-            'the loss "model" needs batches that are dicts of the model\'s arguments, "labels" among them.'
-        )
+        raise InputError('the loss "model" needs batches that are dicts of the model\'s arguments, including "labels".')
     loss = getattr(model(**batch), "loss", None)
     if not isinstance(loss, Tensor):
-        raise InputError('the loss "model" is the .loss of what the model returns for labels; this model returns none.')
+        raise InputError(
+            'the loss "model" is the .loss of the output that a model returns for labels; this model returns none.'
+        )
     labels = batch["labels"]
     if labels.is_floating_point():
         return loss, labels.numel()
@@ -116,22 +116,23 @@ def own(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
 
 
 def cosine_similarity(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-    """For sentence encoders: mean squared error between the cosine of two sentences' embeddings and a target in −1 … 1.
+    """For sentence encoders: mean squared error between targets in [−1, 1] and the cosines of sentences' embeddings.
 
-    batch: (first, second, targets); first and second are what a tokenizer gives for n sentences each (a dict with
-    "input_ids" and "attention_mask", or the ids alone), targets is of shape (n,). A sentence's embedding is the mean of
-    its tokens' last hidden states (Reimers and Gurevych, arXiv:1908.10084).
+    Batch: (first, second, targets). First and second are what a tokenizer returns for n sentences each (a dict with
+    "input_ids" and "attention_mask", or the ids only); targets has the shape (n,). A sentence's embedding is the mean
+    of its tokens' last hidden states (Reimers and Gurevych, arXiv:1908.10084).
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 3 or not isinstance(batch[2], Tensor):
         raise InputError(
-            'the loss "cosine_similarity" needs batches (first sentences, second sentences, targets), the sentences as '
-            "a tokenizer gives them and the targets a tensor."
+            'the loss "cosine_similarity" needs batches (first sentences, second sentences, targets): the sentences as '
+            "a tokenizer returns them, the targets a tensor."
         )
     first, second, targets = batch
     cosines, targets = _same_shape(F.cosine_similarity(_embedding(model, first), _embedding(model, second)), targets)
     return F.mse_loss(cosines, targets), targets.numel()
 
 
+# The keys are hvpspec.options.LOSS_NAMES, which the command line reads without importing torch.
 NAMED_LOSSES: dict[str, LossFunction] = {
     "cross_entropy": cross_entropy,
     "mse": mse,
@@ -188,8 +189,8 @@ def _cross_entropy(
 
 
 def _class_weight(outputs: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor | int:
-    """What F.cross_entropy's "mean" divides by."""
-    if targets.is_floating_point():  # class probabilities: the positions, whatever the class weights
+    """What the "mean" of F.cross_entropy divides by."""
+    if targets.is_floating_point():  # class probabilities: the number of positions, with any class weights
         return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0]
     kept = targets != ignore_index
     return kept.sum() if weight is None else weight[targets[kept]].sum()
@@ -219,16 +220,16 @@ def _logits(outputs: Any) -> Tensor:
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
         raise InputError(
-            f"the model returned {type(outputs).__name__}, not a tensor (nor an object with .logits); "
-            "give a function loss(model, batch) that takes the right part of it."
+            f"the model returned {type(outputs).__name__}, not a tensor or an object with .logits; give a function "
+            "loss(model, batch) that uses the right part of it."
         )
     return logits
 
 
 def _same_shape(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    if outputs.shape != targets.shape:  # broadcasting (n, 1) against (n,) is a classic silent error
+    if outputs.shape != targets.shape:  # broadcasting (n, 1) against (n,) is a well-known silent error
         raise InputError(
-            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}; make them equal."
+            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}; the two must be equal."
         )
     return outputs, targets.to(outputs.dtype)
 
@@ -248,21 +249,21 @@ def _call_language_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
 
 
 def _predicts_next(model: nn.Module) -> bool:
-    """Whether a Hugging Face model shifts its labels, so that the first of a sequence is no target."""
+    """Whether a Hugging Face model shifts its labels, so that the first label of a sequence is not a target."""
     config: Any = getattr(model, "config", None)
     loss = getattr(getattr(model, "loss_function", None), "__name__", "")
     return loss == "ForCausalLMLoss" and not getattr(config, "is_encoder_decoder", False)
 
 
 def _embedding(model: nn.Module, sentences: Any) -> Tensor:
-    """(n, width): the mean of each sentence's last hidden states over its tokens, padding left out."""
+    """The mean of each sentence's last hidden states over its tokens without padding, shape (n, width)."""
     inputs = sentences if isinstance(sentences, Mapping) else {"input_ids": sentences}
     output = model(**inputs)
     hidden = getattr(output, "last_hidden_state", output)
     if not isinstance(hidden, Tensor) or hidden.ndim != 3:
         raise InputError(
             f'the model returned {type(output).__name__}; "cosine_similarity" needs hidden states of shape (sentences, '
-            "tokens, width), as an encoder without a head returns them."
+            "tokens, width), which an encoder without a head returns."
         )
     mask = inputs.get("attention_mask")
     mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden.dtype)

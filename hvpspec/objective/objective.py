@@ -1,15 +1,17 @@
-"""What is differentiated: the weighted mean of a loss over batches, as a function of the chosen parameters.
+"""The objective: the weighted mean of a loss over batches, as a function of the chosen parameters.
 
     L(p) = Σ_b w_b · loss_b(p) / Σ_b w_b
 
-with w_b what the mean of batch b was taken over, so that L does not depend on how the data are split into batches.
-The model itself is never written to: losses are evaluated on copies through `torch.func.functional_call`.
+where w_b is what the mean of batch b was taken over (samples, say), so that L does not depend on how the data are split
+into batches. The model itself is never written to: losses are evaluated on copies of its values, through
+`torch.func.functional_call`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.batches import check_data, move, sample_count
+from hvpspec.objective.batches import check_data, move, sample_count, samples_or_nan
 from hvpspec.objective.losses import LossFunction, loss_name, resolve_loss
 from hvpspec.objective.parameters import ParameterSpace, choose_parameters
 from hvpspec.objective.torch_kernels import recomputing_with, twice_differentiable
+
+NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
+_MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
 
 
 @dataclass(frozen=True)
@@ -39,19 +44,31 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class LossValue:
-    """The loss over the data: `value` (the weighted mean), `weight` (Σ w_b) and the number of batches.
+    """The loss over the data.
 
-    size: the weighted mean of |loss_b|, which rounding is to be judged by.
+    Parameters
+    ----------
+    value : float
+        The weighted mean Σ w_b · loss_b / Σ w_b.
+    weight : float
+        The total weight Σ w_b.
+    batches : int
+        Number of batches.
+    size : float
+        The weighted mean of |loss_b|: rounding errors are relative to this, even where the losses cancel.
+    samples : int or None
+        Number of samples, the first dimension of the tensors in each batch; None where they differ.
     """
 
     value: float
     weight: float
     batches: int
     size: float = 0.0
+    samples: int | None = None
 
 
 class _LossModule(nn.Module):
-    """Puts loss(model, batch) into a forward, so that functional_call swaps parameters for all the loss does."""
+    """Puts loss(model, batch) into a forward, so that functional_call swaps the parameters for the whole loss."""
 
     def __init__(self, model: nn.Module, loss: LossFunction) -> None:
         super().__init__()
@@ -65,14 +82,15 @@ class _LossModule(nn.Module):
 class Objective:
     """The weighted mean loss of `model` over `data` as a function of its chosen parameters.
 
-    model: an nn.Module; it is evaluated in eval mode and left as it was. Of wrappers (DataParallel, DDP, what
-        torch.compile returns) the module inside is taken. Its values are read anew for each product, so that an
-        Objective follows a model that trains on.
-    loss: "cross_entropy", "mse", "bce_with_logits", "causal_lm", a torch criterion, or a function
-        `loss(model, batch) -> mean loss` or `-> (mean loss, weight)`. Without a weight, the number of samples
-        (the length of the batch's tensors) is taken.
+    model: an nn.Module, which is evaluated in eval mode and left unchanged. Of a wrapper (DataParallel, DDP, what
+        torch.compile returns) the module inside is used. The model's values are read again for each product, so that
+        an Objective follows a model that is being trained.
+    loss: the name of a loss (`hvpspec.options.LOSS_NAMES`), a torch criterion, or a function
+        `loss(model, batch) -> mean loss` or `-> (mean loss, weight)`. Without a weight, the number of samples (the
+        length of the batch's tensors) is used.
     data: a re-iterable of batches (a list, a DataLoader); not a generator.
-    parameters: globs that choose parameters by name; None takes all that require a gradient.
+    parameters: names or globs that choose parameters, see `choose_parameters`; None chooses all that require a
+        gradient.
     dtype: torch.float32 or torch.float64; None keeps the parameters' own (half precision becomes float32).
     device: None keeps the parameters' own.
     """
@@ -101,10 +119,11 @@ class Objective:
         self.loss = loss
         self._weight: float | None = None
         self._batches: int | None = None
+        self._samples: int | None = None
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode, gradients on, and only kernels that are exact and twice differentiable; all restored after."""
+        """Eval mode, gradients on, and only kernels that are exact and twice differentiable; restored at the end."""
         modes = [(module, module.training) for module in self.model.modules()]
         with twice_differentiable(self.device):
             try:
@@ -115,9 +134,9 @@ class Objective:
                     module.training = training
 
     def snapshot(self, *, to_keep: bool = False) -> Snapshot:
-        """Copies of the model's current values. What the model's forward writes to goes to the copy.
+        """Copies of the model's current values.
 
-        Constants are copied only `to_keep` them beyond a change of the model.
+        to_keep: copies the constants too, so that the snapshot outlasts a change of the model.
         """
         named, chosen = dict(self.model.named_parameters()), set(self.space.names)
         constants = {name: self._cast(parameter.detach()) for name, parameter in named.items() if name not in chosen}
@@ -133,7 +152,7 @@ class Objective:
         """For each batch of weight > 0: its number, its mean loss (a graph over the parameters) and its weight.
 
         Use within `evaluating()`. Raises InputError, naming the batch, for a loss that cannot be used, and when the
-        data are empty or weigh otherwise than on the pass before.
+        data are empty or their total weight differs from that of the pass before.
         """
         for index, evaluate in self.batch_losses():
             loss, weight = evaluate(snapshot)
@@ -143,28 +162,33 @@ class Objective:
     def batch_losses(self) -> Iterator[tuple[int, Callable[[Snapshot], tuple[Tensor, float]]]]:
         """One pass over the data: each batch's number, and its mean loss and weight as a function of a snapshot.
 
-        To be used as `losses`, which it raises the same errors as, where a batch is evaluated at several points.
+        For evaluating each batch at several points; otherwise used as `losses`, with the same errors.
         """
-        total, batches = 0.0, 0
+        total, batches, samples = 0.0, 0, 0.0
         for index, batch in enumerate(self.data):
             batches += 1
+            samples += samples_or_nan(index, batch)
             weights: list[float] = []
-            yield index, partial(self._noted_loss, weights, index, batch)
+            yield index, partial(self._recorded_loss, weights, index, batch)
             total += weights[0]
         if batches == 0:
-            again = "gave nothing on a further pass; it must be re-iterable, such as a list or a DataLoader"
-            raise InputError("data has no batches." if self._weight is None else f"data {again}.")
+            if self._weight is None:
+                raise InputError("data has no batches.")
+            raise InputError(
+                "data gave no batches on a further pass; it must be re-iterable, such as a list or a DataLoader."
+            )
         if total == 0:
-            raise InputError("every batch has weight 0: nothing to take a mean over (are all targets ignored?).")
+            raise InputError(NO_WEIGHT)
         if self._weight is not None and not math.isclose(total, self._weight, rel_tol=1e-6):
             raise InputError(
-                f"data changed between passes (total weight {self._weight:g}, then {total:g}); "
+                f"data changed between two passes (total weight {self._weight:g}, then {total:g}); "
                 "give the same batches each time."
             )
         self._weight, self._batches = total, batches
+        self._samples = int(samples) if math.isfinite(samples) else None
 
     def value(self) -> LossValue:
-        """The loss over all the data. Costs one forward pass, no HVP."""
+        """The loss over all the data. Costs one forward pass and no HVP."""
         total = size = weight = 0.0
         batches = 0
         with self.evaluating(), torch.no_grad():
@@ -173,10 +197,10 @@ class Objective:
                 size += w * abs(float(loss))
                 weight += w
                 batches += 1
-        return LossValue(total / weight, weight, batches, size / weight)
+        return LossValue(total / weight, weight, batches, size / weight, self._samples)
 
     def batch_count(self) -> int:
-        """How many batches the data have: from the last pass, from len(data), or else by counting them."""
+        """Number of batches: from the last pass, from len(data), or else by counting them."""
         if self._batches is None:
             try:
                 self._batches = len(self.data)  # type: ignore[arg-type]
@@ -189,7 +213,7 @@ class Objective:
         return self.with_(dtype=torch.float64)
 
     def with_(self, **changes: Any) -> Objective:
-        """The same objective but for what is given: data, parameters, dtype."""
+        """The same objective with other data, parameters or dtype."""
         same: dict[str, Any] = {
             "data": self.data,
             "parameters": self.space.names,
@@ -199,7 +223,7 @@ class Objective:
         return Objective(self.model, self.loss, **(same | changes))
 
     def unchanged(self, snapshot: Snapshot) -> bool:
-        """Whether the model's values are still those of the snapshot. Costs one pass over the parameters."""
+        """Whether the model still has the values of the snapshot. Costs one pass over the parameters."""
         named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         then = {**snapshot.constants, **dict(zip(self.space.names, snapshot.parameters, strict=True))}
         return named.keys() == then.keys() and all(
@@ -210,7 +234,7 @@ class Objective:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def raw_loss(self, batch: Any, snapshot: Snapshot) -> Any:
-        """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
+        """What the loss function returns for a batch that is already on the device. Use within `evaluating()`."""
         buffers = {name for name, _ in self.model.named_buffers()}
         # Buffers are copied for each batch: one that the forward writes to must not reach the next batch.
         values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
@@ -219,7 +243,7 @@ class Objective:
         with recomputing_with(self._module, values):
             return torch.func.functional_call(self._module, values, (batch,))
 
-    def _noted_loss(
+    def _recorded_loss(
         self, weights: list[float], index: int, batch: Any, snapshot: Snapshot
     ) -> tuple[Tensor, float]:  # fmt: skip
         loss, weight = self._batch_loss(index, batch, snapshot)
@@ -233,8 +257,22 @@ class Objective:
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise InputError(f"batch {index}: the loss raised {type(error).__name__}: {error}") from error
+            raise InputError(f"batch {index}: {_said_by(self.model, error)}") from error
         return check_loss(index, result, batch)
+
+
+def _said_by(model: nn.Module, error: Exception) -> str:
+    """What an error says, and whether the loss raised it or the model's forward; of the latter, in which module."""
+    names = {id(module): name for name, module in model.named_modules()}
+    running = [
+        names[id(frame.f_locals["self"])]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name in _MODULE_CALLS and id(frame.f_locals.get("self")) in names
+    ]
+    what = f"{type(error).__name__}: {error}"
+    if not running:
+        return f"the loss raised {what}"
+    return f"the model's forward raised {what}" + (f" (in '{running[-1]}')" if running[-1] else "")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -249,29 +287,32 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
-    """float64 if any parameter is; else float32, half precision being too coarse to differentiate twice in."""
+    """float64 if any parameter is; else float32, as half precision is too coarse to differentiate twice."""
     return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
 
 
 def _check_device(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has one of its own for each reason
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # which depends on what is missing
         reason = str(error).splitlines()[0]
         raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
 
 
 def check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
+    """The mean loss and its weight from what a loss function returned. Raises InputError, naming the batch."""
     loss, weight = result, None
     if isinstance(result, (tuple, list)):
         if len(result) != 2:
-            raise InputError(f"batch {index}: the loss returned {len(result)} values; return (mean loss, weight).")
+            raise InputError(
+                f"batch {index}: the loss returned {len(result)} values; it must return (mean loss, weight)."
+            )
         loss, weight = result
     if not isinstance(loss, Tensor):
-        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; return a scalar tensor.")
+        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; it must be a scalar tensor.")
     if loss.numel() != 1 or loss.is_complex():
         kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
-        raise InputError(f"batch {index}: the loss is {kind}; return a real scalar (the mean over the batch).")
+        raise InputError(f"batch {index}: the loss is {kind}; it must be a real scalar (the mean over the batch).")
     weight = sample_count(index, batch) if weight is None else float(weight)
     if not (math.isfinite(weight) and weight >= 0):
         raise InputError(f"batch {index}: the loss's weight is {weight}; it must be finite and not negative.")

@@ -1,4 +1,4 @@
-"""Flat vectors and named tensors: which parameters are differentiated, and where each lives in a vector."""
+"""Flat vectors and named tensors: which parameters are differentiated, and where in a vector each of them is."""
 
 from __future__ import annotations
 
@@ -8,19 +8,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 
+Vector = TypeVar("Vector", Tensor, "np.ndarray[Any, Any]")
+
+_MAX_MESSAGE_LENGTH = 120  # characters of a list of names in a message
+
 
 @dataclass(frozen=True)
 class ParameterSpace:
-    """An ordered choice of named parameters, laid end to end in one vector of length `n`.
+    """An ordered choice of named parameters, laid end to end in one vector.
 
-    `names[i]` has shape `shapes[i]` and fills positions `offsets[i]` to `offsets[i + 1]` in row-major order.
-    A tied parameter appears once, under the first of its names.
+    Parameter ``names[i]`` has the shape ``shapes[i]`` and takes the positions ``offsets[i]`` to ``offsets[i + 1] - 1``
+    of a vector, in row-major order. A tied parameter appears once, under the first of its names.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Names of the parameters, as ``model.named_parameters()`` gives them.
+    shapes : tuple of torch.Size
+        Their shapes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hvpspec import HessianOperator
+    >>> model = torch.nn.Linear(3, 2)
+    >>> H = HessianOperator(model, "mse", [(torch.ones(4, 3), torch.zeros(4, 2))])
+    >>> H.parameters.names, H.parameters.sizes, H.parameters.n
+    (('weight', 'bias'), (6, 2), 8)
+    >>> v = torch.arange(8.0)
+    >>> H.parameters.unflatten(v)["bias"]
+    tensor([6., 7.])
+    >>> v[H.parameters.slice("bias")]
+    tensor([6., 7.])
     """
 
     names: tuple[str, ...]
@@ -28,25 +55,56 @@ class ParameterSpace:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each parameter."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @property
     def offsets(self) -> tuple[int, ...]:
+        """Position of each parameter's first entry, and `n` at the end."""
         return (0, *accumulate(self.sizes))
 
     @property
     def n(self) -> int:
+        """Number of entries in all: the length of a vector."""
         return self.offsets[-1]
 
     def slice(self, name: str) -> slice:
-        """The positions of one parameter in a flat vector."""
+        """The positions of one parameter in a vector.
+
+        Parameters
+        ----------
+        name : str
+            One of `names`.
+
+        Returns
+        -------
+        slice
+
+        Raises
+        ------
+        InputError
+            For a name that is not among `names`.
+        """
         i = self._index(name)
         return slice(self.offsets[i], self.offsets[i + 1])
 
-    def flatten(self, tensors: Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
-        """Named tensors (or tensors in the order of `names`) to one vector of shape (n,).
+    def flatten(self, tensors: Mapping[str, Vector] | Sequence[Vector]) -> Vector:
+        """Lays named tensors end to end.
 
-        Raises InputError when a name is missing or unknown, or a shape differs.
+        Parameters
+        ----------
+        tensors : mapping from names to tensors or arrays, or a sequence of them in the order of `names`
+            Each shaped like its parameter.
+
+        Returns
+        -------
+        Tensor or ndarray
+            A vector of shape (n,); an array where arrays were given.
+
+        Raises
+        ------
+        InputError
+            When a name is missing or unknown, or a shape differs.
         """
         if isinstance(tensors, Mapping):
             unknown = sorted(set(tensors) - set(self.names))
@@ -57,19 +115,57 @@ class ParameterSpace:
         if len(tensors) != len(self.names):
             raise InputError(f"cannot flatten {len(tensors)} tensors into {len(self.names)} parameters.")
         for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
-            if tensor.shape != shape:
+            if tuple(tensor.shape) != tuple(shape):
                 raise InputError(f"'{name}' has shape {tuple(shape)}; got {tuple(tensor.shape)}.")
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+        pieces: Any = [tensor.reshape(-1) for tensor in tensors]
+        joined: Any = torch.cat(pieces) if isinstance(pieces[0], Tensor) else np.concatenate(pieces)
+        vector: Vector = joined
+        return vector
 
-    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """A vector of shape (n,) to views shaped like the parameters, in the order of `names`."""
-        if vector.shape != (self.n,):
+    def split(self, vector: Vector) -> tuple[Vector, ...]:
+        """Cuts a vector into pieces shaped like the parameters, in the order of `names`.
+
+        Parameters
+        ----------
+        vector : Tensor or ndarray
+            Of shape (n,).
+
+        Returns
+        -------
+        tuple of Tensor or ndarray
+            Views of the vector.
+
+        Raises
+        ------
+        InputError
+            For another shape.
+        """
+        if tuple(vector.shape) != (self.n,):
             raise InputError(f"expected a vector of shape ({self.n},); got {tuple(vector.shape)}.")
-        pieces = vector.split(self.sizes)
-        return tuple(piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True))
+        if isinstance(vector, np.ndarray):
+            pieces = np.split(vector, self.offsets[1:-1])
+            return tuple(piece.reshape(tuple(shape)) for piece, shape in zip(pieces, self.shapes, strict=True))
+        parts = torch.split(vector, list(self.sizes))
+        return tuple(part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
 
-    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector of shape (n,) to {name: view shaped like the parameter}."""
+    def unflatten(self, vector: Vector) -> dict[str, Vector]:
+        """Cuts a vector into pieces shaped like the parameters, by name; the inverse of `flatten`.
+
+        Parameters
+        ----------
+        vector : Tensor or ndarray
+            Of shape (n,), such as a column of the ``vectors`` that `hvpspec.eigsh` returns.
+
+        Returns
+        -------
+        dict
+            A view of the vector for each name.
+
+        Raises
+        ------
+        InputError
+            For another shape.
+        """
         return dict(zip(self.names, self.split(vector), strict=True))
 
     def _index(self, name: str) -> int:
@@ -80,11 +176,11 @@ class ParameterSpace:
 
 
 def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = None) -> ParameterSpace:
-    """The trainable parameters of `model` whose names match any of `patterns` (shell globs; None: all).
+    """The trainable parameters of `model` whose names fit any of `patterns`; None chooses all of them.
 
-    `*` also matches dots. Parameters with `requires_grad=False` are left out. A tied parameter is found by any
-    of its names and counted once, under the first. Raises InputError when a pattern matches nothing, or nothing
-    trainable.
+    A pattern is a parameter's name, the name of a module ("layer1.0" chooses all parameters inside it), or a glob, in
+    which `*` matches dots too. Parameters with `requires_grad=False` are left out. A tied parameter is found by any of
+    its names and counted once, under the first. Raises InputError when a pattern fits nothing, or nothing trainable.
     """
     aliases: dict[int, list[str]] = {}
     tensors: dict[int, nn.Parameter] = {}
@@ -94,29 +190,18 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
     if not tensors:
         if any("quantized" in type(module).__module__ for module in model.modules()):
             raise InputError(
-                f"the model ({type(model).__name__}) is quantised, and rounded layers have no parameters to derive in; "
-                "hvpspec.preflight.mended(model)[0] is the float32 model of the same weights."
+                f"the model ({type(model).__name__}) is quantised, and quantised layers have no parameters to "
+                "differentiate with respect to; hvpspec.preflight.make_differentiable(model)[0] is a float32 model "
+                "with the same weights."
             )
         raise InputError(f"the model ({type(model).__name__}) has no parameters.")
-
-    chosen = set(tensors)
-    if patterns is not None:
-        globs = [patterns] if isinstance(patterns, str) else list(patterns)
-        chosen = set()
-        for glob in globs:
-            found = {key for key, names in aliases.items() if any(fnmatchcase(name, glob) for name in names)}
-            if not found:
-                every = [name for names in aliases.values() for name in names]
-                raise InputError(f"no parameter matches '{glob}'.{_hint(glob, every)}")
-            chosen |= found
-        if not chosen:
-            raise InputError("the list of parameter patterns is empty; leave it out to take them all.")
+    chosen = set(tensors) if patterns is None else _fitting(patterns, aliases)
     trainable = [key for key in tensors if key in chosen and tensors[key].requires_grad]
     if not trainable:
         frozen = ", ".join(aliases[key][0] for key in tensors if key in chosen)
         raise InputError(
-            f"every chosen parameter has requires_grad=False ({_shorten(frozen)}); "
-            "call requires_grad_() on those to differentiate."
+            f"every chosen parameter has requires_grad=False ({_shorten(frozen)}); call requires_grad_() on those to "
+            "differentiate with respect to."
         )
     for key in trainable:
         _check_differentiable(aliases[key][0], tensors[key])
@@ -124,6 +209,24 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
         names=tuple(aliases[key][0] for key in trainable),
         shapes=tuple(tensors[key].shape for key in trainable),
     )
+
+
+def _fitting(patterns: str | Sequence[str], aliases: Mapping[int, Sequence[str]]) -> set[int]:
+    """The keys of those parameters of whose names one fits a pattern."""
+    chosen: set[int] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = {key for key, names in aliases.items() if any(_fits(name, pattern) for name in names)}
+        if not found:
+            every = [name for names in aliases.values() for name in names]
+            raise InputError(f"no parameter matches '{pattern}'.{_hint(pattern, every)}")
+        chosen |= found
+    if not chosen:
+        raise InputError("the list of parameter patterns is empty; leave it out to choose all parameters.")
+    return chosen
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
 def _check_differentiable(name: str, parameter: nn.Parameter) -> None:
@@ -137,8 +240,8 @@ def _check_differentiable(name: str, parameter: nn.Parameter) -> None:
 
 def _hint(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or list(names[:5])
-    return f" Near it: {', '.join(near)}."
+    return f" Similar names: {', '.join(near)}."
 
 
-def _shorten(text: str, limit: int = 120) -> str:
+def _shorten(text: str, limit: int = _MAX_MESSAGE_LENGTH) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""Which of torch's kernels may run while an HVP is made: only those that are exact and rightly differentiable twice."""
+"""Which of torch's kernels may run while a product is computed: those that are exact and twice differentiable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ATTENTION_BACKEND = "math"
 
 @dataclass(frozen=True)
 class Replaced:
-    """Names of what was replaced, and rows of parameters that are constants: (tensor, number of the row)."""
+    """Names of what was replaced, and rows of parameters that are treated as constants: (tensor, number of the row)."""
 
     names: set[str]
     constant_rows: list[tuple[torch.Tensor, int]]
@@ -36,9 +36,9 @@ _SWAPPED: ContextVar[tuple[nn.Module, dict[str, torch.Tensor]] | None] = Context
 
 @contextlib.contextmanager
 def twice_differentiable(device: torch.device) -> Iterator[None]:
-    """Gradients on, whatever surrounds the call; no autocast, no TF32, no kernel that derives wrongly or only once.
+    """Gradients on, no autocast, no TF32, and no kernel whose second derivative is missing or wrong.
 
-    What torch.compile has made of modules and functions is passed by: its backward has no derivative.
+    Modules and functions compiled by torch.compile run uncompiled, since their backward has no derivative.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(exact_arithmetic(device))
@@ -48,14 +48,15 @@ def twice_differentiable(device: torch.device) -> Iterator[None]:
         stack.enter_context(_uncompiled())
         stack.enter_context(_without_reentrant_checkpoints())
         stack.enter_context(_Replacements())
-        # TorchScript's optimiser derives some fused programs wrongly (batch norm, tanh, dropout in a row; torch 2.13).
-        stack.enter_context(torch.jit.optimized_execution(False))
+        # TorchScript's optimiser gives some fused programs a wrong derivative (batch norm, tanh and dropout in a row;
+        # torch 2.13).
+        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
         yield
 
 
 @contextlib.contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """What a traced graph needs of the above: it holds its operations already, but not their precision."""
+    """No autocast and no TF32: what a recorded graph needs, whose operations are fixed but not their precision."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -66,10 +67,10 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noting_replacements() -> Iterator[Replaced]:
-    """What is replaced meanwhile: "attention", "weight_norm", "padding", "reentrant_checkpoint", "cudnn_rnn".
+    """Collects what is replaced meanwhile: "attention", "weight_norm", "padding", "reentrant_checkpoint", "cudnn_rnn".
 
-    And what nothing replaces: "batch_statistics" where a batch is normalised by its own; "training_norm" besides where
-    that is a layer with running statistics, which the model's forward has set to train.
+    Also collects what is not replaced: "batch_statistics" where a batch is normalised with its own statistics, and
+    "training_norm" too where a layer with running statistics does that because the forward sets its training mode.
     """
     replaced = Replaced(set(), [])
     token = _REPLACED.set(replaced)
@@ -86,14 +87,14 @@ def _note(name: str) -> None:
 
 
 class _Replacements(TorchFunctionMode):
-    """Looks at each call of a torch function.
+    """Replaces calls of torch functions whose second derivative is missing or wrong.
 
-    Weight normalisation is written out as v · (g / ‖v‖): torch's fused kernel takes ‖v‖ for a constant in its second
-    derivative, so that the Hessian of a weight-normalised layer comes out wrong, and not even symmetric (seen in torch
-    2.13). The padding row of an embedding, which gets no gradient, is a constant: torch forgets that in the second
-    derivative. Sparse gradients, and such that are scaled by frequency, are made plain. Recurrent layers run without
-    cuDNN, whose backward has no derivative. Attention takes the MATH backend at each call: a model that chooses a
-    backend itself does so inside of what chose it for the model.
+    Weight normalisation is computed as v · (g / ‖v‖): torch's fused kernel treats ‖v‖ as a constant in its second
+    derivative, so that the Hessian of a weight-normalised layer would be wrong, and not even symmetric (torch 2.13).
+    The padding row of an embedding, which gets no gradient, is a constant: torch omits that in the second derivative.
+    Embeddings whose gradients are sparse or scaled by frequency get dense, unscaled gradients. Recurrent layers run
+    without cuDNN, whose backward has no derivative. Attention uses the MATH backend. That is set at each call, because
+    a model may choose a backend inside its own forward.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -143,7 +144,7 @@ def _embedding(
 
 @contextlib.contextmanager
 def _without_fast_path() -> Iterator[None]:
-    """The fused kernels that nn.MultiheadAttention and nn.TransformerEncoder take in eval mode have no derivative."""
+    """Without the fused kernels of nn.MultiheadAttention and nn.TransformerEncoder in eval mode: not differentiable."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -154,8 +155,8 @@ def _without_fast_path() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncompiled() -> Iterator[None]:
-    """What torch.compile has made runs as it was written, and can be traced."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled; importing it takes seconds
+    """Runs compiled modules and functions without compilation, so that they can be recorded."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
         yield
         return
     with torch.compiler.set_stance("force_eager"), torch._dynamo.config.patch(error_on_nested_fx_trace=False):
@@ -164,9 +165,9 @@ def _uncompiled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def recomputing_with(module: nn.Module, values: dict[str, torch.Tensor]) -> Iterator[None]:
-    """What activation checkpointing computes again on the way back is computed with these values in the module.
+    """Makes activation checkpointing recompute with these values in the module.
 
-    torch.func.functional_call swaps them in for the way forward alone.
+    torch.func.functional_call swaps them in for the forward pass only.
     """
     token = _SWAPPED.set((module, values))
     try:
@@ -188,7 +189,7 @@ def _swapping(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _NonReentrant:
-    """Stands for torch.utils.checkpoint.CheckpointFunction, whose backward cannot be differentiated."""
+    """Replaces torch.utils.checkpoint.CheckpointFunction, whose backward cannot be differentiated."""
 
     @staticmethod
     def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
@@ -215,7 +216,7 @@ def _without_reentrant_checkpoints() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_cudnn() -> Iterator[None]:
-    """The one switch: torch.backends.cudnn.flags also reads TF32's old switch, an error where the new ones are set."""
+    """Sets one switch only: torch.backends.cudnn.flags reads TF32's old switch, an error where the new ones are set."""
     cudnn: Any = torch.backends.cudnn
     enabled = cudnn.enabled
     cudnn.enabled = False
@@ -226,7 +227,7 @@ def _without_cudnn() -> Iterator[None]:
 
 
 def tf32_is_on() -> bool:
-    """Whether any of the kernels of the model may take TF32, outside of products."""
+    """Whether kernels may use TF32 outside of products."""
     cudnn: Any = torch.backends.cudnn
     switches: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
     return any(switch.fp32_precision == "tf32" for switch in switches)
@@ -234,7 +235,7 @@ def tf32_is_on() -> bool:
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """TF32 keeps 10 bits of mantissa: an HVP through it is off by 1e-3."""
+    """Without TF32, whose 10 bits of mantissa would give a product a relative error of 1e-3."""
     cudnn: Any = torch.backends.cudnn
     switches: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
     saved = [switch.fp32_precision for switch in switches]

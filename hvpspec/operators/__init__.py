@@ -1,1 +1,1 @@
-"""The matrices on offer, each a SciPy LinearOperator."""
+"""The matrices that hvpspec offers, each a SciPy LinearOperator."""

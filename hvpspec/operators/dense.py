@@ -1,4 +1,4 @@
-"""Small functions, explicitly: the whole Hessian, and directional derivatives of any order. Exact, by autograd."""
+"""For small functions: the whole Hessian as a tensor, and directional derivatives of any order. Exact, by autograd."""
 
 from __future__ import annotations
 
@@ -15,13 +15,41 @@ Inputs = Tensor | float | Sequence[Tensor | float]
 
 
 def hessian(fn: Callable[..., Any], inputs: Inputs) -> Tensor:
-    """The explicit Hessian of a scalar function, its blocks assembled into one tensor of shape (n, n).
+    """The Hessian of a scalar function as one dense tensor.
 
-    fn: called as `fn(x)` for one tensor or number, `fn(x, y, …)` for a tuple or list of them; returns a scalar.
-    inputs: tensors of any shapes, or numbers (taken as float64). They are not written to.
+    Parameters
+    ----------
+    fn : callable
+        Called as ``fn(x)`` for one tensor or number, as ``fn(x, y, …)`` for a tuple or list of them; returns a scalar.
+    inputs : Tensor, float, or a sequence of them
+        Where the Hessian is taken. Tensors may have any shapes and real dtypes; numbers and integers are taken as
+        float64, and several inputs are brought to a common dtype. They are not changed.
 
-    Row and column i belong to element i of the inputs laid end to end. Rows of inputs that `fn` does not depend on
-    are zeros. Costs n HVPs. Raises InputError when `fn` does not return one real number, or it is not finite.
+    Returns
+    -------
+    Tensor, shape (n, n)
+        n is the number of elements of the inputs. Row and column i belong to element i of the inputs laid end to end.
+        Rows of inputs that `fn` does not depend on are zero.
+
+    Raises
+    ------
+    InputError
+        When `fn` does not return one real number, or it is not finite, and for inputs that are no real tensors or
+        numbers.
+
+    Notes
+    -----
+    Costs n HVPs.
+
+    Examples
+    --------
+    >>> import torch, hvpspec
+    >>> hvpspec.hessian(lambda x: (x**3).sum(), torch.tensor([1.0, 2.0]))
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
+    >>> hvpspec.hessian(lambda x, y: x * y**2, (3.0, 2.0))
+    tensor([[0., 4.],
+            [4., 6.]], dtype=torch.float64)
     """
     values, call = _prepare(fn, inputs)
     sizes = [value.numel() for value in values]
@@ -38,11 +66,38 @@ def hessian(fn: Callable[..., Any], inputs: Inputs) -> Tensor:
 
 
 def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order: int) -> Tensor:
-    """d^order/dt^order fn(inputs + t · direction) at t = 0, as a scalar tensor.
+    """The derivative of a scalar function along a direction: dᵏ/dtᵏ fn(inputs + t · direction) at t = 0, k = `order`.
 
-    direction: structured and shaped like `inputs`. order: 0 (the value), 1 (gradient · direction), 2 (curvature along
-    it), … The cost grows by a constant factor with each order. Raises InputError as `hessian` does, and for a
-    direction of another shape or an order that is not a whole number ≥ 0.
+    Parameters
+    ----------
+    fn : callable
+        Called as ``fn(x)`` for one tensor or number, as ``fn(x, y, …)`` for a tuple or list of them; returns a scalar.
+    inputs : Tensor, float, or a sequence of them
+        Where the derivative is taken; as for `hessian`.
+    direction : Tensor, float, or a sequence of them
+        Structured and shaped like `inputs`.
+    order : int
+        0 gives the value, 1 the gradient's inner product with the direction, 2 the curvature along it, and so on.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+
+    Raises
+    ------
+    InputError
+        As for `hessian`, and for a direction of another shape or an order that is not a whole number ≥ 0.
+
+    Notes
+    -----
+    The cost grows by a constant factor with each order.
+
+    Examples
+    --------
+    >>> import torch, hvpspec
+    >>> hvpspec.derivative(lambda x: (x**3).sum(), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]), order=3)
+    tensor(6.)
     """
     if isinstance(order, bool) or not isinstance(order, Integral) or order < 0:
         raise InputError(f"order must be a whole number ≥ 0; got {order!r}.")
@@ -58,7 +113,7 @@ def derivative(fn: Callable[..., Any], inputs: Inputs, direction: Inputs, order:
         steps = [step.to(value) for step, value in zip(steps, values, strict=True)]
         result = _scalar(call([value + t * step for value, step in zip(values, steps, strict=True)]))
         for _ in range(int(order)):
-            if not result.requires_grad:  # constant in t: all further derivatives are zero
+            if not result.requires_grad:  # constant in t: all higher derivatives are zero
                 return torch.zeros_like(result)
             (result,) = torch.autograd.grad(result, t, create_graph=True, materialize_grads=True)
     return result.detach()
@@ -95,7 +150,7 @@ def _scalar(value: Any) -> Tensor:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the function must return one real number; it returned {what}.")
     if not bool(torch.isfinite(value)):
-        raise InputError(f"the function is {float(value)} there; choose inputs where it is finite.")
+        raise InputError(f"the function is {float(value.detach())} at these inputs; choose inputs where it is finite.")
     return value.reshape(())
 
 

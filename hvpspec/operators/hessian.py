@@ -15,30 +15,94 @@ from hvpspec.memory import check_size
 from hvpspec.objective.losses import LossFunction
 from hvpspec.objective.objective import LossValue, Objective
 from hvpspec.objective.parameters import ParameterSpace
+from hvpspec.options import Engine
 from hvpspec.oracle import Chooser
+from hvpspec.wording import dtype_name
 
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
-class HessianOperator(LinearOperator):
-    """The Hessian of the weighted mean of `loss` over `data`, in the chosen parameters of `model`. Never stored.
+class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no type hints
+    """The Hessian of a training loss, as a symmetric matrix that is never stored.
 
-    model, loss, data, parameters: see `hvpspec.objective.objective.Objective`.
-    engine: how a product is computed. "autograd" differentiates anew each time. "linearized" traces each batch once and
-        keeps what does not depend on the vector; "compiled" has Inductor compile that, "cudagraph" (CUDA only) replays
-        it as a CUDA graph. "finite-difference" is the last resort where a loss can be derived only once: differences of
-        its gradient, whose error is measured and goes into every error bar. "auto" starts with autograd and changes to
-        what is faster once that will repay. Each but that last resort is checked against autograd before use. `H.plan`
-        says in one line what was chosen, and why.
-    memory_limit: what linearized engines may keep, in bytes or as "2GiB"; by default 40 % of the free memory.
-    dtype: "float32", "float64", or the torch or NumPy dtype; None keeps the model's own.
-    device: where products are computed; None keeps the model's own.
+    The loss is the weighted mean of `loss` over `data`, in eval mode, as a function of the chosen parameters of
+    `model`. ``H @ x`` takes arrays and tensors of shape (n,) or (n, b). An array is converted to the operator's dtype;
+    a tensor must have that dtype, and its product is on the tensor's device. The model's values are read again for each
+    product, and the model is left unchanged.
 
-    `H @ x` takes arrays and tensors of shape (n,) or (n, b); a tensor must have the operator's dtype and comes back on
-    its own device, an array is converted. `H.hvps` counts products, a block of b vectors as b.
-    The operator is symmetric, so that `H.T` is `H`. The model is read anew at each product, and left untouched.
+    Parameters
+    ----------
+    model : nn.Module
+        Of a wrapper (DataParallel, DistributedDataParallel, what `torch.compile` returns), the module inside is used.
+    loss : str, nn.Module or callable
+        "cross_entropy", "mse", "bce_with_logits", "causal_lm", "model" (the loss that a Hugging Face model returns) or
+        "cosine_similarity"; a torch criterion with ``reduction="mean"``; or a function ``loss(model, batch)`` that
+        returns the mean loss over the batch, or (mean loss, weight). Without a weight, the number of samples is used.
+    data : iterable of batches
+        A list, a DataLoader, or anything else that gives the same batches each time it is iterated over.
+    parameters : str or sequence of str, optional
+        Which parameters to differentiate with respect to: names of parameters, names of modules (for all parameters
+        inside), or globs such as "layer*.weight". By default all that require a gradient.
+    engine : str, optional
+        How a product is computed.
 
-    Raises InputError (a ValueError) for unusable input, TypeError for complex or mismatched dtypes.
+        - "autograd": double backward for each product.
+        - "linearized": records the product of each batch once and saves the activations, which do not depend on the
+          vector.
+        - "compiled": compiles that recording with Inductor.
+        - "cudagraph": replays it as a CUDA graph (CUDA only).
+        - "finite-difference": differences of the gradient, for losses that can be differentiated only once. The
+          estimated error of the products (`noise`) is part of every error bar.
+        - "auto" (the default): starts with "autograd" and changes to a faster engine once that is worthwhile.
+
+        Every engine except the last-resort finite differences is compared with "autograd" before it is used.
+    memory_limit : int or str, optional
+        What the saved activations may take, in bytes or as "2GiB". By default 40 % of the free memory.
+    dtype : str, torch.dtype or numpy.dtype, optional
+        float32 or float64. By default the model's own, and float32 for half precision.
+    device : str or torch.device, optional
+        Where products are computed. By default the model's own.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (n, n), where n is the number of entries of the chosen parameters.
+    dtype : numpy.dtype
+        That of products with arrays; `torch_dtype` is the same as a torch.dtype.
+    device : torch.device
+        Where products are computed.
+    hvps : int
+        Number of Hessian-vector products so far; b vectors together count as b.
+
+    Raises
+    ------
+    InputError
+        A ValueError, for input that cannot be used.
+    TypeError
+        For complex vectors, and for tensors of another dtype than the operator's.
+
+    Notes
+    -----
+    A product costs 1 HVP a vector: about 3 gradients of the loss with "autograd" and 1 to 2 with the recorded engines.
+    Double backward is that of Pearlmutter, Neural Computation 6 (1994), doi:10.1162/neco.1994.6.1.147.
+
+    The operator is symmetric, so that ``H.T is H``. SciPy's solvers accept it.
+
+    Examples
+    --------
+    The mean squared error of a linear model has the Hessian 2 XᵀX / N:
+
+    >>> import torch
+    >>> from hvpspec import HessianOperator
+    >>> X, y = torch.tensor([[1.0, 0.0], [1.0, 2.0]]), torch.zeros(2, 1)
+    >>> H = HessianOperator(torch.nn.Linear(2, 1, bias=False), "mse", [(X, y)], dtype="float64")
+    >>> H
+    <2x2 HessianOperator with dtype=float64>
+    >>> H @ torch.eye(2, dtype=torch.float64)
+    tensor([[2., 2.],
+            [2., 4.]], dtype=torch.float64)
+    >>> H.hvps
+    2
     """
 
     def __init__(
@@ -48,9 +112,9 @@ class HessianOperator(LinearOperator):
         data: Iterable[Any],
         *,
         parameters: str | Sequence[str] | None = None,
-        engine: str = "auto",
+        engine: Engine = "auto",
         memory_limit: int | str | None = None,
-        dtype: str | torch.dtype | np.dtype | type | None = None,
+        dtype: str | torch.dtype | np.dtype[Any] | type | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         limit = check_size("memory_limit", memory_limit)
@@ -64,43 +128,97 @@ class HessianOperator(LinearOperator):
 
     @property
     def parameters(self) -> ParameterSpace:
-        """Names, shapes and positions of the parameters; `.flatten` and `.unflatten` convert vectors."""
+        """Names, shapes and positions of the chosen parameters; `flatten` and `unflatten` convert vectors."""
         return self.objective.space
 
     @property
     def engine(self) -> str:
-        """The name of the engine in use: "autograd", "linearized" or "finite-difference"."""
+        """The engine in use: "autograd", "linearized" (compiled or not; see `plan`) or "finite-difference"."""
         return self._product.engine
 
     @property
     def noise(self) -> float:
-        """What products are off by beyond rounding, relative to their length: 0 but for finite differences."""
+        """Estimated relative error of the products beyond rounding; 0 except for finite differences."""
         return self._product.noise
 
     @property
     def plan(self) -> str:
-        """How products are computed, in one line: the engine, what it keeps, or why it is not another."""
+        """How products are computed, in one line: the engine, what it has saved, or why another one is not used."""
         return self._product.plan
 
     def expect(self, products: int) -> None:
-        """Says how many products are about to be asked for, from which "auto" judges what will repay."""
+        """Announces how many products are about to be asked for.
+
+        The engine "auto" needs that to judge whether a change of engine is worthwhile.
+
+        Parameters
+        ----------
+        products : int
+            Number of HVPs to come.
+        """
         self._product.expect(products)
 
-    def foresee(self, products: int) -> float:
-        """Seconds that so many products will take, judging by those made so far; NaN where there are none."""
-        return self._product.foresee(products)
+    def expected_seconds(self, products: int) -> float:
+        """The time that products are expected to take, judging by those already made.
 
-    def foresee_kept(self, products: int, taken: int) -> int:
-        """Bytes that an engine will keep beyond what is held now, as far as is known; taken: by one product now."""
-        return self._product.foresee_kept(products, taken)
+        Parameters
+        ----------
+        products : int
+            Number of HVPs.
+
+        Returns
+        -------
+        float
+            Seconds; NaN before the first product.
+        """
+        return self._product.expected_seconds(products)
+
+    def expected_saved_bytes(self, products: int, taken: int) -> int:
+        """The memory that activations still to be saved are expected to take.
+
+        Parameters
+        ----------
+        products : int
+            Number of HVPs to come.
+        taken : int
+            Bytes that one product takes now.
+
+        Returns
+        -------
+        int
+            Bytes beyond what is held now.
+        """
+        return self._product.expected_saved_bytes(products, taken)
 
     def loss(self) -> LossValue:
-        """The loss over the data (one forward pass, no HVP)."""
+        """The loss on the data.
+
+        Returns
+        -------
+        LossValue
+            With the fields `value` (the weighted mean), `weight` (the total weight), `batches` and `size`.
+
+        Notes
+        -----
+        Costs one forward pass over the data and no HVP.
+        """
         return self.objective.value()
 
     # --- products -----------------------------------------------------------------------------------------------
 
     def dot(self, x: Any) -> Any:
+        """H times a vector, several vectors, a number or another operator; the same as ``H * x``.
+
+        Parameters
+        ----------
+        x : ndarray, Tensor, float or LinearOperator
+            Vectors have the shape (n,) or (n, b).
+
+        Returns
+        -------
+        ndarray, Tensor or LinearOperator
+            The product; of a number or an operator, a new operator.
+        """
         return self._multiply_tensor(x) if isinstance(x, Tensor) else super().dot(x)
 
     def __mul__(self, x: Any) -> Any:
@@ -110,6 +228,18 @@ class HessianOperator(LinearOperator):
         return self._multiply_tensor(x) if isinstance(x, Tensor) else super().__matmul__(x)
 
     def matvec(self, x: Any) -> Any:
+        """H times one vector.
+
+        Parameters
+        ----------
+        x : ndarray or Tensor
+            Of shape (n,) or (n, 1).
+
+        Returns
+        -------
+        ndarray or Tensor
+            Of the same shape. Costs 1 HVP.
+        """
         if isinstance(x, Tensor):
             return self._multiply_tensor(x)
         x = np.asanyarray(x)
@@ -118,6 +248,18 @@ class HessianOperator(LinearOperator):
         return super().matvec(x)
 
     def matmat(self, X: Any) -> Any:
+        """H times several vectors.
+
+        Parameters
+        ----------
+        X : ndarray or Tensor
+            Of shape (n, b), a vector in each column.
+
+        Returns
+        -------
+        ndarray or Tensor
+            Of shape (n, b). Costs b HVPs.
+        """
         if isinstance(X, Tensor):
             return self._multiply_tensor(X)
         if getattr(X, "shape", (self.shape[1], 0))[:1] != self.shape[1:] or np.ndim(X) != 2:
@@ -125,17 +267,18 @@ class HessianOperator(LinearOperator):
         return super().matmat(X)
 
     def __add__(self, x: Any) -> Any:
-        """H + another operator, or + a matrix: `H + s * scipy.sparse.eye_array(n)` works as well."""
+        """H + another operator, or + a matrix, so that `H + s * scipy.sparse.eye_array(n)` works too."""
         return super().__add__(x if isinstance(x, LinearOperator) or np.isscalar(x) else aslinearoperator(x))
 
-    def _matvec(self, x: np.ndarray) -> np.ndarray:
+    def _matvec(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return self._matmat(x.reshape(-1, 1)).reshape(x.shape)
 
-    def _matmat(self, X: np.ndarray) -> np.ndarray:
+    def _matmat(self, X: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if X.dtype.kind not in "fiub":
             raise TypeError(f"expected a real vector; got dtype {X.dtype}.")
-        block = torch.from_numpy(np.ascontiguousarray(X, dtype=self.dtype)).to(self.device)
-        return self._multiply_block(block).cpu().numpy()
+        columns = torch.from_numpy(np.ascontiguousarray(X, dtype=self.dtype)).to(self.device)
+        product: np.ndarray[Any, Any] = self._multiply_columns(columns).cpu().numpy()
+        return product
 
     def _adjoint(self) -> HessianOperator:
         return self
@@ -151,29 +294,50 @@ class HessianOperator(LinearOperator):
                 f"the operator computes in {self.torch_dtype} and the tensor is {x.dtype}; "
                 f"convert the tensor, or make the operator with dtype={x.dtype}."
             )
-        product = self._multiply_block(x.detach().to(self.device).reshape(x.shape[0], -1))
+        product = self._multiply_columns(x.detach().to(self.device).reshape(x.shape[0], -1))
         return product.reshape(x.shape).to(x.device)
 
-    def _multiply_block(self, block: Tensor) -> Tensor:
-        if block.shape[1] == 0:
-            return block.clone()
-        product = self._product(block)
-        self.hvps += block.shape[1]
+    def _multiply_columns(self, columns: Tensor) -> Tensor:
+        if columns.shape[1] == 0:
+            return columns.clone()
+        product = self._product(columns)
+        self.hvps += columns.shape[1]
         return product
 
+    # --- products by parts of the data ---------------------------------------------------------------------------
+
     def batch_count(self) -> int:
-        """How many batches the data have."""
+        """Number of batches of the data.
+
+        Returns
+        -------
+        int
+            Counted in a pass over the data where no pass has been made and the data have no length.
+        """
         return self.objective.batch_count()
 
-    def multiply_by_folds(self, block: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
-        """H @ block, told apart by batches; no further cost.
+    def multiply_by_folds(self, columns: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
+        """H times several vectors, and the same for each part of the data, at no extra cost.
 
-        The batches, in order, form that many folds. `receive(fold, weight, product)` is called once for each with
-        its total weight and the product of its own Hessian (the weighted mean over its batches) with the block.
+        Parameters
+        ----------
+        columns : Tensor
+            Of shape (n, b), in the operator's dtype and on its device.
+        folds : int
+            Number of parts into which the batches are divided, in order.
+        receive : callable
+            ``receive(fold, weight, product)`` is called once for each fold with its number, its total weight, and the
+            product (n, b) of its own Hessian, which is the weighted mean over its batches. The product's memory is
+            used again afterwards.
+
+        Returns
+        -------
+        Tensor
+            The product (n, b) on all data. Costs b HVPs.
         """
         count = self.batch_count()
         fold, weight = 0, 0.0
-        total = torch.zeros_like(block)
+        total = torch.zeros_like(columns)
 
         def close() -> None:
             nonlocal weight
@@ -191,9 +355,9 @@ class HessianOperator(LinearOperator):
             if product is not None:
                 total.add_(product, alpha=batch_weight)
 
-        product = self._product(block, on_batch)
+        product = self._product(columns, on_batch)
         close()
-        self.hvps += block.shape[1]
+        self.hvps += columns.shape[1]
         return product
 
     def _wrong_shape(self, shape: Sequence[int]) -> str:
@@ -201,11 +365,11 @@ class HessianOperator(LinearOperator):
         return f"the Hessian is {n} × {n}: expected shape ({n},) or ({n}, b), got {tuple(shape)}."
 
 
-def _torch_dtype(dtype: str | torch.dtype | np.dtype | type | None) -> torch.dtype | None:
-    if dtype is None or dtype in _DTYPES:
-        return dtype  # type: ignore[return-value]
-    names = {"float32": torch.float32, "float64": torch.float64}
+def _torch_dtype(dtype: str | torch.dtype | np.dtype[Any] | type | None) -> torch.dtype | None:
+    if dtype is None:
+        return None
     try:
-        return names[str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else np.dtype(dtype).name]
+        name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else np.dtype(dtype).name
+        return {"float32": torch.float32, "float64": torch.float64}[name]
     except (KeyError, TypeError):
         raise InputError(f"dtype must be float32 or float64; got {dtype}.") from None

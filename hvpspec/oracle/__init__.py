@@ -1,8 +1,9 @@
-"""How one HVP is computed. One engine a file, one signature: (V, on_batch) -> HV for a block V of shape (n, b).
+"""How one Hessian-vector product is computed: an engine a file, and `choose`, which picks one.
 
-`on_batch`, optional, is told each batch's share of the product: see `hvpspec.oracle.autograd.hvp`.
+All engines have one signature, (V, on_batch) -> H V, for V of shape (n, b). `on_batch`, optional, is told each batch's
+own product: see `hvpspec.oracle.autograd.OnBatch`.
 """
 
-from hvpspec.oracle.choose import ENGINES, Chooser
+from hvpspec.oracle.choose import Chooser
 
-__all__ = ["ENGINES", "Chooser"]
+__all__ = ["Chooser"]

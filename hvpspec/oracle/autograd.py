@@ -1,11 +1,12 @@
-"""The reference engine: torch.autograd.grad twice, batch by batch. Exact; every other engine is checked against it.
+"""The reference engine: torch.autograd.grad twice, batch by batch. It is exact; all other engines are checked with it.
 
-For each batch the gradient g(p) is taken once with its graph kept; each column v of the block then costs one
-backward pass through that graph, since d(gᵀv)/dp = Hv (Pearlmutter, doi:10.1162/neco.1994.6.1.147).
+For each batch the gradient g(p) is computed once and its graph kept. Each vector v then costs one backward pass through
+that graph, since d(gᵀv)/dp = Hv (Pearlmutter, doi:10.1162/neco.1994.6.1.147).
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,43 +14,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError, ZeroHessianWarning
+from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.objective.objective import Objective
 from hvpspec.validation import all_finite
 
 OnBatch = Callable[[int, float, Tensor | None], None]
+"""Is told each batch's number, its weight and its own product, shape (n, b); None stands for a product of zero."""
+
+_MAX_MESSAGE_LENGTH = 160  # characters of an error in a line of the plan
 
 
-def hvp(objective: Objective, block: Tensor, on_batch: OnBatch | None = None) -> Tensor:
-    """H @ block for a block of shape (n, b) in the objective's dtype and on its device.
+def hvp(objective: Objective, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
+    """H @ columns, for vectors of shape (n, b) in the objective's dtype and on its device.
 
-    on_batch: called with each batch's number, weight and own product (n, b); None stands for a product of zero.
-    Costs b HVPs: for each batch one gradient with graph, and b backward passes through it. Raises InputError, naming
-    the batch, when the loss has no second derivative or a product is not finite.
+    Costs b HVPs: for each batch one gradient with its graph, and b backward passes through that. Raises InputError,
+    naming the batch, when the loss has no second derivative (NotTwiceDifferentiable) or a product is not finite.
     """
     weights = 0.0
     depends = False
     first = True
     with objective.evaluating():
-        columns = (block.clone() if block.is_inference() else block).T.contiguous()
-        total = torch.zeros_like(columns)
+        rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
+        total = torch.zeros_like(rows)
         snapshot = objective.snapshot()
         for index, loss, weight in objective.losses(snapshot):
             depends |= loss.requires_grad
             if first:
                 _refuse_once_differentiable(index, loss)
                 first = False
-            product = _batch_hvp(objective, index, loss, snapshot.parameters, columns)
+            product = _batch_hvp(objective, index, loss, snapshot.parameters, rows)
             if product is not None:
-                _check_finite(index, product, columns)
+                _check_finite(index, product, rows)
                 total.add_(product, alpha=weight)
             if on_batch is not None:
                 on_batch(index, weight, None if product is None else product.T)
             weights += weight
     if not depends:
         warnings.warn(
-            "the loss does not depend on the chosen parameters, so that its Hessian is zero; if it should, "
-            "look for torch.no_grad() or .detach() in the model or the loss.",
+            "the loss does not depend on the chosen parameters, so that its Hessian is zero; if it should depend on "
+            "them, look for torch.no_grad() or .detach() in the model or the loss.",
             ZeroHessianWarning,
             stacklevel=2,
         )
@@ -57,20 +60,20 @@ def hvp(objective: Objective, block: Tensor, on_batch: OnBatch | None = None) ->
 
 
 def _batch_hvp(
-    objective: Objective, index: int, loss: Tensor, parameters: tuple[Tensor, ...], columns: Tensor
+    objective: Objective, index: int, loss: Tensor, parameters: tuple[Tensor, ...], rows: Tensor
 ) -> Tensor | None:
-    """One batch's Hessian times each row of `columns`, shape (b, n); None where it is zero."""
+    """One batch's Hessian times each of the rows, shape (b, n); None where the Hessian is zero."""
     if not loss.requires_grad:
         return None
     try:
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        # A parameter that the loss does not use has no gradient; one that it is affine in has a constant gradient.
+        # A parameter that the loss does not use has no gradient; one in which it is affine has a constant gradient.
         curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         if not curved:
             return None
         outputs = [g for _, g in curved]
-        result = torch.empty_like(columns)
-        for row, vector in zip(result, columns, strict=True):
+        result = torch.empty_like(rows)
+        for row, vector in zip(result, rows, strict=True):
             pieces = objective.space.split(vector)
             second = torch.autograd.grad(
                 outputs,
@@ -85,18 +88,15 @@ def _batch_hvp(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        # torch names the operation: "derivative for aten::… is not implemented".
-        raise InputError(
-            f"batch {index}: the loss cannot be differentiated twice: {first_line(error)} (with the engine "
-            "finite-difference it need not be)"
-        ) from error
+        reason = first_line(error)
+        raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
 
 
 def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
     """Refuses a loss with a custom Function whose backward is marked @once_differentiable.
 
-    torch.autograd.grad takes the outcome of such a backward for a constant and says nothing: the Hessian would be
-    wrong. The mark shows in that `backward` is torch's wrapper.
+    torch.autograd.grad silently treats the result of such a backward as a constant, so that the Hessian would be
+    wrong. The mark can be recognised: `backward` is then a wrapper defined in torch.autograd.function.
     """
     seen: set[Any] = set()
     stack = [loss.grad_fn]
@@ -108,26 +108,34 @@ def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
         function: Any = getattr(node, "_forward_cls", None)
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if code is not None and code.co_filename == torch.autograd.function.__file__:
-            raise InputError(
-                f"batch {index}: the loss cannot be differentiated twice: the backward of "
-                f"'{function.__name__}' is marked @once_differentiable; use a version without that mark, or the engine "
-                "finite-difference."
-            )
+            name = function.__name__
+            raise NotTwiceDifferentiable(index, name, f"the backward of '{name}' is marked @once_differentiable")
         stack += [parent for parent, _ in node.next_functions]
 
 
+def operation_named(message: str) -> str:
+    """The operation that torch says has no derivative; the whole message where it names none."""
+    found = re.search(r"derivative for '?([\w:.]+)'? is not implemented|backward through (\S+) but", message)
+    return next(filter(None, found.groups())) if found else message
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its type where it says nothing."""
+    """The first line of an error's message; its type where the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _check_finite(index: int, product: Tensor, columns: Tensor) -> None:
+def described(error: BaseException) -> str:
+    """The type of an error and the first line of its message, for a line of the plan."""
+    return f"{type(error).__name__}: {first_line(error)[:_MAX_MESSAGE_LENGTH]}"
+
+
+def _check_finite(index: int, product: Tensor, rows: Tensor) -> None:
     if all_finite(product):
         return
-    if not all_finite(columns):
+    if not all_finite(rows):
         raise InputError("the vector to multiply has NaN or Inf entries.")
     raise InputError(
-        f"batch {index}: the Hessian-vector product is not finite, although the loss is; look there for a square "
-        "root, norm or logarithm taken at 0, or try float64."
+        f"batch {index}: the Hessian-vector product is not finite, although the loss is; look for a square root, a "
+        "norm or a logarithm of 0 in that batch, or try float64."
     )

@@ -1,4 +1,4 @@
-"""Which engine computes the products: measured, predicted, checked against the reference, and told in one line."""
+"""Which engine computes the products: costs are measured and predicted, and new engines are checked before use."""
 
 from __future__ import annotations
 
@@ -13,29 +13,38 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.memory import free_memory
 from hvpspec.objective.objective import Objective
+from hvpspec.options import ENGINES, Engine
 from hvpspec.oracle import autograd
-from hvpspec.oracle.autograd import OnBatch
+from hvpspec.oracle.agreement import disagreement
+from hvpspec.oracle.autograd import OnBatch, described
 from hvpspec.oracle.finite_difference import FiniteDifference
-from hvpspec.oracle.linearized import SHARE, Linearized, agrees
-from hvpspec.oracle.tracing import NotTraceable
+from hvpspec.oracle.linearized import Linearized
+from hvpspec.oracle.saved_activations import SAVED_SHARE
+from hvpspec.oracle.tracing import NotRecordable
 from hvpspec.validation import all_finite
 
-ENGINES = ("auto", "autograd", "linearized", "compiled", "cudagraph", "finite-difference")
 _LOG = logging.getLogger("hvpspec")
 
-# Seconds that tracing and compiling take, as measured (results/oracle.md), and the share of a product that they save.
-_TRACING, _SAVED_BY_TRACING = 2.0, 0.4
-_COMPILING, _COMPILING_AN_OPERATION, _SAVED_BY_COMPILING = 5.0, 0.03, 0.2
-_SLOWER = 1.05  # than the one in use: not worth having
+# What recording and compiling cost, and the share of a product's time that they save, as measured (results/oracle.md).
+_SECONDS_TO_RECORD = 2.0
+_SHARE_SAVED_BY_RECORDING = 0.4
+_SECONDS_TO_COMPILE = 5.0
+_SECONDS_TO_COMPILE_AN_OPERATION = 0.03
+_SHARE_SAVED_BY_COMPILING = 0.2
+_PRODUCTS_TO_CHECK = 3  # made to check a new engine and to measure its cost
+
+_MAX_COST_RATIO = 1.05  # of a new engine's product and the reference's: it is not used above
+_PEAK_TO_SAVED_RATIO = 3  # bytes that plain double backward holds of a batch, to those saved of it, as measured
+_VECTORS_IN_PEAK = 4  # of length n, which plain double backward holds too
 
 
 class Chooser:
-    """Computes products with the engine of that name; with "auto", changes to a faster one once that will repay.
+    """Computes products with the engine of a given name; "auto" changes to a faster engine once that is worthwhile.
 
     How many products are still to come is what `expect` was told, or else as many as have been made.
     """
 
-    def __init__(self, objective: Objective, name: str, memory_limit: int | None = None) -> None:
+    def __init__(self, objective: Objective, name: Engine, memory_limit: int | None = None) -> None:
         if name not in ENGINES:
             names = ", ".join(f"'{key}'" for key in ENGINES)
             raise InputError(f"no engine is named '{name}'; choose one of {names}.")
@@ -44,11 +53,11 @@ class Chooser:
         self._memory_limit = memory_limit
         self._fast: Linearized | None = None
         self._differences = FiniteDifference(objective) if name == "finite-difference" else None
-        self._settled = name in ("autograd", "finite-difference")  # nothing more to try
-        self._grouped = 1  # columns of the widest block that the best number of vectors together was found for
+        self._settled = name in ("autograd", "finite-difference")  # no other engine is left to try
+        self._most_columns = 1  # for which it was measured how many vectors are best computed together
         self._made = 0
         self._expected = 0
-        self._seconds = float("inf")  # a vector, the fastest seen of the engine in use
+        self._seconds = float("inf")  # per vector: the fastest product of the engine in use
 
     @property
     def engine(self) -> str:
@@ -59,103 +68,104 @@ class Chooser:
 
     @property
     def noise(self) -> float:
-        """What products are off by beyond rounding, relative to their length: 0 but for finite differences."""
+        """Relative error of the products beyond rounding: 0 except for finite differences."""
         return self._differences.noise if self._differences is not None else 0.0
 
     def expect(self, products: int) -> None:
         """Says how many products are about to be asked for."""
         self._expected = self._made + products
 
-    def foresee(self, products: int) -> float:
-        """Seconds that so many products will take, as far as can be told from those made; NaN where there are none."""
+    def expected_seconds(self, products: int) -> float:
+        """Seconds that so many products will take, judging by those already made; NaN where there are none."""
         if self._made == 0:
             return float("nan")
         plain = products * self._seconds
         if self.name != "auto" or self._settled or self._fast is not None:
             return plain
-        traced = plain * (1 - _SAVED_BY_TRACING) + _TRACING
-        return min(plain, traced)
+        recorded = plain * (1 - _SHARE_SAVED_BY_RECORDING) + _SECONDS_TO_RECORD
+        return min(plain, recorded)
 
-    def foresee_kept(self, products: int, taken: int) -> int:
-        """Bytes that a linearized engine will keep, if so many products are to come and one takes so much now.
+    def expected_saved_bytes(self, products: int, taken: int) -> int:
+        """Bytes of activations that will be saved if so many products are made and one takes `taken` bytes now."""
+        worthwhile = products * self._seconds * _SHARE_SAVED_BY_RECORDING > self._seconds_to_change()
+        if self._settled or self._fast is not None or (self.name == "auto" and not worthwhile):
+            return 0  # none, or they are already saved
+        vectors = _VECTORS_IN_PEAK * self.objective.space.n * self.objective.dtype.itemsize
+        limit = self._memory_limit or int(SAVED_SHARE * free_memory(self.objective.device))
+        return min(self.objective.batch_count() * max(taken - vectors, 0) // _PEAK_TO_SAVED_RATIO, limit)
 
-        A third of what plain double backward holds of a batch, beside a few vectors, is what measured models keep.
-        """
-        worth = products * self._seconds * _SAVED_BY_TRACING > _TRACING + 3 * self._seconds
-        if self._settled or self._fast is not None or (self.name == "auto" and not worth):
-            return 0  # nothing, or it is held already
-        vectors = 4 * self.objective.space.n * (8 if self.objective.dtype == torch.float64 else 4)
-        limit = self._memory_limit or int(SHARE * free_memory(self.objective.device))
-        return min(self.objective.batch_count() * max(taken - vectors, 0) // 3, limit)
-
-    def __call__(self, block: Tensor, on_batch: OnBatch | None = None) -> Tensor:
+    def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
         if not self._settled:
-            self._consider(block.shape[1])
-        if self._fast is not None and block.shape[1] >= 2 * self._grouped:
-            self._grouped = block.shape[1]
-            if self._fast.group(self._grouped) > 1:
+            self._consider(columns.shape[1])
+        if self._fast is not None and columns.shape[1] >= 2 * self._most_columns:
+            self._most_columns = columns.shape[1]
+            if self._fast.vectorise(self._most_columns) > 1:
                 self._announce(self._fast.describe())
         start = time.perf_counter()
-        product = self._product(block, on_batch)
-        self._made += block.shape[1]
-        self._seconds = min(self._seconds, (time.perf_counter() - start) / block.shape[1])
+        product = self._product(columns, on_batch)
+        self._made += columns.shape[1]
+        self._seconds = min(self._seconds, (time.perf_counter() - start) / columns.shape[1])
         return product
 
-    def _product(self, block: Tensor, on_batch: OnBatch | None) -> Tensor:
+    def _product(self, columns: Tensor, on_batch: OnBatch | None) -> Tensor:
         if self._differences is not None:
-            product = self._differences(block, on_batch)
+            product = self._differences(columns, on_batch)
             self.plan = self._differences.describe()
             return product
         if self._fast is None:
-            return autograd.hvp(self.objective, block, on_batch)
+            return autograd.hvp(self.objective, columns, on_batch)
         try:
-            product = self._fast(block, on_batch)
+            product = self._fast(columns, on_batch)
         except (KeyboardInterrupt, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # the reference says what is wrong with the model or the data, or does the work
-            self._fall_back(f"{type(error).__name__}: {_first_line(error)}")
-            return autograd.hvp(self.objective, block, on_batch)
+        except Exception as error:  # the reference either computes the product or says what is wrong
+            self._fall_back(described(error))
+            return autograd.hvp(self.objective, columns, on_batch)
         if not all_finite(product):
-            return autograd.hvp(self.objective, block, on_batch)  # which names the batch
+            return autograd.hvp(self.objective, columns, on_batch)  # which names the batch
         return product
 
     # --- the plan -----------------------------------------------------------------------------------------------
 
     def _consider(self, columns: int) -> None:
-        """Changes to a faster engine if that is asked for, or will repay."""
+        """Changes to a faster engine where one is asked for, or where that is worthwhile."""
         remaining = max(self._expected - self._made, self._made, columns)
         if self._fast is None:
-            gain = remaining * self._seconds * _SAVED_BY_TRACING if self._made else 0.0
-            if self.name != "auto" or gain > _TRACING + 3 * self._seconds:
-                self._trace()
+            gain = remaining * self._seconds * _SHARE_SAVED_BY_RECORDING if self._made else 0.0
+            if self.name != "auto" or gain > self._seconds_to_change():
+                self._record()
         elif self.name == "auto":
             if self.objective.device.type == "cuda":
                 self._settled = True
                 self._try(self._fast.capture)
-            elif remaining * self._seconds * _SAVED_BY_COMPILING > self._compile_seconds():
+            elif remaining * self._seconds * _SHARE_SAVED_BY_COMPILING > self._seconds_to_compile():
                 self._settled = True
                 self._try(self._fast.compile)
 
-    def _compile_seconds(self) -> float:
-        assert self._fast is not None
-        return _COMPILING + _COMPILING_AN_OPERATION * self._fast.operations
+    def _seconds_to_change(self) -> float:
+        return _SECONDS_TO_RECORD + _PRODUCTS_TO_CHECK * self._seconds
 
-    def _trace(self) -> None:
+    def _seconds_to_compile(self) -> float:
+        assert self._fast is not None
+        return _SECONDS_TO_COMPILE + _SECONDS_TO_COMPILE_AN_OPERATION * self._fast.operations
+
+    def _record(self) -> None:
         fast = Linearized(self.objective, memory_limit=self._memory_limit)
         reference = self._seconds
         try:
-            difference = agrees(fast, self.objective)
-        except NotTraceable as error:
+            difference = disagreement(fast, self.objective)
+        except NotRecordable as error:
             return self._fall_back(str(error))
         except (InputError, KeyboardInterrupt):
             raise
         except Exception as error:
-            return self._fall_back(f"{type(error).__name__}: {_first_line(error)}")
+            return self._fall_back(described(error))
         if difference is not None:
-            return self._disagrees("linearized", difference)
+            self._warn("linearized", difference)
+            return self._fall_back(f"the linearized engine disagrees: {difference}")
         self._fast = fast
         self._seconds = self._measure()
-        if self.name == "auto" and self._seconds > _SLOWER * reference:
+        if self.name == "auto" and self._seconds > _MAX_COST_RATIO * reference:
             self._seconds = reference
             return self._fall_back("the linearized engine is not faster here")
         self._settled = self.name != "auto"
@@ -164,39 +174,39 @@ class Chooser:
             self._try(fast.compile if self.name == "compiled" else fast.capture)
 
     def _try(self, change: Callable[[], None]) -> None:
-        """Compiles or captures; goes back when that fails, disagrees or is slower."""
+        """Compiles or captures; goes back where that fails, disagrees with the reference, or is slower."""
         fast, before = self._fast, self._seconds
         assert fast is not None
         try:
             change()
-            difference = agrees(fast, self.objective)
+            difference = disagreement(fast, self.objective)
             if difference is not None:
-                self._disagrees(fast.form, difference, keep=True)
-                return self._return()
+                self._warn(fast.form, difference)
+                return self._undo()
             after = self._measure()
             if self.name == "auto" and after > before:
-                return self._return()
-            self._seconds, self._grouped = after, 1
+                return self._undo()
+            self._seconds, self._most_columns = after, 1
         except KeyboardInterrupt:
             raise
-        except Exception as error:  # no compiler, no memory, an operation that the compiler does not know …
-            self._return()
-            self._announce(f"{fast.describe()} (not {change.__name__}d: {_first_line(error)})")
+        except Exception as error:  # no compiler, too little memory, an operation that the compiler does not know …
+            self._undo()
+            self._announce(f"{fast.describe()} (not {change.__name__}d: {autograd.first_line(error)})")
             return
         self._announce(fast.describe())
 
-    def _return(self) -> None:
+    def _undo(self) -> None:
         """Back to the eager form."""
         assert self._fast is not None
         self._fast.undo()
         self._fast(self._vector())
-        self._grouped = 1
+        self._most_columns = 1
 
     def _vector(self) -> Tensor:
         return torch.ones(self.objective.space.n, 1, dtype=self.objective.dtype, device=self.objective.device)
 
     def _measure(self) -> float:
-        """Seconds of a product with one vector, the fastest of two, after one that may still prepare."""
+        """Seconds of a product with one vector: the faster of two, after a first that may still prepare something."""
         assert self._fast is not None
         v = self._vector()
         seconds = []
@@ -212,20 +222,13 @@ class Chooser:
         self._fast, self._settled = None, True
         self._announce(f"autograd ({reason})")
 
-    def _disagrees(self, form: str, difference: str, keep: bool = False) -> None:
+    def _warn(self, form: str, difference: str) -> None:
         warnings.warn(
             f"the {form} engine disagrees with autograd on this model ({difference}) and is not used.",
             RuntimeWarning,
             stacklevel=2,
         )
-        if not keep:
-            self._fall_back(f"the {form} engine disagrees: {difference}")
 
     def _announce(self, plan: str) -> None:
         self.plan = plan
         _LOG.info("engine: %s", plan)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else "no message"

@@ -7,22 +7,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_WARM_UPS = 3  # calls in which libraries choose their kernels and workspaces
 
-def capture(apply: Callable[..., Tensor], residuals: list[Tensor], vector: Tensor) -> Callable[..., Tensor]:
-    """`apply(*residuals, v)` for these residuals, which must stay where they are, as a graph that is replayed.
 
-    vector: one of the kind that it will be given. The product is a copy, valid after the next replay as well.
+def capture(apply: Callable[..., Tensor], activations: list[Tensor], vector: Tensor) -> Callable[..., Tensor]:
+    """`apply(*activations, v)` for these activations, which must stay where they are, as a graph to be replayed.
+
+    vector: one of the shape, dtype and device of those that it will be given. The product is a copy, which the next
+    replay does not overwrite.
     """
     v = torch.zeros_like(vector)
-    stream = torch.cuda.Stream(v.device)
+    stream = torch.cuda.Stream(v.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(v.device))
     with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose their kernels and workspaces on the first calls
-            apply(*residuals, v)
+        for _ in range(_WARM_UPS):
+            apply(*activations, v)
     torch.cuda.current_stream(v.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        product = apply(*residuals, v)
+        product = apply(*activations, v)
 
     def replay(*arguments: Tensor) -> Tensor:
         v.copy_(arguments[-1])

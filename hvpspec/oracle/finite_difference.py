@@ -1,10 +1,10 @@
-"""Last resort, for losses with an operation that torch can derive only once: central differences of the gradient.
+"""The engine for losses with an operation that torch can differentiate only once: central differences of the gradient.
 
     D(h) = (g(p + h v) − g(p − h v)) / 2h,        H v ≈ (4 D(h/2) − D(h)) / 3,        |v| = 1
 
-The extrapolated value (Richardson 1911, doi:10.1098/rsta.1911.0009) errs by O(h⁴) and by rounding of O(u |g| / h). How
-far D(h/2) and D(h) are apart tells how large both are; the step is the one of several where that is least. Computed in
-float64 where the loss can be.
+The extrapolated value (Richardson 1911, doi:10.1098/rsta.1911.0009) has a truncation error of O(h⁴) and a rounding
+error of O(u |g| / h), where u is the unit roundoff. Both are estimated from the difference between D(h/2) and D(h); of
+several steps, the one with the smallest estimate is used. Computed in float64 where the loss allows it.
 """
 
 from __future__ import annotations
@@ -24,56 +24,55 @@ from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 
 _STEPS = (10.0, 1.0, 0.1)  # in units of u^(1/5) |p|
-_SMALL_STEPS = (5e-3, 0.2, 2e-4)  # fewer kinks lie within them; rounding leaves enough digits for a comparison
-_ENOUGH = 1e-4  # relative error that a comparison is content with
-_SAFETY = 2.0
-_BENT = 30.0  # truncation is so much more than rounding: a smaller step is better
+_STEPS_TO_COMPARE = (5e-3, 0.2, 2e-4)  # smaller ones cross fewer kinks, and leave enough digits for a comparison
+_ENOUGH_TO_COMPARE = 1e-4  # relative error
+_SAFETY_FACTOR = 2.0  # on the estimated error
+_MAX_TRUNCATION_RATIO = 30.0  # of truncation and rounding error: a smaller step is better above
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Finite differences beside autograd where both can: on `names`, of `tried` of `total` parameters.
+    """How finite differences compare with autograd, on parameters in which the loss can be differentiated twice.
 
-    `difference`: of the products with one vector there, relative to autograd's. `bound`: what it is thought to be
-    below. Both NaN where no parameter can be derived twice.
+    `names`: these parameters, of `tried` ones. `difference`: of the products with one vector, relative to autograd's.
+    `bound`: the estimated error of the differences. Both are NaN where no parameter can be differentiated twice.
     """
 
     names: tuple[str, ...]
     tried: int
-    total: int
     difference: float
     bound: float
 
 
 class FiniteDifference:
-    """Products by differences: four gradients a vector. `noise` bounds their relative error, as far as is known."""
+    """Products by finite differences, at four gradients a vector. `noise` is their estimated relative error."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self._working: Objective | None = None
         self._step = 0.0
         self._noise = 0.0
-        self._movable: Tensor | None = None
+        self._variable: Tensor | None = None
 
     @property
     def noise(self) -> float:
-        """The largest relative error that the differences have shown; at first on a vector of its own."""
+        """The largest relative error estimated so far; before the first product, that for a random vector."""
         self._prepare()
         return self._noise
 
-    def __call__(self, block: Tensor, on_batch: OnBatch | None = None) -> Tensor:
-        """H @ block, shape (n, b); `on_batch` as for autograd. Costs 4 b gradients. Raises InputError."""
-        if not all_finite(block):
+    def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
+        """H @ columns, shape (n, b). Costs 4 b gradients. Raises InputError."""
+        if not all_finite(columns):
             raise InputError("the vector to multiply has NaN or Inf entries.")
         working = self._prepare()
-        rows = block.T.to(working.dtype)
+        rows = columns.T.to(working.dtype)
         lengths = rows.norm(dim=1, keepdim=True)
         units = rows / torch.where(lengths == 0, 1, lengths)
 
         def receive(index: int, weight: float, product: Tensor | None) -> None:
             assert on_batch is not None
             assert product is not None
-            on_batch(index, weight, (product * lengths).T.to(block.dtype))
+            on_batch(index, weight, (product * lengths).T.to(columns.dtype))
 
         found, errors, gradients = self._differences(
             working, units, self._step, receive if on_batch is not None else None
@@ -81,36 +80,36 @@ class FiniteDifference:
         sizes = found.norm(dim=1)
         known = (sizes > 0) & (lengths[:, 0] > 0)
         if bool(known.any()):
-            self._noise = max(self._noise, _SAFETY * float((errors / sizes)[known].max()))
+            self._noise = max(self._noise, _SAFETY_FACTOR * float((errors / sizes)[known].max()))
             self._adapt(errors[known], _rounding(gradients[known], self._step))
-        return (found * lengths).T.to(block.dtype)
+        product: Tensor = (found * lengths).T.to(columns.dtype)
+        return product
 
     def _adapt(self, errors: Tensor, rounding: Tensor) -> None:
-        """A smaller step for the products to come, where the function bends more along them than along the random
-        direction that the step was found with: steep directions do."""
+        """Reduces the step for later products, where the function curves more along these vectors than along the random
+        one that the step was chosen for."""
         ratio = float((errors / rounding).max()) - 1
-        if ratio > _BENT:
+        if ratio > _MAX_TRUNCATION_RATIO:
             self._step *= max(ratio ** (-1 / 3), 1 / 8)  # truncation goes as h², rounding as 1/h
 
     def describe(self) -> str:
-        """One line for the plan."""
+        """The plan in one line."""
         dtype = dtype_name(self._prepare().dtype)
-        return f"finite differences of the gradient in {dtype}, products off by up to {self._noise:.1g} of their length"
+        return f"finite differences of the gradient in {dtype}, relative errors of products up to {self._noise:.1g}"
 
     def trial(self) -> tuple[Tensor, Tensor, float, Objective]:
-        """A random vector (n, 1), its product, the relative error of that as far as is known, and the objective, in
-        float64 where it can be, that both belong to. For comparisons: with smaller steps than the engine's, which
-        cross fewer kinks. Costs 4 gradients where the first step serves, up to 12 otherwise."""
-        working, v, (error, _, found) = self._tried(_SMALL_STEPS, _ENOUGH)
+        """For a comparison: a random vector (n, 1), its product, the estimated relative error of that, and the
+        objective that both belong to, in float64 where that is possible. The steps are smaller than the engine's, so
+        that they cross fewer kinks. Costs 4 gradients where the first step is accurate enough, up to 12 otherwise."""
+        working, v, (error, _, found) = self._tried(_STEPS_TO_COMPARE, _ENOUGH_TO_COMPARE)
         size = float(found.norm())
-        return v.T, found.T, _SAFETY * error / size if size > 0 else 0.0, working
+        return v.T, found.T, _SAFETY_FACTOR * error / size if size > 0 else 0.0, working
 
     def validate(self, tries: int = 64) -> Validation:
-        """Compares with autograd on those parameters whose own blocks can be derived twice; so many are tried at most,
-        spread evenly over the model."""
+        """Compares with autograd on those parameters in which the loss can be differentiated twice. At most `tries`
+        parameters are tried, spread evenly over the model."""
         objective = self.objective
-        total = len(objective.space.names)
-        tried = objective.space.names[:: -(-total // tries)]
+        tried = objective.space.names[:: -(-len(objective.space.names) // tries)]
         allowed = []
         for name in tried:
             one = objective.with_(parameters=[name])
@@ -121,35 +120,35 @@ class FiniteDifference:
             allowed.append(name)
         names = tuple(allowed)
         if not names:
-            return Validation((), len(tried), total, float("nan"), float("nan"))
+            return Validation((), len(tried), float("nan"), float("nan"))
         part = self._prepare().with_(parameters=list(names))
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(part.space.n, 1, generator=generator, dtype=torch.float64).to(part.device, part.dtype)
         try:
             exact = autograd.hvp(part, v)
-        except InputError:  # each alone can be, all together cannot
+        except InputError:  # possible in each of them, but not in all together
             names, part = names[:1], part.with_(parameters=list(names[:1]))
             v = v[: part.space.n]
             exact = autograd.hvp(part, v)
         engine = FiniteDifference(part)
         size = float(exact.norm())
         off = float((engine(v) - exact).norm()) / size if size else 0.0
-        return Validation(names, len(tried), total, off, engine.noise)
+        return Validation(names, len(tried), off, engine.noise)
 
     def _prepare(self) -> Objective:
-        """The objective that differences are taken of, and the step for it."""
+        """The objective whose gradient is differenced; chooses the step at the first call."""
         if self._working is not None:
             return self._working
         working, _, (error, self._step, found) = self._tried(_STEPS, 0.0)
         size = float(found.norm())
-        self._noise = _SAFETY * error / size if size > 0 else 0.0
+        self._noise = _SAFETY_FACTOR * error / size if size > 0 else 0.0
         self._working = working
         return working
 
     def _tried(self, factors: Sequence[float], enough: float) -> tuple[Objective, Tensor, tuple[float, float, Tensor]]:
-        """The objective, a random unit vector (1, n), and the best of the steps with it: (error, step, product).
+        """The objective, a random unit vector (1, n), and the best step for it, as (error, step, product).
 
-        A step with a relative error of `enough` ends the search.
+        The search ends early at a step with a relative error of at most `enough`.
         """
         last: InputError | None = None
         for objective in (self.objective.in_float64(), self.objective):
@@ -157,14 +156,14 @@ class FiniteDifference:
             v = (v / v.norm()).to(objective.device, objective.dtype)
             unit = torch.finfo(objective.dtype).eps ** 0.2 * _size(objective)
             tried: list[tuple[float, float, Tensor]] = []
-            self._movable = None
+            self._variable = None
             try:
                 for factor in factors:
                     found, errors, _ = self._differences(objective, v, factor * unit)
                     tried.append((float(errors[0]), factor * unit, found))
                     if tried[-1][0] <= enough * float(found.norm()):
                         break
-            except InputError as raised:  # an operation that has no float64
+            except InputError as raised:  # an operation does not exist in float64
                 last = raised
                 continue
             return objective, v, min(tried, key=lambda entry: entry[0])
@@ -176,7 +175,7 @@ class FiniteDifference:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Extrapolated products (b, n) of unit vectors (b, n), their errors (b,), and the gradients' mean length (b,).
 
-        The gradients of a batch at the points are made one after the other: one graph at a time is held.
+        The gradients of a batch are computed one after the other, so that only one graph is held at a time.
         """
         plan = [
             (row, part, sign / (2 * size), sign * size)
@@ -186,9 +185,9 @@ class FiniteDifference:
         ]
         with objective.evaluating():
             centre = objective.snapshot()
-            if self._movable is None:
-                self._movable = _movable(objective, centre)
-            units = units * self._movable
+            if self._variable is None:
+                self._variable = _variable(objective, centre)
+            units = units * self._variable
             total = torch.zeros(2, *units.shape, dtype=objective.dtype, device=objective.device)
             lengths, weights = torch.zeros_like(total[0, :, 0]), 0.0
             for index, evaluate in objective.batch_losses():
@@ -199,7 +198,7 @@ class FiniteDifference:
                     if weight == 0:
                         break
                     gradient = _gradient(objective, loss, point)
-                    del loss, point  # room for the next
+                    del loss, point  # frees memory for the next
                     shares[part, row].add_(gradient, alpha=weight * factor)
                     lengths[row] += weight * gradient.norm() / 4
                 weights += weight
@@ -218,7 +217,7 @@ def _extrapolated(coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rounding(gradients: Tensor, step: float) -> Tensor:
-    """What rounding in gradients of these lengths leaves in a product."""
+    """The error of a product from rounding in gradients of these lengths."""
     return 4 * torch.finfo(gradients.dtype).eps * gradients / step
 
 
@@ -240,8 +239,8 @@ def _shifted(objective: Objective, centre: Snapshot, unit: Tensor, step: float) 
     return Snapshot(tuple(moved), centre.constants)
 
 
-def _movable(objective: Objective, centre: Snapshot) -> Tensor:
-    """1 for entries that the loss takes for variables, 0 for constants (padding rows of embeddings): shape (n,)."""
+def _variable(objective: Objective, centre: Snapshot) -> Tensor:
+    """1 for entries that the loss treats as variables, 0 for constants (padding rows of embeddings): shape (n,)."""
     with noting_replacements() as replaced, torch.no_grad():
         for _ in objective.losses(centre):
             pass

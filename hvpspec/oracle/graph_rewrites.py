@@ -1,7 +1,7 @@
-"""Exact rewritings of a traced product: the same values from less work, or from work that need not be done again.
+"""Exact rewrites of a recorded product: the same values with less work, or with work that need not be repeated.
 
-All are of the graph as a whole, before it is split: what they take out of the part that the vector reaches, the other
-part computes once.
+They are applied to the whole graph, before it is split: what they move out of the part that depends on the vector is
+computed only once, in the other part.
 """
 
 from __future__ import annotations
@@ -17,35 +17,39 @@ from torch._decomp import get_decompositions
 from torch.utils import _pytree as pytree
 
 _aten = torch.ops.aten
-_UNFILLED = (_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default)  # each its own memory
+# Operations that each return memory of their own, with any contents.
+_UNFILLED = (_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default)
 
-# Entries of a convolution's kernel. The gradient in a weight of 1 × 128 × 512 (32 recordings of 1,532 samples) takes
-# 36 ms by `convolution_backward` and 19 ms as the convolution that autograd makes of it; with 64 they are level,
-# and with 3 × 3 the former takes a fifth to a half (two cores).
-_LONG = 64
+# Entries of a convolution's kernel above which `convolution_backward` is slower. With it, the gradient with respect to
+# a weight of 1 × 128 × 512 (32 sound clips of 1,532 samples) takes 36 ms, and 19 ms as the convolution that autograd
+# makes of it. With 64 entries both take as long; with 3 × 3 the former takes a fifth to a half of the time (two cores).
+_MAX_SHORT_KERNEL = 64
 
-# Activations whose derivative is dear. One operation multiplies by it; written out, the derivative, which is the same
-# for every vector, is apart from the multiplication.
-_DERIVATIVES = (
+# Activation functions whose derivative is expensive. torch multiplies by it in one operation; in several operations,
+# the derivative, which is the same for every vector, is separate from the multiplication.
+_EXPENSIVE_DERIVATIVES = (
     *(_aten.gelu_backward, _aten.silu_backward, _aten.mish_backward, _aten.softplus_backward, _aten.elu_backward),
     *(_aten.log_sigmoid_backward, _aten.logit_backward),
 )
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Operations to be traced as several, for `make_fx`."""
-    return get_decompositions(_DERIVATIVES)
+    """Operations that `make_fx` is to record as several."""
+    return get_decompositions(_EXPENSIVE_DERIVATIVES)
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Takes out repetitions, and makes convolutions' weight gradients such. Nothing in the graph may write in place."""
+    """Removes repeated operations, and rewrites convolutions that compute a weight gradient.
+
+    No operation of the graph may write in place.
+    """
     _weight_gradients(graph)
     _without_repetitions(graph)
     graph.eliminate_dead_code()
 
 
 def _without_repetitions(graph: fx.Graph) -> None:
-    """Leaves of operations on the same arguments the first. (Inductor's own comes after the split, and too late.)"""
+    """Keeps the first of equal operations on the same arguments. (Inductor does that too late, after the split.)"""
     first: dict[Hashable, fx.Node] = {}
     for node in graph.nodes:
         tags = getattr(node.target, "tags", ())
@@ -58,12 +62,12 @@ def _without_repetitions(graph: fx.Graph) -> None:
 
 
 def _weight_gradients(graph: fx.Graph) -> None:
-    """Replaces convolutions that stand for a weight gradient by that gradient.
+    """Replaces convolutions that compute a weight gradient by torch's operation for that.
 
-    Autograd's second derivative of a convolution takes the gradient in its weight, of images x and output gradients g,
-    as the convolution of x by g, both with samples and channels exchanged, of which it keeps the first entries: a
-    kernel as large as the image, for which libraries have no fast program. For few channels it takes four times as
-    long as the gradient itself.
+    In the second derivative of a convolution, autograd computes the gradient with respect to the weight, from images x
+    and output gradients g, as the convolution of x by g, both with samples and channels exchanged, and keeps the first
+    entries of the result. There the kernel is as large as the image, for which libraries have no fast algorithm: with
+    few channels it takes four times as long as the gradient itself.
     """
     for node in list(graph.nodes):
         if node.target is not _aten.convolution.default:
@@ -83,7 +87,7 @@ def _weight_gradients(graph: fx.Graph) -> None:
         with graph.inserting_before(last):
             like = graph.call_function(_aten.new_empty.default, (g, list(weight.shape)))
             like.meta["val"] = weight
-            # Stride and dilation have changed places, too.
+            # Stride and dilation are exchanged, too.
             arguments = (g, x, like, None, dilation, padding, stride, False, output_padding, 1, [False, True, False])
             both = graph.call_function(_aten.convolution_backward.default, arguments)
             both.meta["val"] = (None, weight, None)
@@ -93,39 +97,40 @@ def _weight_gradients(graph: fx.Graph) -> None:
 
 
 def _exchanged(node: Any) -> fx.Node | None:
-    """What this node is with the first two dimensions exchanged, if it is that, or a copy of it."""
+    """The node of which this one exchanges the first two dimensions, directly or in a copy; None otherwise."""
     if isinstance(node, fx.Node) and node.target is _aten.clone.default:
         node = _arguments(node)[0]
     return _arguments(node)[0] if isinstance(node, fx.Node) and _exchanges(node) else None
 
 
 def _exchanges(node: fx.Node) -> bool:
+    """Whether a node exchanges the first two dimensions."""
     return node.target is _aten.transpose.int and set(node.args[1:]) == {0, 1}
 
 
 def _keeps_first(node: fx.Node) -> bool:
-    """Whether it takes the first entries along one of the image's dimensions."""
+    """Whether a node takes the first entries along one of the image's dimensions."""
     if node.target is not _aten.slice.Tensor or len(node.args) not in (3, 4):
         return False
     _, dimension, start, *_ = _arguments(node)
-    return dimension >= 2 and start == 0
+    return bool(dimension >= 2 and start == 0)
 
 
 def channels_last(prepare: fx.GraphModule, apply: fx.GraphModule) -> None:
-    """Has `prepare` hand over images with the channels of a pixel side by side, as Inductor keeps them on the CPU.
+    """Has `prepare` return images in channels-last memory format, as Inductor uses it on the CPU.
 
-    It would read others entry by entry. Images are what has the shape of a convolution's input or output.
+    Inductor would read other formats entry by entry. Images are what has the shape of a convolution's input or output.
     """
     if any(node.target is _aten.as_strided.default for node in apply.graph.nodes):
-        return  # it names the strides
+        return  # which depends on the strides
     shapes = set()
     for node in prepare.graph.nodes:
         if node.target is _aten.convolution.default and not _is_long(_value(_arguments(node)[1])):
             shapes |= {_value(node).shape, _value(_arguments(node)[0]).shape}
     (output,) = (node for node in prepare.graph.nodes if node.op == "output")
-    residuals, *rest = _arguments(output)[0]
+    saved, *rest = _arguments(output)[0]
     changed = []
-    for node in residuals:
+    for node in saved:
         value = _value(node)
         form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.ndim)
         if form is not None and value.shape in shapes and value.device.type == "cpu":
@@ -135,16 +140,16 @@ def channels_last(prepare: fx.GraphModule, apply: fx.GraphModule) -> None:
             node = last
         changed.append(node)
     output.args = ((changed, *rest),)
-    for node in apply.graph.nodes if changed != residuals else ():
-        if node.target in (_aten.view.default, _aten._unsafe_view.default):  # which takes the strides as they were
+    for node in apply.graph.nodes if changed != saved else ():
+        if node.target in (_aten.view.default, _aten._unsafe_view.default):  # which needs the former strides
             node.target = _aten.reshape.default
     prepare.recompile()
     apply.recompile()
 
 
 def _is_long(weight: torch.Tensor) -> bool:
-    """Whether a kernel is so large that libraries favour an image as kernel, and one channel after the other."""
-    return math.prod(weight.shape[2:]) > _LONG
+    """Whether a kernel is so large that the convolution by an image is faster than `convolution_backward`."""
+    return math.prod(weight.shape[2:]) > _MAX_SHORT_KERNEL
 
 
 def _arguments(node: fx.Node) -> tuple[Any, ...]:
@@ -152,4 +157,5 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _value(node: fx.Node) -> torch.Tensor:
-    return node.meta["val"]
+    value: torch.Tensor = node.meta["val"]
+    return value

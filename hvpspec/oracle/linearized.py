@@ -1,328 +1,194 @@
-"""The fast engine: each batch traced once, what v does not reach computed once and kept, see `hvpspec.oracle.tracing`.
+"""The fast engine: each batch is recorded once, and what does not depend on the vector is computed once and saved.
 
-Kept residuals are those of the model's values and the data at the time. The values are compared before each product,
-and all is prepared anew when they have changed. Residuals that do not fit the memory budget are computed each time.
+See `hvpspec.oracle.tracing` for the recording and `hvpspec.oracle.saved_activations` for what is saved. The model's
+values are compared with the saved ones before each product; where they have changed, all activations are recomputed.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError
 from hvpspec.memory import free_memory, readable
-from hvpspec.objective.batches import move
 from hvpspec.objective.objective import Objective, Snapshot, check_loss
 from hvpspec.objective.torch_kernels import exact_arithmetic
-from hvpspec.oracle import autograd
+from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
-from hvpspec.oracle.tracing import NotTraceable, Trace, shape_of, trace
+from hvpspec.oracle.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
+from hvpspec.oracle.tracing import Program, eager, record, shape_of, vectorised
 
-SHARE = 0.4  # of the free memory, for residuals, where no budget was given
-_CHEAPER = 0.95  # a vector, than in the block half as large: then it is worth having
-_AGREEMENT = {torch.float64: 1e-12, torch.float32: 1e-5}  # rounding, where nothing amplifies it
-_REPEATS = 3
-
-
-@dataclass
-class Artefact:
-    """What runs for one batch shape: the two halves, eager or compiled."""
-
-    trace: Trace
-    prepare: Callable[..., Any]
-    apply: Callable[..., Tensor]
-    together: Callable[..., Tensor]  # for a block of vectors: residuals, rows of shape (b, n)
-
-
-@dataclass
-class _Kept:
-    """A batch whose residuals are kept."""
-
-    artefact: Artefact
-    weight: float
-    tensors: list[Tensor]
-    versions: list[int]
-    residuals: list[Tensor]
-
-
-@dataclass
-class _State:
-    """What was prepared for one snapshot of the model."""
-
-    snapshot: Snapshot
-    kept: dict[int, _Kept] = field(default_factory=dict)
-    size: int = 0
-    batches: int | None = None
-    total_weight: float = 0.0
+_MAX_COST_RATIO = 0.95  # of a vector among twice as many together: worth it below
+_MAX_DIFFERENCE_TOGETHER = 1e-3  # relative, between a product computed with others and by itself
+_TIMINGS = 3
 
 
 class Linearized:
-    """H @ V for one objective. `compiled`: by Inductor; on CUDA, `captured`: replayed as CUDA graphs.
+    """H @ V for one objective: eager, compiled by Inductor, or replayed as CUDA graphs (`form` says which).
 
-    `memory_limit`: bytes for residuals; None takes a share of what is free. Raises NotTraceable at the first product.
+    memory_limit: bytes for saved activations; None allows a share of what is free. Raises NotRecordable at the first
+    product.
     """
 
     def __init__(self, objective: Objective, *, memory_limit: int | None = None) -> None:
         self.objective = objective
-        self._limit = memory_limit
-        self._artefacts: dict[Hashable, Artefact] = {}
-        self._state: _State | None = None
-        self._block = 1  # vectors that are pushed through a batch together
         self.form = "eager"
+        self._limit = memory_limit
+        self._programs: dict[Hashable, Program] = {}
+        self._saved: SavedActivations | None = None
+        self._together = 1  # vectors that are computed together
 
     # --- the product --------------------------------------------------------------------------------------------
 
-    def __call__(self, block: Tensor, on_batch: OnBatch | None = None) -> Tensor:
-        """H @ block, shape (n, b). Raises NotTraceable, InputError and whatever an operation raises.
+    def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
+        """H @ columns, shape (n, b). Raises NotRecordable, InputError and whatever an operation raises.
 
-        `on_batch` is told of all batches once more when the data turn out to have changed.
+        `on_batch` is told of all batches again when the data turn out to have changed.
         """
         try:
-            return self._product(block, on_batch)
-        except _DataChanged:
-            self._limit, self._state = 0, None  # from now on all is computed from the data of the moment
-            return self._product(block, on_batch)
+            return self._product(columns, on_batch)
+        except DataChanged:
+            self._limit, self._saved = 0, None  # from now on everything is computed from the batches of each pass
+            return self._product(columns, on_batch)
 
-    def _product(self, block: Tensor, on_batch: OnBatch | None) -> Tensor:
-        rows = (block.clone() if block.is_inference() else block).T.contiguous()
+    def _product(self, columns: Tensor, on_batch: OnBatch | None) -> Tensor:
+        rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
         total: Tensor | None = None
         with exact_arithmetic(self.objective.device), torch.no_grad():
-            state = self._current()
-            for index, weight, artefact, residuals in self._batches(state):
-                product = self._apply(artefact, residuals, rows)
-                del residuals  # unless they are kept, they go before the next batch's are made
+            saved = self._current()
+            for index, batch in saved.one_pass(self._prepare):
+                product, weight = self._apply(batch, rows), batch.weight
+                del batch  # unless its activations are saved, they are freed before the next batch's are computed
                 if on_batch is not None:
                     on_batch(index, weight, product.T)
                 total = product * weight if total is None else total.add_(product, alpha=weight)
         assert total is not None  # data without weight are refused
-        return total.div_(state.total_weight).T
+        return total.div_(saved.total_weight).T
 
-    def _apply(self, artefact: Artefact, residuals: list[Tensor], rows: Tensor) -> Tensor:
-        if self._block > 1 and len(rows) > 1:
-            return torch.cat([artefact.together(residuals, part) for part in rows.split(self._block)])
+    def _apply(self, batch: SavedBatch, rows: Tensor) -> Tensor:
+        program, activations = batch.program, batch.activations
+        if self._together > 1 and len(rows) > 1:
+            return torch.cat([program.apply_columns(activations, part) for part in torch.split(rows, self._together)])
         if len(rows) == 1:
-            return artefact.apply(*residuals, rows[0])[None]
-        return torch.stack([artefact.apply(*residuals, row) for row in rows])
+            return program.apply(*activations, rows[0])[None]
+        return torch.stack([program.apply(*activations, row) for row in rows])
 
-    def _current(self) -> _State:
-        """The state, made anew when the model's values or kept batches have changed."""
-        state = self._state
-        if state is None or not self.objective.unchanged(state.snapshot) or not self._same_tensors(state):
-            self._state = state = _State(self.objective.snapshot(to_keep=True))
-        return state
+    def _current(self) -> SavedActivations:
+        """What is saved for the model's present values; empty where these or saved batches have changed."""
+        if self._saved is None or not self._saved.valid():
+            self._saved = SavedActivations(self.objective, self.objective.snapshot(to_keep=True), self._limit)
+        return self._saved
 
-    def _same_tensors(self, state: _State) -> bool:
-        """Whether kept batches, where they are the user's own tensors, have not been written to."""
-        return all(
-            tensor._version == version
-            for kept in state.kept.values()
-            for tensor, version in zip(kept.tensors, kept.versions, strict=True)
-        )
-
-    def _batches(self, state: _State) -> Iterator[tuple[int, float, Artefact, list[Tensor]]]:
-        """For each batch of weight > 0: number, weight, artefact and residuals. Kept ones need no data."""
-        if state.batches is not None and len(state.kept) == state.batches:
-            for index, kept in sorted(state.kept.items()):
-                if kept.weight > 0:
-                    yield index, kept.weight, kept.artefact, kept.residuals
-            return
-        limit = self._limit
-        if limit is None:
-            limit = int(SHARE * (free_memory(self.objective.device) + state.size))
-        weight, count, known = 0.0, 0, state.total_weight
-        for index, batch in enumerate(self.objective.data):
-            batch = move(batch, self.objective.device, self.objective.dtype)
-            found = state.kept.get(index)
-            if found is None or not self._holds(found, batch):
-                if found is not None:
-                    raise _DataChanged
-                found = self._prepare(index, batch, state.snapshot)
-                size = _size(found.residuals, [*state.snapshot.parameters, *state.snapshot.constants.values()])
-                # Where not all will fit, the others need room too while they are in use.
-                room = 0 if size * self.objective.batch_count() <= limit else size
-                if state.batches is None and len(state.kept) == index and state.size + size + room <= limit:
-                    state.kept[index] = found
-                    state.size += size
-            weight, count = weight + found.weight, count + 1
-            if found.weight > 0:
-                yield index, found.weight, found.artefact, found.residuals
-            del found
-        if weight == 0:
-            raise InputError("every batch has weight 0: nothing to take a mean over (are all targets ignored?).")
-        if known and not math.isclose(weight, known, rel_tol=1e-6):
-            raise _DataChanged
-        state.batches, state.total_weight = count, weight
-
-    def _holds(self, kept: _Kept, batch: Any) -> bool:
-        _, tensors, _ = shape_of(batch)
-        return len(tensors) == len(kept.tensors) and all(
-            a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(tensors, kept.tensors, strict=True)
-        )
-
-    def _prepare(self, index: int, batch: Any, snapshot: Snapshot) -> _Kept:
-        artefact, tensors = self._artefact(batch, snapshot)
+    def _prepare(self, index: int, batch: Any, snapshot: Snapshot) -> SavedBatch:
+        program, tensors = self._program(batch, snapshot)
         values = [p.detach() for p in snapshot.parameters]
-        residuals, loss, weight = artefact.prepare(*values, *snapshot.constants.values(), *tensors)
-        _, number = check_loss(index, artefact.trace.result(loss, weight), batch)
-        return _Kept(artefact, number, tensors, [tensor._version for tensor in tensors], list(residuals))
+        activations, loss, weight = program.prepare(*values, *snapshot.constants.values(), *tensors)
+        _, number = check_loss(index, program.recording.result(loss, weight), batch)
+        return SavedBatch(program, number, tensors, [tensor._version for tensor in tensors], list(activations))
 
-    def _artefact(self, batch: Any, snapshot: Snapshot) -> tuple[Artefact, list[Tensor]]:
+    def _program(self, batch: Any, snapshot: Snapshot) -> tuple[Program, list[Tensor]]:
         key, tensors, form = shape_of(batch)
-        if key not in self._artefacts:
+        if key not in self._programs:
             with self.objective.evaluating():
-                traced = trace(self.objective, snapshot, form)
-            self._artefacts[key] = _eager(traced)
-        return self._artefacts[key], tensors
+                recording = record(self.objective, snapshot, form)
+            self._programs[key] = eager(recording)
+        return self._programs[key], tensors
 
     # --- making it faster ---------------------------------------------------------------------------------------
 
     @property
     def operations(self) -> int:
-        return sum(artefact.trace.operations for artefact in self._artefacts.values())
+        """Number of operations in the recorded graphs."""
+        return sum(program.recording.operations for program in self._programs.values())
 
     def compile(self) -> None:
-        """Has Inductor compile what was traced: `apply`, and `prepare` unless all residuals are kept.
+        """Has Inductor compile the recordings: `apply`, and `prepare` unless all activations are saved.
 
         Raises whatever it raises; `undo` then goes back.
         """
-        kept = self._state is not None and len(self._state.kept) == self._state.batches
-        made = {}
-        for key, artefact in self._artefacts.items():
-            traced = artefact.trace
-            prepare, apply = traced.for_compiler
-            fast = prepare if kept else torch.compile(prepare, dynamic=False)
-            made[key] = Artefact(traced, fast, torch.compile(apply, dynamic=False), _vmapped(apply))
-        self._artefacts, self._state, self._block, self.form = made, None, 1, "compiled"
+        complete = self._saved is not None and self._saved.complete
+        compiled = {}
+        for key, program in self._programs.items():
+            prepare, apply = program.recording.for_compiler
+            first = prepare if complete else torch.compile(prepare, dynamic=False)
+            second = torch.compile(apply, dynamic=False)
+            compiled[key] = Program(program.recording, first, second, vectorised(apply))
+        self._programs, self._saved, self._together, self.form = compiled, None, 1, "compiled"
         self(self._vector())
 
     def capture(self) -> None:
-        """Replays `apply` as CUDA graphs, one for each batch that is kept. For CUDA devices only."""
+        """Replays `apply` as CUDA graphs, one for each batch, all of which must be saved. For CUDA devices only."""
         from hvpspec.oracle.cuda_graph import capture
 
-        if self._state is None or len(self._state.kept) != self._state.batches:
-            raise RuntimeError("only residuals that stay where they are can be captured")
+        if self._saved is None or not self._saved.complete:
+            raise RuntimeError("CUDA graphs need the activations of all batches to be saved")
         vector = self._vector()[:, 0]
         with exact_arithmetic(self.objective.device), torch.no_grad():
-            for kept in self._state.kept.values():
-                artefact = kept.artefact
-                replay = capture(artefact.apply, kept.residuals, vector)
-                kept.artefact = Artefact(artefact.trace, artefact.prepare, replay, artefact.together)
-        self._block, self.form = 1, "CUDA graph"
+            for batch in self._saved.batches.values():
+                program = batch.program
+                replay = capture(program.apply, batch.activations, vector)
+                batch.program = Program(program.recording, program.prepare, replay, program.apply_columns)
+        self._together, self.form = 1, "CUDA graph"
 
     def undo(self) -> None:
         """Back to the eager form."""
-        eager = {key: _eager(artefact.trace) for key, artefact in self._artefacts.items()}
-        self._artefacts, self._state, self._block, self.form = eager, None, 1, "eager"
+        programs = {key: eager(program.recording) for key, program in self._programs.items()}
+        self._programs, self._saved, self._together, self.form = programs, None, 1, "eager"
 
     def _vector(self) -> Tensor:
         return torch.ones(self.objective.space.n, 1, dtype=self.objective.dtype, device=self.objective.device)
 
-    def group(self, columns: int) -> int:
-        """Finds out how many vectors, of blocks of so many, are best pushed through a batch together, and keeps to it.
+    def vectorise(self, columns: int) -> int:
+        """Measures how many of so many vectors are best computed together, and does so from now on.
 
-        Doubles the number while a vector gets cheaper and their intermediate values fit the memory budget.
+        Doubles the number while the cost of a vector falls and the intermediate values fit the memory limit.
         """
-        self._block = 1
-        if self._state is None or not self._state.kept:
+        self._together = 1
+        if self._saved is None or not self._saved.batches:
             return 1
-        kept, space, device = self._state.kept[0], self.objective.space, self.objective.device
-        values = [*self._state.snapshot.parameters, *self._state.snapshot.constants.values()]
-        each, limit = _size(kept.residuals, values), self._limit or SHARE * free_memory(device)
+        batch, n, device = self._saved.batches[0], self.objective.space.n, self.objective.device
+        each, limit = self._saved.bytes_of(batch), self._limit or SAVED_SHARE * free_memory(device)
         with exact_arithmetic(device), torch.no_grad():
-            row = torch.randn(1, space.n, dtype=self.objective.dtype, device=device)
-            best = _fastest(lambda: self._apply(kept.artefact, kept.residuals, row), device)
-            expected = self._apply(kept.artefact, kept.residuals, row)
+            row = torch.randn(1, n, dtype=self.objective.dtype, device=device)
+            best = _fastest(lambda: self._apply(batch, row), device)
+            expected = self._apply(batch, row)
+            together, activations = batch.program.apply_columns, batch.activations
             size = 2
             while size <= columns and size * each <= limit:
-                rows = torch.cat([torch.randn_like(row).expand(size - 1, space.n), row])
+                rows = torch.cat([torch.randn_like(row).expand(size - 1, n), row])
                 try:
-                    same = _relative(kept.artefact.together(kept.residuals, rows)[-1:], expected)
-                    cost = _fastest(lambda rows=rows: kept.artefact.together(kept.residuals, rows), device) / size  # type: ignore[misc]
-                except (RuntimeError, NotImplementedError):  # no rule for some operation, or no memory for so many
+                    difference = relative_difference(together(activations, rows)[-1:], expected)
+                    cost = _fastest(lambda rows=rows: together(activations, rows), device) / size  # type: ignore[misc]
+                except (
+                    RuntimeError,
+                    NotImplementedError,
+                ):  # an operation without a batching rule, or too little memory
                     break
-                if cost > _CHEAPER * best or same > 1e-3:
+                if cost > _MAX_COST_RATIO * best or difference > _MAX_DIFFERENCE_TOGETHER:
                     break
-                self._block, best, size = size, cost, 2 * size
-        return self._block
+                self._together, best, size = size, cost, 2 * size
+        return self._together
 
     def describe(self) -> str:
         """The plan in one line."""
-        state = self._state
-        if state is None:
+        saved = self._saved
+        if saved is None:
             return f"linearized, {self.form}"
-        held = f"residuals of {len(state.kept)} of {state.batches} batches kept ({readable(state.size)})"
-        together = f", {self._block} vectors together" if self._block > 1 else ""
+        held = f"activations of {len(saved.batches)} of {saved.count} batches saved ({readable(saved.size)})"
+        together = f", {self._together} vectors together" if self._together > 1 else ""
         return f"linearized, {self.form}, {held}{together}"
-
-
-class _DataChanged(Exception):
-    """A further pass gave other data than the one before; nothing may be kept then."""
-
-
-def agrees(engine: Linearized, objective: Objective) -> str | None:
-    """Whether a product with a random vector is that of the reference: None, or by how much it is not.
-
-    Where the two differ by more than rounding usually does, a reference in float64 judges: the engine may be as far
-    off as three times the reference in its own precision. (Kinks such as ReLU's amplify rounding in the primal.)
-    """
-    n, dtype, device = objective.space.n, objective.dtype, objective.device
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(n, 1, generator=generator, dtype=torch.float64).to(device, dtype)
-    reference, found = autograd.hvp(objective, v), engine(v)
-    off = _relative(found, reference)
-    if off <= _AGREEMENT[dtype]:
-        return None
-    yardstick = 0.0
-    if dtype == torch.float32:
-        finer = objective.in_float64()
-        exact = autograd.hvp(finer, v.double())
-        yardstick = _relative(reference.double(), exact)
-        off = _relative(found.double(), exact)
-    else:  # as far as the reference is from itself when the last digit of the vector changes
-        nudged = autograd.hvp(objective, v * (1 + 2**-50))
-        yardstick = _relative(nudged, reference)
-    if off <= 3 * yardstick + _AGREEMENT[dtype]:
-        return None
-    return f"its products are off by {off:.1e}, and rounding explains {yardstick:.1e}"
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    scale = float(expected.norm())
-    return float((found - expected).norm()) / scale if scale else float(found.norm())
-
-
-def _eager(traced: Trace) -> Artefact:
-    return Artefact(traced, traced.prepare, traced.apply, _vmapped(traced.apply))
-
-
-def _vmapped(graph: Callable[..., Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
-    return lambda residuals, rows: torch.func.vmap(lambda v: graph(*residuals, v))(rows)
-
-
-def _size(residuals: list[Tensor], elsewhere: list[Tensor]) -> int:
-    """Bytes that the residuals hold, each storage once, those of the model's values left out."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in residuals}
-    for tensor in elsewhere:
-        storages.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
 
 
 def _fastest(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds of the fastest of a few runs."""
     best = float("inf")
-    for _ in range(_REPEATS):
+    for _ in range(_TIMINGS):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best
-
-
-__all__ = ["Linearized", "NotTraceable", "agrees"]

@@ -1,12 +1,14 @@
-"""One batch's HVP as two graphs of ATen operations: the part that v does not reach, and the part that it does.
+"""Records the Hessian-vector product of one batch as two graphs: what does not depend on the vector v, and what does.
 
-    prepare(parameters, constants, batch) -> residuals, loss, weight        apply(residuals, v) -> H v
+    prepare(parameters, constants, batch) -> activations, loss, weight        apply(activations, v) -> H v
 
-`make_fx` records (parameters, constants, batch, v) ↦ d(gᵀv)/dp, g = dL/dp, for one batch shape. A node that v reaches
-goes to `apply`, all others to `prepare`, whose outputs are the values on the cut. As p stays the same from product to
-product, `prepare` need not be repeated: `apply` costs little more than the linear part of the arithmetic.
+`make_fx` records (parameters, constants, batch, v) ↦ d(gᵀv)/dp with g = dL/dp, for one batch shape. Operations that
+depend on v go to `apply`, all others to `prepare`; the values that `prepare` hands to `apply` are the activations.
+Parameters and data stay the same from product to product, so that `prepare` runs once and `apply` costs little more
+than the linear part of the arithmetic.
 
-Tracing sees fake tensors, which have no values: what depends on the data cannot be taken for a constant, it fails.
+Recording uses fake tensors, which have no values: control flow that depends on the data cannot be frozen by mistake, it
+raises an error.
 """
 
 from __future__ import annotations
@@ -23,48 +25,67 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from hvpspec.objective.objective import Objective, Snapshot
+from hvpspec.oracle.autograd import described
 from hvpspec.oracle.graph_rewrites import channels_last, decompositions, simplify
 
 
-class NotTraceable(Exception):
-    """Why a loss cannot be traced, in one line."""
+class NotRecordable(Exception):
+    """Why a product cannot be recorded, in one line."""
 
 
 @dataclass(frozen=True)
-class Trace:
-    """The two graphs for batches of one shape. `result` rebuilds what the loss returned from prepare's outputs.
-
-    `whole`: the graph that was split.
-    """
+class Recording:
+    """The two graphs for batches of one shape, and `whole`, the graph that was split into them."""
 
     prepare: fx.GraphModule
     apply: fx.GraphModule
     whole: fx.GraphModule
-    weight: Any  # a number that the loss returned as its weight, None, or _COMPUTED
-    pair: bool
+    weight: Any  # what the loss returned as its weight: a number, None, or _COMPUTED for a tensor
+    pair: bool  # whether it returned (loss, weight)
 
     @cached_property
     def for_compiler(self) -> tuple[fx.GraphModule, fx.GraphModule]:
-        """The two anew, with views taken in `apply`: Inductor copies those that `prepare` hands over."""
-        lean = _split(self.whole, again=_is_free)
-        channels_last(*lean)
-        return lean
+        """The two graphs with views recomputed in `apply`, as Inductor would copy the views that `prepare` returns."""
+        halves = _split(self.whole, again=_is_free)
+        channels_last(*halves)
+        return halves
 
     def result(self, loss: Tensor, weight: Tensor) -> Any:
-        """What the loss function returned: the mean loss, or with its weight."""
+        """What the loss function returned, from the outputs of `prepare`: the mean loss, or (mean loss, weight)."""
         if not self.pair:
             return loss
         return loss, (weight if self.weight is _COMPUTED else self.weight)
 
     @property
     def operations(self) -> int:
+        """Number of operations in both graphs."""
         return len(self.prepare.graph.nodes) + len(self.apply.graph.nodes)
 
 
-_COMPUTED = object()
+@dataclass
+class Program:
+    """What runs for batches of one shape: the two halves of a recording, as recorded, compiled or captured."""
+
+    recording: Recording
+    prepare: Callable[..., Any]
+    apply: Callable[..., Tensor]
+    apply_columns: Callable[[list[Tensor], Tensor], Tensor]  # for several vectors together, rows of shape (b, n)
+
+
+def eager(recording: Recording) -> Program:
+    """The program that runs a recording without compilation."""
+    return Program(recording, recording.prepare, recording.apply, vectorised(recording.apply))
+
+
+def vectorised(apply: Callable[..., Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
+    """`apply` for several vectors together."""
+    return lambda activations, rows: torch.func.vmap(lambda v: apply(*activations, v))(rows)
+
+
+_COMPUTED = object()  # stands for a weight that is a tensor
 
 _aten = torch.ops.aten
-_FREE = frozenset(
+_VIEWS_AND_CONSTANTS = frozenset(
     {
         *(_aten.view.default, _aten.t.default, _aten.transpose.int, _aten.permute.default, _aten.expand.default),
         *(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.detach.default),
@@ -75,27 +96,27 @@ _FREE = frozenset(
 
 
 def shape_of(batch: Any) -> tuple[Hashable, list[Tensor], Any]:
-    """What batches must have in common to share a trace, the batch's tensors, and how to put it together again."""
+    """What batches must have in common to share a recording, a batch's tensors, and the form to rebuild it from."""
     leaves, spec = pytree.tree_flatten(batch)
     key: list[Hashable] = [str(spec)]
     tensors = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             if leaf.layout != torch.strided or type(leaf) is not Tensor:
-                raise NotTraceable(f"a batch holds a {type(leaf).__name__} of layout {leaf.layout}")
+                raise NotRecordable(f"a batch holds a {type(leaf).__name__} of layout {leaf.layout}")
             key.append((tuple(leaf.shape), leaf.stride(), leaf.dtype))
             tensors.append(leaf)
         elif leaf is None or isinstance(leaf, (bool, int, float, str)):
             key.append(leaf)
         else:
-            raise NotTraceable(f"a batch holds a {type(leaf).__name__}, whose contents cannot be seen")
+            raise NotRecordable(f"a batch holds a {type(leaf).__name__}, whose contents are unknown")
     return tuple(key), tensors, (leaves, spec)
 
 
-def trace(objective: Objective, snapshot: Snapshot, form: Any) -> Trace:
-    """Traces the HVP for batches like this one (`form`: from `shape_of`). Use within `objective.evaluating()`.
+def record(objective: Objective, snapshot: Snapshot, form: Any) -> Recording:
+    """Records the product for batches like this one (`form`: from `shape_of`). Use within `objective.evaluating()`.
 
-    Raises NotTraceable.
+    Raises NotRecordable.
     """
     leaves, spec = form
     names = list(snapshot.constants)
@@ -109,13 +130,13 @@ def trace(objective: Objective, snapshot: Snapshot, form: Any) -> Trace:
         result = objective.raw_loss(batch, values)
         loss, weight = result if isinstance(result, (tuple, list)) and len(result) == 2 else (result, None)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise NotTraceable("the loss is not a scalar tensor")
+            raise NotRecordable("the loss is not a scalar tensor")
         found["pair"] = isinstance(result, (tuple, list))
         found["weight"] = _COMPUTED if isinstance(weight, Tensor) else weight
         gradients = torch.autograd.grad(loss, primal, create_graph=True, allow_unused=True)
         curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         if not curved:
-            raise NotTraceable("the loss has no curvature")
+            raise NotRecordable("the loss has no curvature")
         pieces = objective.space.split(v)
         second = torch.autograd.grad(
             [g for _, g in curved], primal, [pieces[i] for i, _ in curved], allow_unused=True, materialize_grads=True
@@ -130,32 +151,31 @@ def trace(objective: Objective, snapshot: Snapshot, form: Any) -> Trace:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arguments = (parameters, list(snapshot.constants.values()), tensors, v)
-            graph = _traced(product, arguments)
+            graph = _recorded(product, arguments)
             if any(_writes(node) for node in graph.graph.nodes):
                 functional = torch.func.functionalize(graph, remove="mutations")
                 with torch.no_grad():
-                    graph = _traced(functional, arguments)
-    except (NotTraceable, torch.OutOfMemoryError):
+                    graph = _recorded(functional, arguments)
+    except (NotRecordable, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a model may do
-        first = str(error).strip().splitlines() or [""]
-        raise NotTraceable(f"tracing failed: {type(error).__name__}: {first[0][:160]}") from error
+    except Exception as error:  # a model may do anything
+        raise NotRecordable(f"recording failed: {described(error)}") from error
     if not any(_writes(node) for node in graph.graph.nodes):
         simplify(graph.graph)
     prepare, apply = _split(graph)
-    return Trace(prepare, apply, graph, found["weight"], found["pair"])
+    return Recording(prepare, apply, graph, found["weight"], found["pair"])
 
 
-def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:
-    traced = make_fx(function, decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
-    assert isinstance(traced, fx.GraphModule)
-    return traced
+def _recorded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:
+    graph = make_fx(function, decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+    assert isinstance(graph, fx.GraphModule)
+    return graph
 
 
 def _split(
     graph: fx.GraphModule, again: Callable[[fx.Node], bool] = lambda node: False
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """`prepare` and `apply`. Nodes that `again` is true of are computed in `apply` as well, rather than handed over."""
+    """`prepare` and `apply`. Nodes for which `again` is true are computed in `apply` too, not handed over."""
     nodes = list(graph.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     v = inputs[-1]
@@ -166,10 +186,10 @@ def _split(
     (output,) = (node for node in nodes if node.op == "output")
     product, loss, weight = output.args[0]
     if product not in reached:
-        raise NotTraceable("the loss has no curvature")
-    for node in nodes:  # it must not be torn from those that read what it writes
+        raise NotRecordable("the loss has no curvature")
+    for node in nodes:  # the split could separate it from operations that read what it writes
         if _writes(node):
-            raise NotTraceable(f"{node.target} writes in place")
+            raise NotRecordable(f"{node.target} writes in place")
     body = {node for node in nodes if node in reached and node is not output and node is not v}
     cut: dict[fx.Node, None] = {}
     for node in reversed(nodes):  # users before what they use
@@ -188,7 +208,7 @@ def _split(
 
     known = {}
     for number, node in enumerate(cut):
-        known[node] = after.placeholder(f"residual_{number}")
+        known[node] = after.placeholder(f"saved_{number}")
         known[node].meta = dict(node.meta)
     for node in nodes:
         if node is v or node in body:
@@ -199,10 +219,11 @@ def _split(
 
 
 def _is_free(node: fx.Node) -> bool:
-    """A view, or a constant made from nothing: it costs no time and, not kept, no memory."""
-    return node.op == "call_function" and node.target in _FREE
+    """Whether a node is a view or a constant, which costs no time to compute again and no memory if not saved."""
+    return node.op == "call_function" and node.target in _VIEWS_AND_CONSTANTS
 
 
 def _writes(node: fx.Node) -> bool:
+    """Whether an operation writes to one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)

@@ -3,78 +3,87 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, Panel
+from hvpspec.results.blocks import Block, Blocks
+from hvpspec.results.estimate import Estimate
 from hvpspec.wording import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_BLOCKS = 24
-_FIGURES = (("trace", "trace"), ("frobenius_norm", "Frobenius norm"))
+MAX_BLOCKS = 24  # as many as can be read in one picture
+_QUANTITIES = (("trace", "trace", POSITIVE), ("frobenius_norm", "Frobenius norm", FAINT))
 
 
-def chosen(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The largest, as many as can be read."""
-    return sorted(entries, key=_size, reverse=True)[:MOST_BLOCKS]
+def blocks_panel(found: Blocks) -> Panel | None:
+    """The picture of the largest groups; None where no group has a trace or a norm."""
+    known = [block for block in found.blocks if block.frobenius_norm is not None or block.trace is not None]
+    if not known:
+        return None
+    shown = sorted(known, key=_size, reverse=True)[:MAX_BLOCKS]
+    rest = len(known) - len(shown)
+    title = "Groups of parameters" + (f" (the {MAX_BLOCKS} largest; {rest:,} more)" if rest else "")
+    alt = f"Trace and Frobenius norm of {len(shown)} groups of parameters, with error bars; the same in the table."
+
+    def piece(part: Sequence[Block], rows: int, halves: tuple[Panel, ...] = ()) -> Panel:
+        height = 1.3 + 0.46 * rows  # inches
+        return Panel(
+            "blocks", title, alt, lambda axes: _draw(axes, part, shown, rows), height, wide=True, halves=halves
+        )  # fmt: skip
+
+    if len(shown) == 1:
+        return piece(shown, 1)
+    middle = (len(shown) + 1) // 2
+    return piece(shown, len(shown), (piece(shown[:middle], middle), piece(shown[middle:], middle)))
 
 
-def title(entries: list[dict[str, Any]]) -> str:
-    rest = len(entries) - MOST_BLOCKS
-    return "Groups of parameters" + (f" (the {MOST_BLOCKS} largest; {rest:,} more)" if rest > 0 else "")
+def _draw(axes: Axes, part: Sequence[Block], among: Sequence[Block], rows: int) -> None:
+    """among: the groups that the axis has room for. rows: how many groups there is height for."""
+    from matplotlib.patches import Patch
 
-
-def height(count: int) -> float:
-    return 1.3 + 0.46 * count
-
-
-def draw_blocks(
-    axes: Axes, entries: list[dict[str, Any]], among: list[dict[str, Any]], rows: int,
-    colours: tuple[str, str, str, str],
-) -> None:  # fmt: skip
-    """among: the groups whose figures the axis has room for. rows: groups that there is height for. colours: positive,
-    negative, of the norm, of lines."""
-    positive, negative, faint, ink = colours
-    places = np.arange(len(entries), dtype=float)
-    for (key, name), colour, shift in zip(_FIGURES, (positive, faint), (0.04, 0.3), strict=True):
-        values = np.array([_figure(entry, key)[0] for entry in entries])
-        errors = np.array([_figure(entry, key)[1] for entry in entries])
-        sides = [negative if value < 0 else colour for value in values]
-        axes.barh(places + shift, values, 0.24, xerr=errors, color=sides, ecolor=ink, capsize=1.5)
-        axes.bar(0, 0, 0, color=colour, label=name)  # for the legend
-    spans = [_figure(entry, key) for entry in among for key, _ in _FIGURES]
-    low = min([0.0, *(value - error for value, error in spans if math.isfinite(value))])
-    high = max([0.0, *(value + error for value, error in spans if math.isfinite(value))])
+    places = np.arange(len(part), dtype=float)
+    handles = []
+    for (name, label, colour), shift in zip(_QUANTITIES, (0.04, 0.3), strict=True):
+        values, errors = (np.array(column) for column in zip(*(_bar(block, name) for block in part), strict=True))
+        sides = [NEGATIVE if value < 0 else colour for value in values]
+        axes.barh(places + shift, values, 0.24, xerr=errors, color=sides, ecolor=INK, capsize=1.5)
+        handles.append(Patch(color=colour, label=label))
+        if any(value < 0 for value, _ in (_bar(block, name) for block in among)):
+            handles.append(Patch(color=NEGATIVE, label=f"{label}, negative"))
+    spans = [span for block in among for name, *_ in _QUANTITIES if math.isfinite((span := _bar(block, name))[0])]
+    low = min([0.0, *(value - error for value, error in spans)])
+    high = max([0.0, *(value + error for value, error in spans)])
     room = 0.03 * (high - low) or 1.0
     axes.set_xlim(low - room if low < 0 else 0.0, high + room if high > 0 else 0.0)
     axes.set_ylim(rows - 0.45, -0.55)
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # names are read over the line at zero
-    for place, entry in zip(places, entries, strict=True):
-        name = shortened(entry["name"], 50).replace("$", r"\$")  # no mathematics in it
+    for place, block in zip(places, part, strict=True):
+        name = shortened(block.name, 50).replace("$", r"\$")  # no mathematics in it
         axes.text(
             0.01, place - 0.13, name, transform=axes.get_yaxis_transform(), fontsize=9.5, va="bottom", bbox=behind
         )
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.axvline(0, color=ink, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("of the group's diagonal block, ± error")
     axes.locator_params(axis="x", nbins=6)
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    axes.figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
-def alt(entries: list[dict[str, Any]]) -> str:
-    return f"Trace and Frobenius norm of {len(entries)} groups of parameters, with error bars; the same in the table."
-
-
-def _figure(entry: dict[str, Any], key: str) -> tuple[float, float]:
+def _bar(block: Block, name: str) -> tuple[float, float]:
     """Value and error; a value that is not known is NaN, an error that is not known has no bar."""
-    figure = entry[key] or {}
-    value = figure.get("value")
-    return (math.nan if value is None else float(value)), float(figure.get("error") or 0.0)
+    estimate: Estimate | None = getattr(block, name)
+    if estimate is None:
+        return math.nan, 0.0
+    return estimate.value, estimate.error if math.isfinite(estimate.error) else 0.0
 
 
-def _size(entry: dict[str, Any]) -> float:
-    figure = entry["frobenius_norm"] or entry["trace"]
-    return abs(figure["value"] or 0.0)
+def _size(block: Block) -> float:
+    estimate = block.frobenius_norm or block.trace
+    assert estimate is not None
+    return abs(estimate.value) if math.isfinite(estimate.value) else 0.0

@@ -1,53 +1,77 @@
-"""The picture of a tracked series."""
+"""The picture of a series of checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from hvpspec.atomic_files import replacing
+from hvpspec.plots.style import FAINT, INK, RUN_COLOURS, STYLE, points, sign_handles, whole_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LAMBDA_MAX, _LAMBDA_MIN, _TRACE, _NORM, _OVERLAP = RUN_COLOURS[:5]
 
 
-def plot(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """track.svg and track.png: sharpness with its edge, trace and norm, overlap."""
+def plot_series(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws a series with Matplotlib: λ_max and λ_min with the edge of stability, trace and norm, and the overlap.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        The checkpoints, in order, as track.json has them.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One picture above the other, over the step where every checkpoint has a step of its own.
+    """
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps = [entry["step"] for entry in rows]
+    steps = [row["step"] for row in rows]
     by_step = None not in steps and len(set(steps)) == len(steps)
     at = steps if by_step else list(range(1, len(rows) + 1))
-    panels = 3 if len(rows) > 1 else 2
-    figure = Figure(figsize=(7, 2.6 * panels), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(panels, 1, sharex=True)
+    count = 3 if len(rows) > 1 else 2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 2.6 * count), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(count, 1, sharex=True)
+        _line(axes[0], at, rows, "lambda_max", "λ_max", _LAMBDA_MAX)
+        _line(axes[0], at, rows, "lambda_min", "λ_min", _LAMBDA_MIN)
+        if rows[0]["edge"] is not None:
+            axes[0].axhline(rows[0]["edge"], color=INK, linestyle="--", linewidth=1, label="edge of stability")
+        _line(axes[1], at, rows, "trace", "trace", _TRACE)
+        _line(axes[1], at, rows, "frobenius_norm", "Frobenius norm", _NORM)
+        titles = ["Largest and smallest eigenvalue", "Trace and Frobenius norm", "Overlap with the subspace before"]
+        if count == 3:
+            _line(axes[2], at, rows, "overlap", "overlap", _OVERLAP)
+            axes[2].set_ylim(0, 1.05)
+        for axis, title in zip(axes, titles, strict=False):
+            handles, labels = axis.get_legend_handles_labels()
+            axis.set_title(title)
+            if any(y < 0 for line in axis.lines for y in line.get_ydata()):
+                axis.axhline(0, color=FAINT, linewidth=0.8, linestyle=":", zorder=0)
+                handles += sign_handles()
+                labels += [handle.get_label() for handle in sign_handles()]
+            if len(handles) > 1:
+                axis.legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes[-1].set_xlabel("step" if by_step else "checkpoint")
+        whole_numbers(axes[-1].xaxis)
+    return figure
 
-    def line(axis: Any, name: str, label: str, colour: str, error: str | None = None) -> None:
-        points = [(x, entry[name], entry[error] if error else 0) for x, entry in zip(at, rows, strict=True)]
-        known = [(x, y, e or 0) for x, y, e in points if y is not None]
-        if known:
-            x, y, e = zip(*known, strict=True)
-            axis.errorbar(
-                x, y, yerr=e if error else None, label=label, color=colour, marker="o", ms=3, lw=1.2, capsize=2
-            )
 
-    line(axes[0], "lambda_max", "λ_max", "#0072b2", "lambda_max_error")
-    line(axes[0], "lambda_min", "λ_min", "#d55e00", "lambda_min_error")
-    if rows[0]["edge"] is not None:
-        axes[0].axhline(rows[0]["edge"], color="black", ls="--", lw=1, label="2/lr")
-    line(axes[1], "trace", "trace", "#009e73", "trace_error")
-    line(axes[1], "frobenius_norm", "Frobenius norm", "#cc79a7", "frobenius_norm_error")
-    if panels == 3:
-        line(axes[2], "overlap", "overlap with the subspace before", "#56a0d3")
-        axes[2].set_ylim(0, 1.05)
-    for axis in axes:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("step" if by_step else "checkpoint")
-    paths = [folder / "track.svg", folder / "track.png"]
-    for path in paths:
-        with replacing(path) as file:
-            kind = path.suffix[1:]
-            figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return paths
+def _line(
+    axes: Axes, at: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, label: str, colour: str
+) -> None:
+    """A line through the known values, and their error bars where they have any."""
+    known = [(x, row[name], row.get(f"{name}_error")) for x, row in zip(at, rows, strict=True) if row[name] is not None]
+    if not known:
+        return
+    x, y, errors = zip(*known, strict=True)
+    axes.plot(x, y, color=colour, linewidth=1.2, label=label)
+    sizes = [math.nan if error is None else error for error in errors]
+    points(axes, x, y, sizes, signs=y, colour=colour, markersize=3.5, capsize=2)

@@ -1,161 +1,167 @@
-"""Pictures of a spectrum: how the eigenvalues are spread, which are the largest, and what each group of parameters has.
-
-Matplotlib (extra `cli`) is imported when a picture is made, and used without pyplot: nothing global is changed.
-Positive and negative parts differ in colour (Okabe and Ito's, told apart by colour-blind readers) and in shape.
-"""
+"""Pictures of a spectrum: the density, the largest eigenvalues, and the groups of parameters."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from hvpspec.plots import blocks as plot_blocks
+from hvpspec.errors import InputError
 from hvpspec.plots.bins import binned
-from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, Panel, _plain_log_ticks, bars, drawn, signed_ticks
+from hvpspec.plots.blocks import blocks_panel
+from hvpspec.plots.style import (
+    FAINT,
+    GRID,
+    INK,
+    NEGATIVE,
+    POSITIVE,
+    SPREAD,
+    Panel,
+    drawn,
+    known_errors,
+    plain_log_ticks,
+    points,
+    signed_ticks,
+    whole_numbers,
+)
 from hvpspec.results.density import Density
+from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.spectrum import Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LEAST_COUNT = 0.3  # eigenvalues in a bin below which its bar is left out: the logarithmic axis starts there
 
-def panels(spectrum: Spectrum, blocks: dict[str, Any] | None = None) -> list[Panel]:
-    """Those pictures for which the figures are there. blocks: the entry of spectrum.json, if any."""
-    found = []
-    if spectrum.density is not None:
+
+def panels(spectrum: Spectrum) -> list[Panel]:
+    """The pictures that the spectrum has numbers for."""
+    density, pairs, found = spectrum.density, spectrum.eigenpairs, []
+    if density is not None:
         found.append(
-            Panel("density", "All eigenvalues", _density_alt(spectrum), lambda axes: _draw_density(axes, spectrum))
+            Panel("density", "All eigenvalues", _density_alt(density), lambda axes: _draw_density(axes, density, pairs))
         )
-    if spectrum.eigenpairs is not None and len(spectrum.eigenpairs.values):
+    if pairs is not None and len(pairs.values):
         title = "Eigenvalues of largest magnitude"
-        found.append(Panel("scree", title, _scree_alt(spectrum), lambda axes: _draw_scree(axes, spectrum)))
-    entries = [entry for entry in (blocks or {}).get("blocks", []) if entry["frobenius_norm"] or entry["trace"]]
-    if entries:
-        found.append(_blocks(entries))
+        found.append(Panel("scree", title, _scree_alt(pairs), lambda axes: _draw_scree(axes, pairs)))
+    if spectrum.blocks is not None and (blocks := blocks_panel(spectrum.blocks)) is not None:
+        found.append(blocks)
     return found
 
 
-def _blocks(entries: list[dict[str, Any]]) -> Panel:
-    shown = plot_blocks.chosen(entries)
-    colours = (POSITIVE, NEGATIVE, FAINT, INK)
+@overload
+def plot(spectrum: Spectrum, ax: None = None, *, columns: int = 1) -> Figure: ...
+@overload
+def plot(spectrum: Spectrum, ax: Axes) -> Axes: ...
+def plot(spectrum: Spectrum, ax: Axes | None = None, *, columns: int = 1) -> Axes | Figure:
+    """Draws a spectrum with Matplotlib.
 
-    def piece(part: list[dict[str, Any]], rows: int, halves: tuple[Panel, ...] = ()) -> Panel:
-        return Panel(
-            "blocks", plot_blocks.title(entries), plot_blocks.alt(shown),
-            lambda axes: plot_blocks.draw_blocks(axes, part, shown, rows, colours),
-            plot_blocks.height(rows), wide=True, halves=halves,
-        )  # fmt: skip
+    Parameters
+    ----------
+    spectrum : Spectrum
+        As `hvpspec.spectrum` returns it.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. It gets one picture: the density or, where there is none, the eigenvalues.
+    columns : int, default 1
+        How many pictures stand side by side in a figure of their own.
 
-    if len(shown) == 1:
-        return piece(shown, 1)
-    middle = (len(shown) + 1) // 2
-    return piece(shown, len(shown), (piece(shown[:middle], middle), piece(shown[middle:], middle)))
+    Returns
+    -------
+    matplotlib.axes.Axes or matplotlib.figure.Figure
+        `ax`, where it was given; otherwise a new figure with every picture that the spectrum has numbers for: the
+        density, the largest eigenvalues with their error bars, and the groups of parameters. Save it with
+        ``.savefig(path)``.
 
-
-def plot(spectrum: Spectrum, *, blocks: dict[str, Any] | None = None, columns: int = 1) -> Figure:
-    """All pictures in one Matplotlib figure; save it with `.savefig(path)`.
-
-    blocks: the entry of that name in spectrum.json. columns: pictures side by side.
-    Raises ValueError when the spectrum has nothing to show in a picture (only trace or norm).
+    Raises
+    ------
+    InputError
+        When there is nothing to draw: the spectrum has trace or norm only.
     """
-    shown = panels(spectrum, blocks)
+    shown = panels(spectrum)
     if not shown:
-        raise ValueError("nothing to plot: the spectrum has neither density nor eigenvalues nor blocks.")
-    return drawn(shown, columns=columns)
+        raise InputError("nothing to plot: the spectrum has neither density nor eigenvalues nor blocks.")
+    if ax is None:
+        return drawn(shown, columns=columns)
+    shown[0].draw(ax)
+    ax.set_title(shown[0].title)
+    return ax
 
 
-def _draw_density(axes: Axes, spectrum: Spectrum) -> None:
-    density = spectrum.density
-    assert density is not None
+def _draw_density(axes: Axes, density: Density, pairs: Eigenpairs | None) -> None:
     bins = binned(density)
     axes.set_xscale("asinh", linear_width=bins.scale)
-    floor = 0.3
     for side, colour, name in ((1, POSITIVE, "positive"), (-1, NEGATIVE, "negative")):
-        mine = (np.sign(bins.edges[:-1] + bins.edges[1:]) == side) & (bins.counts >= floor)
+        mine = (np.sign(bins.edges[:-1] + bins.edges[1:]) == side) & (bins.counts >= LEAST_COUNT)
         if mine.any():
             axes.bar(
                 bins.edges[:-1][mine], bins.counts[mine], np.diff(bins.edges)[mine], align="edge", color=colour,
                 alpha=0.55, linewidth=0, label=name,
             )  # fmt: skip
-    pairs = spectrum.eigenpairs
-    if pairs is not None:
-        errors = bars(pairs.error)
-        for side, colour, marker in ((1, POSITIVE, "o"), (-1, NEGATIVE, "v")):
-            mine = np.sign(pairs.values) == side
-            if mine.any():
-                axes.vlines(pairs.values[mine], floor, 1.0, colors=colour, linewidth=1.0)
-                axes.errorbar(
-                    pairs.values[mine], np.ones(mine.sum()), xerr=errors[mine], fmt=marker, color=colour, markersize=4,
-                    capsize=2.5, markeredgecolor=INK, markeredgewidth=0.4, elinewidth=1.0,
-                    label="eigenvalue ± error" if side > 0 or not (pairs.values > 0).any() else None,
-                )  # fmt: skip
+    if pairs is not None and (pairs.values != 0).any():
+        mine = pairs.values != 0
+        values, errors = pairs.values[mine], pairs.error[mine]
+        for value in values:
+            axes.vlines(value, LEAST_COUNT, 1.0, colors=POSITIVE if value > 0 else NEGATIVE, linewidth=1.0)
+        marks = points(
+            axes, values, np.ones(len(values)), errors, signs=values, sideways=True, markersize=4,
+            markeredgecolor=INK, markeredgewidth=0.4,
+        )  # fmt: skip
+        next(iter(marks.values())).set_label("eigenvalue ± error")
     axes.set_yscale("log")
-    axes.set_ylim(floor, max(5.0, 6 * float(bins.counts.max(initial=1.0))))
+    axes.set_ylim(LEAST_COUNT, max(5.0, 6 * float(bins.counts.max(initial=1.0))))
     axes.axvline(0, color=FAINT, linewidth=0.8, linestyle=":")
     signed_ticks(axes.xaxis, bins.scale, float(bins.edges[0]), float(bins.edges[-1]))
     axes.set_xlabel("eigenvalue")
-    axes.set_ylabel(f"per bar, of {density.n:,}")
+    axes.set_ylabel(f"eigenvalues per bar, of {density.n:,}")
     axes.legend(loc="upper right")
 
 
-def _draw_scree(axes: Axes, spectrum: Spectrum) -> None:
-    pairs = spectrum.eigenpairs
-    assert pairs is not None
+def _draw_scree(axes: Axes, pairs: Eigenpairs) -> None:
     size = np.abs(pairs.values)
-    known = np.isfinite(pairs.error)
     ranks = np.arange(1, len(size) + 1)
     if pairs.data_error is not None:
-        spread = bars(pairs.data_error)
+        spread = known_errors(pairs.data_error)
         axes.errorbar(
-            ranks, size, yerr=spread, fmt="none", ecolor="#bbbbbb", elinewidth=5, label="± other data", zorder=1
+            ranks, size, yerr=spread, fmt="none", ecolor=SPREAD, elinewidth=5, label="± other data (1 s.e.)", zorder=1
         )  # fmt: skip
-    for side, colour, marker, name in ((1, POSITIVE, "o", "positive"), (-1, NEGATIVE, "v", "negative")):
-        mine = (np.sign(pairs.values) == side) & (size > 0)
-        if mine.any():
-            error = bars(pairs.error)[mine]
-            axes.errorbar(
-                ranks[mine], size[mine], yerr=error, fmt=marker, color=colour, markersize=5, capsize=3, elinewidth=1.2,
-                label=name,
-            )  # fmt: skip
-    unknown = ~known & (size > 0)
+    mine = size > 0
+    marks = points(
+        axes, ranks[mine], size[mine], pairs.error[mine], signs=pairs.values[mine], markersize=5, capsize=3,
+        elinewidth=1.2,
+    )  # fmt: skip
+    for sign, mark in marks.items():
+        mark.set_label("positive" if sign > 0 else "negative")
+    unknown = ~np.isfinite(pairs.error) & mine
     if unknown.any():
         axes.plot(ranks[unknown], size[unknown], "s", mfc="none", color=INK, markersize=9, label="error unknown")
-    if (size > 0).any():
+    if mine.any():
         axes.set_yscale("log")
-        least, most = float(size[size > 0].min()), float(size.max())
-        axes.set_ylim(least / 2, most * 2)
-    _plain_log_ticks(axes)
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        axes.set_ylim(float(size[mine].min()) / 2, float(size.max()) * 2)
+    plain_log_ticks(axes)
+    whole_numbers(axes.xaxis)
     axes.set_xlim(0.4, len(size) + 0.6)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("rank")
+    axes.set_xlabel("rank by magnitude")
     axes.set_ylabel("|eigenvalue| ± error")
     axes.legend(loc="upper right")
 
 
-def _density_alt(spectrum: Spectrum) -> str:
-    density = spectrum.density
-    assert density is not None
+def _density_alt(density: Density) -> str:
     low, high = float(density.nodes[0]), float(density.nodes[-1])
     return (
-        f"How many of the {density.n:,} eigenvalues lie where, from {low:.3g} to {high:.3g}, counts on a logarithmic "
-        f"axis; {_negative_share(density)}."
+        f"How many of the {density.n:,} eigenvalues lie where, from {low:.3g} to {high:.3g}, with counts on a "
+        f"logarithmic axis; {_negative_share(density)}."
     )
 
 
 def _negative_share(density: Density) -> str:
     share = float(density.weights[density.nodes < 0].sum())
-    return f"about {share:.0%} are estimated to be negative" if share >= 0.005 else "next to none is negative"
+    return f"about {share:.0%} are estimated to be negative" if share >= 0.005 else "hardly any is negative"
 
 
-def _scree_alt(spectrum: Spectrum) -> str:
-    pairs = spectrum.eigenpairs
-    assert pairs is not None
+def _scree_alt(pairs: Eigenpairs) -> str:
     values = ", ".join(f"{value:.3g}" for value in pairs.values[:5])
     rest = ", and so on" if len(pairs.values) > 5 else ""
     return f"The magnitudes of the {len(pairs.values)} largest eigenvalues with error bars: {values}{rest}."

@@ -1,4 +1,11 @@
-"""What all pictures share: colours, sizes, ticks, and how a picture becomes a file."""
+"""What all pictures share: markers, colours, sizes, ticks, and how a picture becomes a file.
+
+In every picture the shape of a marker says the sign of a number: a circle is positive, a triangle that points down is
+negative. Where a picture shows one spectrum, colour says the same. Where it shows several runs or quantities, each has
+a colour of its own from RUN_COLOURS, which has none of the two that stand for a sign.
+
+Matplotlib (extra `cli`) is imported when a picture is made, and used without pyplot: nothing global is changed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart; then lines and text, and the less
+# important.
 POSITIVE, NEGATIVE, INK, FAINT = "#0072B2", "#D55E00", "#1a1a1a", "#8a8a8a"
+GRID, SPREAD = "#dddddd", "#bbbbbb"
+
+# Paul Tol's muted scheme, in an order in which neighbours differ in lightness as well.
+RUN_COLOURS = ("#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#117733", "#CC6677")
+LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")  # of runs: not by colour only
+
+POSITIVE_MARKER, NEGATIVE_MARKER = "o", "v"
 
 
 STYLE: Any = {
@@ -36,29 +52,28 @@ STYLE: Any = {
 }
 
 
-_WIDTH, _HEIGHT = 4.8, 3.3  # inches: at a phone's width the letters are 9 pixels high at least
-
-
-_LETTERS = 46  # of a title, that a line of this width has room for
+WIDTH, HEIGHT = 4.8, 3.3  # of a panel in inches: at a phone's width the letters are 9 pixels high at least
+LETTERS_PER_LINE = 46  # of a title, across one panel
 
 
 @dataclass(frozen=True)
 class Panel:
     """One picture. name: for files and ids. alt: what it shows, in words. height: in inches.
 
-    wide: it needs no neighbour. halves: the same in two pieces, which a wide page sets side by side."""
+    wide: it takes a whole row. halves: the same in two pieces, which a wide page shows side by side.
+    """
 
     name: str
     title: str
     alt: str
     draw: Callable[[Axes], None]
-    height: float = _HEIGHT
+    height: float = HEIGHT
     wide: bool = False
     halves: tuple[Panel, ...] = ()
 
 
 def drawn(shown: Sequence[Panel], *, columns: int = 1, titles: bool = True) -> Figure:
-    """The pictures in one figure, each row with margins of its own: what one needs takes no room from the others."""
+    """The pictures in one figure. Each row has its own margins, so that wide labels take no room from other rows."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -72,11 +87,11 @@ def drawn(shown: Sequence[Panel], *, columns: int = 1, titles: bool = True) -> F
     across = max(map(len, rows))
     heights = [max(panel.height for panel in row) for row in rows]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH * across, sum(heights)), layout="constrained")
+        figure = Figure(figsize=(WIDTH * across, sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
         parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=True):
-            letters = _LETTERS * across / len(row)
+            letters = LETTERS_PER_LINE * across / len(row)
             for axes, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
                 if titles:
                     axes.set_title(textwrap.fill(panel.title, int(letters)))
@@ -85,7 +100,7 @@ def drawn(shown: Sequence[Panel], *, columns: int = 1, titles: bool = True) -> F
 
 
 def to_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as a file: kind "svg" or "png" (large enough for fine screens). The same each time."""
+    """The figure as a file, "svg" or "png" (in a resolution for fine screens); the same bytes each time."""
     import matplotlib
 
     stream = io.BytesIO()
@@ -96,7 +111,7 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def inline_svgs(panel: Panel) -> list[str]:
-    """The picture as <svg> elements for a web page, one or two: their own ids, as wide as there is room."""
+    """The picture as one or two <svg> elements for a web page, with ids of their own, as wide as there is room."""
     pieces = panel.halves or (panel,)
     return [_inline(piece, panel.name + (str(i) if i else "")) for i, piece in enumerate(pieces)]
 
@@ -110,19 +125,56 @@ def _inline(panel: Panel, name: str) -> str:
     return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
 
 
-def bars(error: np.ndarray) -> np.ndarray:
-    """Lengths of error bars: an error that is not known has none."""
-    return np.where(np.isfinite(error), error, 0.0)
+def known_errors(errors: Any) -> np.ndarray:
+    """Lengths of error bars: an error that is not known has no bar."""
+    errors = np.asarray(errors, float)
+    return np.where(np.isfinite(errors), errors, 0.0)
 
 
-def signed_ticks(axis: Axis, scale: float, low: float, high: float) -> None:
-    """Powers of ten on both sides of zero, few enough to be read, for an asinh axis."""
+def points(
+    axes: Axes,
+    x: Any,
+    y: Any,
+    errors: Any,
+    *,
+    signs: Any,
+    colour: str | None = None,
+    sideways: bool = False,
+    **look: Any,
+) -> dict[int, Any]:
+    """Points with error bars, their shape by `signs`; {sign: what was drawn}, for the signs that occur.
+
+    colour: by the sign where none is given. sideways: the errors are those of x. look: further options of `errorbar`.
+    """
+    x, y, errors = (np.atleast_1d(np.asarray(values, float)) for values in (x, y, known_errors(errors)))
+    negative = np.atleast_1d(np.asarray(signs)) < 0
+    drawn_by_sign = {}
+    for sign, mine in ((1, ~negative), (-1, negative)):
+        if mine.any():
+            marker, own = (POSITIVE_MARKER, POSITIVE) if sign > 0 else (NEGATIVE_MARKER, NEGATIVE)
+            drawn_by_sign[sign] = axes.errorbar(
+                x[mine], y[mine], **{"xerr" if sideways else "yerr": errors[mine]}, fmt=marker, color=colour or own,
+                **{"markersize": 4.5, "capsize": 2.5, "elinewidth": 1.0} | look,
+            )  # fmt: skip
+    return drawn_by_sign
+
+
+def sign_handles() -> list[Any]:
+    """For a legend: which marker is of which sign, in no run's colour."""
+    from matplotlib.lines import Line2D
+
+    marks = (("positive", POSITIVE_MARKER), ("negative", NEGATIVE_MARKER))
+    return [Line2D([], [], color=FAINT, marker=marker, linestyle="none", label=name) for name, marker in marks]
+
+
+def signed_ticks(axis: Axis, scale: float, low: float, high: float, *, most: int = 11) -> None:
+    """Powers of ten on both sides of zero for an asinh axis, about `most` of them."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     largest = max(abs(low), abs(high))
-    exponents = range(math.floor(math.log10(scale)) + 1, math.floor(math.log10(largest)) + 1)
+    exponents = range(math.floor(math.log10(scale)), math.floor(math.log10(largest)) + 1)
     ticks = {0.0: "0"}
-    room = (math.asinh(high / scale) - math.asinh(low / scale)) / 9  # no more than about nine labels
+    room = (math.asinh(high / scale) - math.asinh(low / scale)) / most
     for side in (1, -1):
         last = 0.0
         for exponent in exponents:
@@ -143,7 +195,14 @@ def _power(side: int, exponent: int) -> str:
     return f"${'-' if side < 0 else ''}10^{{{exponent}}}$"
 
 
-def _plain_log_ticks(axes: Axes) -> None:
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at round whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
+
+
+def plain_log_ticks(axes: Axes) -> None:
     """0.2, 0.5, 1, 2 … where the axis spans little; powers of ten elsewhere."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

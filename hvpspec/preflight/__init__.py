@@ -1,7 +1,15 @@
-"""What would go wrong, found before the work starts; what can be mended exactly is mended, and each is reported."""
+"""What would go wrong is found before the run. What can be fixed exactly is fixed, and all of it is reported."""
 
-from hvpspec.preflight.inspect_model import examine, mended
-from hvpspec.preflight.measure import expected_loss, inspect_operator, steady
+from hvpspec.preflight.inspect_model import examine, make_differentiable
+from hvpspec.preflight.measure import expected_loss, inspect_operator, loss_tolerance
 from hvpspec.results.preflight import Finding, Preflight
 
-__all__ = ["Finding", "Preflight", "examine", "expected_loss", "inspect_operator", "mended", "steady"]
+__all__ = [
+    "Finding",
+    "Preflight",
+    "examine",
+    "expected_loss",
+    "inspect_operator",
+    "loss_tolerance",
+    "make_differentiable",
+]

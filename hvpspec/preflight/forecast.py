@@ -124,14 +124,15 @@ def with_forecast(
 
     def seconds(hvps: int, probes: int) -> float:
         steps = hvps - probes
-        return H.foresee(hvps) + hvps * _SECONDS_PER_STEP + pace * _PASSES_PER_VECTOR * (steps**2 / 2 + steps * probes)
+        subtractions = steps**2 / 2 + steps * probes
+        return H.expected_seconds(hvps) + hvps * _SECONDS_PER_STEP + pace * _PASSES_PER_VECTOR * subtractions
 
     def memory(hvps: int, probes: int, further: int = 0) -> int | None:
         if held is None or known.memory is None:
             return None
         vectors = peak_vectors(hvps - probes) + 2 * min(probes, MAX_LIVE_PROBES)
         long = min(vectors, room) * n * itemsize
-        return held + known.memory + long + H.foresee_kept(hvps, known.memory) + further
+        return held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + further
 
     return replace(
         known,

@@ -1,9 +1,9 @@
-"""What a module has about it that would make a Hessian wrong, random, or impossible."""
+"""What in a module would make a Hessian wrong, random or impossible, read off the module itself."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,22 +15,26 @@ from hvpspec.objective.torch_kernels import tf32_is_on
 from hvpspec.results.preflight import Finding
 from hvpspec.wording import dtype_name, listed
 
+MAX_LISTED_NAMES = 3  # that a finding spells out
+
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NORM = nn.modules.batchnorm._NormBase
-LISTED = 3  # names that a finding spells out
-_BATCHED = "the Hessian depends on how the data are batched; keep the batches of training"
+_ON_BATCHES = "the Hessian depends on how the data are split into batches: use those of training"
 
 
-def mended(model: nn.Module) -> tuple[nn.Module, list[Finding]]:
-    """A model that can be derived twice: quantised layers as float32 ones, in a copy; fused attention of Hugging Face
-    models as torch's own. Raises InputError for quantised layers that have no float counterpart."""
+def make_differentiable(model: nn.Module) -> tuple[nn.Module, list[Finding]]:
+    """A model that can be differentiated twice, and what was changed for that.
+
+    Quantised layers become float32 layers, in a copy of the model. Fused attention of Hugging Face models becomes
+    plain attention, in the model itself. Raises InputError for quantised layers that have no float32 counterpart.
+    """
     findings = []
     if any(_quantised(module) for module in model.modules()) or any(p.is_quantized for p in model.parameters()):
         model, finding = _dequantised(model)
         findings.append(finding)
     fused = {
         attention: module
-        for module in reversed(list(model.modules()))  # the outermost of each kind wins; it sets those inside
+        for module in reversed(list(model.modules()))  # the outermost of each kind is kept: it sets those inside it
         if (attention := _attention(module)) not in (None, "eager", "sdpa")
     }
     for attention, module in fused.items():
@@ -48,22 +52,30 @@ def _attention(module: nn.Module) -> str | None:
 
 
 def examine(model: nn.Module, device: torch.device) -> list[Finding]:
-    """What hvpspec passes by or mends on the way, and what should be known. Looks, and changes nothing."""
-    return list(_examine(model, device))
-
-
-def _examine(model: nn.Module, device: torch.device) -> Iterator[Finding]:
-    inner = unwrapped(model)
-    if inner is not model:
-        yield Finding("wrapper", f"the model is wrapped ({type(model).__name__})", "the module inside is taken")
+    """What is bypassed or fixed while products are computed, and what the user should know. Changes nothing."""
     modules = dict(model.named_modules())
+    return [
+        *_wrappers(model, modules),
+        *_modes(modules),
+        *_parameters(model),
+        *_kernels(modules, device),
+    ]
+
+
+def _wrappers(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
+    if unwrapped(model) is not model:
+        yield Finding("wrapper", f"the model is wrapped ({type(model).__name__})", "the module inside is used")
     compiled = [
         name
         for name, module in modules.items()
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
     ]
     if compiled:
-        yield Finding("compiled", f"made by torch.compile: {_list(compiled)}", "run as it was written")
+        yield Finding("compiled", f"compiled by torch.compile: {_list(compiled)}", "run without compilation")
+
+
+def _modes(modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
+    """Layers that compute something else in training mode."""
     dropout = [name for name, m in modules.items() if isinstance(m, _DROPOUT) and m.training and m.p > 0]
     dropout += [n for n, m in modules.items() if isinstance(m, nn.RNNBase) and m.training and m.dropout > 0]
     if dropout:
@@ -73,7 +85,7 @@ def _examine(model: nn.Module, device: torch.device) -> Iterator[Finding]:
     if training:
         yield Finding(
             "batch_norm",
-            f"normalisation by the batch at hand (training mode): {_list(training)}",
+            f"normalisation with the statistics of each batch (training mode): {_list(training)}",
             "evaluated in eval mode, with the running statistics",
         )
     bare = [
@@ -82,52 +94,50 @@ def _examine(model: nn.Module, device: torch.device) -> Iterator[Finding]:
         if module.running_mean is None and isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
     if bare:
-        yield Finding(
-            "batch_statistics",
-            f"normalisation without running statistics: {_list(bare)}",
-            _BATCHED,
-            "note",
-        )
+        found = f"normalisation without running statistics: {_list(bare)}"
+        yield Finding("batch_statistics", found, _ON_BATCHES, "note")
+
+
+def _parameters(model: nn.Module) -> Iterator[Finding]:
     half = sorted({dtype_name(p.dtype) for p in model.parameters() if _is_half(p)})
     if half:
-        yield Finding(
-            "precision",
-            f"parameters in {' and '.join(half)}",
-            "cast to float32: what is measured is that model",
-            "note",
-        )
-    whole = [name for name, p in model.named_parameters() if p.dtype in (torch.int8, torch.uint8)]
-    if whole:
-        yield Finding(
-            "quantised",
-            f"weights held as integers: {_list(whole)}",
-            "constants: the Hessian is that in the other parameters",
-            "note",
-        )
-    tied = _tied(inner)
+        done = "cast to float32, without changing their values: that model is measured"
+        yield Finding("precision", f"parameters in {' and '.join(half)}", done, "note")
+    integers = [name for name, p in model.named_parameters() if p.dtype in (torch.int8, torch.uint8)]
+    if integers:
+        done = "treated as constants: the Hessian is in the other parameters"
+        yield Finding("quantised", f"weights stored as integers: {_list(integers)}", done, "note")
+    tied = _tied(unwrapped(model))
     if tied:
-        yield Finding("tied", f"tied parameters: {_list(tied)}", "counted once, derived through every use")
+        yield Finding("tied", f"tied parameters: {_list(tied)}", "counted once, differentiated through every use")
+
+
+def _kernels(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator[Finding]:
     fused = [n for n, m in modules.items() if isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoder))]
     if fused and torch.backends.mha.get_fastpath_enabled():
-        yield Finding("fast_path", f"layers with fused kernels in eval mode: {_list(fused)}", "taken without them")
+        found = f"layers with fused kernels in eval mode: {_list(fused)}"
+        yield Finding("fast_path", found, "run without those kernels")
     if device.type == "cuda" and tf32_is_on():
-        yield Finding("tf32", "TF32 is on", "off while products are made")
+        yield Finding("tf32", "TF32 is on", "off while products are computed")
 
 
-def used(names: Iterable[str]) -> Iterator[Finding]:
-    """Findings for what `kernels.noting_replacements` noted."""
+def replacement_findings(names: Iterable[str]) -> Iterator[Finding]:
+    """Findings on what `torch_kernels.noting_replacements` has seen."""
     known = {
         "attention": ("scaled-dot-product attention", "the MATH backend, which has a second derivative"),
-        "weight_norm": ("weight normalisation, whose fused kernel derives wrongly", "written out"),
-        "padding": ("an embedding with a padding row, which gets no gradient", "that row is a constant"),
-        "reentrant_checkpoint": ("reentrant activation checkpointing", "checkpointed without reentry"),
+        "weight_norm": (
+            "weight normalisation, whose fused kernel has a wrong second derivative",
+            "computed without that kernel",
+        ),
+        "padding": ("an embedding with a padding row, which gets no gradient", "that row is treated as constant"),
+        "reentrant_checkpoint": ("reentrant activation checkpointing", "non-reentrant checkpointing"),
         "cudnn_rnn": ("recurrent layers of cuDNN, which have no second derivative", "run without cuDNN"),
     }
     for name in sorted(set(names) & set(known)):
         yield Finding(name, *known[name])
     if "batch_statistics" in names:
-        found = "normalisation by the batch's own statistics, in eval mode too"
-        yield Finding("batch_statistics", found, _BATCHED, "note")
+        found = "normalisation with the statistics of each batch, in eval mode too"
+        yield Finding("batch_statistics", found, _ON_BATCHES, "note")
 
 
 def _is_half(p: nn.Parameter) -> bool:
@@ -145,7 +155,7 @@ def _tied(model: nn.Module) -> list[str]:
 
 
 def _list(names: list[str]) -> str:
-    return listed((name or "the whole model" for name in names), LISTED)
+    return listed((name or "the whole model" for name in names), MAX_LISTED_NAMES)
 
 
 # --- quantised layers -----------------------------------------------------------------------------------------------
@@ -156,7 +166,7 @@ def _quantised(module: nn.Module) -> bool:
 
 
 def _dequantised(model: nn.Module) -> tuple[nn.Module, Finding]:
-    """Dynamically quantised linear layers and quantised parameters as float32 ones."""
+    """A copy whose dynamically quantised linear layers and quantised parameters are float32."""
     model = copy.deepcopy(model)
     changed = []
     for name, module in list(model.named_modules()):
@@ -165,7 +175,7 @@ def _dequantised(model: nn.Module) -> tuple[nn.Module, Finding]:
         if type(module).__name__ != "Linear" or "dynamic" not in type(module).__module__:
             raise InputError(
                 f"'{name}' is quantised ({type(module).__name__}) in a way that has no float32 counterpart; measure "
-                "the model as it was before quantisation."
+                "the model from before quantisation."
             )
         changed.append(name)
         _replace(model, name, _float_linear(module))
@@ -175,8 +185,8 @@ def _dequantised(model: nn.Module) -> tuple[nn.Module, Finding]:
                 changed.append(name)
                 setattr(module, name, nn.Parameter(parameter.detach().dequantize()))
     if changed == [""]:
-        raise InputError("the model is one quantised layer; measure it as it was before quantisation.")
-    done = "float32 layers with the weights as they are stored: what is measured is that model"
+        raise InputError("the model is a single quantised layer; measure the model from before quantisation.")
+    done = "replaced by float32 layers with the stored weights: that model is measured"
     return model, Finding("quantised", f"quantised layers: {_list(changed)}", done, "note")
 
 

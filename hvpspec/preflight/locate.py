@@ -1,48 +1,48 @@
-"""Where in a model an operation lies that torch can derive only once."""
+"""Finds the module of a model that holds an operation which torch can differentiate only once."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.objective.batches import tensors
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle.autograd import first_line
 
 
-def once_differentiable(objective: Objective, error: str) -> str | None:
-    """The innermost module whose own derivative, taken twice, raises torch's `error`; None where that is none.
+def once_differentiable(objective: Objective, error: NotTwiceDifferentiable) -> str | None:
+    """The name of the innermost module where `error` arises, "the loss" where it is outside the model, else None.
 
-    Each module is tried as it is left, on the first batch: its outputs' derivative in its own parameters and inputs.
-    Torch passes over a Function that is marked @once_differentiable in silence: that is looked for by its name.
+    Each module is checked when it returns, on the first batch: are its outputs twice differentiable in its own
+    parameters and inputs? torch gives no error for a Function that is marked @once_differentiable, so such a Function
+    is looked for by its name.
     """
-    marked = re.search(r"backward of '(\w+)'", error)
     names = {module: name for name, module in objective.model.named_modules()}
     found: list[str] = []
 
-    def has(outputs: Any, sources: Iterable[Tensor]) -> bool:
-        if marked is not None:
-            return any(node.name() == f"{marked[1]}Backward" for node in _nodes(outputs) - _nodes(list(sources)))
-        message = _twice(list(tensors(outputs)), sources)
-        return message is not None and message in error
+    def arises(outputs: Any, sources: Iterable[Tensor]) -> bool:
+        sources = list(sources)
+        inside = _nodes(outputs) - _nodes(sources)
+        if any(node.name() == f"{error.operation}Backward" for node in inside):
+            return True
+        return _reason_against_twice(list(tensors(outputs)), sources) == error.reason
 
-    def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not found and has(output, [*tensors(inputs), *module.parameters()]):
+    def check(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and arises(output, [*tensors(inputs), *module.parameters()]):
             found.append(names[module])
 
-    handles = [module.register_forward_hook(look) for module in names]
+    handles = [module.register_forward_hook(check) for module in names]
     try:
         with objective.evaluating():
             snapshot = objective.snapshot()
             _, loss, _ = next(objective.losses(snapshot))
             if found:
                 return found[0] or "the model's own forward"
-            return "the loss" if has(loss, snapshot.parameters) else None
+            return "the loss" if arises(loss, snapshot.parameters) else None
     except (InputError, StopIteration):
         return None
     finally:
@@ -50,8 +50,8 @@ def once_differentiable(objective: Objective, error: str) -> str | None:
             handle.remove()
 
 
-def _twice(outputs: Sequence[Tensor], sources: Iterable[Tensor]) -> str | None:
-    """What torch says where the outputs' squares cannot be derived twice in the sources; None where they can."""
+def _reason_against_twice(outputs: Sequence[Tensor], sources: Iterable[Tensor]) -> str | None:
+    """torch's message where the squared outputs cannot be differentiated twice in the sources; None where they can."""
     outputs = [tensor for tensor in outputs if tensor.requires_grad]
     leaves = list({id(tensor): tensor for tensor in sources if tensor.requires_grad}.values())
     if not outputs or not leaves:
@@ -69,7 +69,7 @@ def _twice(outputs: Sequence[Tensor], sources: Iterable[Tensor]) -> str | None:
 
 
 def _nodes(value: Any) -> set[Any]:
-    """All nodes of the graph behind the tensors in a value."""
+    """All nodes of the autograd graph behind the tensors in a value."""
     stack = [tensor.grad_fn for tensor in tensors(value)]
     seen: set[Any] = set()
     while stack:

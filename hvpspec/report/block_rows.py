@@ -1,4 +1,4 @@
-"""The figures of diagonal blocks as text, for terminal and page, and what is short of the tolerance among them."""
+"""The quantities of diagonal blocks as text, for terminal and page, and which are less precise than aimed at."""
 
 from __future__ import annotations
 
@@ -7,54 +7,57 @@ import math
 from hvpspec.report.numbers import rounded, with_error
 from hvpspec.results.blocks import BRACKET_WIDTH, Block, Blocks
 from hvpspec.results.estimate import Bracket, Estimate
-from hvpspec.wording import counted
+from hvpspec.wording import counted, percent
 
 HEADINGS = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}
 MARK = "†"
-MARK_NOTE = f"{MARK} not within the tolerance asked for"
+MARK_NOTE = f"{MARK} less precise than aimed at: --rtol for trace and norm, {BRACKET_WIDTH:.0%} for λ_max"
 
 
 def columns_of(found: Blocks) -> list[str]:
-    """Those figures that some block has."""
+    """The quantities that some block has."""
     return [name for name in HEADINGS if any(getattr(block, name) is not None for block in found.blocks)]
 
 
-def shown(figure: Estimate | Bracket | None) -> tuple[str, str]:
-    """Value and error, the error with a mark where the figure is short of the tolerance. ("–", "") for none."""
-    if figure is None:
+def shown(quantity: Estimate | Bracket | None) -> tuple[str, str]:
+    """Value and error, the error with a mark where it is wider than the tolerance. ("–", "") for none."""
+    if quantity is None:
         return "–", ""
-    mark = "" if reached(figure) else MARK
-    if isinstance(figure, Estimate):
-        value, error = with_error(figure.value, figure.error)
+    mark = "" if reached(quantity) else MARK
+    if isinstance(quantity, Estimate):
+        value, error = with_error(quantity.value, quantity.error)
         return value, error + mark
-    if math.isinf(figure.upper):
-        return f"≥ {rounded(figure.lower, 4)}{mark}", ""
-    half = max((figure.upper - figure.lower) / 2, 1e-4 * abs(figure.upper))  # more digits help nobody
-    value, error = with_error((figure.lower + figure.upper) / 2, half)
+    if math.isinf(quantity.upper):
+        return f"≥ {rounded(quantity.lower, 4)}{mark}", ""
+    half = max((quantity.upper - quantity.lower) / 2, 1e-4 * abs(quantity.upper))  # more digits are of no use
+    value, error = with_error((quantity.lower + quantity.upper) / 2, half)
     return value, error + mark
 
 
-def reached(figure: Estimate | Bracket) -> bool:
-    if isinstance(figure, Estimate):
-        return figure.converged
-    size = max(abs(figure.lower), abs(figure.upper))
-    return math.isfinite(size) and figure.upper - figure.lower <= BRACKET_WIDTH * size
+def reached(quantity: Estimate | Bracket) -> bool:
+    """Whether it is as precise as the run aimed at."""
+    if isinstance(quantity, Estimate):
+        return quantity.converged
+    size = max(abs(quantity.lower), abs(quantity.upper))
+    return math.isfinite(size) and quantity.upper - quantity.lower <= BRACKET_WIDTH * size
 
 
 def marked(found: Blocks) -> bool:
-    return any(not all(reached(figure) for figure in _figures(block)) for block in found.blocks)
+    """Whether any quantity of any block has the mark."""
+    return any(not all(reached(quantity) for quantity in _quantities(block)) for block in found.blocks)
 
 
-def block_shortfalls(found: Blocks, *, rtol: float, narrowed: bool, largest: bool) -> list[str]:
-    """narrowed: whether trace and norm of the whole reached the tolerance, at which their probes stop.
+def block_shortfalls(found: Blocks, *, rtol: float | None, narrowed: bool, largest: bool) -> list[str]:
+    """narrowed: whether trace and norm of the whole matrix reached the tolerance, at which their probes stop.
     largest: whether λ_max was asked for."""
     many, blocks = len(found.blocks), found.blocks
     notes = []
-    wide = sum(not all(reached(f) for f in _figures(block) if isinstance(f, Estimate)) for block in blocks)
+    wide = sum(not all(reached(each) for each in _quantities(block) if isinstance(each, Estimate)) for block in blocks)
     if wide:
         remedy = "A smaller --rtol" if narrowed else "More products (--max-hvps)"
         of = f"{wide} of {counted(many, 'block')}"
-        notes.append(f"Trace or norm of {of} is not known to ±{rtol:.2%}. {remedy} would narrow it.")
+        aim = "within its tolerance" if rtol is None else f"known to ±{rtol:.2%}"
+        notes.append(f"Trace or norm of {of} is not {aim}. {remedy} would narrow it.")
     missing = sum(block.largest is None for block in blocks) if largest else 0
     if missing == many:
         notes.append("λ_max of the blocks was not reached. More products (--max-hvps) would find it.")
@@ -69,14 +72,18 @@ def block_shortfalls(found: Blocks, *, rtol: float, narrowed: bool, largest: boo
     return notes
 
 
-def _figures(block: Block) -> list[Estimate | Bracket]:
+def _quantities(block: Block) -> list[Estimate | Bracket]:
     found = (block.trace, block.frobenius_norm, block.largest)
-    return [figure for figure in found if figure is not None]
+    return [quantity for quantity in found if quantity is not None]
 
 
 def blocks_notes(found: Blocks) -> list[str]:
-    """What the mark means, and what λ_max has cost."""
-    notes = [MARK_NOTE] if marked(found) else []
+    """What the errors and the mark mean, and what λ_max has cost."""
+    notes = []
+    if confidences := {quantity.confidence for block in found.blocks for quantity in _quantities(block)}:
+        notes.append(f"± error: half-width of an interval that holds with {percent(min(confidences))} probability")
+    if marked(found):
+        notes.append(MARK_NOTE)
     if found.largest_hvps:
-        notes.append(f"{found.largest_hvps:,} of the HVPs are for these λ_max alone")
+        notes.append(f"{found.largest_hvps:,} of the HVPs were spent on λ_max of the blocks")
     return notes

@@ -1,35 +1,28 @@
-"""The conditioning as rows of text, for terminal and page: first the figures of H, then those of H + δI."""
+"""The conditioning and the stability of gradient descent as rows of text, for terminal and page."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from hvpspec.report.numbers import between, count_range, down, rounded, up, with_error
+from hvpspec.bounds.stability import Stability, edge_of_stability
+from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, down, rounded, up, with_error
+from hvpspec.report.table import Row
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Bracket, Estimate
-
-
-@dataclass(frozen=True)
-class Row:
-    """A figure. error: "" where the value is a bound, a range or a rule."""
-
-    name: str
-    value: str
-    error: str = ""
-    note: str = ""
+from hvpspec.wording import percent
 
 
 @dataclass(frozen=True)
 class Part:
-    """The figures of one matrix, by its name: "H", "H + 0.1 I"."""
+    """The quantities of one matrix, by its name: "H", "H + 0.1 I"."""
 
     matrix: str
     rows: list[Row]
 
 
 def condition_parts(found: Condition) -> list[Part]:
-    """One part without damping, two with it. A figure that cannot be had is left to `condition_notes`."""
+    """One part without damping, two with it. Quantities that are not available are left to `condition_notes`."""
     own, shifted = _of_h(found), _of_shifted(found)
     if not found.damping:
         return [Part("H", own + shifted)]
@@ -37,77 +30,111 @@ def condition_parts(found: Condition) -> list[Part]:
 
 
 def shifted_name(found: Condition) -> str:
+    """ "H", or "H + 0.1 I" with damping."""
     return f"H + {found.damping:g} I" if found.damping else "H"
 
 
-def ends(found: Condition) -> list[Row]:
+def stability_rows(found: Stability | None) -> list[Row]:
+    """The largest stable step, where there is one; with a learning rate, the edge and λ_max relative to it as well."""
+    if found is None:
+        return []
+    top, beta = ("(2 + 2β)", f", β = {found.momentum:g}") if found.momentum else ("2", "")
+    rows = []
+    if found.largest_step is not None:
+        chance = percent(found.lambda_max.confidence)
+        rows.append(_named("step", down(found.largest_step), "", f"learning rate: {top}/λ_max{beta} ({chance})"))
+    if found.lr is not None and (ratio := found.ratio) is not None:
+        edge = edge_of_stability(found.lr, found.momentum)
+        rows.append(_named("edge", rounded(edge, 6), "", f"{top}/lr at lr = {found.lr:g}{beta}"))
+        rows.append(_named("edge_ratio", between(ratio), "", _verdict(found)))
+    return rows
+
+
+def extreme_rows(found: Condition) -> list[Row]:
     """Extreme eigenvalues and norm of H: for the page; on the terminal they stand in the table above."""
     return [
-        Row("λ_max", between(found.largest)),
-        Row("λ_min", between(found.smallest)),
-        Row("spectral norm", between(found.norm), "", "‖H‖₂"),
+        _named("largest", between(found.largest)),
+        _named("smallest", between(found.smallest)),
+        _named("norm", between(found.norm), "", "‖H‖₂"),
     ]
 
 
 def condition_notes(found: Condition) -> list[str]:
-    """Why a figure is not there: one sentence for those that share a reason."""
-    shown: dict[str, list[str]] = {}
+    """What the errors mean, and why a quantity is not there: one sentence for those that share a reason."""
+    notes = [f"errors and ranges hold with {percent(found.confidence)} probability each, or for certain where noted"]
+    missing: dict[str, list[str]] = {}
     for name, reason in found.reasons.items():
-        if name != "kappa":  # its bound is there
-            shown.setdefault(reason, []).append(_NAMES.get(name, name.replace("_", " ")))
-    return [f"no {', '.join(names)}: {reason}" for reason, names in shown.items()]
+        if name != "kappa":  # its lower bound is there
+            missing.setdefault(reason, []).append(QUANTITY_NAMES.get(name, name.replace("_", " ")))
+    return notes + [f"not available: {', '.join(names)} ({reason})" for reason, names in missing.items()]
 
 
-_NAMES = {
-    "log_determinant": "log-determinant",
-    "conjugate_gradients": "CG count",
-    "gradient_descent": "descent count",
-    "refined": "eigenvalue nearest to 0",
-}
+def _verdict(found: Stability) -> str:
+    if found.stable is None:
+        return "not known: the range contains 1"
+    return "stable: below 1" if found.stable else "not stable: above 1"
 
 
 def _of_h(found: Condition) -> list[Row]:
-    least = found.negative_at_least
-    surely = f"at least {least:,}, for certain"
-    rows = [Row("negative eigenvalues", count_range(found.negative, least, found.parameters), "", surely)]
-    rows.append(Row("their sum, as Σ|λ|", *_mass(found.negative_mass)))
-    rows += _row("stable rank", found.stable_rank, "‖H‖_F² / ‖H‖₂²")
-    rows += _row("participation ratio", found.participation_ratio, "(tr H)² / ‖H‖_F²")
-    rank = count_range(found.rank, found.rank_at_least or 0, found.parameters)
-    rows.append(Row("numerical rank", rank, "", f"of {found.parameters:,}: |λ| > {found.rank_threshold:.2g}"))
-    rows += _row("bulk: mean", found.bulk_mean, f"the other {found.bulk_count:,} eigenvalues")
-    rows += _row("bulk: spread", found.bulk_spread, _flatness(found))
-    return rows
+    return [
+        _named("negative", *_negative(found)),
+        _named("negative_mass", *_mass(found.negative_mass)),
+        *_estimated("stable_rank", found.stable_rank, "‖H‖_F² / ‖H‖₂²"),
+        *_estimated("participation_ratio", found.participation_ratio, "(tr H)² / ‖H‖_F²"),
+        _named(
+            "rank", count_range(found.rank, found.rank_at_least or 0, found.parameters), "",
+            f"|λ| > {found.rank_threshold:.2g}, of {found.parameters:,}",
+        ),
+        *_estimated("bulk_mean", found.bulk_mean, f"the {found.bulk_count:,} eigenvalues not listed"),
+        *_estimated("bulk_spread", found.bulk_spread, _flatness(found)),
+    ]  # fmt: skip
 
 
 def _of_shifted(found: Condition) -> list[Row]:
-    name = shifted_name(found)
     eigenvalue, largest = ("λ + δ", "(λ_max + δ)") if found.damping else ("λ", "λ_max")
+    name = shifted_name(found)
+    smallest = f"smallest |{eigenvalue}|"
     rows = [
-        Row(f"κ of {name}", between(found.kappa), "", _definite(found)),
-        Row(f"smallest |{eigenvalue}|", *_nearest(found)),
+        _named("kappa", between(found.kappa), "", _definite(found)),
+        Row(smallest, *_nearest(found), "nearest_zero"),
     ]
     if found.refined is not None:
         for value, error in zip(found.refined.values, found.refined.error, strict=True):
             note = "" if found.refined.converged else "not converged"
-            rows.append(Row(f"{eigenvalue} nearest to 0", *_shown(float(value) + found.damping, float(error)), note))
-    rows += _row("effective dimension", found.effective_dimension if found.damping else None, "Σ λ/(λ + δ)")
-    rows += _row("log-determinant", found.log_determinant)
+            shown = _shown(float(value) + found.damping, float(error))
+            rows.append(Row(f"{eigenvalue} nearest to 0", *shown, note, "refined"))
+    dimension = found.effective_dimension if found.damping else None
+    rows += _estimated("effective_dimension", dimension, "Σ λ/(λ + δ)")
+    rows += _estimated("log_determinant", found.log_determinant, f"of {name}")
     if found.step is not None:
-        rows.append(Row("largest stable step", down(found.step.lower), "", f"of gradient descent: 2/{largest}"))
-    to = f"iterations to {found.accuracy:g}"
+        rows.append(_named("step", down(found.step.lower), "", f"learning rate: 2/{largest}"))
+    iterations = f"iterations, to {found.accuracy:g} of the error"
     if found.gradient_descent is not None:
-        rows.append(Row("gradient descent", _iterations(found.gradient_descent), "", to))
+        rows.append(_named("gradient_descent", _iterations(found.gradient_descent), "", iterations))
     if found.conjugate_gradients is not None:
-        rows.append(Row("conjugate gradients", f"≤ {_count(found.conjugate_gradients.value)}", "", to))
-    rows.append(Row("digits lost in a solve", _digits_lost(found), "", f"of {found.digits:.1f}"))
+        rows.append(
+            _named("conjugate_gradients", f"≤ {_count(found.conjugate_gradients.value)}", "", iterations)
+        )  # fmt: skip
+    rows.append(_named("digits_lost", _digits_lost(found), "", f"of {found.digits:.1f}"))
     rule = f"~ {found.finite_difference.value:.1g}"
-    rows.append(Row("finite differences", rule, "", "relative error nearest 0 (rule)"))
+    rows.append(_named("finite_difference", rule, "", f"error / {smallest}, roughly"))
     return rows
 
 
-def _row(name: str, figure: Estimate | None, note: str = "") -> list[Row]:
-    return [] if figure is None else [Row(name, *_shown(figure.value, figure.error), note)]
+def _named(quantity: str, value: str, error: str = "", note: str = "") -> Row:
+    return Row(QUANTITY_NAMES[quantity], value, error, note, quantity)
+
+
+def _estimated(quantity: str, estimate: Estimate | None, note: str = "") -> list[Row]:
+    return [] if estimate is None else [_named(quantity, *_shown(estimate.value, estimate.error), note)]
+
+
+def _negative(found: Condition) -> tuple[str, str, str]:
+    least = found.negative_at_least
+    value = count_range(found.negative, least, found.parameters)
+    known = [f"{percent(found.confidence)} range"] if "…" in value else []
+    known += [f"certainly {least:,} or more"] if least else []
+    return value, "", "; ".join(known)
 
 
 def _shown(value: float, error: float) -> tuple[str, str]:
@@ -117,12 +144,12 @@ def _shown(value: float, error: float) -> tuple[str, str]:
 
 
 def _definite(found: Condition) -> str:
-    bounded = f"upper end at {100 * found.confidence:g} %"
+    bounded, name = f"upper end at {percent(found.confidence)}", shifted_name(found)
     return {
         "positive": f"positive definite; {bounded}",
         "negative": f"negative definite; {bounded}",
-        "indefinite": "certain; it is indefinite",
-        "unknown": "certain; not shown to be definite",
+        "indefinite": f"certain; {name} is indefinite",
+        "unknown": "certain; may be indefinite",
     }[found.definite]
 
 
@@ -134,7 +161,7 @@ def _flatness(found: Condition) -> str:
 
 
 def _mass(mass: Estimate) -> tuple[str, str]:
-    """What is no sum of magnitudes, a negative number, is not shown as one that it might be."""
+    """A sum of magnitudes is not negative, so no range is shown to reach below zero."""
     lower, upper = mass.interval
     if mass.value - mass.error >= 0 or not math.isfinite(upper):
         return _shown(mass.value, mass.error)
@@ -149,7 +176,7 @@ def _nearest(found: Condition) -> tuple[str, str, str]:
 
 
 def _digits_lost(found: Condition) -> str:
-    """No more than there are."""
+    """A solve loses no more digits than there are."""
     low, high = (min(end, found.digits) for end in (found.digits_lost.lower, found.digits_lost.upper))
     if math.isinf(found.digits_lost.upper):
         return f"≥ {low:.1f}"

@@ -5,178 +5,249 @@ It needs nothing from elsewhere (no network, no scripts), and whatever it quotes
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import html
 import math
 import re
 import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hvpspec.bounds.stability import stability
 from hvpspec.plots.spectrum import panels
-from hvpspec.plots.style import Panel, inline_svgs
+from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
-from hvpspec.report.condition_rows import condition_notes, condition_parts, ends
-from hvpspec.report.notes import shortfalls, spectrum_notes
-from hvpspec.report.numbers import certainty, rounded, with_error
+from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows
+from hvpspec.report.explanations import EXPLANATIONS, explanations
+from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
+from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, certainty, error_heading, rounded, with_error
 from hvpspec.report.sentences import sentences
-from hvpspec.report.terminal import measured_lines
+from hvpspec.report.table import Row
+from hvpspec.report.terminal import measured_lines, report_sections, without_step
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
-from hvpspec.results.preflight import Preflight
+from hvpspec.results.record import Provenance, Record
 from hvpspec.results.spectrum import Spectrum
+from hvpspec.wording import percent
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+_BLOCKS_LEGEND = (
+    "size: number of parameters; norm: Frobenius norm; each figure is that of the group's diagonal block, the Hessian "
+    "with respect to the group's parameters only"
+)
 
-_LEGEND = "size: parameters; norm: Frobenius norm; figures are those of the group's diagonal block"
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table on the page. about: what the quantity means."""
+
+    name: str | Markup
+    cells: Sequence[str]
+    note: str = ""
+    about: str = ""
 
 
-def report_html(document: dict[str, Any]) -> str:
-    """The page for the contents of a spectrum.json."""
+def report_html(record: Record) -> str:
+    """The page for a record."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    spectrum = Spectrum.from_dict(document)
+    spectrum, provenance = record.spectrum, record.provenance
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "assets"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    provenance = document.get("provenance") or {}
-    options = provenance.get("options") or {}
-    figures, pictures = figure_rows(spectrum), panels(spectrum, document.get("blocks"))
+    options = provenance.options
+    steps = stability_rows(stability(spectrum, options.get("lr"), options.get("momentum")))
     return environment.get_template("report.html.jinja").render(
         title=_title(provenance),
         complete=spectrum.complete,
-        facts=_facts(document, provenance),
-        findings=sentences(spectrum, document),
-        notes=[
-            *spectrum_notes(spectrum),
-            *shortfalls(spectrum, rtol=options.get("rtol", 0.01), tol=options.get("tol", 1e-3)),
-        ],
-        figures=figures,
-        with_data=any(row["data"] for row in figures),
-        pictures=[(panel, inline_svgs(panel), _caption(panel, spectrum)) for panel in pictures],
-        condition=condition_tables(spectrum.condition),
-        reasons=[] if spectrum.condition is None else condition_notes(spectrum.condition),
-        chance=None if spectrum.condition is None else f"{100 * spectrum.condition.confidence:g} %",
+        facts=_facts(record),
+        findings=sentences(record),
+        notes=[*spectrum_notes(spectrum), *shortfalls(spectrum, rtol=options.get("rtol"), tol=options.get("tol"))],
+        headings=_headings(spectrum),
+        figures=figure_lines(spectrum),
+        figures_about=explanations(_shown_in_figures(spectrum)),
+        pictures=[(panel, inline_svgs(panel), _caption(panel, spectrum)) for panel in panels(spectrum)],
+        steps=[Line(row.name, [row.value], row.note, _about(row)) for row in steps],
+        steps_about=explanations(row.quantity for row in steps),
+        condition=condition_tables(spectrum.condition, with_step=not steps),
+        condition_about=explanations(_shown_in_condition(spectrum.condition, with_step=not steps)),
+        condition_notes=[] if spectrum.condition is None else condition_notes(spectrum.condition),
         blocks=block_table(spectrum.blocks),
-        preflight=(document.get("preflight") or {}).get("findings"),
-        measured=_measured(document.get("preflight")),
-        command=shlex.join(provenance["command"]) if provenance.get("command") else None,
-        provenance=_flat(provenance),
+        preflight=record.preflight,
+        measured=[] if record.preflight is None else measured_lines(record.preflight),
+        command=shlex.join(provenance.command) if provenance.command else None,
+        provenance=_entries(provenance.to_dict()),
     )
 
 
-def figure_rows(spectrum: Spectrum) -> list[dict[str, str]]:
-    """name, value, error, data and note of each figure, as text."""
-    rows = []
+def notebook_html(spectrum: Spectrum) -> str:
+    """The tables of `summary`, and the pictures where Matplotlib is installed, for a cell of a notebook."""
+    parts = []
+    for section in report_sections(spectrum):
+        if (table := section.table) is not None:
+            rows = [_cells("th", table.header, table.notes), *(_cells("td", row, table.notes) for row in table.rows)]
+            parts.append(f"<table>{''.join(rows)}</table>")
+        parts += [f"<div>{html.escape(note)}</div>" for note in section.notes]
+    with contextlib.suppress(ModuleNotFoundError):
+        if shown := panels(spectrum):  # as PNG: notebooks strip <svg> from outputs that they do not trust
+            picture = base64.b64encode(to_bytes(drawn(shown, columns=2), "png")).decode()
+            alt = html.escape(" ".join(panel.alt for panel in shown))
+            style = "width: 100%; max-width: 60em"
+            parts.append(f'<img style="{style}" alt="{alt}" src="data:image/png;base64,{picture}">')
+    return "\n".join(parts)
+
+
+def _cells(tag: str, cells: Sequence[str], noted: bool) -> str:
+    """A row of a table: the first cell is a name, and the last one a note where `noted`; the others are numbers."""
+    last = len(cells) - 1 if noted else -1
+    shown = [
+        f'<{tag} style="text-align: {"left" if i in (0, last) else "right"}">{html.escape(cell)}</{tag}>'
+        for i, cell in enumerate(cells)
+    ]
+    return f"<tr>{''.join(shown)}</tr>"
+
+
+def figure_lines(spectrum: Spectrum) -> list[Line]:
+    """A line for each eigenvalue, the trace and the norm: value, error, and the data's error where it is known."""
+    with_data, confidence = has_data_error(spectrum), spectrum_confidence(spectrum)
+
+    def line(name: str, value: float, error: float, spread: float | None, note: str, quantity: str) -> Line:
+        number, margin = with_error(value, error)
+        data = "" if spread is None or not math.isfinite(spread) else rounded(spread, 2)
+        cells = [_signed(number), margin, *([data] if with_data else [])]
+        return Line(name, cells, note, EXPLANATIONS[quantity])
+
+    lines = []
     pairs = spectrum.eigenpairs
     if pairs is not None:
-        data = [math.nan] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
-        for number, (value, error, spread) in enumerate(
-            zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True), start=1
-        ):
-            rows.append(_row(f"λ{number}", with_error(value, error), spread, "negative" if value < 0 else ""))
-    for name, estimate in (("trace", spectrum.trace), ("Frobenius norm", spectrum.frobenius_norm)):
+        data = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
+        rows = zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True)
+        for number, (value, error, spread) in enumerate(rows, start=1):
+            lines.append(line(f"λ{number}", value, error, spread, "negative" if value < 0 else "", "eigenvalues"))
+    for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
         if estimate is not None:
-            spread = math.nan if estimate.data_error is None else estimate.data_error
-            rows.append(_row(name, with_error(estimate.value, estimate.error), spread, certainty(estimate)))
-    return rows
+            note = certainty(estimate, confidence)
+            lines.append(
+                line(QUANTITY_NAMES[name], estimate.value, estimate.error, estimate.data_error, note, name)
+            )  # fmt: skip
+    return lines
 
 
-def _row(name: str, shown: tuple[str, str], spread: float, note: str) -> dict[str, str]:
-    data = rounded(spread, 2) if math.isfinite(spread) else ""
-    return {"name": name, "value": _signed(shown[0]), "error": shown[1], "data": data, "note": note}
-
-
-def condition_tables(found: Condition | None) -> list[dict[str, Any]]:
-    """title and rows of each matrix: of H alone, or of H and H + δI."""
+def condition_tables(found: Condition | None, *, with_step: bool) -> list[tuple[str, list[Line]]]:
+    """Title and lines for each matrix: for H, or for H and H + δI."""
     if found is None:
         return []
     tables = []
     for part in condition_parts(found):
-        rows = [*ends(found), *part.rows] if part.matrix == "H" else part.rows
-        shown = [
-            {"name": row.name, "value": _together(row.value, row.error), "note": _signed(row.note)} for row in rows
-        ]
-        tables.append({"title": f"Of {part.matrix}" if found.damping else "", "rows": shown})
+        rows = [*extreme_rows(found), *part.rows] if part.matrix == "H" else part.rows
+        rows = rows if with_step or found.damping else without_step(rows)
+        lines = [Line(row.name, [_together(row.value, row.error)], _signed(row.note), _about(row)) for row in rows]
+        tables.append((f"Of {part.matrix}" if found.damping else "", lines))
     return tables
 
 
 def block_table(found: Blocks | None) -> dict[str, Any] | None:
-    """The headings, a row for each block, and what the marks mean."""
+    """The headings, a line for each block, and what the marks mean."""
     if found is None or not found.blocks:
         return None
     columns = columns_of(found)
-    rows = [
-        {
-            "name": breakable(block.name),
-            "parameters": f"{block.parameters:,}",
-            "cells": [_together(*shown(getattr(block, name)), stacked=True) for name in columns],
-        }
+    lines = [
+        Line(
+            breakable(block.name),
+            [f"{block.parameters:,}", *(_together(*shown(getattr(block, name)), stacked=True) for name in columns)],
+        )
         for block in found.blocks
     ]
-    return {"columns": [HEADINGS[name] for name in columns], "rows": rows, "notes": [_LEGEND, *blocks_notes(found)]}
+    headings = [HEADINGS[name] for name in columns]
+    return {"columns": headings, "lines": lines, "notes": [_BLOCKS_LEGEND, *blocks_notes(found)]}
 
 
 def breakable(name: str) -> Markup:
-    """A name that may go on in the next line after a dot or an underscore, and nowhere else."""
+    """A name that a line may break after a dot or an underscore, and nowhere else."""
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._])(?=.)", name))
 
 
+def _headings(spectrum: Spectrum) -> list[str]:
+    """Of the columns of numbers."""
+    data = [DATA_HEADING] if has_data_error(spectrum) else []
+    headings = ["value", error_heading(spectrum_confidence(spectrum)), *data]
+    return [re.sub("(?<=±) | (?=%)|(?<=1) ", "\N{NO-BREAK SPACE}", heading) for heading in headings]
+
+
+def _shown_in_figures(spectrum: Spectrum) -> list[str]:
+    known = {"eigenvalues": spectrum.eigenpairs, "trace": spectrum.trace, "frobenius_norm": spectrum.frobenius_norm}
+    return [*(name for name, found in known.items() if found is not None), *(["density"] if spectrum.density else [])]
+
+
+def _shown_in_condition(found: Condition | None, *, with_step: bool) -> Iterable[str]:
+    if found is None:
+        return []
+    rows = [*extreme_rows(found), *(row for part in condition_parts(found) for row in part.rows)]
+    return [row.quantity for row in (rows if with_step or found.damping else without_step(rows))]
+
+
+def _about(row: Row) -> str:
+    return EXPLANATIONS.get(row.quantity, "")
+
+
 def _together(value: str, error: str, *, stacked: bool = False) -> str:
-    """Value and error, which no line break parts; stacked: but where there is no room, the error goes below."""
+    """Value and error, with no line break between them; stacked: the error goes below where there is no room."""
     text = f"{_signed(value)} ± {error}" if error else _signed(value)
     text = text.replace(" ", "\N{NO-BREAK SPACE}")
     return text.replace("\N{NO-BREAK SPACE}±", " ±") if stacked else text
 
 
-def _title(provenance: dict[str, Any]) -> str:
-    path = (provenance.get("checkpoint") or {}).get("path")
-    return f"Hessian spectrum of {Path(path).name}" if path else "Hessian spectrum"
+def _title(provenance: Provenance) -> str:
+    checkpoint = provenance.checkpoint
+    return "Hessian spectrum" if checkpoint is None else f"Hessian spectrum of {Path(checkpoint.path).name}"
 
 
-def _facts(document: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
-    data = provenance.get("data") or {}
-    facts = [f"{document['parameters']:,} parameters"]
-    if document.get("loss") is not None:
-        facts.append(f"loss {document['loss']:.6g}" + (f" ({provenance['loss']})" if provenance.get("loss") else ""))
-    if data.get("batches"):
-        facts.append(f"{data['batches']:,} batch" + ("es" if data["batches"] > 1 else ""))
-    if provenance.get("dtype"):
-        facts.append(f"{provenance['dtype']} on {provenance.get('device', '?')}")
-    return [*facts, f"{document['hvps']:,} HVPs", f"{document['seconds']:.1f} s"]
+def _facts(record: Record) -> list[str]:
+    provenance, spectrum = record.provenance, record.spectrum
+    facts = [f"{spectrum.parameters:,} parameters"]
+    if record.loss is not None:
+        facts.append(f"loss {record.loss:.6g}" + (f" ({provenance.loss})" if provenance.loss else ""))
+    if provenance.data is not None and provenance.data.batches:
+        batches = provenance.data.batches
+        facts.append(f"{batches:,} batch" + ("es" if batches > 1 else ""))
+    if provenance.dtype:
+        facts.append(f"{provenance.dtype} on {provenance.device or '?'}")
+    return [*facts, f"{spectrum.hvps:,} HVPs", f"{spectrum.seconds:.1f} s"]
 
 
 def _caption(panel: Panel, spectrum: Spectrum) -> str:
     if panel.name == "density" and spectrum.density is not None:
         return (
             "Bars: how many eigenvalues lie there (stochastic Lanczos quadrature; the distribution is off by at most "
-            f"{spectrum.density.error:.2g} in Wasserstein distance, {100 * spectrum.density.confidence:g} %). "
-            "Markers: eigenvalues found one by one, with their errors. The axis is linear around zero and logarithmic "
-            "far from it."
+            f"{spectrum.density.error:.2g} in Wasserstein distance, {percent(spectrum.density.confidence)}). "
+            "Markers: eigenvalues computed one by one, with their errors; circles are positive, triangles negative. "
+            "The axis is linear near zero and logarithmic far from it."
         )
     if panel.name == "scree":
         return (
-            "Error bars: each value is an eigenvalue to within it; where none is seen, it is smaller than the marker."
+            "Each error bar contains an eigenvalue; where none is visible, it is shorter than the marker. Circles are "
+            "positive, triangles negative."
         )
-    return "Error bars at the confidence of the run."
+    return "Error bars are those of the table, half-widths of intervals."
 
 
-def _measured(preflight: dict[str, Any] | None) -> list[str]:
-    return [] if preflight is None else measured_lines(Preflight.from_dict(preflight))
-
-
-def _flat(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested entries by their path, "checkpoint, sha256"; the command has its own place."""
+def _entries(provenance: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested entries by their path, "checkpoint, sha256"; the command has a place of its own."""
     rows = []
     for key, entry in provenance.items():
         if key == "command" and not prefix:
             continue
         name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(entry, dict):
-            rows += _flat(entry, f"{prefix}{key}, ")
+        if isinstance(entry, Mapping):
+            rows += _entries(entry, f"{prefix}{key}, ")
         elif entry is not None:
             text = ", ".join(map(str, entry)) if isinstance(entry, list) else str(entry)
             rows.append((name, f"{entry:.4g}" if isinstance(entry, float) else text))

@@ -1,58 +1,82 @@
-"""The figures as a table for the terminal."""
+"""What a spectrum's table has no column for, and what is less precise than was asked for, as sentences."""
 
 from __future__ import annotations
 
 import math
 
-from hvpspec.report.numbers import QUANTITY_NAMES, rounded
+from hvpspec.report.block_rows import block_shortfalls
+from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, error_heading, rounded, shared_confidence
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
-from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.wording import counted
+from hvpspec.wording import counted, percent
 
 
 def spectrum_notes(spectrum: Spectrum) -> list[str]:
-    """What the table has no column for: bounds on the whole spectrum, the density, what the errors mean."""
+    """Bounds on all eigenvalues, the density, and what the errors mean."""
     notes = []
-    pairs = spectrum.eigenpairs
+    pairs, trace = spectrum.eigenpairs, spectrum.trace
     if pairs is not None and pairs.largest is not None and pairs.smallest is not None:
-        low, high = pairs.smallest, pairs.largest
+        low, high = _outward(pairs.smallest, -1), _outward(pairs.largest, 1)
         notes.append(
-            f"all eigenvalues lie in [{_outward(low, -1)}, {_outward(high, 1)}] ({100 * high.confidence:g} % each end)"
+            f"all eigenvalues lie in [{low}, {high}] (each end holds with {percent(pairs.largest.confidence)} "
+            "probability)"
         )
     if spectrum.density is not None:
         notes.append(_density_note(spectrum.density))
-    trace = spectrum.trace
     if trace is not None and trace.relative_to == "frobenius_norm":
-        notes.append("trace: small beside the norm (parts cancel); its tolerance is relative to that")
-    if _has_data_error(pairs, trace, spectrum.frobenius_norm):
-        notes.append("± data: standard error, if the batches are a random sample of a population")
+        notes.append(
+            "trace: small compared with the Frobenius norm, as positive and negative eigenvalues cancel; its tolerance "
+            "is relative to the norm"
+        )
+    if (meaning := _error_note(spectrum)) is not None:
+        notes.append(meaning)
+    if has_data_error(spectrum):
+        notes.append(
+            f"{DATA_HEADING}: one standard error due to the choice of data, if the batches are a random sample of a "
+            "larger population"
+        )
     return notes
 
 
-def shortfalls(spectrum: Spectrum, *, rtol: float, tol: float) -> list[str]:
-    """What is not within the tolerance asked for, and which option of the command line would bring it there."""
-    from hvpspec.report.block_rows import block_shortfalls  # it builds upon this file
+def has_data_error(spectrum: Spectrum) -> bool:
+    """Whether any error due to the choice of data is known."""
+    quantities = (spectrum.eigenpairs, spectrum.trace, spectrum.frobenius_norm)
+    return any(quantity is not None and quantity.data_error is not None for quantity in quantities)
 
+
+def spectrum_confidence(spectrum: Spectrum) -> float | None:
+    """What the column of errors is headed with: the confidence that trace and norm share."""
+    return shared_confidence([spectrum.trace, spectrum.frobenius_norm])
+
+
+def _error_note(spectrum: Spectrum) -> str | None:
+    confidence = spectrum_confidence(spectrum)
+    of_eigenvalues = "for certain (up to rounding)"
+    if confidence is None:
+        return None if spectrum.eigenpairs is None else f"± error: the true value lies within it {of_eigenvalues}"
+    note = f"{error_heading(confidence)}: the true value lies within it with {percent(confidence)} probability"
+    return note if spectrum.eigenpairs is None else f"{note}; for eigenvalues, {of_eigenvalues}"
+
+
+def shortfalls(spectrum: Spectrum, *, rtol: float | None = None, tol: float | None = None) -> list[str]:
+    """What is not within the tolerance asked for, and which option of the command line would narrow it.
+
+    rtol, tol: the tolerances, where they are known.
+    """
     notes = []
     pairs = spectrum.eigenpairs
     if "eigenvalues" in spectrum.asked and (pairs is None or not pairs.converged):
-        notes.append(f"Not every eigenpair reached a relative residual of {tol:g}: their errors say how far each is.")
-    figures = {"trace": spectrum.trace, "frobenius_norm": spectrum.frobenius_norm}
-    asked = {name: estimate for name, estimate in figures.items() if name in spectrum.asked}
+        aim = "the tolerance" if tol is None else f"a relative residual of {tol:g}"
+        notes.append(f"Not every eigenpair reached {aim}: the errors say how precisely each is known.")
+    quantities = {"trace": spectrum.trace, "frobenius_norm": spectrum.frobenius_norm}
+    asked = {name: estimate for name, estimate in quantities.items() if name in spectrum.asked}
     for name, estimate in asked.items():
         if estimate is None:
             notes.append(f"The {QUANTITY_NAMES[name]} was not reached.")
         elif not estimate.converged:
-            scale, unit = abs(estimate.value), ""
-            if estimate.relative_to == "frobenius_norm" and spectrum.frobenius_norm is not None:
-                scale, unit = spectrum.frobenius_norm.value, " of the norm"
-            relative = estimate.error / scale if scale else math.inf
-            notes.append(
-                f"The {QUANTITY_NAMES[name]} is known to ±{relative:.2%}{unit}, not to the ±{rtol:.2%} asked for."
-            )
+            notes.append(_too_wide(name, estimate, spectrum, rtol))
     density = spectrum.density
     if "density" in spectrum.asked and (density is None or not density.converged):
         notes.append("The density is coarser than asked for." if density else "The density was not reached.")
@@ -65,10 +89,21 @@ def shortfalls(spectrum: Spectrum, *, rtol: float, tol: float) -> list[str]:
     return notes
 
 
+def _too_wide(name: str, estimate: Estimate, spectrum: Spectrum, rtol: float | None) -> str:
+    scale, unit = abs(estimate.value), ""
+    if estimate.relative_to == "frobenius_norm" and spectrum.frobenius_norm is not None:
+        scale, unit = spectrum.frobenius_norm.value, " of the norm"
+    relative = estimate.error / scale if scale else math.inf
+    aim = "the tolerance" if rtol is None else f"the ±{rtol:.2%}"
+    return f"The {QUANTITY_NAMES[name]} is known to ±{relative:.2%}{unit}, not to {aim} asked for."
+
+
 def _refinement(condition: Condition | None) -> list[str]:
     remedy = "More products (--refine-hvps) would narrow it."
     if condition is not None and condition.refined is not None and not condition.refined.converged:
-        return [f"The eigenvalue nearest to zero did not converge: its error says how far it is known. {remedy}"]
+        return [
+            f"The eigenvalue nearest to zero did not converge: its error says how precisely it is known. {remedy}"
+        ]  # fmt: skip
     if condition is not None and "refined" in condition.reasons:
         return [f"The eigenvalue nearest to zero was not reached. {remedy.replace('narrow', 'find')}"]
     return []
@@ -89,13 +124,11 @@ def _outward(bracket: Bracket, side: int) -> str:
 
 def _density_note(density: Density) -> str:
     width = density.support[1] - density.support[0]
-    share = (
-        f" ± {rounded(100 * density.error / width, 1)}% of the spectrum's width (Wasserstein distance)"
-        if width > 0
-        else ""
+    nodes = counted(len(density.nodes), "node")
+    if not width > 0 or math.isinf(width):
+        return f"density: {nodes}"
+    share = rounded(100 * density.error / width, 1)
+    return (
+        f"density: {nodes}; off by at most {share} % of the spectrum's width (Wasserstein distance, "
+        f"{percent(density.confidence)})"
     )
-    return f"density: {counted(len(density.nodes), 'node')}{share}"
-
-
-def _has_data_error(*figures: Eigenpairs | Estimate | None) -> bool:
-    return any(figure is not None and figure.data_error is not None for figure in figures)

@@ -1,22 +1,54 @@
-"""Numbers as text: rounded to what their error leaves."""
+"""Numbers as text, rounded to the digits that their error leaves, and the names that quantities have for readers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.wording import percent
 
-QUANTITY_NAMES = {"trace": "trace", "frobenius_norm": "Frobenius norm"}
+QUANTITY_NAMES = {
+    "eigenvalues": "λ1, λ2, …",
+    "trace": "trace",
+    "frobenius_norm": "Frobenius norm",
+    "density": "density",
+    "largest": "λ_max",
+    "smallest": "λ_min",
+    "norm": "spectral norm",
+    "step": "largest stable step",
+    "edge": "edge of stability",
+    "edge_ratio": "λ_max / edge",
+    "negative": "negative eigenvalues",
+    "negative_mass": "sum of negative |λ|",
+    "stable_rank": "stable rank",
+    "participation_ratio": "effective rank",
+    "rank": "numerical rank",
+    "bulk_mean": "mean of the rest",
+    "bulk_spread": "std. dev. of the rest",
+    "flatness": "flatness of the rest",
+    "kappa": "condition number κ",
+    "nearest_zero": "smallest |λ|",
+    "refined": "λ nearest to 0",
+    "effective_dimension": "effective dimension",
+    "log_determinant": "log-determinant",
+    "gradient_descent": "gradient descent",
+    "conjugate_gradients": "conjugate gradients",
+    "digits_lost": "digits lost in a solve",
+    "finite_difference": "finite differences",
+    "block": "figures of a group",
+}
+
+DATA_HEADING = "± data (1 s.e.)"
 
 
 def rounded(value: float, digits: int) -> str:
-    """To so many digits, written out: 120, not 1.2e+02."""
+    """To that many significant digits, written out: 120, not 1.2e+02."""
     return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def with_error(value: float, error: float) -> tuple[str, str]:
-    """The value to the digits that its error leaves, and the error to two: ("12.3457", "0.00051")."""
+    """The value to the digits that its error leaves, and the error to two digits: ("12.3457", "0.00051")."""
     if not math.isfinite(error):
         return rounded(value, 3), "unknown"
     if error <= 0 or value == 0:
@@ -28,15 +60,27 @@ def with_error(value: float, error: float) -> tuple[str, str]:
     return text.replace(".e", "e").rstrip("."), rounded(error, 2)
 
 
-def certainty(estimate: Estimate) -> str:
+def shared_confidence(estimates: Iterable[Estimate | None]) -> float | None:
+    """The confidence of the intervals, where all have the same one; None for others, and where all are exact."""
+    found = {estimate.confidence for estimate in estimates if estimate is not None and estimate.method != "exact"}
+    return found.pop() if len(found) == 1 else None
+
+
+def error_heading(confidence: float | None) -> str:
+    """The heading of a column of errors: half-widths of intervals of that confidence."""
+    return "± error" if confidence is None else f"± error ({percent(confidence)})"
+
+
+def certainty(estimate: Estimate, shared: float | None) -> str:
+    """What there is to say of an error whose column is headed with the confidence `shared`, or with none."""
     if estimate.method == "exact":
         return "exact, up to rounding"
-    note = f"{100 * estimate.confidence:g} %"
-    return note if estimate.converged else f"{note}, tolerance not reached"
+    said = [] if estimate.confidence == shared else [percent(estimate.confidence)]
+    return ", ".join(said if estimate.converged else [*said, "tolerance not reached"])
 
 
 def count_range(count: Estimate, least: int = 0, most: int | None = None) -> str:
-    """A count by its bounds, which are whole numbers; those that hold for certain beside those of the estimate."""
+    """A count as a range of whole numbers: that of the estimate, within the bounds that are certain."""
     if not math.isfinite(count.value):
         return "unknown"
     high = math.inf if most is None else float(most)
@@ -61,11 +105,12 @@ def between(bracket: Bracket, digits: int = 4) -> str:
 
 
 def up(value: float, digits: int = 4) -> str:
-    """Rounded upwards to so many digits, trailing zeros dropped."""
+    """Rounded upwards to that many significant digits, without trailing zeros."""
     return _rounded(value, math.ceil, digits)
 
 
 def down(value: float, digits: int = 4) -> str:
+    """Rounded downwards likewise."""
     return _rounded(value, math.floor, digits)
 
 
@@ -79,6 +124,7 @@ def _rounded(value: float, towards: Callable[[float], int], digits: int) -> str:
 
 
 def plus_minus(value: float, error: float) -> str:
+    """ "12.3457 ± 0.00051"."""
     if not math.isfinite(value):
         return "unknown"
     if value and abs(value) < error < math.inf:
@@ -88,6 +134,7 @@ def plus_minus(value: float, error: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
     if seconds < 100:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

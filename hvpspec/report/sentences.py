@@ -1,44 +1,50 @@
-"""What the figures say, in plain sentences, the most important first. Each holds at the confidence that it names, or
-for certain; nothing is said that the figures leave open."""
+"""What a spectrum says in plain sentences, the most important first.
+
+Each holds at the confidence that it names, or for certain; nothing is said that the numbers leave open.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from hvpspec.bounds.stability import Stability, edge_of_stability, stability
 from hvpspec.report.condition_rows import shifted_name
 from hvpspec.report.notes import shortfalls
-from hvpspec.report.numbers import down, plus_minus, rounded, with_error
+from hvpspec.report.numbers import between, down, plus_minus, rounded, with_error
+from hvpspec.results.condition import Condition
+from hvpspec.results.estimate import Estimate
+from hvpspec.results.preflight import Preflight
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
+from hvpspec.wording import percent
 
 
-def sentences(spectrum: Spectrum, document: dict[str, Any]) -> list[str]:
-    """document: what spectrum.json holds (its `preflight` and `condition`, where there are any)."""
-    said = [
-        *_ends(spectrum),
-        *_negative(spectrum, document.get("condition")),
+def sentences(record: Record) -> list[str]:
+    """The findings of a run."""
+    spectrum, options = record.spectrum, record.provenance.options
+    return [
+        *_sharpest(spectrum),
+        *_stability(stability(spectrum, options.get("lr"), options.get("momentum"))),
+        *_negative(spectrum),
         *_trace_and_norm(spectrum),
-        *_conditioning(document.get("condition")),
-        *_preflight(document.get("preflight")),
+        *_conditioning(spectrum.condition),
+        *_preflight(record.preflight),
         *_trust(spectrum),
     ]
-    return said or ["No figure was known when the run ended."]
 
 
-def _ends(spectrum: Spectrum) -> list[str]:
+def _sharpest(spectrum: Spectrum) -> list[str]:
     pairs = spectrum.eigenpairs
-    if pairs is None:
+    bracket = None if pairs is None else pairs.largest
+    if pairs is None or bracket is None or bracket.lower <= 0 or not math.isfinite(bracket.upper):
         return []
-    bracket, said = pairs.largest, []
-    if bracket is not None and bracket.lower > 0 and math.isfinite(bracket.upper):
-        top = float(pairs.values.max())
-        error = float(pairs.error[int(pairs.values.argmax())])
-        size = plus_minus(top, error) if top > 0 else f"at least {rounded(bracket.lower, 4)}"
-        said.append(
-            f"The sharpest direction of the loss has curvature {size}: gradient descent is stable up to a step of "
-            f"{down(2 / bracket.upper, 3)} (2/λ_max, {100 * bracket.confidence:g} %){_damped_step(spectrum)}."
-        )
-    return said
+    top = float(pairs.values.max())
+    error = float(pairs.error[int(pairs.values.argmax())])
+    size = plus_minus(top, error) if top > 0 else f"at least {rounded(bracket.lower, 4)}"
+    return [
+        f"The sharpest direction of the loss has curvature {size}: gradient descent is stable up to a learning rate of "
+        f"{down(2 / bracket.upper, 3)} (2/λ_max, {percent(bracket.confidence)}){_damped_step(spectrum)}."
+    ]
 
 
 def _damped_step(spectrum: Spectrum) -> str:
@@ -48,8 +54,21 @@ def _damped_step(spectrum: Spectrum) -> str:
     return f"; on {shifted_name(found)}, up to {down(found.step.lower, 3)}"
 
 
-def _negative(spectrum: Spectrum, condition: dict[str, Any] | None) -> list[str]:
-    pairs = spectrum.eigenpairs
+def _stability(found: Stability | None) -> list[str]:
+    if found is None or found.lr is None or found.ratio is None:
+        return []
+    edge = rounded(edge_of_stability(found.lr, found.momentum), 4)
+    step = f"The learning rate {found.lr:g}" + (f" with momentum {found.momentum:g}" if found.momentum else "")
+    share = f"λ_max is {between(found.ratio, 3)} times the edge of stability, {edge}"
+    if found.stable is None:
+        return [f"{step} may or may not be stable: {share}."]
+    if found.stable:
+        return [f"{step} is stable: {share} ({percent(found.lambda_max.confidence)})."]
+    return [f"{step} is not stable: {share}."]
+
+
+def _negative(spectrum: Spectrum) -> list[str]:
+    pairs, condition = spectrum.eigenpairs, spectrum.condition
     if pairs is None:
         return []
     lowest = pairs.smallest
@@ -57,18 +76,21 @@ def _negative(spectrum: Spectrum, condition: dict[str, Any] | None) -> list[str]
     if (lowest is not None and lowest.upper < 0) or surely:
         least = min([*surely, *([lowest.upper] if lowest is not None else [])])
         many = ""
-        if condition and condition.get("negative_at_least"):
-            count = condition["negative_at_least"]
+        if condition is not None and condition.negative_at_least:
+            count = condition.negative_at_least
             many = f", and at least {count:,} eigenvalue{'s are' if count > 1 else ' is'} negative"
         return [
-            f"The checkpoint is no minimum: the loss curves downwards in some direction (λ ≤ −{down(-least, 3)}{many})."
+            "The checkpoint is not at a minimum: the loss curves downwards in some direction "
+            f"(λ ≤ −{down(-least, 3)}{many})."
         ]
     if lowest is not None and lowest.lower > 0:
-        return [f"Every eigenvalue is positive ({100 * lowest.confidence:g} %): the checkpoint lies in a bowl."]
+        return [
+            f"Every eigenvalue is positive ({percent(lowest.confidence)}): the loss curves upwards in every direction."
+        ]
     if lowest is not None and math.isfinite(lowest.lower):
         return [
-            f"No eigenvalue lies below {lowest.lower:.3g} ({100 * lowest.confidence:g} %); whether any is negative is "
-            "left open."
+            f"No eigenvalue lies below {lowest.lower:.3g} ({percent(lowest.confidence)}); whether any is negative is "
+            "not known."
         ]
     return []
 
@@ -79,7 +101,7 @@ def _trace_and_norm(spectrum: Spectrum) -> list[str]:
     if trace is not None:
         mean = with_error(trace.value / spectrum.parameters, trace.error / spectrum.parameters)
         said.append(
-            f"The trace is {plus_minus(trace.value, trace.error)} ({_chance(trace.confidence, trace.method)}): a mean "
+            f"The trace is {plus_minus(trace.value, trace.error)} ({_chance(trace)}): a mean "
             f"curvature of {mean[0]} over {spectrum.parameters:,} parameters."
         )
     if norm is not None and norm.value > 0 and pairs is not None and math.isfinite(norm.error):
@@ -93,33 +115,32 @@ def _trace_and_norm(spectrum: Spectrum) -> list[str]:
     return said
 
 
-def _conditioning(condition: dict[str, Any] | None) -> list[str]:
-    kappa = (condition or {}).get("kappa")
-    if not condition or not kappa or not kappa.get("lower"):
+def _conditioning(condition: Condition | None) -> list[str]:
+    if condition is None or not condition.kappa.lower > 0:
         return []
-    what = f"H + {condition['damping']:g} I" if condition.get("damping") else "the Hessian"
-    high = kappa.get("upper")
-    low, top = rounded(kappa["lower"], 3), rounded(math.inf if high is None else high, 3)
-    size = f"at least {low}" if high is None else low if low == top else f"between {low} and {top}"
-    lost, digits = condition.get("digits_lost"), condition.get("digits")
-    digits_text = ""
-    if lost and digits and lost.get("lower") is not None:
-        digits_text = f", so that a solve loses {min(lost['lower'], digits):.1f} or more of {digits:.1f} digits"
-    return [f"The condition number of {what} is {size}{digits_text}."]
+    what = "the Hessian" if not condition.damping else shifted_name(condition)
+    size = between(condition.kappa, 3)
+    size = (
+        size.replace("≥", "at least") if "≥" in size else f"between {size.replace('…', 'and')}" if "…" in size else size
+    )
+    lost = condition.digits_lost.lower
+    digits = ""
+    if math.isfinite(lost) and condition.digits:
+        digits = f", so that a solve loses {min(lost, condition.digits):.1f} or more of {condition.digits:.1f} digits"
+    return [f"The condition number of {what} is {size}{digits}."]
 
 
-def _preflight(preflight: dict[str, Any] | None) -> list[str]:
-    counts = {"refused": 0, "note": 0, "fixed": 0}
-    for finding in (preflight or {}).get("findings", []):
-        counts[finding["severity"]] = counts.get(finding["severity"], 0) + 1
+def _preflight(preflight: Preflight | None) -> list[str]:
+    if preflight is None:
+        return []
     parts = [
         f"{count} {words[count > 1]}"
-        for kind, words in (
-            ("fixed", ("thing was mended exactly", "things were mended exactly")),
-            ("note", ("is worth knowing", "are worth knowing")),
-            ("refused", ("makes the figures wrong", "make the figures wrong")),
+        for severity, words in (
+            ("fixed", ("problem was fixed, exactly", "problems were fixed, exactly")),
+            ("note", ("finding is worth knowing", "findings are worth knowing")),
+            ("refused", ("finding makes the figures wrong", "findings make the figures wrong")),
         )
-        if (count := counts[kind])
+        if (count := len(preflight.of(severity)))
     ]
     return [f"Before the run, {', '.join(parts)}: see the preflight."] if parts else []
 
@@ -127,13 +148,13 @@ def _preflight(preflight: dict[str, Any] | None) -> list[str]:
 def _trust(spectrum: Spectrum) -> list[str]:
     if not spectrum.complete:
         return ["The run was interrupted: these are the figures known by then, with the errors that they had."]
-    if spectrum.converged and not shortfalls(spectrum, rtol=0.0, tol=0.0):
+    if spectrum.converged and not shortfalls(spectrum):
         return [f"Every figure asked for is within its tolerance, after {spectrum.hvps:,} Hessian-vector products."]
     return [
         f"Not every figure reached its tolerance within {spectrum.hvps:,} Hessian-vector products; the errors say how "
-        "far each is known, and the notes below the figures what would help."
+        "precisely each is known, and the notes below the figures say what would help."
     ]
 
 
-def _chance(confidence: float, method: str) -> str:
-    return "exact, up to rounding" if method == "exact" else f"{100 * confidence:g} %"
+def _chance(estimate: Estimate) -> str:
+    return "exact, up to rounding" if estimate.method == "exact" else percent(estimate.confidence)

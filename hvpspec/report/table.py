@@ -1,5 +1,4 @@
-"""Tables for the terminal, as lines. A number stands whole whatever the width: notes are folded and names shortened
-instead (Rich's own tables cut every column alike). Nothing trails behind a line."""
+"""Tables as lines of text. No number is ever cut: in a narrow terminal notes are folded and names shortened instead."""
 
 from __future__ import annotations
 
@@ -7,17 +6,27 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.cells import cell_len
+from hvpspec.wording import columns_taken, shortened
 
-from hvpspec.wording import shortened
+_MIN_NOTE_WIDTH = 16  # columns; a note that has fewer goes to a line of its own
+_MIN_NAME_WIDTH = 12  # columns; names are not shortened further
 
-_LEAST_NOTE, _LEAST_NAME = 16, 12  # columns below which a note goes to a line of its own, or a name is left as it is
+
+@dataclass(frozen=True)
+class Row:
+    """A quantity as text. error: "" where the value is a bound or a range. quantity: its key in QUANTITY_NAMES."""
+
+    name: str
+    value: str
+    error: str = ""
+    note: str = ""
+    quantity: str = ""
 
 
 @dataclass
 class Table:
-    """header: the columns' headings. The first column has names; `notes`: the last one has remarks; the others, numbers
-    (to the right). gap: blanks between columns."""
+    """header: the headings of the columns. The first column has names, the last one remarks where `notes` is set, and
+    the others have numbers, aligned to the right. gap: blanks between columns."""
 
     header: tuple[str, ...]
     notes: bool = False
@@ -29,22 +38,22 @@ class Table:
         self.rows.append(cells)
 
     def width(self) -> int:
-        """How wide it is where nothing is folded."""
+        """Columns it takes where nothing is folded."""
         return sum(self._widths(self._columns())) + self.gap * (len(self.header) - 1)
 
     def lines(self, width: int | None = None) -> list[str]:
-        """The heading, then a line a row; more where notes are folded to keep within `width`."""
+        """The heading, then a line for each row, or several where notes are folded to keep within `width`."""
         columns = self._columns()
         widths, over = self._widths(columns), 0 if width is None else self.width() - width
         aside: Sequence[str] = [""] * len(columns[0])
         if over > 0 and self.notes:
-            if widths[-1] - over >= _LEAST_NOTE:
+            if widths[-1] - over >= _MIN_NOTE_WIDTH:
                 widths[-1], over = widths[-1] - over, 0
             else:
                 over -= widths.pop() + self.gap
                 *columns, aside = columns
         if over > 0:
-            widths[0] = max(widths[0] - over, min(widths[0], _LEAST_NAME))
+            widths[0] = max(widths[0] - over, min(widths[0], _MIN_NAME_WIDTH))
         folded = self.notes and len(columns) == len(self.header)
         found = []
         for cells, note in zip(zip(*columns, strict=True), aside, strict=True):
@@ -64,9 +73,9 @@ class Table:
 
     @staticmethod
     def _widths(columns: list[Sequence[str]]) -> list[int]:
-        return [max(map(cell_len, column)) for column in columns]
+        return [max(map(columns_taken, column)) for column in columns]
 
 
 def _filled(cell: str, size: int, *, left: bool = True) -> str:
-    blanks = " " * (size - cell_len(cell))
+    blanks = " " * (size - columns_taken(cell))
     return cell + blanks if left else blanks + cell

@@ -1,127 +1,248 @@
-"""Tables and lines for the terminal."""
+"""The printed report: tables and notes in the order in which they are read, and the lines of the preflight."""
 
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from hvpspec.bounds.stability import Stability, stability
 from hvpspec.memory import readable
-from hvpspec.report.block_rows import HEADINGS, MARK, columns_of, marked, shown
-from hvpspec.report.condition_rows import condition_parts
-from hvpspec.report.numbers import QUANTITY_NAMES, certainty, duration, rounded, with_error
-from hvpspec.report.table import Table
+from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
+from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows
+from hvpspec.report.explanations import explanation_lines
+from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
+from hvpspec.report.numbers import (
+    DATA_HEADING,
+    QUANTITY_NAMES,
+    certainty,
+    duration,
+    error_heading,
+    rounded,
+    with_error,
+)
+from hvpspec.report.table import Row, Table
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
+from hvpspec.results.estimate import Estimate
 from hvpspec.results.preflight import Preflight, agree
 from hvpspec.results.spectrum import Spectrum
 
+TEXT_WIDTH = 80  # columns that sentences are wrapped to, however wide the terminal
+_WORTH_SAYING = 1.2  # the worst case of a forecast, relative to what is expected: less is not mentioned
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table, where there is one, and the notes below it. quantities: the keys of those that are shown.
+
+    A blank line separates sections.
+    """
+
+    table: Table | None
+    notes: Sequence[str] = ()
+    quantities: Sequence[str] = ()
+
+
+def report_sections(
+    spectrum: Spectrum,
+    *,
+    rtol: float | None = None,
+    tol: float | None = None,
+    lr: float | None = None,
+    momentum: float | None = None,
+    explain: bool = False,
+) -> list[Section]:
+    """All that is printed of a spectrum.
+
+    rtol, tol: the tolerances asked for, where they are known. lr, momentum: of the training run, for the edge of
+    stability. explain: adds what each quantity means.
+    """
+    steps = stability(spectrum, lr, momentum)
+    sections = [
+        Section(spectrum_table(spectrum), quantities=_in_spectrum(spectrum)),
+        Section(None, spectrum_notes(spectrum), ["density"] if spectrum.density is not None else []),
+        *_stability_sections(steps),
+        *_condition_sections(spectrum.condition, with_step=steps is None),
+    ]
+    if spectrum.blocks is not None and spectrum.blocks.blocks:
+        sections.append(Section(blocks_table(spectrum.blocks), blocks_notes(spectrum.blocks), ["block"]))
+    if spectrum.complete:
+        sections.append(Section(None, shortfalls(spectrum, rtol=rtol, tol=tol)))
+    if explain:
+        names = [name for section in sections for name in section.quantities]
+        sections.append(Section(None, ["What the figures mean:", *explanation_lines(names)]))
+    rest = "" if spectrum.complete else " · interrupted: the figures are those known by then"
+    sections.append(Section(None, [f"{spectrum.hvps:,} HVPs in {spectrum.seconds:.1f} s{rest}"]))
+    return [section for section in sections if section.table is not None or section.notes]
+
+
+def summary(spectrum: Spectrum, *, width: int | None = TEXT_WIDTH) -> str:
+    """The tables and notes that the command prints, as text.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        As `hvpspec.spectrum` returns it.
+    width : int or None, default 80
+        Columns to keep within. None: every row and every sentence is one line.
+
+    Returns
+    -------
+    str
+        Several lines, the last one without a line break.
+    """
+    return "\n\n".join("\n".join(section_lines(section, width)) for section in report_sections(spectrum))
+
+
+def section_lines(section: Section, width: int | None) -> list[str]:
+    """The lines of a section, `width` columns at most; None: one line for each row and each sentence."""
+    lines = [] if section.table is None else section.table.lines(width)
+    return lines + [line for note in section.notes for line in wrapped(note, width)]
+
+
+def wrapped(sentence: str, width: int | None) -> list[str]:
+    """A sentence as lines of `width` columns, but TEXT_WIDTH at most; as one line where it is None."""
+    if width is None:
+        return [sentence]
+    return textwrap.wrap(sentence, min(width, TEXT_WIDTH), subsequent_indent="  ")
+
 
 def spectrum_table(spectrum: Spectrum) -> Table:
-    """The figures asked for, each with its error bar; a column for the data's part in it where that is known."""
-    figures = [spectrum.eigenpairs, spectrum.trace, spectrum.frobenius_norm]
-    with_data = any(figure is not None and figure.data_error is not None for figure in figures)
-    data_column = ["± data"] if with_data else []
-    table = Table(("figure", "value", "± error", *data_column, "note"), notes=True)
+    """The quantities asked for, each with its error; a column for the error due to the choice of data, where known."""
+    with_data, confidence = has_data_error(spectrum), spectrum_confidence(spectrum)
+    rows: list[tuple[str, ...]] = []
 
     def row(name: str, value: str, error: str, data: float | None, note: str) -> None:
-        shown = "" if data is None or not math.isfinite(data) else rounded(data, 2)
-        table.add(name, value, error, *([shown] if with_data else []), note)
+        spread = "" if data is None or not math.isfinite(data) else rounded(data, 2)
+        rows.append((name, value, error, *([spread] if with_data else []), note))
 
     if "eigenvalues" in spectrum.asked:
         pairs = spectrum.eigenpairs
         if pairs is None:
             row("eigenvalues", "–", "", None, "not reached")
         else:
-            spread = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
-            rows = zip(pairs.values.tolist(), pairs.error.tolist(), spread, strict=True)
-            for number, (value, error, data) in enumerate(rows, start=1):
-                row(f"λ{number}", *with_error(value, error), data, "")
-    for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
-        if name not in spectrum.asked:
-            continue
-        if estimate is None:
+            data = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
+            found = zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True)
+            for number, (value, error, spread) in enumerate(found, start=1):
+                row(f"λ{number}", *with_error(value, error), spread, "")
+    for name in ("trace", "frobenius_norm"):
+        estimate: Estimate | None = getattr(spectrum, name)
+        if name in spectrum.asked and estimate is None:
             row(QUANTITY_NAMES[name], "–", "", None, "not reached")
-        else:
-            shown = with_error(estimate.value, estimate.error)
-            row(QUANTITY_NAMES[name], *shown, estimate.data_error, certainty(estimate))
+        elif name in spectrum.asked and estimate is not None:
+            shown_number = with_error(estimate.value, estimate.error)
+            row(QUANTITY_NAMES[name], *shown_number, estimate.data_error, certainty(estimate, confidence))
+    header = ("figure", "value", error_heading(confidence), *([DATA_HEADING] if with_data else []), "note")
+    with_notes = any(cells[-1] for cells in rows)
+    table = Table(header if with_notes else header[:-1], notes=with_notes)
+    for cells in rows:
+        table.add(*(cells if with_notes else cells[:-1]))
     return table
 
 
 def condition_tables(found: Condition) -> list[Table]:
-    """That of H, and with damping that of H + δI."""
-    tables = []
-    for part in condition_parts(found):
-        title = f"conditioning of {part.matrix}" if found.damping else "conditioning"
-        tables.append(Table((title, "value", "± error", "note"), notes=True))
-        for row in part.rows:
-            tables[-1].add(row.name, row.value, row.error, row.note)
-    return tables
+    """A table for H and, with damping, one for H + δI."""
+    return [section.table for section in _condition_sections(found, with_step=True) if section.table is not None]
 
 
 def blocks_table(found: Blocks) -> Table:
-    """A row for each group of parameters; columns for the figures that there are."""
-    figures = columns_of(found)
-    headings = [heading for name in figures for heading in (HEADINGS[name], "± error")]
+    """A row for each group of parameters; columns for the quantities that there are."""
+    quantities = columns_of(found)
+    headings = [heading for name in quantities for heading in (HEADINGS[name], "± error")]
     table = Table(("block", "size", *headings), gap=2)
     for block in found.blocks:
         cells = [block.name, f"{block.parameters:,}"]
-        for name in figures:
+        for name in quantities:
             value, error = shown(getattr(block, name))
             cells += [value, error if error.endswith(MARK) or not marked(found) else f"{error} "]
         table.add(*cells)
     return table
 
 
-_MUCH = 1.2  # times what is likely: less is no news
+def _in_spectrum(spectrum: Spectrum) -> list[str]:
+    return [name for name in ("eigenvalues", "trace", "frobenius_norm") if name in spectrum.asked]
 
 
-_UNKIND = "the trace cancels or eigenvalues crowd"
+def _stability_sections(found: Stability | None) -> list[Section]:
+    rows = stability_rows(found)
+    if not rows:
+        return []
+    table = Table(("gradient descent", "value", "note"), notes=True)
+    for row in rows:
+        table.add(row.name, row.value, row.note)
+    return [Section(table, quantities=[row.quantity for row in rows])]
+
+
+def _condition_sections(found: Condition | None, *, with_step: bool) -> list[Section]:
+    """with_step: whether the largest stable step on H itself is among the rows."""
+    if found is None:
+        return []
+    sections = []
+    for part in condition_parts(found):
+        title = f"conditioning of {part.matrix}" if found.damping else "conditioning"
+        table = Table((title, "value", "± error", "note"), notes=True, gap=2)
+        rows = part.rows if with_step or found.damping else without_step(part.rows)
+        for row in rows:
+            table.add(row.name, row.value, row.error, row.note)
+        sections.append(Section(table, quantities=[row.quantity for row in rows]))
+    last = sections.pop()
+    return [*sections, Section(last.table, condition_notes(found), last.quantities)]
+
+
+def without_step(rows: Sequence[Row]) -> list[Row]:
+    """All rows but the largest stable step, which stands among those of gradient descent."""
+    return [row for row in rows if row.quantity != "step"]
 
 
 def findings_lines(preflight: Preflight, *severities: str) -> list[str]:
-    """A line a finding, those of these severities or all."""
-    shown = preflight.of(*severities) if severities else preflight.findings
-    if not shown and not severities:
-        return ["nothing found that would go wrong"]
-    return [f"{finding.severity:<7}  {finding}" for finding in shown]
+    """A line for each finding, of these severities or of all."""
+    found = preflight.of(*severities) if severities else preflight.findings
+    if not found and not severities:
+        return ["no problem was found"]
+    return [f"{finding.severity:<7}  {finding}" for finding in found]
 
 
 def measured_lines(preflight: Preflight) -> list[str]:
-    """What was measured, and what the whole run is foreseen to take."""
+    """What was measured, and what the whole run is expected to take."""
     lines = []
     if preflight.symmetry is not None and preflight.repeatability is not None:
         lines.append(
-            f"symmetry: off by {preflight.symmetry:.1g}; the same product again: {preflight.repeatability:.1g}"
+            f"symmetry: off by {preflight.symmetry:.1g}; the same product again differs by "
+            f"{preflight.repeatability:.1g}"
         )
     if preflight.difference is not None:
         bound = preflight.difference_bound or 0.0
         verb = "agree to" if agree(preflight.difference, bound) else "differ by"
         lines.append(
-            f"finite differences of the gradient {verb} {preflight.difference:.1g} (they can be trusted to {bound:.1g})"
+            f"a product and finite differences of the gradient {verb} {preflight.difference:.1g} (finite differences "
+            f"are accurate to about {bound:.1g} here)"
         )
     if preflight.seconds is not None:
-        memory = "" if preflight.memory is None else f", {readable(preflight.memory)} above what is held"
+        memory = "" if preflight.memory is None else f", {readable(preflight.memory)} while it is computed"
         lines.append(f"one product: {rounded(preflight.seconds, 2)} s{memory}")
     if preflight.expected_hvps is not None:
-        lines.append(f"the whole run: about {preflight.expected_hvps:,} HVPs{foreseen(preflight)}")
-        lines += [worst] if (worst := at_most(preflight)) else []
+        lines.append(f"the whole run: about {preflight.expected_hvps:,} HVPs{expected_costs(preflight)}")
+        lines += [worst] if (worst := worst_case(preflight)) else []
     return lines
 
 
-def foreseen(preflight: Preflight) -> str:
+def expected_costs(preflight: Preflight) -> str:
     """ ", about 5 s, 340 MiB in all", as far as known."""
     seconds = "" if preflight.expected_seconds is None else f", about {duration(preflight.expected_seconds)}"
     memory = "" if preflight.expected_memory is None else f", {readable(preflight.expected_memory)} in all"
     return seconds + memory
 
 
-def at_most(preflight: Preflight) -> str:
-    """ "up to 900 HVPs, 2 min, 1 GiB where …"; nothing where that is about the same."""
+def worst_case(preflight: Preflight) -> str:
+    """ "up to 900 HVPs, 2 min, 1 GiB if …"; nothing where that is about what is expected."""
     hvps, most = preflight.expected_hvps, preflight.most_hvps
-    if hvps is None or most is None or most <= _MUCH * hvps:
+    if hvps is None or most is None or most <= _WORTH_SAYING * hvps:
         return ""
     worst = [f"{most:,} HVPs"]
     if preflight.most_seconds is not None:
         worst.append(duration(preflight.most_seconds))
     if preflight.most_memory is not None:
         worst.append(readable(preflight.most_memory))
-    return f"up to {', '.join(worst)} where {_UNKIND}"
+    return f"up to {', '.join(worst)} if the trace is near 0 or eigenvalues cluster"

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from hvpspec.results.codec import decode, encode
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.wording import counted, listed
 
 BRACKET_WIDTH = 0.01  # that a block's λ_max is brought to, relative to it, where the budget allows
 
 
 @dataclass(frozen=True)
 class Block:
-    """One parameter group b: its diagonal block H_bb, of `parameters` rows. largest: λ_max(H_bb), the lower end being
-    certain. A figure that was not asked for, or not reached, is None."""
+    """One diagonal block H_bb of the matrix: that of a group of parameters.
+
+    A quantity that was not asked for, or not reached, is None.
+
+    Attributes
+    ----------
+    name : str
+        The group's name.
+    parameters : int
+        Rows of the block.
+    trace, frobenius_norm : Estimate or None
+        Of H_bb.
+    largest : Bracket or None
+        λ_max(H_bb); its lower end is certain.
+    """
 
     name: str
     parameters: int
@@ -21,42 +38,102 @@ class Block:
     frobenius_norm: Estimate | None
     largest: Bracket | None = None
 
+    @property
+    def lambda_max(self) -> Bracket | None:
+        """λ_max(H_bb): another name of `largest`."""
+        return self.largest
+
     def to_dict(self) -> dict[str, Any]:
-        return {name: _plain(value) for name, value in vars(self).items()}
+        """As spectrum.json has it; infinite and undefined numbers become None.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Block:
-        trace, norm, largest = data["trace"], data["frobenius_norm"], data["largest"]
-        return cls(
-            data["name"],
-            data["parameters"],
-            None if trace is None else Estimate.from_dict(trace),
-            None if norm is None else Estimate.from_dict(norm),
-            None if largest is None else Bracket.from_dict(largest),
-        )
+    def from_dict(cls, data: Mapping[str, Any]) -> Block:
+        """Reads what `to_dict` gives.
+
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
+
+        Returns
+        -------
+        Block
+        """
+        return decode(cls, data)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Figures of each parameter group. probe_hvps: products that traces and norms share among them (and with the other
-    figures of a spectrum); largest_hvps: products that the λ_max of the groups cost on their own."""
+@dataclass(frozen=True, repr=False)
+class Blocks(Mapping[str, Block]):
+    """Quantities of each diagonal block: a mapping from names to `Block`.
+
+    Attributes
+    ----------
+    blocks : tuple of Block
+        In the order asked for.
+    probe_hvps : int
+        Products that traces and norms share, among the blocks and with the other quantities of a spectrum.
+    largest_hvps : int
+        Products of the λ_max of the blocks, which share none.
+
+    Examples
+    --------
+    >>> import hvpspec, numpy as np
+    >>> A = np.diag([5.0, 2.0, -1.0, 0.5])
+    >>> found = hvpspec.spectrum(A, k=2, blocks={"first": slice(0, 2), "last": slice(2, 4)}).blocks
+    >>> list(found)
+    ['first', 'last']
+    >>> round(found["last"].trace.value, 9)
+    -0.5
+    """
 
     blocks: tuple[Block, ...]
     probe_hvps: int
     largest_hvps: int
 
+    @cached_property
+    def _by_name(self) -> dict[str, Block]:
+        return {block.name: block for block in self.blocks}
+
+    def __getitem__(self, name: str) -> Block:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __repr__(self) -> str:
+        return f"<Blocks: {counted(len(self), 'block')}: {listed(self, 4)}>"
+
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "blocks": [block.to_dict() for block in self.blocks],
-            "probe_hvps": self.probe_hvps,
-            "largest_hvps": self.largest_hvps,
-        }
+        """As spectrum.json has it; infinite and undefined numbers become None.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Blocks:
-        blocks = tuple(Block.from_dict(block) for block in data["blocks"])
-        return cls(blocks, data["probe_hvps"], data["largest_hvps"])
+    def from_dict(cls, data: Mapping[str, Any]) -> Blocks:
+        """Reads what `to_dict` gives.
 
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
 
-def _plain(value: Any) -> Any:
-    return value.to_dict() if hasattr(value, "to_dict") else dict(value) if isinstance(value, dict) else value
+        Returns
+        -------
+        Blocks
+        """
+        return decode(cls, data)

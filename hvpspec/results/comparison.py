@@ -1,15 +1,17 @@
-"""Runs set side by side: values with their errors on either side, and the differences between them."""
+"""Runs compared: values with their errors on either side, and the differences between them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from scipy import stats
 
-from hvpspec.results.estimate import finite
+from hvpspec.options import PILOT_PROBES
+from hvpspec.results.codec import Key, encode
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 
 SCHEMA = "hvpspec/compare/1"
@@ -17,20 +19,29 @@ SCHEMA = "hvpspec/compare/1"
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One spectrum.json. label: its folder, or as much of its path as tells it from the others."""
+    """One spectrum.json.
+
+    label: its folder, or as much of its path as distinguishes it from the others.
+    """
 
     label: str
     path: str
-    document: dict[str, Any]
-    spectrum: Spectrum
+    record: Record = field(repr=False)
+
+    json_order: ClassVar = ("label", "path")
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """What the run has found."""
+        return self.record.spectrum
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`other` minus `first`, of one figure of run `run`. error: the combined one at `confidence`, not widened.
+    """`other` minus `first`, of one quantity of run `run`. error: the combined one at `confidence`, not widened.
     limit: what the difference must exceed to be significant."""
 
-    figure: str
+    quantity: Annotated[str, Key("figure")]
     run: str
     first: Value
     other: Value
@@ -38,27 +49,24 @@ class Difference:
     error: float
     limit: float
 
+    json_order: ClassVar = ("quantity", "run", "first", "other", "difference", "error", "limit", "significant")
+
     @property
     def significant(self) -> bool:
         return abs(self.difference) > self.limit
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "figure": self.figure,
-            "run": self.run,
-            "first": _plain(self.first),
-            "other": _plain(self.other),
-            "difference": self.difference,
-            "error": finite(self.error),
-            "limit": finite(self.limit),
-            "significant": self.significant,
-        }
+        """As compare.json has it."""
+        return encode(self)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """confidence: with which all that is said to be significant together is so. warnings: why it may mean little.
-    shared: whether some runs may have had the first one's random vectors."""
+    """Several runs, each compared with the first.
+
+    confidence: the probability that all differences called significant are real. warnings: why the runs may not be
+    comparable. shared: whether some runs may have used the same random vectors as the first.
+    """
 
     runs: tuple[Run, ...]
     differences: tuple[Difference, ...]
@@ -66,30 +74,35 @@ class Comparison:
     warnings: tuple[str, ...]
     shared: bool = False
 
+    json_order: ClassVar = ("schema", "confidence", "compared", "runs", "differences", "warnings")
+
+    @property
+    def schema(self) -> str:
+        """The name of the format of compare.json."""
+        return SCHEMA
+
+    @property
+    def compared(self) -> int:
+        """How many differences were looked at."""
+        return len(self.differences)
+
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "confidence": self.confidence,
-            "compared": len(self.differences),
-            "runs": [{"label": run.label, "path": run.path} for run in self.runs],
-            "differences": [difference.to_dict() for difference in self.differences],
-            "warnings": list(self.warnings),
-        }
+        """As compare.json has it."""
+        return encode(self)
 
 
-def _plain(value: Value) -> dict[str, Any]:
-    return {"value": value.value, "error": finite(value.error), "confidence": value.confidence}
-
-
-_FREEDOM = 7
+_DEGREES_OF_FREEDOM = PILOT_PROBES - 1  # of Student's t: intervals from more probes would be widened less
 
 
 @dataclass(frozen=True)
 class Value:
-    """A figure of one run. confidence: None where the error holds for certain. error: infinite when unknown; the longer
-    side where the two differ. least, most: what it lies between for certain. text: how a table shows it.
+    """A quantity of one run.
 
-    ends: of a bracket, its two ends when the probability of a miss is so many times smaller than at `confidence`."""
+    error: infinite where it is not known; the longer side where the two differ. confidence: None where the error holds
+    for certain. least, most: bounds on the value that are certain. text: how a table shows it. ends: for a bracket, its
+    two ends where the probability of a miss is to be that many times smaller than at `confidence`. about: the key of
+    its explanation.
+    """
 
     value: float
     error: float
@@ -98,6 +111,9 @@ class Value:
     most: float = math.inf
     text: str = ""
     ends: Callable[[float], tuple[float, float]] | None = field(default=None, compare=False)
+    about: str = ""
+
+    json_order: ClassVar = ("value", "error", "confidence")
 
     @property
     def whole(self) -> bool:
@@ -110,7 +126,7 @@ class Value:
         return self.confidence is not None and self.ends is None and not self.whole
 
     def side(self, upwards: bool, confidence: float) -> float:
-        """How far the true figure may lie above or below, at that confidence, or at its own where that is more."""
+        """How far above or below the true value may lie, at that confidence or, where that is higher, at its own."""
         if self.ends is not None:
             assert self.confidence is not None
             low, high = self.ends(max((1 - self.confidence) / (1 - confidence), 1.0))
@@ -119,8 +135,8 @@ class Value:
         return min(self._half(confidence), certain)
 
     def _half(self, confidence: float) -> float:
-        """It is never made smaller: how the interval was made is not known here."""
+        """Half the width of the interval, widened to that confidence; never narrowed."""
         if self.confidence is None or not 0 < self.confidence < confidence:
             return self.error
-        wide, narrow = (float(stats.t.ppf((1 + chance) / 2, _FREEDOM)) for chance in (confidence, self.confidence))
-        return self.error * wide / narrow
+        wide, narrow = (stats.t.ppf((1 + chance) / 2, _DEGREES_OF_FREEDOM) for chance in (confidence, self.confidence))
+        return self.error * float(wide) / float(narrow)

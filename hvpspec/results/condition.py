@@ -1,45 +1,106 @@
-"""What the conditioning diagnostics return: every figure with its error, or as a bound, or None with a reason."""
+"""What the conditioning diagnostics return: each quantity with its error, or as a bound, or None with a reason."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hvpspec.results.blocks import _plain
+from hvpspec.results.codec import decode, encode
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket, Estimate
+from hvpspec.wording import counted
 
 Definite = Literal["positive", "negative", "indefinite", "unknown"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Condition:
-    """How well conditioned H + δI is, δ = `damping`, and what that means. n = `parameters`.
+    """How well conditioned H + δI is, where δ is `damping`, and what follows from it.
 
-    Of H itself, each an Estimate or a Bracket with its confidence:
-    largest, smallest: λ_max, λ_min. norm: ‖H‖₂. negative: the number of eigenvalues below −`zero` (the rounding of the
-    products), negative_mass: Σ |λ| over them; negative_at_least: so many there are for certain. stable_rank:
-    ‖H‖_F²/‖H‖₂². participation_ratio: (tr H)²/‖H‖_F². rank: eigenvalues with |λ| > `rank_threshold`; `rank_at_least`:
-    so many there are for certain. bulk_count: eigenvalues beyond the eigenpairs found; bulk_mean, bulk_spread: their
-    mean and standard deviation; flatness: that spread relative to ‖H‖₂ (of a flat bulk it is small). Intervals are
-    lopsided where one end is certain: see `Estimate.interval`.
+    An Estimate or a Bracket holds at its own confidence. Intervals are lopsided where one end is certain: see
+    `Estimate.interval`. A quantity that cannot be determined is None, and `reasons` says why.
 
-    Of H + δI: definite: "positive" or "negative" (at `confidence`), "indefinite" (for certain), or "unknown".
-    nearest_zero: an upper bound on the smallest |λ + δ|, for certain; nearest_range: both ends, the lower one being 0
-    where H + δI is not shown to be definite. kappa: the condition number; its lower end is certain, the
-    upper end is infinite where no bound can be had. effective_dimension: Σ λ/(λ + δ). log_determinant:
-    log det(H + δI). Both need H + δI positive definite.
+    Attributes
+    ----------
+    parameters : int
+        n: H is n × n.
+    damping : float
+        δ.
+    confidence : float
+        That of the intervals, between 0 and 1.
+    zero : float
+        The rounding error of the products: an eigenvalue counts as negative where it is below −`zero`.
+    largest, smallest : Bracket
+        Of λ_max and λ_min of H.
+    norm : Bracket
+        Of ‖H‖₂.
+    negative : Estimate
+        The number of negative eigenvalues of H.
+    negative_at_least : int
+        A lower bound on that number which is certain.
+    negative_mass : Estimate
+        Σ |λ| over the negative eigenvalues of H.
+    rank : Estimate
+        The numerical rank: the number of eigenvalues with |λ| > `rank_threshold`.
+    rank_threshold : float
+        In the unit of the eigenvalues.
+    definite : {"positive", "negative", "indefinite", "unknown"}
+        Of H + δI: "positive" and "negative" hold at `confidence`, "indefinite" for certain.
+    nearest_zero : Bound
+        An upper bound on the smallest |λ + δ|, which is certain.
+    kappa : Bracket
+        The condition number of H + δI. Its lower end is certain; the upper end is infinite where none is known.
+    digits_lost : Bracket
+        log₁₀ κ: decimal digits that solving a linear system with H + δI loses.
+    digits : float
+        Decimal digits that the dtype has.
+    finite_difference : Bound
+        A rule of thumb: the error ‖E‖₂ of a Hessian made by central differences of the gradient in this dtype, at the
+        textbook step ε^⅓, relative to the smallest |λ + δ|; about ε^⅔ κ, with the lower bound on κ. It is an order of
+        magnitude for a loss whose derivatives change over distances of about 1. From 1 on, such a Hessian says nothing
+        about the eigenvalues nearest zero, not even their signs.
+    hvps : int
+        Matrix-vector products that it cost, those shared with the other quantities of a spectrum included.
+    accuracy : float
+        By how much the iterations counted in `gradient_descent` and `conjugate_gradients` shrink the error.
+    stable_rank : Estimate or None
+        ‖H‖_F²/‖H‖₂².
+    participation_ratio : Estimate or None
+        (tr H)²/‖H‖_F².
+    bulk_count : int
+        Number of eigenvalues of H besides the eigenpairs found: the bulk.
+    bulk_mean, bulk_spread : Estimate or None
+        Mean and standard deviation of the bulk.
+    flatness : Estimate or None
+        `bulk_spread` relative to ‖H‖₂; small where the bulk is flat.
+    effective_dimension : Estimate or None
+        Σ λ/(λ + δ); needs H + δI positive definite.
+    log_determinant : Estimate or None
+        log det(H + δI); needs H + δI positive definite.
+    step : Bracket or None
+        The largest stable step of gradient descent on H + δI, 2/(λ_max + δ). A step up to the lower end is safe.
+    gradient_descent : Bracket or None
+        Iterations with the best fixed step, from the worst start.
+    conjugate_gradients : Bound or None
+        An upper bound on the iterations of CG in exact arithmetic.
+    nearest_range : Bracket or None
+        Of the smallest |λ + δ|; the lower end is 0 where H + δI is not shown to be definite.
+    rank_at_least : int or None
+        A lower bound on the numerical rank which is certain.
+    refined : Eigenpairs or None
+        The eigenvalues of H nearest to −δ, where a refinement was asked for.
+    reasons : dict of str to str
+        Why a quantity is None, by its name.
 
-    What it means for H + δI: step: the largest stable step of gradient descent, 2/(λ_max + δ); its lower end is safe.
-    gradient_descent: iterations to shrink the error by `accuracy` with the best fixed step, from the worst start.
-    conjugate_gradients: an upper bound for CG, in exact arithmetic. digits_lost: log₁₀ κ, of `digits` that the dtype
-    has. finite_difference: ‖E‖₂ beside the smallest |λ + δ|, E being the error of a Hessian by central differences of
-    the gradient in this dtype, at the textbook step ε^⅓: about ε^⅔ κ (κ by its lower bound). An order of magnitude for
-    a loss whose derivatives change over distances of about 1; from 1 on, such a Hessian says nothing of the eigenvalues
-    nearest zero, signs included.
-
-    refined: eigenvalues of H nearest −δ, where a refinement was asked for. reasons: why a figure is None, by its name.
-    hvps: products it cost, those it shares with the other figures of a spectrum included.
+    Examples
+    --------
+    >>> import hvpspec, numpy as np
+    >>> found = hvpspec.condition(np.diag([8.0, 4.0, 2.0]))
+    >>> print(found.kappa, found.definite)
+    4 … 4 (0.95) positive
+    >>> round(found.lambda_max.value, 9), round(found.stable_rank.value, 9)
+    (8.0, 1.3125)
     """
 
     parameters: int
@@ -78,28 +139,58 @@ class Condition:
     refined: Eigenpairs | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def lambda_max(self) -> Bracket:
+        """λ_max of H: another name of `largest`."""
+        return self.largest
+
+    @property
+    def lambda_min(self) -> Bracket:
+        """λ_min of H: another name of `smallest`."""
+        return self.smallest
+
+    @property
+    def definiteness(self) -> str:
+        """`definite` in words: "positive definite", "negative definite", "indefinite", "not shown to be definite"."""
+        if self.definite == "unknown":
+            return "not shown to be definite"
+        return self.definite if self.definite == "indefinite" else f"{self.definite} definite"
+
+    def __repr__(self) -> str:
+        matrix = f"H + {self.damping:g} I" if self.damping else "H"
+        lines = [f"<Condition of {matrix}, n = {self.parameters:,}: {self.definiteness}, {counted(self.hvps, 'HVP')}"]
+        for name in _SHOWN:
+            if (quantity := getattr(self, name)) is not None:
+                lines.append(f"  {name:<19} {quantity}")
+        return "\n".join(lines) + ">"
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; infinite bounds become None."""
-        return {name: _plain(value) for name, value in vars(self).items()}
+        """As spectrum.json has it; infinite and undefined numbers become None.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Condition:
-        kinds: dict[type, tuple[str, ...]] = {
-            Estimate: _ESTIMATES,
-            Bracket: _BRACKETS,
-            Bound: ("nearest_zero", "finite_difference", "conjugate_gradients"),
-            Eigenpairs: ("refined",),
-        }
-        read = {name: kind for kind, names in kinds.items() for name in names}
-        known = {name: entry for name, entry in data.items() if name in cls.__dataclass_fields__}
-        return cls(**{
-            name: read[name].from_dict(entry) if name in read and entry is not None else entry  # type: ignore[attr-defined]
-            for name, entry in known.items()
-        })  # fmt: skip
+    def from_dict(cls, data: Mapping[str, Any]) -> Condition:
+        """Reads what `to_dict` gives.
+
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
+
+        Returns
+        -------
+        Condition
+        """
+        return decode(cls, data)
 
 
-_ESTIMATES = (
-    "negative", "negative_mass", "rank", "stable_rank", "participation_ratio", "bulk_mean", "bulk_spread",
-    "flatness", "effective_dimension", "log_determinant",
+_SHOWN = (
+    "kappa", "nearest_zero", "lambda_max", "lambda_min", "negative", "rank", "stable_rank", "effective_dimension",
+    "log_determinant", "step",
 )  # fmt: skip
-_BRACKETS = ("largest", "smallest", "norm", "kappa", "digits_lost", "step", "gradient_descent", "nearest_range")

@@ -3,113 +3,229 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc
 
-from hvpspec.results.estimate import Estimate, finite
+from hvpspec.errors import InputError
+from hvpspec.results.codec import LEFT_OUT, NonFinite, decode, encode
+from hvpspec.results.estimate import Estimate
+from hvpspec.wording import counted
 
-if TYPE_CHECKING:
-    pass
-
-
-_TINY = 1e-12  # sums of weights are off by rounding
-
-
-_SURE = ("sure_lower", "sure_upper")
+_ROUNDING = 1e-12  # of sums of weights
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Density:
     """The distribution of the n eigenvalues, as weights on nodes.
 
-    nodes: shape (m,), rising. weights: shape (m,), sum 1; 0 at nodes that only mark where a bound changes. exact: shape
-    (m,), where a node is an eigenvalue that is known and counted (weight 1/n, or as many as were found there); the
-    other weights are Gauss quadrature for random vectors (SLQ). cdf_lower, cdf_upper: shape (m,), what the distribution
-    function of those vectors lies between from each node up to the next (Chebyshev, Markov, Stieltjes); they take in no
-    sampling error. sure_lower, sure_upper: shape (m,), what the distribution function of all eigenvalues lies between
-    for certain, as Ritz values interlace with eigenvalues (None in older files). support: an interval that holds all
-    eigenvalues with probability ≥ `confidence`. n: eigenvalues. samples: random vectors. hvps: products it cost.
-    converged: whether the tolerance asked for was reached.
+    Attributes
+    ----------
+    nodes : ndarray of float64, shape (m,)
+        Rising, in the unit of the eigenvalues.
+    weights : ndarray of float64, shape (m,)
+        The share of eigenvalues that each node stands for; their sum is 1. 0 at nodes that only mark where a bound
+        changes.
+    exact : ndarray of bool, shape (m,)
+        Whether a node is an eigenvalue that was found and counted: its weight is 1/n, or as many times that as copies
+        were found. The other weights are Gauss quadrature for random vectors (stochastic Lanczos quadrature).
+    cdf_lower, cdf_upper : ndarray of float64, shape (m,)
+        Bounds on the distribution function of those random vectors, from each node up to the next (Chebyshev, Markov,
+        Stieltjes). They do not include the sampling error; `cdf_bounds` does.
+    support : tuple of float
+        An interval that holds all eigenvalues with probability ≥ `confidence`.
+    n : int
+        Number of eigenvalues.
+    samples : int
+        Number of random vectors.
+    confidence : float
+        Between 0 and 1.
+    hvps : int
+        Matrix-vector products that it cost.
+    converged : bool
+        Whether the tolerance asked for was reached.
+    sure_lower, sure_upper : ndarray of float64, shape (m,), or None
+        Bounds on the distribution function of all eigenvalues that hold for certain, since Ritz values interlace with
+        eigenvalues. None in files of older versions.
+
+    Notes
+    -----
+    The method: Chen, Trogdon and Ubaru 2021, arXiv:2105.06595.
+
+    Examples
+    --------
+    >>> import hvpspec, numpy as np
+    >>> found = hvpspec.spectral_density(np.diag(np.arange(1.0, 9.0)))
+    >>> float(found.cdf(4.5).round(9))
+    0.5
+    >>> round(found.count(2.5, 4.5).value, 9)
+    2.0
     """
 
-    nodes: np.ndarray
-    weights: np.ndarray
-    exact: np.ndarray
-    cdf_lower: np.ndarray
-    cdf_upper: np.ndarray
-    support: tuple[float, float]
+    nodes: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+    cdf_lower: NDArray[np.float64]
+    cdf_upper: NDArray[np.float64]
+    support: tuple[Annotated[float, NonFinite(-math.inf)], Annotated[float, NonFinite(math.inf)]]
     n: int
     samples: int
     confidence: float
     hvps: int
     converged: bool = True
-    sure_lower: np.ndarray | None = None
-    sure_upper: np.ndarray | None = None
+    sure_lower: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
+    sure_upper: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
 
-    def cdf(self, x: Any) -> np.ndarray:
-        """The share of eigenvalues that are ≤ x; x of any shape."""
+    json_order: ClassVar = (
+        "nodes", "weights", "exact", "cdf_lower", "cdf_upper", "support", "n", "samples", "confidence", "hvps",
+        "converged", "error", "sure_lower", "sure_upper",
+    )  # fmt: skip
+
+    def cdf(self, x: ArrayLike) -> NDArray[np.float64]:
+        """The share of eigenvalues that are ≤ x.
+
+        Parameters
+        ----------
+        x : array_like
+            In the unit of the eigenvalues, of any shape.
+
+        Returns
+        -------
+        ndarray of float64
+            Of the shape of x, between 0 and 1.
+        """
         return self._step(np.cumsum(self.weights), x)
 
-    def cdf_bounds(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
-        """What the share of eigenvalues ≤ x lies between at each x (each with probability ≥ `confidence`)."""
-        outside = (np.asarray(x, float) < self.support[0]) | (np.asarray(x, float) > self.support[1])
+    def cdf_bounds(self, x: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bounds on the share of eigenvalues that are ≤ x.
+
+        Parameters
+        ----------
+        x : array_like
+            In the unit of the eigenvalues, of any shape.
+
+        Returns
+        -------
+        lower, upper : ndarray of float64
+            Of the shape of x. At each x they hold with probability ≥ `confidence`.
+        """
+        x = np.asarray(x, float)
+        outside = (x < self.support[0]) | (x > self.support[1])
         lower = self._step(self.cdf_lower, x)
         upper = self._step(self.cdf_upper, x)
         whole = self._step(np.cumsum(np.where(self.exact, self.weights, 0.0)), x)
-        whole = np.minimum(whole, lower)  # the exact part, in which there is no chance
+        whole = np.minimum(whole, lower)  # the exact part, in which nothing is random
         lower = whole + self._true_share(lower - whole, -1)
         upper = whole + self._true_share(upper - whole, 1)
         if self.sure_lower is not None and self.sure_upper is not None:
             lower = np.maximum(lower, self._step(self.sure_lower, x))
             upper = np.minimum(upper, self._step(self.sure_upper, x))
         exact = self.cdf(x)
-        lower, upper = np.clip(lower - _TINY, 0.0, 1.0), np.clip(upper + _TINY, 0.0, 1.0)
+        lower, upper = np.clip(lower - _ROUNDING, 0.0, 1.0), np.clip(upper + _ROUNDING, 0.0, 1.0)
         return np.where(outside, exact, lower), np.where(outside, exact, upper)
 
     def count(self, a: float, b: float) -> Estimate:
-        """The number of eigenvalues in (a, b], with an interval that holds it with probability ≥ `confidence`."""
+        """The number of eigenvalues in (a, b].
+
+        Parameters
+        ----------
+        a, b : float
+            In the unit of the eigenvalues.
+
+        Returns
+        -------
+        Estimate
+            Its `interval` holds the number with probability ≥ `confidence`.
+        """
         (low_a, high_a), (low_b, high_b) = (tuple(map(float, self.cdf_bounds(x))) for x in (a, b))
         value = self.n * float(self.cdf(b) - self.cdf(a))
         most, least = min(self.n * (high_b - low_a), self.n), max(self.n * (low_b - high_a), 0.0)
         return Estimate.between(value, least, most, self.confidence, self.hvps, "slq")
 
-    def grid(self, smoothing: float | None = None, points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-        """The density at evenly spaced x, each node widened to a normal curve.
+    def grid(
+        self, smoothing: float | None = None, points: int = 1000, limits: tuple[float, float] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The density as a smooth curve, at evenly spaced x: each node becomes a normal curve of its weight.
 
-        smoothing: its standard deviation, in units of the eigenvalues; by default a hundredth of their range.
-        Returns x and the density, shape (points,); its integral is 1.
+        Parameters
+        ----------
+        smoothing : float, optional
+            Standard deviation of the normal curves, in the unit of the eigenvalues. By default a hundredth of the width
+            of `limits`, or without those of the range of the nodes.
+        points : int
+            Number of x, at least 2.
+        limits : tuple of float, optional
+            First and last x. By default the range of the nodes, and 4 standard deviations more on either side; the
+            integral over that is 1.
+
+        Returns
+        -------
+        x, density : ndarray of float64, shape (points,)
+
+        Raises
+        ------
+        InputError
+            For a smoothing that is not positive, fewer than 2 points, or limits that do not rise.
+
+        Notes
+        -----
+        Without `limits`, x and smoothing follow the range of this density. To draw two densities over one another, give
+        both the same limits: they then share x and smoothing.
+
+        Examples
+        --------
+        >>> import hvpspec, numpy as np
+        >>> before, after = (hvpspec.spectral_density(np.diag([1.0, 2.0, top])) for top in (4.0, 8.0))
+        >>> limits = (min(before.nodes[0], after.nodes[0]) - 1, max(before.nodes[-1], after.nodes[-1]) + 1)
+        >>> x, first = before.grid(limits=limits)
+        >>> _, second = after.grid(limits=limits)
+        >>> round(float(x[0]), 9), round(float(x[-1]), 9), round(float(first.sum() * (x[1] - x[0])), 4)
+        (0.0, 9.0, 1.0)
         """
-        low, high = float(self.nodes[0]), float(self.nodes[-1])
+        low, high = limits or (float(self.nodes[0]), float(self.nodes[-1]))
+        if limits is not None and not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise InputError(f"limits must be two numbers, the smaller one first; got {limits!r}.")
         width = (high - low) / 100 or max(abs(high), 1.0) / 100 if smoothing is None else float(smoothing)
         if not width > 0 or points < 2:
-            raise ValueError("smoothing must be > 0 and points ≥ 2.")
-        x = np.linspace(low - 4 * width, high + 4 * width, points)
+            raise InputError("smoothing must be > 0 and points ≥ 2.")
+        margin = 4 * width if limits is None else 0.0
+        x = np.linspace(low - margin, high + margin, points)
         curves = np.exp(-(((x[:, None] - self.nodes) / width) ** 2) / 2) / (width * math.sqrt(2 * math.pi))
         return x, curves @ self.weights
 
     @property
     def error(self) -> float:
-        """A bound on the Wasserstein-1 distance to the true distribution, ∫ |cdf − true cdf| dx, at `confidence`."""
+        """A bound on the Wasserstein-1 distance to the true distribution, ∫ |cdf − true cdf| dx, at `confidence`.
+
+        In the unit of the eigenvalues.
+        """
         starts = np.concatenate([[self.support[0]], self.nodes])
         ends = np.concatenate([self.nodes, [self.support[1]]])
         lower, upper = self.cdf_bounds(starts)
         value = self.cdf(starts)
         return float(np.maximum(upper - value, value - lower) @ np.maximum(ends - starts, 0.0))
 
-    def _step(self, values: np.ndarray, x: Any) -> np.ndarray:
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else "not converged"
+        nodes = f"{counted(len(self.nodes), 'node')} from {self.nodes[0]:.5g} to {self.nodes[-1]:.5g}"
+        error = f"error {self.error:.2g} ({self.confidence:g})"
+        return f"<Density of {self.n:,} eigenvalues: {nodes}, {error}, {state}, {counted(self.hvps, 'HVP')}>"
+
+    def _step(self, values: NDArray[np.float64], x: ArrayLike) -> NDArray[np.float64]:
         """A function that is 0 up to the first node, `values[i]` from node i on, and 1 beyond the support."""
         x = np.asarray(x, float)
         found = np.concatenate([[0.0], values])[np.searchsorted(self.nodes, x, side="right")]
         return np.where(x > self.support[1], 1.0, np.where(x < self.support[0], 0.0, found))
 
-    def _true_share(self, share: np.ndarray, side: int) -> np.ndarray:
+    def _true_share(self, share: NDArray[np.float64], side: int) -> NDArray[np.float64]:
         """How small (side −1) or large (side 1) the true share may be, where random vectors have this weight.
 
-        Of eigenvalues whose share is p a random vector holds a Beta(np/2, n(1 − p)/2) variable: p is such that as small
-        or large a weight as this has the probability (1 − confidence)/2.
+        The weight of a random vector on eigenvalues whose share is p is a Beta(np/2, n(1 − p)/2) variable. p is chosen
+        so that a weight as small or as large as this one has the probability (1 − confidence)/2.
         """
         mass = float(self.weights[~self.exact].sum())
         if mass <= 0:
@@ -126,27 +242,26 @@ class Density:
         return mass * p
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "nodes": self.nodes.tolist(),
-            "weights": self.weights.tolist(),
-            "exact": self.exact.tolist(),
-            "cdf_lower": self.cdf_lower.tolist(),
-            "cdf_upper": self.cdf_upper.tolist(),
-            "support": [finite(end) for end in self.support],
-            "n": self.n,
-            "samples": self.samples,
-            "confidence": self.confidence,
-            "hvps": self.hvps,
-            "converged": self.converged,
-            "error": finite(self.error),
-            **{name: array.tolist() for name in _SURE if (array := getattr(self, name)) is not None},
-        }
+        """As spectrum.json has it; infinite and undefined numbers become None.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Density:
-        there = ("nodes", "weights", "exact", "cdf_lower", "cdf_upper", *(name for name in _SURE if name in data))
-        arrays: dict[str, Any] = {name: np.array(data[name]) for name in there}
-        low, high = data["support"]
-        support = (-math.inf if low is None else low, math.inf if high is None else high)
-        rest = {name: data[name] for name in ("n", "samples", "confidence", "hvps", "converged")}
-        return cls(**arrays, support=support, **rest)
+    def from_dict(cls, data: Mapping[str, Any]) -> Density:
+        """Reads what `to_dict` gives.
+
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
+
+        Returns
+        -------
+        Density
+        """
+        return decode(cls, data)

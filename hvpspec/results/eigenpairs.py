@@ -3,75 +3,114 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hvpspec.results.estimate import Bracket, finite
+from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, decode, encode
+from hvpspec.results.estimate import Bracket
+from hvpspec.wording import abridged, counted
 
-if TYPE_CHECKING:
-    pass
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Eigenpairs:
-    """Approximate eigenpairs.
+    """Approximate eigenpairs (θ, v) of a symmetric matrix A.
 
-    values: shape (k,), float64. vectors: shape (n, k), unit columns in the operator's dtype; None while under way or
-    when read from a file. residuals: shape (k,), ‖A v − θ v‖₂. error: shape (k,); an eigenvalue lies within `error` of
-    each value: ‖r‖²/gap where the value is shown to be isolated, the residual ‖r‖ elsewhere, and in both cases what
-    rounding in the products adds. converged: whether every residual is within the tolerance asked for. hvps: products
-    it cost. verified: whether the residuals were measured with products of their own. largest, smallest: brackets of
-    λ_max and λ_min over the whole spectrum, whatever was asked for. data_error: shape (k,), the standard error of each
-    value as an estimate for the population that the data are a sample of; None where there are too few batches.
+    Attributes
+    ----------
+    values : ndarray of float64, shape (k,)
+        The eigenvalues θ.
+    vectors : ndarray, shape (n, k), or None
+        Unit columns, in the operator's dtype; None in a callback and when read from a file.
+    residuals : ndarray of float64, shape (k,)
+        ‖A v − θ v‖₂.
+    error : ndarray of float64, shape (k,)
+        An eigenvalue lies within `error` of each value: ‖r‖²/gap where the value is shown to be isolated, the residual
+        ‖r‖ elsewhere, and in both cases what rounding in the products adds.
+    converged : bool
+        Whether every residual is within the tolerance asked for.
+    hvps : int
+        Matrix-vector products that they cost.
+    verified : bool
+        Whether the residuals were measured with products of their own.
+    largest, smallest : Bracket or None
+        Of λ_max and λ_min over the whole spectrum, whichever eigenvalues were asked for.
+    data_error : ndarray of float64, shape (k,), or None
+        One standard error of each value as an estimate for the population that the data are a sample of; None where
+        there are too few batches. `error` does not include it.
+
+    Examples
+    --------
+    >>> import hvpspec, numpy as np
+    >>> found = hvpspec.eigsh(np.diag([5.0, 2.0, -1.0, 0.5]), k=2)
+    >>> found.values.round(9), found.vectors.shape
+    (array([5., 2.]), (4, 2))
+    >>> round(found.lambda_min.value, 9)
+    -1.0
     """
 
-    values: np.ndarray
-    vectors: np.ndarray | None = field(repr=False)
-    residuals: np.ndarray
-    error: np.ndarray
+    values: Annotated[NDArray[np.float64], Column("eigenvalues", "value")]
+    vectors: NDArray[np.floating[Any]] | None
+    residuals: Annotated[NDArray[np.float64], Column("eigenvalues", "residual"), NonFinite(math.inf)]
+    error: Annotated[NDArray[np.float64], Column("eigenvalues", "error"), NonFinite(math.inf)]
     converged: bool
     hvps: int
     verified: bool = False
     largest: Bracket | None = None
     smallest: Bracket | None = None
-    data_error: np.ndarray | None = None
+    data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
+
+    json_order: ClassVar = (
+        "values", "error", "residuals", "data_error", "converged", "hvps", "verified", "largest", "smallest",
+    )  # fmt: skip
+
+    @property
+    def lambda_max(self) -> Bracket | None:
+        """λ_max of the whole spectrum: another name of `largest`."""
+        return self.largest
+
+    @property
+    def lambda_min(self) -> Bracket | None:
+        """λ_min of the whole spectrum: another name of `smallest`."""
+        return self.smallest
+
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else "not converged"
+        lines = [f"<Eigenpairs: {counted(len(self.values), 'value')}, {state}, {counted(self.hvps, 'HVP')}"]
+        for name in ("values", "error", "residuals", "data_error"):
+            if (column := getattr(self, name)) is not None:
+                lines.append(f"  {name:<11} {abridged(column.tolist())}")
+        for name in ("lambda_max", "lambda_min"):
+            if (bracket := getattr(self, name)) is not None:
+                lines.append(f"  {name:<11} {bracket}")
+        if self.vectors is not None:
+            lines.append(f"  {'vectors':<11} {self.vectors.dtype}, shape {self.vectors.shape}")
+        return "\n".join(lines) + ">"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the vectors."""
-        columns = {"value": self.values, "error": self.error, "residual": self.residuals}
-        if self.data_error is not None:
-            columns["data_error"] = self.data_error
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        return {
-            "eigenvalues": [dict(zip(columns, map(finite, row), strict=True)) for row in rows],
-            "converged": self.converged,
-            "hvps": self.hvps,
-            "verified": self.verified,
-            "largest": None if self.largest is None else self.largest.to_dict(),
-            "smallest": None if self.smallest is None else self.smallest.to_dict(),
-        }
+        """As spectrum.json has it; infinite and undefined numbers become None, and the vectors are left out.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Eigenpairs:
-        def column(key: str, missing: float) -> np.ndarray:
-            entries = [row.get(key) for row in data["eigenvalues"]]
-            return np.array([missing if entry is None else entry for entry in entries], float)
+    def from_dict(cls, data: Mapping[str, Any]) -> Eigenpairs:
+        """Reads what `to_dict` gives.
 
-        def bracket(key: str) -> Bracket | None:
-            return None if data.get(key) is None else Bracket.from_dict(data[key])
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
 
-        spread = column("data_error", math.nan)
-        return cls(
-            values=column("value", math.nan),
-            vectors=None,
-            residuals=column("residual", math.inf),
-            error=column("error", math.inf),
-            converged=data["converged"],
-            hvps=data["hvps"],
-            verified=data.get("verified", False),
-            largest=bracket("largest"),
-            smallest=bracket("smallest"),
-            data_error=None if np.isnan(spread).all() else spread,
-        )
+        Returns
+        -------
+        Eigenpairs
+        """
+        return decode(cls, data)

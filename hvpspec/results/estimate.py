@@ -3,45 +3,99 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from hvpspec.results.codec import LEFT_OUT, NonFinite, decode, encode
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A number with its error bar.
 
-    value ± error holds the true figure with probability `confidence`; `error` is infinite when too few products were
-    made to tell. converged: whether the tolerance asked for was reached. hvps: products it cost. method: how it was
-    found; "exact" (the basis spans the whole space) leaves no error but rounding. relative_to: what a relative
-    tolerance was taken of: the figure itself, or the Frobenius norm for a trace that is smaller. data_error: the
-    standard error as an estimate for the population that the data are a sample of; None where that is not known.
-    lower, upper: the ends of the interval where it is lopsided (`error` is the longer side then): see `interval`.
+    Attributes
+    ----------
+    value : float
+        The estimate.
+    error : float
+        Half-width of the interval ``value ± error``, which holds the true value with probability `confidence`.
+        Infinite where too few products were made to tell.
+    confidence : float
+        Between 0 and 1.
+    converged : bool
+        Whether the tolerance asked for was reached.
+    hvps : int
+        Matrix-vector products that it cost.
+    method : str
+        How it was found. "exact" (the Krylov basis spans the whole space) leaves no error but rounding.
+    relative_to : str
+        What a relative tolerance was taken of: "value", or "frobenius_norm" for a trace that is smaller than the norm.
+    data_error : float or None
+        One standard error of the value as an estimate for the population that the data are a sample of, from its
+        spread over batches; None where that is not known. It does not shrink with more products, and `error` does not
+        include it.
+    lower, upper : float or None
+        Ends of the interval where it is lopsided (`error` is the longer side then); see `interval`.
+
+    Examples
+    --------
+    >>> import hvpspec
+    >>> found = hvpspec.trace([[2.0, 1.0], [1.0, 3.0]])
+    >>> found.value, found.method
+    (5.0, 'exact')
+    >>> print(hvpspec.Estimate(5.0, 0.25, confidence=0.95, converged=True, hvps=40))
+    5 ± 0.25 (0.95)
     """
 
-    value: float
-    error: float
+    value: Annotated[float, NonFinite(math.nan)]
+    error: Annotated[float, NonFinite(math.inf)]
     confidence: float
     converged: bool
     hvps: int
     method: str = "hutchinson"
     relative_to: str = "value"
     data_error: float | None = None
-    lower: float | None = None
-    upper: float | None = None
+    lower: Annotated[float | None, NonFinite(-math.inf), LEFT_OUT] = None
+    upper: Annotated[float | None, NonFinite(math.inf), LEFT_OUT] = None
 
     @classmethod
     def between(
         cls, value: float, lower: float, upper: float, confidence: float, hvps: int, method: str = "krylov"
     ) -> Estimate:
-        """With a lopsided interval."""
+        """An estimate whose interval is lopsided.
+
+        Parameters
+        ----------
+        value : float
+            The estimate.
+        lower, upper : float
+            Ends of the interval; they are moved outwards to `value` where they leave it out.
+        confidence : float
+            Probability that the interval holds the true value.
+        hvps : int
+            Matrix-vector products that it cost.
+        method : str
+            How it was found.
+
+        Returns
+        -------
+        Estimate
+            Its `error` is the longer side; converged where that is finite.
+
+        Examples
+        --------
+        >>> found = Estimate.between(3.0, 2.5, 4.0, confidence=0.95, hvps=10)
+        >>> found.error, found.interval
+        (1.0, (2.5, 4.0))
+        """
         value, lower, upper = float(value), float(min(lower, value)), float(max(upper, value))
         error = max(value - lower, upper - value)
         return cls(value, error, confidence, math.isfinite(error), hvps, method, lower=lower, upper=upper)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the true figure lies with probability `confidence`: never wider than value ± error."""
+        """Where the true value lies with probability `confidence`; never wider than ``value ± error``."""
         low = self.value - self.error if self.lower is None else self.lower
         return low, self.value + self.error if self.upper is None else self.upper
 
@@ -49,52 +103,95 @@ class Estimate:
         return f"{self.value:.6g} ± {self.error:.2g} ({self.confidence:.4g})"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an error that is not known (infinite) becomes None."""
-        return {
-            "value": finite(self.value),
-            "error": finite(self.error),
-            "confidence": self.confidence,
-            "converged": self.converged,
-            "hvps": self.hvps,
-            "method": self.method,
-            "relative_to": self.relative_to,
-            "data_error": None if self.data_error is None else finite(self.data_error),
-            **{name: finite(end) for name in ("lower", "upper") if (end := getattr(self, name)) is not None},
-        }
+        """As spectrum.json has it; infinite and undefined numbers become None.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Estimate:
-        value, error = data["value"], data["error"]
-        ends = {name: data[name] for name in ("lower", "upper") if name in data}
-        infinite = {"lower": -math.inf, "upper": math.inf}
-        return cls(
-            value=math.nan if value is None else value,
-            error=math.inf if error is None else error,
-            confidence=data["confidence"],
-            converged=data["converged"],
-            hvps=data["hvps"],
-            method=data["method"],
-            relative_to=data.get("relative_to", "value"),
-            data_error=data.get("data_error"),
-            **{name: infinite[name] if end is None else end for name, end in ends.items()},
-        )
+    def from_dict(cls, data: Mapping[str, Any]) -> Estimate:
+        """Reads what `to_dict` gives.
+
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
+
+        Returns
+        -------
+        Estimate
+        """
+        return decode(cls, data)
 
 
 @dataclass(frozen=True)
 class Bracket:
-    """Bounds that hold together with probability ≥ `confidence`."""
+    """Bounds that hold together with probability ≥ `confidence`.
 
-    lower: float
-    upper: float
+    Attributes
+    ----------
+    lower, upper : float
+        The bounds; infinite where there is none.
+    confidence : float
+        Between 0 and 1.
+
+    Examples
+    --------
+    >>> import hvpspec
+    >>> found = hvpspec.Bracket(2.0, 3.0, confidence=0.95)
+    >>> found.value, found.error
+    (2.5, 0.5)
+    >>> print(found)
+    2 … 3 (0.95)
+    """
+
+    lower: Annotated[float, NonFinite(-math.inf)]
+    upper: Annotated[float, NonFinite(math.inf)]
     confidence: float
 
+    @property
+    def value(self) -> float:
+        """The midpoint; the finite end where the other one is infinite, and NaN where both are."""
+        if math.isinf(self.lower) or math.isinf(self.upper):
+            return next((end for end in (self.lower, self.upper) if math.isfinite(end)), math.nan)
+        return self.lower + (self.upper - self.lower) / 2
+
+    @property
+    def error(self) -> float:
+        """The half-width; infinite where an end is."""
+        return (self.upper - self.lower) / 2
+
+    def __str__(self) -> str:
+        return f"{self.lower:.6g} … {self.upper:.6g} ({self.confidence:.4g})"
+
     def to_dict(self) -> dict[str, Any]:
-        return {"lower": finite(self.lower), "upper": finite(self.upper), "confidence": self.confidence}
+        """As spectrum.json has it; infinite ends become None.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Bracket:
-        lower, upper = data["lower"], data["upper"]
-        return cls(-math.inf if lower is None else lower, math.inf if upper is None else upper, data["confidence"])
+    def from_dict(cls, data: Mapping[str, Any]) -> Bracket:
+        """Reads what `to_dict` gives.
+
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
+
+        Returns
+        -------
+        Bracket
+        """
+        return decode(cls, data)
 
 
 def finite(value: float) -> float | None:
@@ -104,20 +201,53 @@ def finite(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Bound:
-    """A number that the true figure is not below (kind "lower") or not above ("upper").
+    """A number that the true value is not below (kind "lower") or not above (kind "upper").
 
-    confidence: the probability that it holds; 1 where nothing was left to chance. kind "rule": a rule of thumb, which
-    gives the order of magnitude and bounds nothing (confidence 0).
+    Attributes
+    ----------
+    value : float
+        The bound; infinite where there is none.
+    kind : {"lower", "upper", "rule"}
+        "rule" is a rule of thumb, which gives an order of magnitude and bounds nothing (confidence 0).
+    confidence : float
+        The probability that it holds; 1 where nothing was left to chance.
+
+    Examples
+    --------
+    >>> import hvpspec
+    >>> print(hvpspec.Bound(0.25, "upper"))
+    ≤ 0.25 (1)
     """
 
-    value: float
+    value: Annotated[float, NonFinite(math.inf)]
     kind: Literal["lower", "upper", "rule"]
     confidence: float = 1.0
 
+    def __str__(self) -> str:
+        sign = {"lower": "≥", "upper": "≤", "rule": "~"}[self.kind]
+        return f"{sign} {self.value:.6g} ({self.confidence:.4g})"
+
     def to_dict(self) -> dict[str, Any]:
-        return {"value": finite(self.value), "kind": self.kind, "confidence": self.confidence}
+        """As spectrum.json has it; an infinite value becomes None.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Bound:
-        value = math.inf if data["value"] is None else data["value"]
-        return cls(value, data["kind"], data["confidence"])
+    def from_dict(cls, data: Mapping[str, Any]) -> Bound:
+        """Reads what `to_dict` gives.
+
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
+
+        Returns
+        -------
+        Bound
+        """
+        return decode(cls, data)

@@ -1,26 +1,40 @@
-"""What a preflight finds and measures."""
+"""What is found and measured before a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from hvpspec.results.codec import Within, decode, encode
 
 SEVERITIES = ("fixed", "note", "refused")
 
+# What eval mode changes, by the kind of finding.
+_IN_EVAL_MODE = {"dropout": "dropout is off", "batch_norm": "batch normalisation uses its running statistics"}
 
-_AGREES = 1e-2  # kinks (ReLU, max) make differences rough
+_LEAST_TOLERANCE = 1e-2  # relative; kinks in the loss (ReLU, max) make finite differences rough
 
 
 def agree(difference: float, bound: float) -> bool:
-    """Whether a product agrees with finite differences that are thought to be off by no more than `bound`."""
-    return difference <= max(_AGREES, 10 * bound)
+    """Whether a product agrees with finite differences whose error is estimated to be at most `bound`."""
+    return difference <= max(_LEAST_TOLERANCE, 10 * bound)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind`: one word for scripts. `found` and `done`: for people. `severity`: "fixed" (exactly), "note" (works, but
-    should be known) or "refused" (figures would be wrong)."""
+    """Something in the model, the loss or the data that matters for second derivatives.
+
+    Attributes
+    ----------
+    kind : str
+        One word, for programs.
+    found, done : str
+        What was found and what is done about it, for people.
+    severity : str
+        "fixed" (dealt with, exactly), "note" (works, but the user should know) or "refused" (the results would be
+        wrong).
+    """
 
     kind: str
     found: str
@@ -31,49 +45,75 @@ class Finding:
         return f"{self.found} → {self.done}"
 
 
+_Number = Annotated[float | None, Within("measured")]
+_Count = Annotated[int | None, Within("measured")]
+
+
 @dataclass(frozen=True)
 class Preflight:
-    """Findings, and measurements by name; None for those that were not made.
+    """Findings and measurements before a run; None for a measurement that was not made.
 
-    loss: value on the data. symmetry: |xᵀHy − yᵀHx| / √(|Hx| |Hy|) for x, y of independent standard normal entries.
-    repeatability: of one product made twice, |difference| / |Hx|. difference, difference_bound: of a product on the
-    first batch and finite differences, relative to its length, and what that should be below. seconds, memory: one
-    product's, on all the data; bytes above what was held. hvps: products spent on all this. expected_hvps,
-    expected_seconds, expected_memory: the whole run's, as foreseen; most_hvps, most_seconds, most_memory: what it may
-    come to, where the spectrum is unkind.
+    Attributes
+    ----------
+    findings : tuple of Finding
+        The most serious ones are "refused".
+    loss : float or None
+        Its value on the data.
+    symmetry : float or None
+        |xᵀHy − yᵀHx| / √(‖Hx‖ ‖Hy‖) for x, y with independent standard normal entries.
+    repeatability : float or None
+        Of one product made twice: ‖difference‖ / ‖Hx‖.
+    difference, difference_bound : float or None
+        Between a product on the first batch and finite differences of the gradient, relative to its length; and an
+        estimate of the error of these differences.
+    seconds : float or None
+        Time of one product on all the data.
+    memory : int or None
+        Peak memory of one product, in bytes above what was held before.
+    hvps : int
+        Products spent on all this.
+    expected_hvps, expected_seconds, expected_memory : int or float or None
+        Estimated products, seconds and bytes of the whole run.
+    most_hvps, most_seconds, most_memory : int or float or None
+        The same where the spectrum needs the most products.
     """
 
     findings: tuple[Finding, ...] = ()
-    loss: float | None = None
-    symmetry: float | None = None
-    repeatability: float | None = None
-    difference: float | None = None
-    difference_bound: float | None = None
-    seconds: float | None = None
-    memory: int | None = None
-    hvps: int = 0
-    expected_hvps: int | None = None
-    expected_seconds: float | None = None
-    expected_memory: int | None = None
-    most_hvps: int | None = None
-    most_seconds: float | None = None
-    most_memory: int | None = None
+    loss: _Number = None
+    symmetry: _Number = None
+    repeatability: _Number = None
+    difference: _Number = None
+    difference_bound: _Number = None
+    seconds: _Number = None
+    memory: _Count = None
+    hvps: Annotated[int, Within("measured")] = 0
+    expected_hvps: _Count = None
+    expected_seconds: _Number = None
+    expected_memory: _Count = None
+    most_hvps: _Count = None
+    most_seconds: _Number = None
+    most_memory: _Count = None
 
     @property
     def refused(self) -> tuple[Finding, ...]:
+        """The findings that make a run pointless."""
         return self.of("refused")
 
     def of(self, *severities: str) -> tuple[Finding, ...]:
+        """The findings of these severities."""
         return tuple(finding for finding in self.findings if finding.severity in severities)
 
+    @property
+    def eval_mode(self) -> str | None:
+        """What eval mode changes in this model, in one sentence; None where it changes nothing."""
+        changes = [_IN_EVAL_MODE[finding.kind] for finding in self.findings if finding.kind in _IN_EVAL_MODE]
+        return f"the model is measured in eval mode: {' and '.join(changes)}" if changes else None
+
     def to_dict(self) -> dict[str, Any]:
-        figures = asdict(self)
-        return {"findings": list(figures.pop("findings")), "measured": figures}
+        """As spectrum.json and check.json have it."""
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, figures: Mapping[str, Any]) -> Preflight:
-        """Reads what `to_dict` gives, of other versions as well: a figure that is not known here is left out."""
-        found: Iterable[Mapping[str, Any]] = figures.get("findings") or ()
-        measured: Mapping[str, Any] = figures.get("measured") or {}
-        known = {name: value for name, value in measured.items() if name in cls.__dataclass_fields__}
-        return cls(tuple(Finding(**finding) for finding in found), **known)
+    def from_dict(cls, data: Mapping[str, Any]) -> Preflight:
+        """Reads what `to_dict` gives, of other versions too: unknown keys are ignored."""
+        return decode(cls, data)

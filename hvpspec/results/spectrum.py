@@ -1,118 +1,295 @@
-"""What the estimators return: frozen dataclasses that know their error and turn into plain dictionaries."""
+"""All quantities of one matrix, and what is known of them while they are being computed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, overload
 
+from hvpspec.options import QUANTITIES
+from hvpspec.presentation import presented
+from hvpspec.results.blocks import Blocks
+from hvpspec.results.codec import Flattened, Key, decode, encode
+from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
+from hvpspec.wording import abridged, counted, listed
 
 if TYPE_CHECKING:
-    from hvpspec.results.blocks import Blocks
-    from hvpspec.results.condition import Condition
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-FIGURES = ("eigenvalues", "trace", "frobenius_norm", "density")
+SCHEMA = "hvpspec/spectrum/1"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
-    """All figures of one operator.
+    """All quantities of one matrix, each with its error.
 
-    parameters: n. eigenpairs: largest magnitude first. complete: False while under way or after an interruption; a
-    figure not reached by then, or not asked for, is None. hvps, seconds: what it cost in all. asked: the figures asked
-    for. predicted: the products that were foreseen before the first one was made (None: not known). condition: what the
-    same products tell of the conditioning. blocks: the figures of each group of parameters, where they were asked for.
+    A quantity that was not asked for, or not reached, is None.
+
+    Attributes
+    ----------
+    parameters : int
+        n: the matrix is n × n.
+    eigenpairs : Eigenpairs or None
+        Largest magnitude first.
+    trace, frobenius_norm : Estimate or None
+        Of the whole matrix.
+    hvps : int
+        Matrix-vector products that all of it took.
+    seconds : float
+        Time that all of it took.
+    complete : bool
+        False in a callback and after an interruption: the quantities are those known by then.
+    density : Density or None
+        The distribution of all eigenvalues.
+    asked : tuple of str
+        The quantities asked for, among "eigenvalues", "trace", "frobenius_norm" and "density".
+    predicted : int or None
+        Products that were expected before the first one; None where that is not known.
+    condition : Condition or None
+        What the same products tell of the conditioning.
+    blocks : Blocks or None
+        Quantities of each group of parameters, where they were asked for.
+
+    Examples
+    --------
+    >>> import hvpspec, numpy as np
+    >>> found = hvpspec.spectrum(np.diag([5.0, 2.0, -1.0, 0.5]), k=2)
+    >>> found.eigenpairs.values.round(9), round(found.trace.value, 9), found.converged
+    (array([5., 2.]), 6.5, True)
+    >>> "Frobenius norm" in found.summary()
+    True
     """
 
     parameters: int
-    eigenpairs: Eigenpairs | None
+    eigenpairs: Annotated[Eigenpairs | None, Flattened("eigenvalues")]
     trace: Estimate | None
     frobenius_norm: Estimate | None
     hvps: int
     seconds: float
     complete: bool
     density: Density | None = None
-    asked: tuple[str, ...] = FIGURES[:3]
-    predicted: int | None = None
+    asked: tuple[str, ...] = QUANTITIES[:3]
+    predicted: Annotated[int | None, Key("predicted_hvps")] = None
     condition: Condition | None = None
     blocks: Blocks | None = None
 
+    json_order: ClassVar = (
+        "schema", "complete", "converged", "parameters", "asked", "eigenpairs", "trace", "frobenius_norm", "density",
+        "condition", "blocks", "hvps", "predicted", "seconds",
+    )  # fmt: skip
+
+    @property
+    def schema(self) -> str:
+        """The name of the format that `to_dict` and spectrum.json have."""
+        return SCHEMA
+
     @property
     def converged(self) -> bool:
-        """Whether every figure asked for is there and within its tolerance, the refinement near zero among them.
+        """Whether every quantity asked for is there and within its tolerance, and so is the refinement near zero.
 
-        The figures of blocks come along as far as they will, each with a flag of its own.
+        The blocks do not count: each of their quantities has a flag of its own.
         """
         refined = self.condition is None or (
             "refined" not in self.condition.reasons
             and (self.condition.refined is None or self.condition.refined.converged)
         )
-        figures = self._figures().values()
-        return self.complete and refined and all(figure is not None and figure.converged for figure in figures)
+        found = self._asked_for().values()
+        return self.complete and refined and all(quantity is not None and quantity.converged for quantity in found)
 
-    def _figures(self) -> dict[str, Eigenpairs | Estimate | Density | None]:
-        figures = (self.eigenpairs, self.trace, self.frobenius_norm, self.density)
-        return {name: figure for name, figure in zip(FIGURES, figures, strict=True) if name in self.asked}
+    def _asked_for(self) -> dict[str, Eigenpairs | Estimate | Density | None]:
+        found = (self.eigenpairs, self.trace, self.frobenius_norm, self.density)
+        return {name: quantity for name, quantity in zip(QUANTITIES, found, strict=True) if name in self.asked}
+
+    def __repr__(self) -> str:
+        state = "incomplete" if not self.complete else "converged" if self.converged else "not converged"
+        cost = f"{counted(self.hvps, 'HVP')}, {self.seconds:.3g} s"
+        lines = [f"<Spectrum of a {self.parameters:,} × {self.parameters:,} matrix: {state}, {cost}"]
+        for name, quantity in self._asked_for().items():
+            lines += self._lines(name, quantity)
+        if self.condition is not None:
+            lines.append(f"  condition       kappa {self.condition.kappa}, {self.condition.definiteness}")
+        if self.blocks is not None:
+            lines.append(f"  blocks          {len(self.blocks)}: {listed(self.blocks, 3)}")
+        return "\n".join(lines) + ">"
+
+    @staticmethod
+    def _lines(name: str, quantity: Eigenpairs | Estimate | Density | None) -> list[str]:
+        if isinstance(quantity, Eigenpairs):
+            lines = [f"  eigenpairs      {len(quantity.values)}: {abridged(quantity.values.tolist())}"]
+            for end in ("lambda_max", "lambda_min"):
+                if (bracket := getattr(quantity, end)) is not None:
+                    lines.append(f"    {end}    {bracket}")
+            return lines
+        if isinstance(quantity, Density):
+            return [f"  density         {counted(len(quantity.nodes), 'node')}, error {quantity.error:.2g}"]
+        return [f"  {name:<15} {'not reached' if quantity is None else quantity}"]
+
+    def _repr_html_(self) -> str:
+        html: str = presented("html", self)
+        return html
+
+    def summary(self, *, width: int | None = 80) -> str:
+        """The tables and notes that the command line prints, as text.
+
+        Parameters
+        ----------
+        width : int or None
+            Columns to keep within. None: every row and every sentence is one line.
+
+        Returns
+        -------
+        str
+            Several lines, without a line break at the end.
+        """
+        text: str = presented("summary", self, width=width)
+        return text
+
+    @overload
+    def plot(self, ax: None = None, *, columns: int = 1) -> Figure: ...
+    @overload
+    def plot(self, ax: Axes, *, columns: int = 1) -> Axes: ...
+    def plot(self, ax: Axes | None = None, *, columns: int = 1) -> Axes | Figure:
+        """Draws the spectrum; needs Matplotlib.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw the density, or without one the eigenvalues by rank.
+        columns : int
+            How many pictures stand side by side in a new figure.
+
+        Returns
+        -------
+        Axes or Figure
+            `ax`, where it was given; otherwise a new figure of all pictures, for ``.savefig(path)``.
+
+        Raises
+        ------
+        InputError
+            Where there is nothing to draw: only trace and norm are known.
+        ImportError
+            Where Matplotlib is not installed.
+        """
+        drawn: Axes | Figure = presented("plot", self, ax, columns=columns)
+        return drawn
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes the files that the command line writes.
+
+        Parameters
+        ----------
+        folder : path
+            Made where it does not exist. Files of the same name in it are replaced.
+
+        Returns
+        -------
+        list of Path
+            Of what was written: spectrum.json, which `hvpspec.load_spectrum` reads, then report.html and the pictures.
+            These need Jinja and Matplotlib (the extra ``hvpspec[cli]``), and are left out without them.
+
+        Raises
+        ------
+        InputError
+            Where nothing can be written in that folder.
+
+        Examples
+        --------
+        >>> import hvpspec, numpy as np, tempfile
+        >>> found = hvpspec.spectrum(np.diag([3.0, 1.0]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paths = found.save(folder)
+        ...     again = hvpspec.load_spectrum(folder)
+        >>> paths[0].name, again.trace == found.trace
+        ('spectrum.json', True)
+        """
+        paths: list[Path] = presented("save", self, folder)
+        return paths
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The quantities as a pandas DataFrame, a row each.
+
+        Returns
+        -------
+        pandas.DataFrame
+            With the columns
+
+            - ``quantity``: "lambda_1", "lambda_2", …, "lambda_max", "trace", "stable_rank" and so on;
+            - ``block``: the name of a block, missing for the whole matrix; only where there are blocks;
+            - ``value``;
+            - ``error``: half-width of an interval around the value that holds at ``confidence``, infinite where it is
+              not known;
+            - ``confidence``: 1 where the error is a bound that is certain;
+            - ``data_standard_error``: *one* standard error of the value as an estimate for the population that the data
+              are a sample of; NaN where it is not known;
+            - ``lower``, ``upper``: the interval, which may be lopsided;
+            - ``converged``: whether the tolerance asked for was reached; missing where there was none.
+
+        Raises
+        ------
+        ImportError
+            Where pandas is not installed.
+
+        Examples
+        --------
+        >>> import hvpspec, numpy as np
+        >>> frame = hvpspec.spectrum(np.diag([3.0, 1.0]), k=1).to_frame().set_index("quantity")
+        >>> frame.loc[["lambda_1", "trace"], "value"].round(9).to_dict()
+        {'lambda_1': 3.0, 'trace': 4.0}
+        """
+        frame: pandas.DataFrame = presented("to_frame", self)
+        return frame
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the figures as spectrum.json has them."""
-        pairs = {} if self.eigenpairs is None else self.eigenpairs.to_dict()
-        return {
-            "complete": self.complete,
-            "converged": self.converged,
-            "parameters": self.parameters,
-            "asked": list(self.asked),
-            "eigenvalues": pairs.pop("eigenvalues", []),
-            **{f"eigenvalues_{name}": entry for name, entry in pairs.items()},
-            "trace": None if self.trace is None else self.trace.to_dict(),
-            "frobenius_norm": None if self.frobenius_norm is None else self.frobenius_norm.to_dict(),
-            "density": None if self.density is None else self.density.to_dict(),
-            "condition": None if self.condition is None else self.condition.to_dict(),
-            "blocks": None if self.blocks is None else self.blocks.to_dict(),
-            "hvps": self.hvps,
-            "predicted_hvps": self.predicted,
-            "seconds": self.seconds,
-        }
+        """As spectrum.json has it; infinite and undefined numbers become None.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Spectrum:
-        """Reads what `to_dict` gives, and spectrum.json, of this version or an older one."""
-        from hvpspec.results.blocks import Blocks
-        from hvpspec.results.condition import Condition
+    def from_dict(cls, data: Mapping[str, Any]) -> Spectrum:
+        """Reads what `to_dict` gives, and spectrum.json, of this version or an older one.
 
-        pairs = None
-        if data["eigenvalues"]:
-            rest = {name.removeprefix("eigenvalues_"): entry for name, entry in data.items()}
-            pairs = Eigenpairs.from_dict(
-                {**rest, "converged": data["eigenvalues_converged"], "hvps": data["eigenvalues_hvps"]}
-            )
-        return cls(
-            parameters=data["parameters"],
-            eigenpairs=pairs,
-            trace=None if data["trace"] is None else Estimate.from_dict(data["trace"]),
-            frobenius_norm=None if data["frobenius_norm"] is None else Estimate.from_dict(data["frobenius_norm"]),
-            hvps=data["hvps"],
-            seconds=data["seconds"],
-            complete=data["complete"],
-            density=None if data.get("density") is None else Density.from_dict(data["density"]),
-            asked=tuple(data.get("asked", FIGURES[:3])),
-            predicted=data.get("predicted_hvps"),
-            condition=None if data.get("condition") is None else Condition.from_dict(data["condition"]),
-            blocks=None if data.get("blocks") is None else Blocks.from_dict(data["blocks"]),
-        )
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
+
+        Returns
+        -------
+        Spectrum
+        """
+        return decode(cls, data)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told while `spectrum` works.
+    """What a callback is given while `hvpspec.spectrum` works.
 
-    stage: what is being done. hvps: products made so far. expected: products that the whole run will have made, as far
-    as can be foreseen; the first Progress, before any product, has the prediction. spectrum: what is known so far.
+    Attributes
+    ----------
+    stage : str
+        What is being done.
+    hvps : int
+        Products made so far.
+    expected : int or None
+        Products that the whole run is expected to take, as far as that can be estimated. The first Progress comes
+        before any product.
+    spectrum : Spectrum
+        What is known so far.
     """
 
     stage: str
     hvps: int
     expected: int | None
-    spectrum: Spectrum
+    spectrum: Spectrum = field(repr=False)

@@ -9,10 +9,20 @@ from hvpspec.results.spectrum import Spectrum
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
-    """One of a series. overlap: with the top subspace before, see `overlap`; None for the first.
+    """One spectrum of a series, as `hvpspec.track` yields it.
 
-    eigenvalue_hvps: products until the eigenpairs were there, which is what a warm start can save of. cold_hvps: what
-    all figures take from a start without the eigenvectors before, where that was measured.
+    Attributes
+    ----------
+    spectrum : Spectrum
+        What was found.
+    overlap : float or None
+        Between the span of these eigenvectors and that of the previous ones, U and V (orthonormal columns):
+        ‖UᵀV‖_F² / min(p, q), p and q being their numbers of columns. 1 where one span contains the other, 0 where they
+        are orthogonal; None for the first of the series.
+    cold_hvps : int or None
+        Products that the same quantities take from a random start, where that was measured.
+    eigenvalue_hvps : int
+        Products until the eigenpairs were found: the part of the cost that a warm start can reduce.
     """
 
     spectrum: Spectrum

@@ -1,4 +1,4 @@
-"""Which checkpoints a series has, in which order, and of which steps."""
+"""Which checkpoints a series has, in which order, and from which steps of the training run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def natural(path: Path) -> list[Any]:
 
 
 def step_in(path: Path, trust: Trust) -> int | None:
-    """As the name has it, or the file."""
+    """The training step in the name of the checkpoint or, failing that, in the file."""
     found = step_of(path)
     if found is None and path.is_file():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CheckpointWarning)  # said when it was loaded
+            warnings.simplefilter("ignore", CheckpointWarning)  # they are shown when it is loaded
             found = read_step(path, trust)
     return found
 
@@ -38,7 +38,10 @@ def step_of(path: Path) -> int | None:
 
 
 def find_checkpoints(given: Sequence[Path]) -> list[Path]:
-    """The checkpoints, each there: what a quoted pattern matches, and those in a folder that is none itself."""
+    """The checkpoints that are given: by path, by a quoted pattern, or as a folder that holds several.
+
+    Raises InputError when one does not exist, or is given twice.
+    """
     found: list[Path] = []
     for path in given:
         if path.exists():
@@ -46,30 +49,31 @@ def find_checkpoints(given: Sequence[Path]) -> list[Path]:
             continue
         matching = sorted(Path(name) for name in glob.glob(str(path))) if glob.has_magic(str(path)) else []
         if not matching:
-            raise InputError(f"{path}: no such file; nothing was begun.")
+            raise InputError(f"{path}: no such file; nothing was started.")
         found += matching
     twice = sorted({str(path) for path in found if found.count(path) > 1})
     if twice:
-        raise InputError(f"{twice[0]} is given more than once; leave out one of the two.")
+        raise InputError(f"{twice[0]} is given more than once; give it once.")
     return found
 
 
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".tar")
-_OF_ONE = ("config.json", ".metadata")  # what makes a directory one checkpoint
-_BESIDE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state\w*)\.\w+$")  # a trainer's, not a model's
+_CHECKPOINT_MARKERS = ("config.json", ".metadata")  # a directory with one of these is a single checkpoint
+# Files that a trainer writes next to the model's.
+_TRAINER_FILE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state\w*)\.\w+$")
 
 
 def _is_one(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _OF_ONE) or any(folder.glob("*.index.json"))
+    return any((folder / name).exists() for name in _CHECKPOINT_MARKERS) or any(folder.glob("*.index.json"))
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The files and directories in it that are a checkpoint each."""
+    """The files and directories in it that are checkpoints."""
     found = sorted(
         path
         for path in folder.iterdir()
-        if (_is_one(path) if path.is_dir() else path.suffix in _SUFFIXES and not _BESIDE.match(path.name))
+        if (_is_one(path) if path.is_dir() else path.suffix in _SUFFIXES and not _TRAINER_FILE.match(path.name))
     )
     if not found:
-        raise InputError(f"{folder}: there is no checkpoint in that folder; nothing was begun.")
+        raise InputError(f"{folder}: there is no checkpoint in this folder; nothing was started.")
     return found

@@ -1,13 +1,14 @@
-"""Runs side by side: what differs between the first and each of the others, and by how much more than the errors.
+"""Several runs compared: what differs between the first and each of the others, and whether the errors explain it.
 
-*Combined error.* Two intervals of confidence c, from random vectors of their own, combine to the root of the sum of
-their squares. Runs of one seed and size had the same random vectors: their errors may go either way together, and so
-are added, which holds whatever they have in common. (A seed that is not known may be the same.) Bounds add up, too:
-errors of eigenvalues, brackets, counts.
-*Significant.* With m differences looked at, one in 1/(1 − c) sets would show a false one if each interval kept the
-confidence c/m too little: so the intervals are first widened to the confidence 1 − (1 − c)/m (Bonferroni), as Student's
-t with seven degrees of freedom tells (eight probes are the fewest that hvpspec takes an interval from; more would
-widen less), and brackets as the bound behind them tells. All statements together then hold with probability ≥ c.
+*Combined error.* Two intervals of confidence c that come from independent random vectors combine to the root of the sum
+of their squares. Runs with the same seed and size have used the same random vectors, so that their errors may be
+correlated: they are added, which holds whatever the correlation. (A seed that is not known may be the same.) Bounds are
+added, too: errors of eigenvalues, brackets, counts.
+
+*Significant.* Where m differences are looked at, each interval is first widened to the confidence 1 − (1 − c)/m
+(Bonferroni), so that all statements hold together with probability ≥ c. Intervals are widened by Student's t with seven
+degrees of freedom: hvpspec takes no interval from fewer than eight probes, and more would widen less. Brackets are
+widened by the bound that they come from.
 """
 
 from __future__ import annotations
@@ -18,24 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from hvpspec.errors import InputError
-from hvpspec.report.documents import read_document
+from hvpspec.report.documents import read_record
 from hvpspec.results.comparison import Comparison, Difference, Run, Value
-from hvpspec.results.spectrum import Spectrum
+from hvpspec.results.record import Provenance
 from hvpspec.runs.compare_values import values_of
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """paths: spectrum.json files, or folders that hold one. Raises InputError when one cannot be read."""
     files = [path / "spectrum.json" if path.is_dir() else path for path in paths]
-    documents = [read_document(file) for file in files]
-    return [
-        Run(label, str(file), document, Spectrum.from_dict(document))
-        for label, file, document in zip(_labels(files), files, documents, strict=True)
-    ]
+    return [Run(label, str(file), read_record(file)) for label, file in zip(_labels(files), files, strict=True)]
 
 
 def compared(runs: Sequence[Run], *, confidence: float = 0.95) -> Comparison:
-    """Every figure that the first run shares with another. Raises InputError when there are fewer than two runs."""
+    """Every quantity that the first run shares with another. Raises InputError when there are fewer than two runs."""
     if len(runs) < 2:
         raise InputError("compare takes two spectrum.json files or more.")
     if not 0 < confidence < 1:
@@ -59,9 +56,11 @@ def compared(runs: Sequence[Run], *, confidence: float = 0.95) -> Comparison:
 
 
 def combined(a: Value, b: Value, confidence: float, *, shared: bool = False, upwards: bool | None = None) -> float:
-    """The error of b − a at `confidence`: how far a may lie towards b, and b towards a. What is random is combined in
-    quadrature (shared: added, as the random vectors were the same), and what is certain added to that.
-    upwards: whether b is thought to be the larger; by default as their values are."""
+    """The error of b − a at `confidence`: how far a may lie towards b, and b towards a.
+
+    Random errors are combined in quadrature, or added where the random vectors were `shared`; bounds that are certain
+    are added. upwards: whether b is taken to be the larger one; by default as the values are.
+    """
     upwards = b.value >= a.value if upwards is None else upwards
     sides = [(a, a.side(upwards, confidence)), (b, b.side(not upwards, confidence))]
     random = [side for value, side in sides if value.sampled]
@@ -70,8 +69,8 @@ def combined(a: Value, b: Value, confidence: float, *, shared: bool = False, upw
 
 
 def share_vectors(first: Run, other: Run) -> bool:
-    """Whether both runs may have had the same random vectors."""
-    a, b = (_entry(run, ("seed",)) for run in (first, other))
+    """Whether both runs may have used the same random vectors."""
+    a, b = (run.record.provenance.seed for run in (first, other))
     return first.spectrum.parameters == other.spectrum.parameters and (a == b or a is None or b is None)
 
 
@@ -80,36 +79,31 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     said = [
         f"{run.label}: interrupted; its figures are those known by then" for run in runs if not run.spectrum.complete
     ]
+    first = _settings(runs[0].record.provenance)
     for run in runs[1:]:
-        for what, key in _ALIKE.items():
-            a, b = (_entry(each, key) for each in (runs[0], run))
+        for what, b in _settings(run.record.provenance).items():
+            a = first[what]
             if a != b and a is not None and b is not None:
                 said.append(f"{run.label} and {runs[0].label} differ in {what}: {_short(b)}, not {_short(a)}")
         if run.spectrum.parameters != runs[0].spectrum.parameters:
             said.append(
                 f"{run.label} has {run.spectrum.parameters:,} parameters, {runs[0].label} "
-                f"{runs[0].spectrum.parameters:,}: the figures are of matrices of different size"
+                f"{runs[0].spectrum.parameters:,}: the matrices are of different sizes"
             )
     return said
 
 
-_ALIKE = {
-    "loss": ("loss",),
-    "data": ("data", "source"),
-    "number of batches": ("data", "batches"),
-    "weight of the data": ("data", "weight"),
-    "model": ("model",),
-    "choice of parameters": ("options", "parameters"),
-}
-
-
-def _entry(run: Run, path: tuple[str, ...]) -> Any:
-    entry: Any = run.document.get("provenance") or {}
-    for key in path:
-        entry = entry.get(key) if isinstance(entry, dict) else None
-    if path == ("options", "parameters") and entry is None:
-        return "all"
-    return entry
+def _settings(provenance: Provenance) -> dict[str, Any]:
+    """What has to be the same for two runs to be comparable; None where it is not known."""
+    data = provenance.data
+    return {
+        "loss": provenance.loss,
+        "data": None if data is None else data.source,
+        "number of batches": None if data is None else data.batches,
+        "weight of the data": None if data is None else data.weight,
+        "model": provenance.model,
+        "choice of parameters": provenance.options.get("parameters") or "all",
+    }
 
 
 def _short(entry: Any) -> str:
@@ -119,7 +113,7 @@ def _short(entry: Any) -> str:
 
 
 def _labels(files: Sequence[Path]) -> list[str]:
-    """The shortest endings of the folders' paths that differ; the whole path where a file is given twice."""
+    """The shortest endings of the paths that are all different; numbered where a file is given twice."""
     parts = [file.absolute().parent.parts if file.name == "spectrum.json" else file.absolute().parts for file in files]
     for length in range(1, max(map(len, parts), default=1) + 1):
         labels = ["/".join(part[-length:]) for part in parts]

@@ -1,4 +1,4 @@
-"""The figures of one run that can be set beside another's, each with what it may be off by on either side."""
+"""The quantities of one run that can be compared with another's, each with its error on either side."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ import math
 from collections.abc import Callable
 
 from hvpspec.report.condition_rows import shifted_name
-from hvpspec.report.numbers import between, count_range, with_error
+from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, with_error
 from hvpspec.results.comparison import Value
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.results.spectrum import Spectrum
 
-_OF_CONDITION = {
-    "negative_mass": "negative mass",
-    "stable_rank": "stable rank",
-    "participation_ratio": "participation ratio",
-    "effective_dimension": "effective dimension",
-    "log_determinant": "log-determinant",
-}
+_OF_CONDITION = ("negative_mass", "stable_rank", "participation_ratio", "effective_dimension", "log_determinant")
 
 
 def values_of(spectrum: Spectrum) -> dict[str, Value]:
-    """The figures of a run, by names that mean the same in every run.
+    """The quantities of a run, by names that mean the same in every run.
 
     Eigenvalues are counted from either end of the spectrum: among those of largest magnitude, the i-th from the top
     is the i-th largest of all.
@@ -37,57 +31,60 @@ def values_of(spectrum: Spectrum) -> dict[str, Value]:
                 if sign * value > 0
             ]
             for i, (value, error) in enumerate(sorted(mine, key=lambda pair: -abs(pair[0])), start=1):
-                found[f"λ{i} from the {end}"] = Value(value, error, None)
+                found[f"λ{i} from the {end}"] = Value(value, error, None, about="eigenvalues")
     high = known.largest if known is not None else pairs.largest if pairs is not None else None
     low = known.smallest if known is not None else pairs.smallest if pairs is not None else None
-    for name, bracket, side in (("λ_max", high, 1), ("λ_min", low, -1)):
+    for key, bracket, side in (("largest", high, 1), ("smallest", low, -1)):
         if bracket is not None:
-            found |= _bracket(name, bracket, side)
-    found |= _estimate("trace", spectrum.trace) | _estimate("Frobenius norm", spectrum.frobenius_norm)
+            found |= _bracket(QUANTITY_NAMES[key], bracket, side, about=key)
+    for key in ("trace", "frobenius_norm"):
+        found |= _estimate(QUANTITY_NAMES[key], getattr(spectrum, key), about=key)
     if known is not None:
         found |= _of_condition(known)
     for block in spectrum.blocks.blocks if spectrum.blocks is not None else ():
-        found |= _estimate(f"trace of {block.name}", block.trace)
-        found |= _estimate(f"norm of {block.name}", block.frobenius_norm)
+        found |= _estimate(f"trace of {block.name}", block.trace, about="block")
+        found |= _estimate(f"norm of {block.name}", block.frobenius_norm, about="block")
         if block.largest is not None:
-            found |= _bracket(f"λ_max of {block.name}", block.largest, 1)
+            found |= _bracket(f"λ_max of {block.name}", block.largest, 1, about="block")
     return found
 
 
 def _of_condition(known: Condition) -> dict[str, Value]:
-    """Those of H + δI have it in their name, and so meet their like alone; those of the bulk how many it holds."""
+    """Their names tell which can be compared: those of H + δI name δ, and means over the rest how many it is of."""
     shifted = shifted_name(known)
     found: dict[str, Value] = {}
     least = {"negative": known.negative_at_least, "rank": known.rank_at_least or 0}
-    for key, name in (("negative", "negative eigenvalues"), ("rank", "numerical rank")):
+    for key in ("negative", "rank"):
         count: Estimate = getattr(known, key)
         if math.isfinite(count.value):
             text = count_range(count, least[key], known.parameters)
-            found[name] = Value(
-                count.value, count.error, count.confidence, float(least[key]), float(known.parameters), text
+            found[QUANTITY_NAMES[key]] = Value(
+                count.value, count.error, count.confidence, float(least[key]), float(known.parameters), text, about=key
             )
-    for key, name in _OF_CONDITION.items():
+    for key in _OF_CONDITION:
+        name = QUANTITY_NAMES[key]
         damped = key in ("effective_dimension", "log_determinant") and known.damping
-        found |= _estimate(f"{name} of {shifted}" if damped else name, getattr(known, key))
-    for key, name in (("bulk_mean", "bulk mean"), ("bulk_spread", "bulk spread")):
-        found |= _estimate(f"{name}, of {known.bulk_count:,}", getattr(known, key))
-    found |= _bracket(f"κ of {shifted}", known.kappa, 0, _kappa_ends(known))
+        found |= _estimate(f"{name} of {shifted}" if damped else name, getattr(known, key), about=key)
+    for key, name in (("bulk_mean", "mean"), ("bulk_spread", "spread")):
+        found |= _estimate(f"{name} of {known.bulk_count:,} others", getattr(known, key), about=key)
+    found |= _bracket(f"κ of {shifted}", known.kappa, 0, _kappa_ends(known), about="kappa")
     if known.step is not None:
-        found |= _bracket(f"stable step, {shifted}", known.step, 0, _step_ends(known))
+        found |= _bracket(f"stable step, {shifted}", known.step, 0, _step_ends(known), about="step")
     return found
 
 
-def _estimate(name: str, figure: Estimate | None) -> dict[str, Value]:
-    if figure is None or not math.isfinite(figure.value):
+def _estimate(name: str, estimate: Estimate | None, *, about: str) -> dict[str, Value]:
+    if estimate is None or not math.isfinite(estimate.value):
         return {}
-    chance = None if figure.method == "exact" else figure.confidence
-    return {name: Value(figure.value, figure.error, chance, text=with_error(figure.value, figure.error)[0])}
+    confidence = None if estimate.method == "exact" else estimate.confidence
+    text = with_error(estimate.value, estimate.error)[0]
+    return {name: Value(estimate.value, estimate.error, confidence, text=text, about=about)}
 
 
 def _bracket(
-    name: str, bracket: Bracket, side: int, ends: Callable[[float], tuple[float, float]] | None = None
+    name: str, bracket: Bracket, side: int, ends: Callable[[float], tuple[float, float]] | None = None, *, about: str
 ) -> dict[str, Value]:
-    """side: 1 where chance is in the upper end alone, -1 where in the lower. The certain end stands for the figure."""
+    """The end that is certain is the value. side: 1 where only the upper end is left to chance, -1 where the lower."""
     value = bracket.upper if side < 0 else bracket.lower
     if not math.isfinite(value):
         return {}
@@ -95,12 +92,16 @@ def _bracket(
     text = between(bracket)
     if "…" in text:  # two numbers in the place of one
         text = between(bracket, 3)
-    return {name: Value(value, bracket.upper - bracket.lower, bracket.confidence, text=text, ends=ends)}
+    width = bracket.upper - bracket.lower
+    return {name: Value(value, width, bracket.confidence, text=text, ends=ends, about=about)}
 
 
 def _widened(bracket: Bracket, side: int, times: float) -> tuple[float, float]:
-    """The end that chance is in lies where the Krylov polynomial, which is convex beyond the last Ritz value and zero
-    there, reaches 1/δ; the miss has a probability in proportion to δ. So that end moves out `times` as far at most."""
+    """Both ends where the probability of a miss is to be `times` smaller.
+
+    The end that is left to chance lies where the Krylov polynomial, which is zero at the last Ritz value and convex
+    beyond it, reaches 1/δ; a miss has a probability proportional to δ. So that end moves out `times` as far at most.
+    """
     width = times * (bracket.upper - bracket.lower)
     return (bracket.upper - width, bracket.upper) if side < 0 else (bracket.lower, bracket.lower + width)
 

@@ -1,4 +1,4 @@
-"""A tracked series as rows, as CSV and JSON, and as a figure."""
+"""A series of checkpoints as rows of a table, and the table as CSV."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from hvpspec.bounds.stability import edge_of_stability
 from hvpspec.results.estimate import finite
+from hvpspec.results.spectrum import Spectrum
 from hvpspec.results.tracked import Tracked
 
 SCHEMA = "hvpspec/track/1"
@@ -28,69 +30,79 @@ def row(
     lr: float | None,
     sha256: str,
     first: int | None = None,
+    momentum: float | None = None,
 ) -> dict[str, Any]:
-    """One checkpoint's figures.
+    """The columns of one checkpoint.
 
-    lambda_max: the largest Ritz value, which λ_max is not below but for `lambda_max_error`; with the confidence asked
-    for it is not above `lambda_max_upper`. lambda_min and its columns likewise. edge: 2 / lr; lambda_max_over_edge:
-    λ_max · lr / 2. overlap: as measured, of the vectors found, which are accurate to the eigenpairs' tolerance.
-    eigenvalue_hvps: those of `hvps` that the eigenvalues took. cold_hvps: measured from a random start; hvps_saved: how
-    many fewer these were (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues took than `first`, which
-    is what they took at the first checkpoint, from a random start; None there. converged: whether every figure is
-    within its tolerance; where not, the errors of λ_max and λ_min are those of their brackets.
+    lambda_max: the largest Ritz value; λ_max is not below it by more than `lambda_max_error` and, with the confidence
+    asked for, not above `lambda_max_upper`. lambda_min and its columns likewise. edge: the edge of stability;
+    lambda_max_over_edge: λ_max relative to it. overlap: of the vectors found, which are as accurate as the tolerance of
+    the eigenpairs. eigenvalue_hvps: those of `hvps` that the eigenvalues took. cold_hvps: measured from a random start;
+    hvps_saved: how many fewer were needed here (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues
+    took than `first`, which is what they took at the first checkpoint, from a random start; None there. converged:
+    whether every quantity is within its tolerance; otherwise the errors of λ_max and λ_min are those of the brackets.
     """
-    pairs = found.spectrum.eigenpairs
-    assert pairs is not None
-    values = pairs.values.tolist()
-    top = max(range(len(values)), key=values.__getitem__)
-    largest, smallest = pairs.largest, pairs.smallest
-    value, error = values[top], float(pairs.error[top])
-    # The k largest in magnitude may all be negative; and those of a spent budget may not be the extreme ones.
-    if largest is not None and (largest.lower > value or not pairs.converged):
-        value = max(value, largest.lower)
-        error = max(error, largest.upper - value)
-    bottom = min(range(len(values)), key=values.__getitem__)
-    low, low_error = values[bottom], float(pairs.error[bottom])
-    if smallest is not None and (smallest.upper < low or not pairs.converged):
-        low = min(low, smallest.upper)
-        low_error = max(low_error, low - smallest.lower)
-    figures = {
+    spectrum, cold = found.spectrum, found.cold_hvps
+    columns = {
         "checkpoint": checkpoint,
         "step": step,
         "loss": loss,
-        "lambda_max": value,
-        "lambda_max_error": error,
+        **_extremes(spectrum),
+        "overlap": found.overlap,
+        "hvps": spectrum.hvps,
+        "converged": spectrum.converged,
+        "cold_hvps": cold,
+        "hvps_saved": None if cold is None else cold - spectrum.hvps,
+        "eigenvalue_hvps": found.eigenvalue_hvps,
+        "hvps_saved_estimate": None if first is None else first - found.eigenvalue_hvps,
+        "seconds": spectrum.seconds,
+        "sha256": sha256,
+    }
+    columns |= edge(columns["lambda_max"], lr, momentum)
+    for name in ("trace", "frobenius_norm"):
+        estimate = getattr(spectrum, name)
+        columns[name] = None if estimate is None else estimate.value
+        columns[f"{name}_error"] = None if estimate is None else estimate.error
+    return {name: finite(value) if isinstance(value := columns[name], float) else value for name in COLUMNS}
+
+
+def _extremes(spectrum: Spectrum) -> dict[str, Any]:
+    """λ_max and λ_min: the extreme Ritz values, or the ends of the brackets where those lie further out.
+
+    The k eigenvalues of largest magnitude may all be negative, and those of a spent budget may not be the extreme ones.
+    """
+    pairs = spectrum.eigenpairs
+    assert pairs is not None
+    largest, smallest = pairs.largest, pairs.smallest
+    top, bottom = int(pairs.values.argmax()), int(pairs.values.argmin())
+    high, high_error = float(pairs.values[top]), float(pairs.error[top])
+    if largest is not None and (largest.lower > high or not pairs.converged):
+        high = max(high, largest.lower)
+        high_error = max(high_error, largest.upper - high)
+    low, low_error = float(pairs.values[bottom]), float(pairs.error[bottom])
+    if smallest is not None and (smallest.upper < low or not pairs.converged):
+        low = min(low, smallest.upper)
+        low_error = max(low_error, low - smallest.lower)
+    return {
+        "lambda_max": high,
+        "lambda_max_error": high_error,
         "lambda_max_upper": None if largest is None else largest.upper,
         "lambda_min": low,
         "lambda_min_error": low_error,
         "lambda_min_lower": None if smallest is None else smallest.lower,
-        **edge(value, lr),
-        "overlap": found.overlap,
-        "hvps": found.spectrum.hvps,
-        "converged": found.spectrum.converged,
-        "cold_hvps": found.cold_hvps,
-        "hvps_saved": None if found.cold_hvps is None else found.cold_hvps - found.spectrum.hvps,
-        "eigenvalue_hvps": found.eigenvalue_hvps,
-        "hvps_saved_estimate": None if first is None else first - found.eigenvalue_hvps,
-        "seconds": found.spectrum.seconds,
-        "sha256": sha256,
     }
-    for name in ("trace", "frobenius_norm"):
-        estimate = getattr(found.spectrum, name)
-        figures[name] = None if estimate is None else estimate.value
-        figures[f"{name}_error"] = None if estimate is None else estimate.error
-    return {name: finite(value) if isinstance(value := figures[name], float) else value for name in COLUMNS}
 
 
-def edge(lambda_max: float | None, lr: float | None) -> dict[str, float | None]:
-    """The two columns that the learning rate makes."""
+def edge(lambda_max: float | None, lr: float | None, momentum: float | None = None) -> dict[str, float | None]:
+    """The two columns that learning rate and momentum give: the edge of stability, and λ_max relative to it."""
     if lr is None:
         return {"edge": None, "lambda_max_over_edge": None}
-    return {"edge": 2 / lr, "lambda_max_over_edge": None if lambda_max is None else lambda_max * lr / 2}
+    bound = edge_of_stability(lr, momentum or 0.0)
+    return {"edge": bound, "lambda_max_over_edge": None if lambda_max is None else lambda_max / bound}
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a checkpoint; an empty cell is a figure that was not asked for, or is not known."""
+    """A line for each checkpoint; an empty cell is a quantity that was not asked for, or is not known."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

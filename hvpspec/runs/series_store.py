@@ -1,4 +1,4 @@
-"""A tracked series on disk: what is done, and whether what goes on is the same series."""
+"""A series of checkpoints on disk: what is done, and whether a run that continues it is the same series."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from hvpspec.atomic_files import replacing, write_json, write_text
+from hvpspec.atomic_files import replacing, write_json, write_text, write_whole
 from hvpspec.checkpoint.formats.files import sha256
 from hvpspec.errors import InputError
-from hvpspec.plots.series import plot
+from hvpspec.plots.series import plot_series
+from hvpspec.plots.style import to_bytes
 from hvpspec.runs.series_rows import SCHEMA, csv_text, edge
 
 ELSEWHERE = "choose another --out, or delete that file"
-_FREE = ("lr", "measure_savings", "expect_loss")  # settings that may change on the way: no figure depends on them
+# Settings that may change from one run to the next: what has been computed does not depend on them.
+_FREE_SETTINGS = ("lr", "momentum", "measure_savings", "expect_loss")
 
 
 class Series:
-    """What is done, on disk after each checkpoint: track.json, track.csv, the figure, and the last eigenvectors."""
+    """What is done, written after each checkpoint: track.json, track.csv, the picture, and the last eigenvectors."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], checkpoints: Sequence[Path]) -> None:
         self.folder, self.settings, self.checkpoints = folder, settings, checkpoints
         self.rows: list[dict[str, Any]] = []
-        self.runs: list[dict[str, Any]] = []  # where the rows come from: one for each time that the series went on
+        self.runs: list[dict[str, Any]] = []  # where the rows come from: one entry for each run of the command
         self.vectors: np.ndarray | None = None
         if (folder / "track.json").exists():
             self._resume()
@@ -40,41 +42,43 @@ class Series:
             rows, then, runs = document["checkpoints"], document["settings"], document.get("runs", [])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not a {SCHEMA} file ({error}); choose another --out.") from error
-        keys = {*then, *self.settings} - set(_FREE)
+        keys = {*then, *self.settings} - set(_FREE_SETTINGS)
         other = sorted(key for key in keys if then.get(key) != self.settings.get(key))
         if other:
             named = ", ".join(other)
             raise InputError(f"{path} was made with other options ({named}); {ELSEWHERE}.")
         for entry, checkpoint in zip(rows, self.checkpoints, strict=False):
             if entry["checkpoint"] != str(checkpoint):
-                raise InputError(f"{path} has {entry['checkpoint']} where {checkpoint} comes now; {ELSEWHERE}.")
+                raise InputError(f"{path} has {entry['checkpoint']} in the place of {checkpoint}; {ELSEWHERE}.")
             if entry["sha256"] != sha256(checkpoint):
                 raise InputError(f"{checkpoint} has changed since {path} was made; {ELSEWHERE}.")
         if len(rows) > len(self.checkpoints):
             raise InputError(f"{path} has more checkpoints than are given; {ELSEWHERE}.")
         self.rows, self.runs = rows, runs
         for row in rows:
-            row |= edge(row["lambda_max"], self.settings["lr"])
+            row |= edge(row["lambda_max"], self.settings["lr"], self.settings.get("momentum"))
         if rows:
             kept = self._vectors_after(len(rows))
             if not kept.exists() or sha256(kept) != document.get("vectors_sha256"):
-                raise InputError(f"{kept}, the eigenvectors to go on from, is missing or was changed; {ELSEWHERE}.")
+                raise InputError(f"{kept}, the eigenvectors to start from, is missing or has changed; {ELSEWHERE}.")
             self.vectors = np.load(kept, allow_pickle=False)
 
     @property
     def remaining(self) -> Sequence[Path]:
+        """The checkpoints that are to be done."""
         return self.checkpoints[len(self.rows) :]
 
     @property
     def first_eigenvalue_hvps(self) -> int | None:
-        """What the eigenvalues took at the first checkpoint, from a random start; None where it is to come."""
+        """HVPs that the eigenvalues took at the first checkpoint, from a random start; None before that is done."""
         return self.rows[0].get("eigenvalue_hvps") if self.rows else None
 
     def without_savings(self) -> list[int]:
-        """The numbers of the rows that do not have what a random start takes."""
+        """The numbers of the rows where the cost of a random start has not been measured."""
         return [number for number, row in enumerate(self.rows) if row["cold_hvps"] is None]
 
     def document(self) -> dict[str, Any]:
+        """The contents of track.json."""
         kept = self._vectors_after(len(self.rows))
         return {
             "schema": SCHEMA, "settings": self.settings, "command": ["hvpspec", *sys.argv[1:]],
@@ -85,7 +89,7 @@ class Series:
         return self.folder / f"track-vectors-{done}.npy"
 
     def add(self, entry: dict[str, Any], vectors: np.ndarray) -> None:
-        """Takes down a checkpoint. It is done once track.json has it: with the eigenvectors that go with it, or not."""
+        """Adds a checkpoint. It is done once track.json has it; its eigenvectors are written before that."""
         self.rows.append(entry)
         self.vectors = vectors
         kept = self._vectors_after(len(self.rows))
@@ -97,7 +101,9 @@ class Series:
                 old.unlink(missing_ok=True)
 
     def write(self) -> None:
-        """track.json; and the table and the figure, made from its rows alone, so that they can always be made again."""
+        """Writes track.json, and the table and the picture, which are made from its rows only."""
         write_json(self.folder / "track.json", self.document())
         write_text(self.folder / "track.csv", csv_text(self.rows))
-        plot(self.rows, self.folder)
+        picture = plot_series(self.rows)
+        for kind in ("svg", "png"):
+            write_whole(self.folder / f"track.{kind}", to_bytes(picture, kind))

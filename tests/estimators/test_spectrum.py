@@ -8,7 +8,7 @@ from zoo import explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.results.spectrum import FIGURES
+from hvpspec.options import QUANTITIES
 
 
 def largest(values, k):
@@ -88,7 +88,7 @@ def test_the_budget_covers_all_figures(budget, verify):
         assert abs(found.trace.value - 2000) <= found.trace.error
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", QUANTITIES)
 def test_only_what_was_asked_for(name):
     A = matrix("polynomial")
     found = hvpspec.spectrum(A, 4, only=(name,))

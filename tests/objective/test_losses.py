@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.losses import loss_name, resolve_loss
+from hvpspec.objective.losses import NAMED_LOSSES, loss_name, resolve_loss
+from hvpspec.options import LOSS_NAMES
 
 N, C = 12, 4
 
@@ -134,7 +135,7 @@ def test_names():
 
 
 class Scored(nn.Module):
-    """What a Hugging Face model does with labels: scores from a table, and their loss beside them."""
+    """What a Hugging Face model does with labels: scores from a table, and their loss as well."""
 
     def __init__(self, loss_function=None):
         super().__init__()
@@ -189,7 +190,7 @@ def test_cosine_similarity_leaves_padding_out():
     ("loss", "batch", "message"),
     [
         ("model", (torch.ones(2), torch.ones(2)), "dicts of the model's arguments"),
-        ("model", {"input_ids": torch.ones(2)}, '"labels" among them'),
+        ("model", {"input_ids": torch.ones(2)}, 'including "labels"'),
         ("cosine_similarity", {"input_ids": torch.ones(2)}, "needs batches"),
         ("cosine_similarity", (torch.ones(2), torch.ones(2), torch.ones(2)), "needs hidden states of shape"),
     ],
@@ -199,3 +200,9 @@ def test_losses_of_hugging_face_models_say_what_they_need(loss, batch, message):
     model.forward = lambda input_ids: input_ids
     with pytest.raises(InputError, match=message):
         resolve_loss(loss)(model, batch)
+
+
+def test_the_named_losses_are_those_that_the_command_line_lists():
+    assert tuple(NAMED_LOSSES) == LOSS_NAMES
+    for name in LOSS_NAMES:
+        assert resolve_loss(name) is NAMED_LOSSES[name]

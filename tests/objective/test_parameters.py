@@ -1,3 +1,6 @@
+"""Which parameters a pattern chooses, and the way from named tensors to one vector and back."""
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,10 +24,25 @@ def blocks():
         ("blocks.*.weight", ["blocks.0.weight", "blocks.1.weight"]),
         (["head.*", "blocks.0.bias"], ["blocks.0.bias", "head.weight", "head.bias"]),  # the model's order
         ("blocks.[1].?ias", ["blocks.1.bias"]),
+        ("blocks.1", ["blocks.1.weight", "blocks.1.bias"]),  # the name of a module: all that is inside
+        (["head", "blocks.0.bias"], ["blocks.0.bias", "head.weight", "head.bias"]),
     ],
 )
-def test_globs_choose_by_name(patterns, names):
+def test_patterns_choose_by_name(patterns, names):
     assert list(choose_parameters(blocks(), patterns).names) == names
+
+
+def test_the_name_of_a_module_does_not_choose_those_that_begin_with_it():
+    model = nn.Module()
+    model.fc, model.fc2, model.fc_out = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    assert choose_parameters(model, "fc").names == ("fc.weight", "fc.bias")
+    assert len(choose_parameters(model, "fc*").names) == 6
+    with pytest.raises(InputError, match="no parameter matches 'f'"):
+        choose_parameters(model, "f")
+
+
+def test_the_name_of_a_module_finds_its_tied_weights():
+    assert choose_parameters(Language(tied=True), "head").names == ("embedding.weight",)
 
 
 def test_frozen_parameters_are_left_out():
@@ -43,7 +61,7 @@ def test_tied_weights_count_once_and_are_found_by_either_name():
 
 @pytest.mark.parametrize(
     ("patterns", "message"),
-    [("head.wieght", "Near it: head.weight"), ([], "is empty"), (["head.*", "tail.*"], r"matches 'tail\.\*'")],
+    [("head.wieght", "Similar names: head.weight"), ([], "is empty"), (["head.*", "tail.*"], r"matches 'tail\.\*'")],
 )
 def test_a_pattern_that_matches_nothing_is_an_error(patterns, message):
     with pytest.raises(InputError, match=message):
@@ -66,6 +84,20 @@ def test_flatten_and_unflatten_are_inverse_and_row_major():
     assert vector[space.slice("head.weight")].tolist() == named["head.weight"].flatten().tolist() == [9, 10]
     assert torch.equal(space.flatten(named), vector)
     assert torch.equal(space.flatten(list(named.values())), vector)
+
+
+def test_arrays_are_cut_and_joined_as_tensors_are():
+    space = choose_parameters(blocks())
+    vector = np.arange(float(space.n))
+    named = space.unflatten(vector)
+    assert all(isinstance(array, np.ndarray) for array in named.values())
+    for name, tensor in space.unflatten(torch.from_numpy(vector)).items():
+        np.testing.assert_array_equal(named[name], tensor)
+    named["head.bias"][:] = -1  # a view
+    assert vector[-1] == -1
+    np.testing.assert_array_equal(space.flatten(named), vector)
+    with pytest.raises(InputError, match="expected a vector of shape"):
+        space.unflatten(vector[:, None])
 
 
 def test_flatten_names_what_does_not_fit():

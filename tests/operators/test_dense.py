@@ -61,7 +61,7 @@ class TestHessian:
         [
             (lambda x: x, torch.ones(2), r"one real number; it returned shape \(2,\)"),
             (lambda x: None, torch.ones(2), "it returned NoneType"),
-            (lambda x: x.log().sum(), torch.zeros(2), "the function is -inf there"),
+            (lambda x: x.log().sum(), torch.zeros(2), "the function is -inf at these inputs"),
             (lambda x: x, "a", "tensors or numbers; got str"),
             (lambda: 0, (), "inputs is empty"),
             (lambda x: x, torch.ones(1, dtype=torch.complex64), "complex"),

@@ -8,7 +8,8 @@ from torch import nn
 from zoo import CASES, explicit_hessian
 
 import hvpspec
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, NotTwiceDifferentiable
+from hvpspec.oracle.autograd import operation_named
 
 
 def relative(found, expected):
@@ -178,20 +179,38 @@ def test_a_custom_function_that_is_differentiable_once_is_refused(outer):
     """torch itself would take its gradient for a constant, silently."""
     data, model = [torch.ones(1, 2)], nn.Linear(2, 1).double()
     H = hvpspec.HessianOperator(model, lambda m, x: outer(Once.apply(m(x))), data, dtype="float64")
-    with pytest.raises(InputError, match=r"batch 0: .* backward of 'Once' is marked @once_differentiable"):
+    with pytest.raises(NotTwiceDifferentiable, match=r"batch 0: .* backward of 'Once' is marked") as refused:
         H @ np.ones(3)
+    assert (refused.value.batch, refused.value.operation) == (0, "Once")
     twice = hvpspec.HessianOperator(model, lambda m, x: outer(Twice.apply(m(x))), data, dtype="float64")
     plain = hvpspec.HessianOperator(model, lambda m, x: outer(m(x) ** 2), data, dtype="float64")
     np.testing.assert_allclose(twice @ np.eye(3), plain @ np.eye(3))
 
 
 def test_no_second_derivative_names_the_batch_and_the_operation():
-    def loss(model, x):
-        return torch.cdist(model(x), x[:2]).mean()
+    def loss(model, batch):
+        number, x = batch
+        return torch.cdist(model(x), x[:2]).mean() if number == 1 else model(x).square().mean()
 
-    H = hvpspec.HessianOperator(nn.Linear(2, 2), loss, [torch.randn(3, 2)])
-    with pytest.raises(InputError, match=r"batch 0: the loss cannot be differentiated twice: .*cdist"):
+    H = hvpspec.HessianOperator(nn.Linear(2, 2), loss, [(number, torch.randn(3, 2)) for number in range(3)])
+    with pytest.raises(InputError, match=r"batch 1: the loss cannot be differentiated twice: .*cdist") as refused:
         H @ torch.ones(6)
+    assert isinstance(refused.value, NotTwiceDifferentiable)
+    assert (refused.value.batch, refused.value.operation) == (1, "_cdist_backward")
+    assert str(refused.value).endswith("The engine finite-difference needs first derivatives only.")
+
+
+@pytest.mark.parametrize(
+    ("message", "operation"),
+    [
+        ("derivative for aten::_ctc_loss_backward is not implemented", "aten::_ctc_loss_backward"),
+        ("the derivative for '_cdist_backward' is not implemented", "_cdist_backward"),
+        ("Trying to backward through my.slope.default but no autograd formula was registered.", "my.slope.default"),
+        ("something else", "something else"),
+    ],
+)
+def test_the_operation_that_torch_names(message, operation):
+    assert operation_named(message) == operation
 
 
 def test_tf32_switches_come_back():

@@ -17,14 +17,14 @@ def relative(found, expected):
 
 
 def products(model, data, engine="linearized"):
-    """The product of a traced engine, that of plain autograd, and the trace."""
+    """The product of a recorded engine, that of plain autograd, and the recording."""
     v = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
     H = hvpspec.HessianOperator(model, "cross_entropy", data, engine=engine)
     found = H @ v
     assert H.engine == "linearized", H.plan
     expected = hvpspec.HessianOperator(model, "cross_entropy", data, engine="autograd") @ v
-    (artefact,) = H._product._fast._artefacts.values()
-    return found, expected, artefact.trace
+    (program,) = H._product._fast._programs.values()
+    return found, expected, program.recording
 
 
 def count(graph, target):
@@ -59,12 +59,12 @@ def test_weight_gradients_of_convolutions(name):
     torch.manual_seed(0)
     make, size = CONVOLUTIONS[name]
     data = [(torch.randn(5, 2, *size, dtype=torch.float64), torch.randint(0, 3, (5,)))]
-    found, expected, trace = products(network(make()), data)
+    found, expected, recording = products(network(make()), data)
     assert relative(found, expected) <= 1e-13
     if name != "groups":
         # Of both layers the gradient of a sum over images, and no convolution by images as large as its own.
-        assert count(trace.apply, aten.convolution_backward.default) >= 3
-        for node in trace.apply.graph.nodes:
+        assert count(recording.apply, aten.convolution_backward.default) >= 3
+        for node in recording.apply.graph.nodes:
             if node.target is aten.convolution.default:
                 assert max(node.args[1].meta["val"].shape[2:]) <= 5, "an image for a kernel"
 
@@ -73,17 +73,17 @@ def test_long_kernels_are_left_as_they_are():
     torch.manual_seed(0)
     data = [(torch.randn(3, 2, 150, 1, dtype=torch.float64), torch.randint(0, 3, (3,)))]
     for length, images in ((64, 0), (65, 1)):  # images as kernels, for the gradient in its weight
-        found, expected, trace = products(network(nn.Conv2d(2, 4, (length, 1))), data)
+        found, expected, recording = products(network(nn.Conv2d(2, 4, (length, 1))), data)
         assert relative(found, expected) <= 1e-13
-        kernels = [node.args[1] for node in trace.apply.graph.nodes if node.target is aten.convolution.default]
+        kernels = [node.args[1] for node in recording.apply.graph.nodes if node.target is aten.convolution.default]
         assert sum(kernel.meta["val"].shape[2] > 65 for kernel in kernels) == images
-        shapes = {node.meta["val"].shape for node in images_of(trace)}
+        shapes = {node.meta["val"].shape for node in images_of(recording)}
         assert ((3, 4, 151 - length, 1) in shapes) == (length == 64)
 
 
-def images_of(trace):
+def images_of(recording):
     """What is handed to the compiler with channels last."""
-    prepare, _ = trace.for_compiler
+    prepare, _ = recording.for_compiler
     (output,) = (node for node in prepare.graph.nodes if node.op == "output")
     return [node for node in output.args[0][0] if node.kwargs.get("memory_format") == torch.channels_last]
 
@@ -93,12 +93,12 @@ def test_derivatives_of_activations_are_computed_once(activation):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), activation(), nn.Linear(8, 8), activation(), nn.Linear(8, 3)).double()
     data = [(torch.randn(10, 4, dtype=torch.float64), torch.randint(0, 3, (10,))) for _ in range(2)]
-    found, expected, trace = products(model, data)
+    found, expected, recording = products(model, data)
     assert relative(found, expected) <= 1e-13
-    dear = {aten.erf.default, aten.exp.default, aten.tanh.default, aten.sigmoid.default, aten.log1p.default}
-    dear |= {aten.gelu_backward.default, aten.silu_backward.default, aten.mish_backward.default}
-    dear |= {aten.softplus_backward.default, aten.elu_backward.default, aten.log_sigmoid_backward.default}
-    assert not dear & {node.target for node in trace.apply.graph.nodes}
+    expensive = {aten.erf.default, aten.exp.default, aten.tanh.default, aten.sigmoid.default, aten.log1p.default}
+    expensive |= {aten.gelu_backward.default, aten.silu_backward.default, aten.mish_backward.default}
+    expensive |= {aten.softplus_backward.default, aten.elu_backward.default, aten.log_sigmoid_backward.default}
+    assert not expensive & {node.target for node in recording.apply.graph.nodes}
 
 
 def test_repetitions_go_and_what_only_looks_like_one_stays():
@@ -121,9 +121,9 @@ def test_repetitions_go_and_what_only_looks_like_one_stays():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
-@pytest.mark.parametrize("limit", [None, 1], ids=["kept", "recomputed"])
-def test_images_are_kept_as_inductor_has_them(limit):
-    """Channels last, for the compiler alone, weights and all else as they were; and the product is the same."""
+@pytest.mark.parametrize("limit", [None, 1], ids=["saved", "recomputed"])
+def test_images_are_saved_in_the_format_of_inductor(limit):
+    """Channels last, for the compiler only, with weights and all else unchanged; and the product is the same."""
     torch.manual_seed(0)
     data = [(torch.randn(5, 2, 7, 6, dtype=torch.float64), torch.randint(0, 3, (5,)))]
     model = network(nn.Conv2d(4, 6, 3, padding=1))
@@ -134,7 +134,7 @@ def test_images_are_kept_as_inductor_has_them(limit):
     expected = hvpspec.HessianOperator(model, "cross_entropy", data, engine="autograd") @ v
     assert relative(found, expected) <= 1e-12
     if limit is None:
-        (kept,) = H._product._fast._state.kept.values()
-        images = [t for t in kept.residuals if t.shape in ((5, 4, 7, 6), (5, 6, 7, 6))]
+        (batch,) = H._product._fast._saved.batches.values()
+        images = [t for t in batch.activations if t.shape in ((5, 4, 7, 6), (5, 6, 7, 6))]
         assert images
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in images)

@@ -7,14 +7,21 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from report import examples
 
-from hvpspec.plots.bins import binned
+from hvpspec.errors import InputError
+from hvpspec.plots.bins import binned, binned_alike
+from hvpspec.plots.comparison import plot_comparison
+from hvpspec.plots.series import plot_series
 from hvpspec.plots.spectrum import panels, plot
-from hvpspec.plots.style import NEGATIVE, POSITIVE, inline_svgs, to_bytes
+from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, RUN_COLOURS, inline_svgs, to_bytes
+from hvpspec.results.comparison import Run
 from hvpspec.results.density import Density
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
+from hvpspec.runs.compare import compared
 
 
 def axes_of(figure, name):
@@ -23,7 +30,7 @@ def axes_of(figure, name):
 
 @pytest.fixture(scope="module")
 def figure():
-    return plot(examples.spectrum(), blocks=examples.BLOCKS)
+    return plot(examples.spectrum(blocks=examples.blocks()))
 
 
 def error_bars(axes, colour):
@@ -124,13 +131,13 @@ def test_bins_spread_a_node_half_way_to_its_neighbours():
 def test_files_are_what_they_say_and_the_same_each_time(figure):
     png = to_bytes(figure, "png")
     assert imread(io.BytesIO(png)).shape[1] == 768
-    svg, again = (to_bytes(plot(examples.spectrum(), blocks=examples.BLOCKS), "svg") for _ in range(2))
+    svg, again = (to_bytes(plot(examples.spectrum(blocks=examples.blocks())), "svg") for _ in range(2))
     assert b"<svg" in svg
     assert svg == again
 
 
 def test_inline_pictures_do_not_share_ids():
-    shown = panels(examples.spectrum(), examples.BLOCKS)
+    shown = panels(examples.spectrum(blocks=examples.blocks()))
     assert [panel.name for panel in shown] == ["density", "scree", "blocks"]
     for panel in shown:
         pieces = inline_svgs(panel)
@@ -150,7 +157,7 @@ def test_titles_and_names_lie_within_the_figure_whatever_the_groups_are_called(c
     names += [f"model.encoder.layers.{i}.self_attention.query_key_value.parametrizations.weight" for i in range(14)]
     kinds = {"trace": examples.estimate(44.2, 1.0), "frobenius_norm": examples.estimate(53.0, 0.5), "largest": None}
     entries = [{"name": name, "parameters": 9, **kinds} for name in names]
-    figure = plot(examples.spectrum(), blocks={"blocks": entries}, columns=columns)
+    figure = plot(examples.spectrum(blocks=examples.blocks(entries)), columns=columns)
     figure.canvas.draw()
     whole = figure.bbox
     for axes in figure.axes:
@@ -182,3 +189,113 @@ def test_pyplot_is_left_alone():
     code += "; assert 'matplotlib.pyplot' not in sys.modules"
     tests = str(__import__("pathlib").Path(__file__).parent.parent)
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r}); {code}"], check=True)
+
+
+def test_it_draws_on_axes_that_are_given():
+    axes = Figure().add_subplot()
+    assert plot(examples.spectrum(), axes) is axes
+    assert axes.get_title() == "All eigenvalues"
+    assert plot(examples.spectrum(density=None), Figure().add_subplot()).get_title().startswith("Eigenvalues")
+    with pytest.raises(InputError, match="nothing to plot"):
+        plot(examples.spectrum(eigenpairs=None, density=None), axes)
+
+
+def slq(nodes, weights=None, n=1000):
+    nodes = np.asarray(nodes, float)
+    weights = np.full(len(nodes), 1 / len(nodes)) if weights is None else np.asarray(weights)
+    return Density(nodes, weights, np.zeros(len(nodes), bool), weights, weights, (nodes[0], nodes[-1]), n, 1, 0.95, 5)
+
+
+def test_densities_that_are_compared_have_the_same_bins_and_smoothing():
+    """One distribution, by 12 nodes and by 120: laid over each other, they look alike."""
+    coarse, fine = (slq(np.linspace(1, 10, count)) for count in (12, 120))
+    first, second = binned_alike([coarse, fine])
+    np.testing.assert_array_equal(first.edges, second.edges)
+    assert first.scale == second.scale
+    for bins in (first, second):
+        assert bins.counts.sum() == pytest.approx(1000)
+    inside = (first.edges[:-1] > 2) & (first.edges[1:] < 9)
+    assert inside.sum() >= 3
+    np.testing.assert_allclose(first.counts[inside], second.counts[inside], rtol=0.35)
+    other = binned_alike([fine, slq(np.linspace(-4, 20, 30))])[0]
+    assert other.edges[0] < -4 / 1.5
+    assert other.edges[-1] >= 20
+
+
+def test_a_known_eigenvalue_looks_like_a_node_of_the_same_weight():
+    """Whichever eigenvalues a run has computed one by one, its density is drawn alike."""
+    nodes, weights = [0.01, 0.02, 0.03, 5.0], [0.3, 0.4, 0.299, 0.001]
+    unknown, known = slq(nodes, weights), slq(nodes, weights)
+    known.exact[-1] = True
+    first, second = binned_alike([unknown, known])
+    np.testing.assert_allclose(first.counts, second.counts)
+
+
+def comparison(count=2, **changes):
+    return compared([Run(f"run{i}", f"{i}", Record(examples.spectrum(**changes))) for i in range(count)])
+
+
+def test_the_densities_of_compared_runs_are_drawn_over_each_other():
+    axes = plot_comparison(comparison(3)).axes[0]
+    drawn = axes.patches
+    assert [to_hex(patch.get_edgecolor()) for patch in drawn] == [colour.lower() for colour in RUN_COLOURS[:3]]
+    assert len({patch.get_linestyle() for patch in drawn}) == 3
+    for patch in drawn[1:]:
+        np.testing.assert_array_equal(patch.get_data().edges, drawn[0].get_data().edges)
+        np.testing.assert_array_equal(patch.get_data().values, drawn[0].get_data().values)
+    assert axes.get_yscale() == "log"
+    assert len(plot_comparison(comparison(density=None)).axes) == 3
+
+
+def markers(axes):
+    """{marker: the signs of the values that it stands at}."""
+    found = {}
+    for container in axes.containers:
+        if (line := getattr(container, "lines", (None,))[0]) is not None:
+            found.setdefault(line.get_marker(), set()).update(np.sign(line.get_ydata()))
+    return found
+
+
+def test_in_every_picture_the_shape_of_a_marker_is_the_sign_and_no_run_has_a_signs_colour(figure):
+    by_colour = {
+        to_hex(container[0].get_color()).upper(): container[0].get_marker()
+        for container in axes_of(figure, "scree").containers
+        if container[0] is not None
+    }
+    assert by_colour == {POSITIVE: "o", NEGATIVE: "v"}
+    _, scree, trace, _ = plot_comparison(comparison(9)).axes
+    assert markers(scree) == {"o": {1}, "v": {-1}}
+    assert markers(trace) == {"o": {1}}
+    names = ("lambda_max", "lambda_min", "trace", "frobenius_norm")
+    rows = [
+        {"step": i, "edge": 3.0, "overlap": 0.5, **{name: i - 1.5 for name in names}}
+        | {f"{name}_error": 0.1 for name in names}
+        for i in range(4)
+    ]
+    for axes in plot_series(rows).axes[:2]:
+        assert markers(axes) == {"o": {1}, "v": {-1}}
+    assert not {POSITIVE, NEGATIVE, INK, FAINT} & {*RUN_COLOURS}
+    assert len({*RUN_COLOURS}) == len(RUN_COLOURS)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_the_legend_of_a_comparison_lies_within_the_figure(count):
+    runs = [Run(f"experiments/with/long/names/run-{i}", f"{i}", Record(examples.spectrum())) for i in range(count)]
+    figure = plot_comparison(compared(runs))
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0
+    assert [text.get_text().split(":")[0] for text in figure.legends[0].get_texts()] == [
+        f"{i}" for i in range(1, count + 1)
+    ]
+
+
+def test_a_series_shows_the_edge_and_what_is_known():
+    names = ("lambda_max", "lambda_min", "trace", "frobenius_norm", "overlap")
+    row = {"step": None, "edge": 20.0, **dict.fromkeys(names), "lambda_max": 5.0, "lambda_max_error": None}
+    (axes, *_) = plot_series([row, row]).axes
+    edge = next(line for line in axes.lines if line.get_label() == "edge of stability")
+    assert set(edge.get_ydata()) == {20.0}
+    assert plot_series([row, row]).axes[-1].get_xlabel() == "checkpoint"
+    assert len(plot_series([row]).axes) == 2

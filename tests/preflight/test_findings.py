@@ -1,261 +1,17 @@
 """What is found about a model, and that its Hessian-vector product is that of a twin written without the trouble."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from preflight.twins import FOUND, quantised, variant
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 from zoo import Case, explicit_hessian
 
 import hvpspec
-from hvpspec.preflight import examine, inspect_operator, mended
+from hvpspec.preflight import examine, inspect_operator, make_differentiable
 
 CPU = torch.device("cpu")
-
-
-class Block(nn.Module):
-    """Two linear layers with what `variant` names between them; written plainly when it is None."""
-
-    def __init__(self, variant=None):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-        self.variant = variant
-
-    def forward(self, x):
-        if self.variant == "reentrant":
-            h = checkpoint(lambda t: torch.tanh(self.a(t)), x, use_reentrant=True)
-        else:
-            h = torch.tanh(self.a(x))
-        if "attention" in str(self.variant):
-            h = h[:, None] * torch.ones(3, 1, dtype=x.dtype).cumsum(0)
-            if self.variant == "chosen attention":
-                with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-                    h = F.scaled_dot_product_attention(h, h, h).mean(1)
-            elif self.variant == "attention":
-                h = F.scaled_dot_product_attention(h, h, h).mean(1)
-            else:
-                h = (torch.softmax(h @ h.mT / 2, -1) @ h).mean(1)
-        return self.b(h)
-
-
-class Attention(nn.Module):
-    """nn.MultiheadAttention, with a kernel of the model's own choice or not, or its formula."""
-
-    def __init__(self, plain, chosen=False):
-        super().__init__()
-        self.attention, self.head, self.plain = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3), plain
-        self.chosen = chosen
-
-    def forward(self, x):
-        x = x[:, None, :] * torch.ones(3, 1, dtype=x.dtype).cumsum(0)
-        if self.chosen:
-            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-                return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
-        if not self.plain:
-            return self.head(self.attention(x, x, x)[0].mean(1))
-        inside = self.attention
-        q, k, v = F.linear(x, inside.in_proj_weight, inside.in_proj_bias).chunk(3, -1)
-        heads = [
-            torch.softmax(a @ b.transpose(1, 2) / 2**0.5, -1) @ c
-            for a, b, c in zip(q.split(2, -1), k.split(2, -1), v.split(2, -1), strict=True)
-        ]
-        mixed = F.linear(torch.cat(heads, -1), inside.out_proj.weight, inside.out_proj.bias)
-        return self.head(mixed.mean(1))
-
-
-class Encoder(nn.Module):
-    """nn.TransformerEncoder with its fused eval path; the twin takes its layers one by one, in training mode."""
-
-    def __init__(self, plain):
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, activation="gelu", batch_first=True)
-        self.encoder, self.head, self.plain = nn.TransformerEncoder(layer, 2), nn.Linear(4, 3), plain
-
-    def forward(self, x):
-        x = x[:, None, :] * torch.ones(3, 1, dtype=x.dtype).cumsum(0)
-        if self.plain:
-            self.encoder.train()
-            for layer in self.encoder.layers:
-                x = layer(x)
-            return self.head(x.mean(1))
-        return self.head(self.encoder(x).mean(1))
-
-
-def net(*between):
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), *between, nn.Linear(5, 3))
-
-
-def _compiled():
-    plain = net()
-    return torch.compile(copy.deepcopy(plain)), plain
-
-
-def _compiled_inside():
-    plain = net()
-    model = copy.deepcopy(plain)
-    model[0] = torch.compile(model[0])
-    model[1].compile()
-    return model, plain
-
-
-def _parallel():
-    plain = net()
-    return nn.DataParallel(copy.deepcopy(plain)), plain
-
-
-def _distributed(tmp_path):
-    plain = net()
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    return nn.parallel.DistributedDataParallel(copy.deepcopy(plain)), plain
-
-
-def _variant(variant, twin=None):
-    model = Block(variant)
-    plain = Block(twin)
-    plain.load_state_dict(model.state_dict())
-    return model, plain
-
-
-def _pair(kind):
-    model, plain = kind(False), kind(True)
-    plain.load_state_dict(model.state_dict())
-    return model, plain
-
-
-def _chosen():
-    model, plain = Attention(False, chosen=True), Attention(True)
-    plain.load_state_dict(model.state_dict())
-    return model, plain
-
-
-def _dropout():
-    plain = net()
-    model = net(nn.Dropout(0.5))
-    model[0], model[3] = copy.deepcopy(plain[0]), copy.deepcopy(plain[2])
-    return model.train(), plain
-
-
-def _batch_norm():
-    model = net(nn.BatchNorm1d(5))
-    with torch.no_grad():
-        model[2].running_mean.uniform_(-1, 1)
-        model[2].running_var.uniform_(0.5, 2)
-    plain = copy.deepcopy(model).eval()
-    return model.train(), plain
-
-
-def _half():
-    model = net().bfloat16()
-    return model, copy.deepcopy(model).float()
-
-
-def _quantised():
-    torch.backends.quantized.engine = torch.backends.quantized.supported_engines[-1]
-    plain = net()
-    model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(plain), {nn.Linear}, torch.qint8)
-    for ours, theirs in ((plain[0], model[0]), (plain[2], model[2])):
-        ours.weight.data = theirs.weight().dequantize()
-    return model, plain
-
-
-def _weight_norm():
-    model = net()
-    nn.utils.parametrizations.weight_norm(model[0])
-
-    class Plain(nn.Module):
-        def __init__(self, other):
-            super().__init__()
-            self.bias = nn.Parameter(other[0].bias.detach().clone())
-            self.g = nn.Parameter(other[0].parametrizations.weight.original0.detach().clone())
-            self.v = nn.Parameter(other[0].parametrizations.weight.original1.detach().clone())
-            self.last = copy.deepcopy(other[2])
-
-        def forward(self, x):
-            weight = self.g * self.v / self.v.square().sum(1, keepdim=True).sqrt()
-            return self.last(torch.tanh(F.linear(x, weight, self.bias)))
-
-    return model, Plain(model)
-
-
-def _tied():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
-    model[2].weight = model[0].weight
-    return model, copy.deepcopy(model)
-
-
-class Padded(nn.Module):
-    """An embedding whose row 0 is padding; the twin's first row is no parameter."""
-
-    def __init__(self, plain):
-        super().__init__()
-        self.table, self.head = (
-            nn.Embedding(6, 3, padding_idx=0, sparse=True, scale_grad_by_freq=True),
-            nn.Linear(12, 3),
-        )
-        self.plain = plain
-        nn.init.normal_(self.table.weight)
-
-    def forward(self, x):
-        ids = (x.abs() * 10).long() % 6
-        rows = self.table.weight
-        table = torch.cat([rows[:1].detach(), rows[1:]])[ids] if self.plain else self.table(ids)
-        return self.head(torch.tanh(table.flatten(1)))
-
-
-def _padding():
-    return _pair(Padded)
-
-
-def _hugging_face(set_to="sdpa"):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=5,
-        max_position_embeddings=8, num_labels=3, attn_implementation="sdpa",
-    )  # fmt: skip
-    model = transformers.BertForSequenceClassification(config)
-    plain = copy.deepcopy(model)
-    plain.set_attn_implementation("eager")
-    for module in model.modules():
-        if hasattr(module, "config"):  # as it is where the package with that kernel is installed
-            module.config._attn_implementation_internal = set_to
-
-    class Logits(nn.Module):
-        def __init__(self, inside):
-            super().__init__()
-            self.inside = inside
-
-        def forward(self, x):
-            ids = (x.abs() * 10).long() % 8 + 1
-            return self.inside(input_ids=ids).logits
-
-    return Logits(model), Logits(plain)
-
-
-FOUND = {
-    "compiled module": (_compiled, {"wrapper", "compiled"}),
-    "compiled inside": (_compiled_inside, {"compiled"}),
-    "data parallel": (_parallel, {"wrapper"}),
-    "distributed": (_distributed, {"wrapper"}),
-    "reentrant checkpoint": (lambda: _variant("reentrant"), {"reentrant_checkpoint"}),
-    "attention kernel": (lambda: _variant("attention", "plain attention"), {"attention"}),
-    "attention kernel of its own": (lambda: _variant("chosen attention", "plain attention"), {"attention"}),
-    "multi-head attention of its own": (_chosen, {"fast_path"}),
-    "multi-head attention": (lambda: _pair(Attention), {"fast_path"}),
-    "transformer encoder": (lambda: _pair(Encoder), {"fast_path"}),
-    "hugging face": (_hugging_face, {"attention", "padding"}),
-    "hugging face, flash": (lambda: _hugging_face("flash_attention_2"), {"attention", "padding"}),
-    "padding": (_padding, {"padding"}),
-    "dropout": (_dropout, {"dropout"}),
-    "batch norm": (_batch_norm, {"batch_norm"}),
-    "half precision": (_half, {"precision"}),
-    "quantised": (_quantised, {"quantised"}),
-    "weight norm": (_weight_norm, {"weight_norm"}),
-    "tied": (_tied, {"tied"}),
-}
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated", "ignore::UserWarning")
@@ -267,7 +23,7 @@ def test_a_finding_and_the_product_of_a_plain_twin(name, tmp_path):
     plain = plain.double()
     x, y = torch.randn(17, 4), torch.arange(17) % 3
     training = [module.training for module in model.modules()]
-    ready, findings = mended(model)
+    ready, findings = make_differentiable(model)
     findings += examine(ready, CPU)
     half = name in ("half precision", "quantised")
     H = hvpspec.HessianOperator(
@@ -293,6 +49,29 @@ def test_a_finding_and_the_product_of_a_plain_twin(name, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+def test_what_eval_mode_changes_is_one_sentence():
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+
+    def preflight(*between, measure=False):
+        model = nn.Sequential(nn.Linear(4, 5), *between, nn.Linear(5, 3)).train()
+        H = hvpspec.HessianOperator(model, "cross_entropy", [(x, y)])
+        return inspect_operator(H, examine(model, CPU), measure=measure)
+
+    assert preflight(nn.Tanh()).eval_mode is None
+    assert preflight(nn.Dropout(0.5)).eval_mode == "the model is measured in eval mode: dropout is off"
+    both = preflight(nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Dropout(0.1)).eval_mode
+    assert both == (
+        "the model is measured in eval mode: dropout is off and batch normalisation uses its running statistics"
+    )
+
+    class Forced(nn.BatchNorm1d):
+        def forward(self, x):
+            self.train()  # in whatever mode the model is
+            return super().forward(x)
+
+    assert preflight(Forced(5), measure=True).eval_mode is None
+
+
 def _positions(H, plain):
     """Where in H's vectors the plain twin's parameters lie."""
     theirs = {
@@ -315,7 +94,7 @@ def test_a_kernel_that_hugging_face_models_may_be_set_to_is_replaced():
 
     for model in (Model(2, 2), nn.Sequential(nn.Linear(2, 2), Model(2, 2))):
         Config._attn_implementation = "flash_attention_2"
-        _, findings = mended(model)
+        _, findings = make_differentiable(model)
         assert [finding.kind for finding in findings] == ["attention"]
         assert Config._attn_implementation == "eager"
 
@@ -326,7 +105,7 @@ def _explicit(model, loss, data):
     return explicit_hessian(Case(model, loss, data, whole))
 
 
-def test_normalisation_by_the_batch_is_noted_and_that_is_what_is_derived():
+def test_normalisation_with_batch_statistics_is_noted_and_is_what_is_differentiated():
     """Without running statistics, by a function, and by a layer that the model's forward sets to train."""
 
     class Forced(nn.Module):
@@ -398,112 +177,19 @@ def test_quantisation_without_a_float_counterpart_is_refused():
             self._packed_params = None
 
     with pytest.raises(hvpspec.InputError, match="no float32 counterpart"):
-        mended(nn.Sequential(Odd()))
+        make_differentiable(nn.Sequential(Odd()))
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated", "ignore::UserWarning")
-def test_a_quantised_model_in_the_library_is_told_how_to_go_on():
-    model, _ = _quantised()
-    with pytest.raises(hvpspec.InputError, match=r"is quantised.*hvpspec\.preflight\.mended\(model\)"):
+def test_the_error_for_a_quantised_model_says_how_to_go_on():
+    model, _ = quantised()
+    with pytest.raises(hvpspec.InputError, match=r"is quantised.*hvpspec\.preflight\.make_differentiable\(model\)"):
         hvpspec.HessianOperator(model, "cross_entropy", [])
-
-
-def test_recurrent_layers_go_without_cudnn_where_tf32_is_off_as_well():
-    """On a CPU: a tensor that says it is on CUDA takes the same way up to torch's own kernel."""
-    from hvpspec.objective import torch_kernels
-
-    class Seeming(torch.Tensor):
-        is_cuda = property(lambda self: True)
-
-    lstm, x = nn.LSTM(3, 4), torch.randn(2, 2, 3)
-    with (
-        torch_kernels.noting_replacements() as replaced,
-        torch_kernels.twice_differentiable(CPU),
-        torch_kernels._without_tf32(),
-    ):
-        found = lstm(x.as_subclass(Seeming))[0]
-    assert replaced.names == {"cudnn_rnn"}
-    assert torch.backends.cudnn.enabled
-    assert torch.equal(found.as_subclass(torch.Tensor), lstm(x)[0])
-
-
-def test_tf32_is_looked_for_where_the_switches_differ():
-    """torch's older switch cannot be read then."""
-    cudnn, device = torch.backends.cudnn, torch.device("cuda")
-    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
-    try:
-        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = "ieee", "tf32"
-        assert [finding.kind for finding in examine(net(), device)] == ["tf32"]
-        cudnn.rnn.fp32_precision = "ieee"
-        assert examine(net(), device) == []
-    finally:
-        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
-
-
-class _Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(3, 4, batch_first=True)
-
-    def forward(self, x):
-        return self.lstm(x)[0]
-
-
-def _switches():
-    cudnn = torch.backends.cudnn
-    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
-
-
-@pytest.fixture
-def tf32():
-    """TF32 on, for all kernels that know it."""
-    saved = [switch.fp32_precision for switch in _switches()]
-    for switch in _switches():
-        switch.fp32_precision = "tf32"
-    yield
-    for switch, precision in zip(_switches(), saved, strict=True):
-        switch.fp32_precision = precision
-
-
-def test_tf32_is_off_while_products_are_made_and_on_again_after(tf32):
-    from hvpspec.objective.torch_kernels import exact_arithmetic, twice_differentiable
-
-    for context in (exact_arithmetic, twice_differentiable):
-        with context(torch.device("cuda")):
-            assert [switch.fp32_precision for switch in _switches()] == ["ieee"] * 3
-        assert [switch.fp32_precision for switch in _switches()] == ["tf32"] * 3
-        with pytest.raises(ZeroDivisionError), context(torch.device("cuda")):
-            1 / 0  # noqa: B018
-        assert [switch.fp32_precision for switch in _switches()] == ["tf32"] * 3
-        with context(CPU):
-            assert [switch.fp32_precision for switch in _switches()] == ["tf32"] * 3
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("engine", ["autograd", "linearized"])
-@pytest.mark.parametrize("kind", ["recurrent", "convolution", "linear"])
-def test_products_are_exact_where_tf32_is_on(tf32, kind, engine):
-    torch.manual_seed(0)
-    if kind == "recurrent":
-        model, x = _Recurrent(), torch.randn(9, 5, 3)
-    elif kind == "convolution":
-        model, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Tanh(), nn.Conv2d(16, 4, 3)), torch.randn(9, 3, 12, 12)
-    else:
-        model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8)), torch.randn(32, 64)
-    with torch.no_grad():
-        y = torch.randn_like(model(x))
-    exact = hvpspec.HessianOperator(model, "mse", [(x, y)], dtype="float64")
-    H = hvpspec.HessianOperator(copy.deepcopy(model), "mse", [(x, y)], device="cuda", engine=engine)
-    findings = inspect_operator(H, examine(model, torch.device("cuda"))).findings
-    assert {finding.kind for finding in findings} == {"tf32"} | ({"cudnn_rnn"} if kind == "recurrent" else set())
-    v = np.random.default_rng(0).standard_normal(H.shape[0])
-    assert np.linalg.norm(H @ v - exact @ v) <= 1e-5 * np.linalg.norm(exact @ v)
-    assert [switch.fp32_precision for switch in _switches()] == ["tf32"] * 3
 
 
 @pytest.mark.parametrize("engine", ["autograd", "linearized"])
 def test_a_kernel_that_the_model_chooses_is_replaced_in_every_engine(engine):
-    model, plain = _variant("chosen attention", "plain attention")
+    model, plain = variant("chosen attention", "plain attention")
     x, y = torch.randn(17, 4), torch.arange(17) % 3
     H = hvpspec.HessianOperator(model, "cross_entropy", [(x, y)], dtype="float64", engine=engine)
     exact = explicit_hessian(Case(plain.double(), "cross_entropy", [], lambda m: F.cross_entropy(m(x.double()), y)))

@@ -154,17 +154,17 @@ def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeyp
         "    return [(torch.randn(512, 64, generator=torch.Generator().manual_seed(0)), torch.arange(512) % 10)]\n"
     )
     source = ["model.pt", "--model", "train.py:build", "--data", "train.py:batches", "--loss", "cross_entropy"]
-    monkeypatch.setattr(console.bars, "_force_terminal", True)  # beside the bar, which piped output has not
+    monkeypatch.setattr(console.Screen, "shows_progress", True)  # as on a terminal
     assert cli.run(["spectrum", *source, "--rtol", "0.05", "--no-preflight"]) == 0
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     printed = capsys.readouterr()
-    assert "foreseen: about 48 HVPs (--max-hvps 1,000)\n" in printed.out
-    assert "foreseen now: about " in printed.err
+    assert "expected: about 48 HVPs (--max-hvps 1,000)\n" in printed.out
+    assert "now expected: about " in printed.err
     assert cli.run(["spectrum", *source, "--rtol", "0.05", "--no-preflight"]) == 0
     assert capsys.readouterr().err == ""
     assert cli.run(["spectrum", *source, "--rtol", "0.05"]) == 0
     printed = capsys.readouterr()
     measured = json.loads((tmp_path / "spectrum.json").read_text())["preflight"]["measured"]
-    assert f"foreseen: about {measured['expected_hvps']:,} HVPs (--max-hvps 1,000), about" in printed.out
+    assert f"expected: about {measured['expected_hvps']:,} HVPs (--max-hvps 1,000), about" in printed.out
     assert f"up to {measured['most_hvps']:,} HVPs, " in printed.out

@@ -1,13 +1,15 @@
-"""Spectra whose every figure is known, and documents made of them."""
+"""Spectra whose every figure is known, and records and documents made of them."""
 
 import math
 
 import numpy as np
 
-from hvpspec.report.documents import spectrum_document
+from hvpspec.report.documents import from_document, to_document
+from hvpspec.results.blocks import Blocks
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.record import Provenance, Record
 from hvpspec.results.spectrum import Spectrum
 
 VALUES = np.array([50.0, -20.0, 5.0, -0.5])
@@ -86,5 +88,14 @@ def document(**changes):
         "loss": "cross_entropy", "options": {"rtol": 0.01, "tol": 1e-3, "parameters": ["<i>*"]}, "dtype": "float32",
         "device": "cpu", "command": ["hvpspec", "spectrum", f"runs/{HOSTILE}", "--out", "two words"],
     }  # fmt: skip
-    made = spectrum_document(spectrum(), loss=0.5, provenance=provenance)
+    made = to_document(Record(spectrum(), 0.5, provenance=Provenance.from_dict(provenance)))
     return {**made, "condition": CONDITION, "blocks": BLOCKS, "preflight": PREFLIGHT, **changes}
+
+
+def record(**changes):
+    """The same as a record."""
+    return from_document(document(**changes))
+
+
+def blocks(entries=None):
+    return Blocks.from_dict(BLOCKS if entries is None else {**BLOCKS, "blocks": entries})

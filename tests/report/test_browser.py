@@ -40,7 +40,7 @@ def browser():
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report_html(examples.document()), encoding="utf-8")
+    path.write_text(report_html(examples.record()), encoding="utf-8")
     return path.as_uri()
 
 
@@ -51,7 +51,7 @@ def full(tmp_path_factory):
     figures = {**examples.BLOCKS["blocks"][0], "trace": {**examples.estimate(-8.123, 2.345), "converged": False}}
     blocks = {**examples.BLOCKS, "blocks": [{**figures, "name": name, "parameters": 3_000} for name in names]}
     path = tmp_path_factory.mktemp("full") / "report.html"
-    path.write_text(report_html(examples.document(blocks=blocks)), encoding="utf-8")
+    path.write_text(report_html(examples.record(blocks=blocks)), encoding="utf-8")
     return path.as_uri()
 
 

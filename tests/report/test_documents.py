@@ -6,9 +6,10 @@ import pytest
 
 from hvpspec.atomic_files import prepare_folder, write_json
 from hvpspec.errors import InputError
-from hvpspec.report.documents import SCHEMA, read_spectrum, spectrum_document
+from hvpspec.report.documents import SCHEMA, read_spectrum, to_document
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.record import Provenance, Record
 from hvpspec.results.spectrum import Spectrum
 
 PAIRS = Eigenpairs(np.array([3.0, -1.0]), None, np.zeros(2), np.array([1e-3, np.inf]), True, 12)
@@ -17,7 +18,7 @@ SPECTRUM = Spectrum(7, PAIRS, TRACE, TRACE, 42, 1.5, True)
 
 
 def test_the_fixed_keys():
-    document = spectrum_document(SPECTRUM, loss=0.5, provenance={"seed": 0})
+    document = to_document(Record(SPECTRUM, 0.5, provenance=Provenance(seed=0)))
     assert document["schema"] == SCHEMA == "hvpspec/spectrum/1"
     assert document["complete"] is True
     assert document["parameters"] == 7
@@ -45,7 +46,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_it_comes_back(tmp_path):
-    write_json(tmp_path / "spectrum.json", spectrum_document(SPECTRUM, loss=0.5, provenance={}))
+    write_json(tmp_path / "spectrum.json", to_document(Record(SPECTRUM, 0.5)))
     assert read_spectrum(tmp_path / "spectrum.json").to_dict() == SPECTRUM.to_dict()
     for content in ("{", "[]", '{"schema": "other"}'):
         (tmp_path / "other.json").write_text(content)

@@ -1,5 +1,4 @@
 import itertools
-import json
 import re
 import shlex
 from pathlib import Path
@@ -9,17 +8,19 @@ import numpy as np
 import pytest
 from report import examples
 
-from hvpspec.report.html import report_html
+from hvpspec.report.documents import read_record
+from hvpspec.report.explanations import EXPLANATIONS
+from hvpspec.report.html import notebook_html, report_html
 from hvpspec.report.sentences import sentences
-from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 
 
 @pytest.fixture(scope="module")
 def page():
-    return report_html(examples.document())
+    return report_html(examples.record())
 
 
 def tree_of(page):
@@ -85,25 +86,36 @@ def test_figures_and_their_errors(page):
     assert found["λ1"] == ["50.0", "2", "0.25", ""]
     assert found["λ2"] == ["−20.00", "0.5", "0.25", "negative"]
     assert found["λ4"] == ["−0.5", "unknown", "0.25", "negative"]
-    assert found["trace"] == ["36.2", "1.5", "4", "95 %"]
-    assert found["Frobenius norm"] == ["54.10", "0.7", "", "95 %"]
+    assert found["trace"] == ["36.2", "1.5", "4", ""]
+    assert found["Frobenius norm"] == ["54.10", "0.7", "", ""]
+    (section,) = (s for s in tree_of(page).iter("section") if s.get("aria-labelledby") == "figures")
+    headings = [words(cell) for cell in section.findall(".//thead/tr/th")]
+    assert headings == ["figure", "value", "± error (95 %)", "± data (1 s.e.)", "note"]
+
+
+def test_each_confidence_is_shown_where_they_differ():
+    norm = {**examples.estimate(54.1, 0.7), "confidence": 0.9}
+    page = report_html(examples.record(frobenius_norm=norm))
+    found = rows(tree_of(page), "figures")
+    assert (found["trace"][-1], found["Frobenius norm"][-1]) == ("95 %", "90 %")
+    assert "± error (" not in page
 
 
 def test_conditioning_blocks_preflight_and_provenance(page):
     tree = tree_of(page)
     condition = rows(tree, "conditioning")
-    assert condition["κ of H + 0.1 I"] == ["≥ 12500", "certain; it is indefinite"]
+    assert condition["condition number κ"] == ["≥ 12500", "certain; H + 0.1 I is indefinite"]
     assert condition["λ_min"] == ["−21 … −20", ""]
     assert condition["smallest |λ + δ|"] == ["≤ 0.004", "certain, up to rounding"]
     assert condition["stable rank"][0] == "1.170 ± 0.03"
-    assert condition["negative eigenvalues"] == ["90 … 106", "at least 2, for certain"]
+    assert condition["negative eigenvalues"] == ["90 … 106", "95 % range; certainly 2 or more"]
     assert condition["numerical rank"][0] == "400"
     assert "log-determinant" not in condition
-    assert "No log-determinant: H + δI is not positive definite." in words(tree)
+    assert "not available: log-determinant (H + δI is not positive definite.)" in words(tree)
     blocks = rows(tree, "blocks")
     assert blocks["features.weight"] == ["300", "−8.0 ± 2", "12.00 ± 0.5", "3.50 ± 0.5†"]
     assert blocks["head <b>$x$</b>"][-1] == "–"
-    assert "† not within the tolerance asked for" in words(tree)
+    assert "† less precise than aimed at: --rtol for trace and norm, 1% for λ_max" in words(tree)
     text = words(tree)
     assert "fixed: dropout & friends → run in eval mode" in text
     assert "symmetry: off by 1e-07" in text
@@ -114,22 +126,18 @@ def test_conditioning_blocks_preflight_and_provenance(page):
 def test_findings_come_first_and_say_what_holds(page):
     text = words(tree_of(page))
     assert text.index("Findings") < text.index("Figures, with their errors") < text.index("Pictures")
-    said = sentences(examples.spectrum(), examples.document())
+    said = sentences(examples.record(blocks=None))
     assert said[0] == (
-        "The sharpest direction of the loss has curvature 50.0 ± 2: gradient descent is stable up to a step of 0.0384 "
-        "(2/λ_max, 95 %)."
+        "The sharpest direction of the loss has curvature 50.0 ± 2: gradient descent is stable up to a learning rate "
+        "of 0.0384 (2/λ_max, 95 %)."
     )  # 2/52 = 0.03846…, rounded down
-    assert "no minimum" in said[1]
+    assert "not at a minimum" in said[1]
     assert "at least 2 eigenvalues are negative" in said[1]
     assert "36.2 ± 1.5 (95 %): a mean curvature of 0.0905 over 400 parameters" in said[2]
     assert "The 4 largest eigenvalues make up about 99.9%" in said[3]
     assert said[4].startswith("The condition number of H + 0.1 I is at least 12500, so that a solve loses 4.1 or more")
-    assert "1 thing was mended exactly, 1 is worth knowing" in said[5]
+    assert "1 problem was fixed, exactly, 1 finding is worth knowing" in said[5]
     assert said[-1] == "Every figure asked for is within its tolerance, after 42 Hessian-vector products."
-
-
-def condition(**changes):
-    return Condition.from_dict({**examples.CONDITION, **changes})
 
 
 def refined(converged):
@@ -139,28 +147,27 @@ def refined(converged):
 
 def test_each_matrix_has_a_table_of_its_own():
     step = examples.bracket(0.0383, 0.0399)
-    page = report_html(examples.document(condition={**examples.CONDITION, "step": step}))
+    page = report_html(examples.record(condition={**examples.CONDITION, "step": step}))
     (section,) = (s for s in tree_of(page).iter("section") if s.get("aria-labelledby") == "conditioning")
     titles = [words(title) for title in section.iter("h3")]
     of_h, shifted = ([words(row[0]) for row in table.findall("tbody/tr")] for table in section.iter("table"))
     assert titles == ["Of H", "Of H + 0.1 I"]
     assert {"λ_max", "negative eigenvalues", "numerical rank", "stable rank"} <= {*of_h}
-    assert shifted[0] == "κ of H + 0.1 I"
-    assert rows(tree_of(page), "conditioning")["largest stable step"] == [
-        "0.0383",
-        "of gradient descent: 2/(λ_max + δ)",
-    ]
-    damped = sentences(examples.spectrum(condition=condition(step=step)), {})[0]
-    assert damped.endswith("up to a step of 0.0384 (2/λ_max, 95 %); on H + 0.1 I, up to 0.0383.")
-    plain = report_html(examples.document(condition={**examples.CONDITION, "damping": 0.0, "step": step}))
-    assert rows(tree_of(plain), "conditioning")["largest stable step"][1] == "of gradient descent: 2/λ_max"
+    assert shifted[0] == "condition number κ"
+    assert rows(tree_of(page), "conditioning")["largest stable step"] == ["0.0383", "learning rate: 2/(λ_max + δ)"]
+    assert rows(tree_of(page), "stability")["largest stable step"] == ["0.03846", "learning rate: 2/λ_max (95 %)"]
+    damped = sentences(examples.record(condition={**examples.CONDITION, "step": step}))[0]
+    assert damped.endswith("up to a learning rate of 0.0384 (2/λ_max, 95 %); on H + 0.1 I, up to 0.0383.")
+    plain = report_html(examples.record(condition={**examples.CONDITION, "damping": 0.0, "step": step}))
+    assert rows(tree_of(plain), "stability")["largest stable step"] == ["0.03846", "learning rate: 2/λ_max (95 %)"]
+    assert "largest stable step" not in rows(tree_of(plain), "conditioning")  # said once
     assert "Of H" not in words(tree_of(plain))
 
 
 @pytest.mark.parametrize("converged", [True, False])
 def test_a_refinement_is_shown_and_its_failure_said(converged):
     found = {**examples.CONDITION, "refined": refined(converged)}
-    page = report_html(examples.document(condition=found, blocks=None))
+    page = report_html(examples.record(condition=found, blocks=None))
     shown = rows(tree_of(page), "conditioning")["λ + δ nearest to 0"]
     assert shown == ["0.01 ± 0.03", "" if converged else "not converged"]
     said = words(tree_of(page))
@@ -171,16 +178,16 @@ def test_a_refinement_is_shown_and_its_failure_said(converged):
 
 def test_a_refinement_that_found_nothing_is_said():
     reasons = {"refined": "3 products did not finish a round; give more"}
-    said = words(tree_of(report_html(examples.document(condition={**examples.CONDITION, "reasons": reasons}))))
+    said = words(tree_of(report_html(examples.record(condition={**examples.CONDITION, "reasons": reasons}))))
     assert "The eigenvalue nearest to zero was not reached." in said
-    assert "No eigenvalue nearest to 0: 3 products did not finish a round" in said
+    assert "not available: λ nearest to 0 (3 products did not finish a round" in said
     assert "Every figure asked for" not in said
 
 
 def test_blocks_short_of_their_tolerance_are_said():
     def page_of(**changes):
         blocks = [{**block, "largest": examples.bracket(3.0, 3.01), **changes} for block in examples.BLOCKS["blocks"]]
-        return words(tree_of(report_html(examples.document(blocks={**examples.BLOCKS, "blocks": blocks}))))
+        return words(tree_of(report_html(examples.record(blocks={**examples.BLOCKS, "blocks": blocks}))))
 
     assert "Every figure asked for is within its tolerance" in page_of()
     missing = page_of(largest=None)
@@ -195,7 +202,7 @@ def test_blocks_short_of_their_tolerance_are_said():
 def test_lines_break_after_dots_and_underscores_and_never_before_an_error():
     name = "layers.0.layer_norm.weight"
     blocks = [{**examples.BLOCKS["blocks"][0], "name": name, "largest": None}]
-    page = report_html(examples.document(blocks={**examples.BLOCKS, "blocks": blocks}))
+    page = report_html(examples.record(blocks={**examples.BLOCKS, "blocks": blocks}))
     assert "layers.<wbr>0.<wbr>layer_<wbr>norm.<wbr>weight" in page
     assert "−8.0 ±\N{NO-BREAK SPACE}2" in page
     assert "1.170\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.03" in page
@@ -206,9 +213,9 @@ def test_lines_break_after_dots_and_underscores_and_never_before_an_error():
 def test_upper_ends_and_counts_that_are_certain_are_shown_where_there_are_any():
     found = {**examples.CONDITION, "digits_lost": examples.bracket(4.1, 4.3), "kappa": examples.bracket(100.0, 200.0)}
     found |= {"definite": "positive", "negative": examples.estimate(2.0, 50.0)}
-    shown = rows(tree_of(report_html(examples.document(condition=found))), "conditioning")
+    shown = rows(tree_of(report_html(examples.record(condition=found))), "conditioning")
     assert shown["digits lost in a solve"] == ["4.1 … 4.3", "of 7.2"]
-    assert shown["κ of H + 0.1 I"] == ["100 … 200", "positive definite; upper end at 95 %"]
+    assert shown["condition number κ"] == ["100 … 200", "positive definite; upper end at 95 %"]
     assert shown["negative eigenvalues"][0] == "2 … 52"  # two for certain, whatever the estimate leaves open
 
 
@@ -218,31 +225,66 @@ def ends(low, high, values, **changes):
         values, None, np.zeros(len(values)), np.full(len(values), 0.1), True, 9,
         largest=Bracket(*high, 0.95), smallest=Bracket(*low, 0.95),
     )  # fmt: skip
-    return sentences(Spectrum(9, pairs, None, None, 9, 1.0, True, asked=("eigenvalues",), **changes), {})
+    return sentences(Record(Spectrum(9, pairs, None, None, 9, 1.0, True, asked=("eigenvalues",), **changes)))
 
 
 def test_definiteness_is_said_only_where_it_is_known():
     assert "Every eigenvalue is positive (95 %)" in ends((0.5, 0.9), (3.0, 3.1), [3.0])[1]
-    assert "whether any is negative is left open" in ends((-0.5, 0.9), (3.0, 3.1), [3.0])[1]
+    assert "whether any is negative is not known" in ends((-0.5, 0.9), (3.0, 3.1), [3.0])[1]
     assert "(λ ≤ −0.2)" in ends((-0.5, -0.2), (3.0, 3.1), [3.0])[1]
     assert "(λ ≤ −0.9)" in ends((-1.5, 0.2), (3.0, 3.1), [3.0, -1.0])[1]  # −1 ± 0.1
     assert "(λ ≤ −0.199)" in ends((-0.5, -0.1999), (3.0, 3.1), [3.0])[1]  # rounded towards what is certain
-    assert "left open" in ends((-1.5, 0.2), (3.0, 3.1), [3.0, -0.05])[1]  # −0.05 ± 0.1
+    assert "is not known" in ends((-1.5, 0.2), (3.0, 3.1), [3.0, -0.05])[1]  # −0.05 ± 0.1
     assert "gradient descent" not in " ".join(ends((-3.0, -2.0), (-1.0, -0.5), [-2.5]))
 
 
 def test_interruptions_and_missing_figures_are_said():
     part = examples.spectrum(complete=False, trace=None, density=None)
-    page = report_html(examples.document(complete=False, trace=None, density=None, condition=None, blocks=None))
+    page = report_html(examples.record(complete=False, trace=None, density=None, condition=None, blocks=None))
     tree_of(page)
     assert "This run was interrupted" in page
     assert "Conditioning" not in page
-    assert "interrupted" in sentences(part, {})[-1]
+    assert "interrupted" in sentences(Record(part))[-1]
     bare = Spectrum(5, None, None, None, 0, 0.0, False)
-    assert "interrupted" in sentences(bare, {})[-1]
+    assert "interrupted" in sentences(Record(bare))[-1]
 
 
 @pytest.mark.parametrize("name", ["first", "before_conditioning"])
 def test_older_files_make_a_page(name):
-    older = json.loads((Path(__file__).parent / "older" / f"{name}.json").read_text())
-    tree_of(report_html(older))
+    tree_of(report_html(read_record(Path(__file__).parent / "older" / f"{name}.json")))
+
+
+def test_every_name_has_its_explanation_as_a_hover_and_as_text(page):
+    tree = tree_of(page)
+    hovers = {element.get("title") for element in tree.iter("span") if element.get("class") == "term"}
+    texts = {words(element) for details in tree.iter("details") for element in details.iter("dd")}
+    assert hovers <= texts  # not everybody can hover
+    assert {EXPLANATIONS[name] for name in ("eigenvalues", "trace", "step", "kappa", "rank")} <= hovers
+    for section in ("figures", "stability", "conditioning"):
+        (found,) = (s for s in tree.iter("section") if s.get("aria-labelledby") == section)
+        assert all(row.find(".//span[@title]") is not None for row in found.findall(".//tbody/tr"))
+    assert words(next(tree.iter("summary"))) == "What these figures mean"
+
+
+def test_a_learning_rate_in_the_options_is_judged():
+    document = examples.document()
+    options = {**document["provenance"]["options"], "lr": 0.1, "momentum": 0.9}
+    record = examples.record(provenance={**document["provenance"], "options": options})
+    page = report_html(record)
+    shown = rows(tree_of(page), "stability")
+    assert shown["largest stable step"][0] == "0.07307"  # 3.8/52 = 0.073077, rounded down
+    assert shown["edge of stability"] == ["38", "(2 + 2β)/lr at lr = 0.1, β = 0.9"]
+    assert shown["λ_max / edge"] == ["1.316 … 1.368", "not stable: above 1"]
+    said = (
+        "The learning rate 0.1 with momentum 0.9 is not stable: λ_max is 1.32 … 1.37 times the edge of stability, 38."
+    )
+    assert said in words(tree_of(page))
+
+
+def test_a_spectrum_alone_makes_a_page_and_a_notebook_cell():
+    page = report_html(Record(examples.spectrum()))
+    assert words(next(tree_of(page).iter("h1"))) == "Hessian spectrum"
+    assert "Where the figures come from" not in page
+    cell = notebook_html(examples.spectrum())
+    assert "<img" in cell
+    assert "Frobenius norm" in cell

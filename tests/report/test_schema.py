@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from report import examples
 
-from hvpspec.report.documents import read_spectrum, schema, spectrum_document
+from hvpspec.report.documents import read_spectrum, schema, to_document
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 
 OLDER = sorted((Path(__file__).parent / "older").glob("*.json"))
@@ -30,7 +31,7 @@ def test_every_part_validates_with_and_without():
     check(examples.document())
     for part in ("condition", "blocks", "preflight", "density", "trace", "frobenius_norm"):
         check(examples.document(**{part: None}))
-    check(spectrum_document(Spectrum(7, None, None, None, 0, 0.0, False), loss=0.5, provenance={}))
+    check(to_document(Record(Spectrum(7, None, None, None, 0, 0.0, False), 0.5)))
 
 
 @pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)
@@ -72,4 +73,4 @@ def test_what_is_wrong_is_refused(change):
 def test_infinite_errors_validate():
     found = examples.spectrum()
     assert math.isinf(found.eigenpairs.error[3])
-    check(spectrum_document(found, loss=1.0, provenance={}))
+    check(to_document(Record(found, 1.0)))

@@ -8,6 +8,7 @@ import pytest
 from conftest import lacking
 from report import examples
 
+from hvpspec.report.documents import read_record
 from hvpspec.report.html import report_html
 
 pytestmark = pytest.mark.browser
@@ -15,10 +16,10 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / ".cache/html-validate/node_modules/.bin/html-validate"
 BARE = {"condition": None, "blocks": None, "density": None, "preflight": None, "complete": False}
 PAGES = {
-    "all": examples.document,
-    "undamped": lambda: examples.document(condition={**examples.CONDITION, "damping": 0.0}),
-    "bare": lambda: examples.document(**BARE),
-    "older": lambda: json.loads((Path(__file__).parent / "older/first.json").read_text()),
+    "all": examples.record,
+    "undamped": lambda: examples.record(condition={**examples.CONDITION, "damping": 0.0}),
+    "bare": lambda: examples.record(**BARE),
+    "older": lambda: read_record(Path(__file__).parent / "older/first.json"),
 }
 
 
@@ -42,6 +43,6 @@ def test_the_page_is_valid(tmp_path, name):
 
 def test_what_is_not_valid_is_seen(tmp_path):
     path = tmp_path / "report.html"
-    page = report_html(examples.document())
+    page = report_html(examples.record())
     path.write_text(page.replace("<main>", "<main><p><div id='findings'></div></p>", 1), encoding="utf-8")
     assert any("element-permitted" in error or "no-dup-id" in error for error in errors(path))

@@ -14,12 +14,14 @@ from scipy import stats
 from hvpspec.atomic_files import write_json
 from hvpspec.errors import InputError
 from hvpspec.plots.comparison import plot_comparison
-from hvpspec.report.documents import schema
+from hvpspec.report.documents import schema, to_document
+from hvpspec.report.explanations import EXPLANATIONS
 from hvpspec.results.comparison import Value
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.record import Record
 from hvpspec.runs.compare import combined, compared, read_runs
-from hvpspec.runs.compare_table import comparison_notes, comparison_tables
+from hvpspec.runs.compare_table import comparison_explanations, comparison_notes, comparison_tables
 
 
 def runs(tmp_path, *documents, shared=False):
@@ -35,10 +37,8 @@ def runs(tmp_path, *documents, shared=False):
 
 
 def with_trace(value, error, confidence=0.95, **changes):
-    from hvpspec.report.documents import spectrum_document
-
     found = examples.spectrum(trace=Estimate(value, error, confidence, True, 30), **changes)
-    return spectrum_document(found, loss=0.5, provenance={})
+    return to_document(Record(found, 0.5))
 
 
 def test_errors_combine():
@@ -66,7 +66,7 @@ def test_significance_by_hand(tmp_path):
     for d, significant in ((limit * 1.001, True), (limit * 0.999, False), (-limit * 1.001, True)):
         found = compared(runs(tmp_path, with_trace(100.0, 3.0, **only), with_trace(100.0 + d, 4.0, **only)))
         (row,) = found.differences
-        assert (row.figure, row.run) == ("trace", "run1")
+        assert (row.quantity, row.run) == ("trace", "run1")
         assert row.difference == pytest.approx(d)
         assert row.error == row.limit == pytest.approx(limit)
         assert row.significant is significant
@@ -74,7 +74,7 @@ def test_significance_by_hand(tmp_path):
 
 def test_several_figures_widen_the_intervals(tmp_path):
     found = compared(runs(tmp_path, with_trace(100.0, 3.0), with_trace(106.0, 4.0)))
-    rows = {row.figure: row for row in found.differences}
+    rows = {row.quantity: row for row in found.differences}
     names = [
         "λ1 from the top",
         "λ2 from the top",
@@ -120,7 +120,7 @@ def test_eigenvalues_are_counted_from_their_end_of_the_spectrum(tmp_path):
         return with_trace(1.0, 1.0, eigenpairs=pairs)
 
     found = compared(runs(tmp_path, with_values(3.0, -2.99, 1.0), with_values(-3.01, 3.0, 1.0)))
-    rows = {row.figure: row for row in found.differences}
+    rows = {row.quantity: row for row in found.differences}
     assert rows["λ1 from the top"].difference == 0
     assert rows["λ1 from the bottom"].difference == pytest.approx(-0.02)
     assert rows["λ1 from the bottom"].significant
@@ -131,13 +131,13 @@ def test_conditioning_is_compared_where_the_damping_is_the_same(tmp_path):
     mine = {**examples.CONDITION, "effective_dimension": examples.estimate(10.0, 0.5)}
     other = {**mine, "effective_dimension": examples.estimate(20.0, 0.5), "stable_rank": examples.estimate(2.0, 0.03)}
     names = [
-        row.figure
+        row.quantity
         for row in compared(runs(tmp_path, *(examples.document(condition=c) for c in (mine, other)))).differences
     ]
-    assert {"stable rank", "effective dimension of H + 0.1 I", "negative mass", "κ of H + 0.1 I"} <= {*names}
+    assert {"stable rank", "effective dimension of H + 0.1 I", "sum of negative |λ|", "κ of H + 0.1 I"} <= {*names}
     other["damping"] = 0.2
     names = [
-        row.figure
+        row.quantity
         for row in compared(runs(tmp_path, *(examples.document(condition=c) for c in (mine, other)))).differences
     ]
     assert "stable rank" in names
@@ -146,7 +146,7 @@ def test_conditioning_is_compared_where_the_damping_is_the_same(tmp_path):
 
 def row_of(tmp_path, name, *conditions, **more):
     documents = [examples.document(condition={**examples.CONDITION, **condition}) for condition in conditions]
-    (row,) = (row for row in compared(runs(tmp_path, *documents, **more)).differences if row.figure == name)
+    (row,) = (row for row in compared(runs(tmp_path, *documents, **more)).differences if row.quantity == name)
     return row
 
 
@@ -201,11 +201,11 @@ def test_blocks_bulk_and_step_are_compared(tmp_path):
     found = {**examples.CONDITION, "bulk_mean": examples.estimate(0.1, 0.01), "step": examples.bracket(0.0383, 0.0399)}
     first = examples.document(condition=found)
     other = examples.document(condition={**found, "bulk_count": 396})
-    names = {row.figure: row for row in compared(runs(tmp_path, first, other)).differences}
+    names = {row.quantity: row for row in compared(runs(tmp_path, first, other)).differences}
     assert {"trace of features.weight", "norm of features.weight", "λ_max of features.weight"} <= {*names}
     assert "stable step, H + 0.1 I" in names
-    assert not any(name.startswith("bulk") for name in names)  # of another number of eigenvalues
-    assert "bulk mean, of 397" in {row.figure for row in compared(runs(tmp_path, first, first)).differences}
+    assert not any("others" in name for name in names)  # of another number of eigenvalues
+    assert "mean of 397 others" in {row.quantity for row in compared(runs(tmp_path, first, first)).differences}
 
 
 def test_runs_of_one_seed_have_errors_that_add(tmp_path):
@@ -256,7 +256,7 @@ def test_the_document_validates_and_the_picture_shows_every_run(tmp_path):
     found = compared(runs(tmp_path, examples.document(), with_trace(40.0, 2.0), with_trace(50.0, math.inf)))
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     jsonschema.validate(document, schema("compare"))
-    scree, trace, _ = plot_comparison(found).axes
+    _, scree, trace, _ = plot_comparison(found).axes
     assert len(scree.get_yticklabels()) > 2
     drawn = {
         (round(float(low), 3), round(float(high), 3))
@@ -273,7 +273,7 @@ def test_tables_fit_80_columns(tmp_path):
     assert max(map(len, lines)) <= 80
     (trace,) = (line.split() for line in lines if line.startswith("trace"))
     assert trace == ["trace", "36.2", "40.0", "3.8", "2.5"]
-    assert comparison_notes(found)[0].startswith("* significant: 0 of 8, together at 95 %")
+    assert comparison_notes(found)[0].startswith("* significant: 0 of 8 differences, at 95 % for all 8 together")
 
 
 def test_bad_input(tmp_path):
@@ -296,3 +296,11 @@ def test_labels_tell_runs_apart(tmp_path):
     labels = [run.label for run in read_runs([tmp_path / "a/x", tmp_path / "b/x/spectrum.json"])]
     assert labels == ["a/x", "b/x"]
     assert len({run.label for run in read_runs([tmp_path / "a/x", tmp_path / "a/x"])}) == 2
+
+
+def test_every_quantity_that_is_compared_is_explained_once(tmp_path):
+    found = compared(runs(tmp_path, examples.document(), examples.document()))
+    assert all(row.first.about in EXPLANATIONS for row in found.differences)
+    lines = comparison_explanations(found)
+    assert len(lines) == len({*lines}) == len({row.first.about for row in found.differences})
+    assert lines[0].startswith("λ1, λ2, …: Curvature")

@@ -1,1 +1,1 @@
-"""One checkpoint format a file: each reads a file safely, without running anything in it."""
+"""A checkpoint format a file. Each reads its files safely, without running anything in them."""

@@ -1,7 +1,7 @@
 """Checkpoints of torch.distributed.checkpoint: a directory with `.metadata` and the pieces that each rank wrote.
 
-torch's own reader unpickles `.metadata`, and would unpickle every entry that is no tensor. Here the metadata are read
-as inert data and the tensors with weights_only; all else is left alone. No process group is needed.
+torch's own reader unpickles `.metadata`, and every entry that is not a tensor. Here the metadata are read as inert data
+and the tensors with weights_only; the other entries are not read. No process group is needed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from hvpspec.checkpoint.formats.inert_pickle import Record, read_inert
 from hvpspec.checkpoint.formats.torch_pickle import read_torch
 from hvpspec.errors import CheckpointError
 
-_WHAT = "checkpoint of torch.distributed.checkpoint"
-_LARGEST_METADATA = 1 << 30
+_FORMAT = "checkpoint of torch.distributed.checkpoint"
+_MAX_METADATA_BYTES = 1 << 30
 
 
 def read_distributed(folder: Path) -> dict[str, Any]:
-    """The nested state dict that was saved, its tensors put together from their pieces; what is no tensor is None."""
+    """The nested state dict that was saved, with its tensors joined from their pieces, and None for other entries."""
     metadata = folder / ".metadata"
-    if metadata.stat().st_size > _LARGEST_METADATA:
-        raise damaged(folder, _WHAT, "its .metadata is too large")
+    if metadata.stat().st_size > _MAX_METADATA_BYTES:
+        raise damaged(folder, _FORMAT, "its .metadata is too large")
     try:
         top = read_inert(metadata.read_bytes())
         entries = top.get("state_dict_metadata")
@@ -42,21 +42,21 @@ def read_distributed(folder: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise damaged(folder, _WHAT, error) from error
+        raise damaged(folder, _FORMAT, error) from error
     if declared > held:
-        raise damaged(folder, _WHAT, f"it declares {declared:,} bytes of tensors, and its files hold {held:,}")
+        raise damaged(folder, _FORMAT, f"it declares {declared:,} bytes of tensors, but its files hold {held:,}")
     content: dict[str, Any] = {}
     for name, entry in entries.items():
         value = _assemble(folder, name, entry, places) if entry.is_a("TensorStorageMetadata") else None
         try:
             _place(content, (paths or {}).get(name) or (name,), value)
         except (TypeError, AttributeError) as error:
-            raise damaged(folder, _WHAT, error) from error
+            raise damaged(folder, _FORMAT, error) from error
     return content
 
 
 def _assemble(folder: Path, name: str, entry: Record, places: dict[Any, Record]) -> Tensor:
-    """One tensor from its pieces, which must cover it."""
+    """One tensor, joined from its pieces, which must cover it."""
     try:
         shape, dtype = tuple(entry.get("size")), _dtype(entry)
         whole = torch.empty(shape, dtype=dtype)
@@ -65,28 +65,29 @@ def _assemble(folder: Path, name: str, entry: Record, places: dict[Any, Record])
             offset, sizes = tuple(chunk.get("offsets")), tuple(chunk.get("sizes"))
             place = places.get((name, _offset(offset)), places.get((name, None)))
             if place is None:
-                raise damaged(folder, _WHAT, f"no file is named for a piece of {name}")
+                raise damaged(folder, _FORMAT, f"it names no file for a piece of {name}")
             if place.get("transform_descriptors"):
-                raise CheckpointError(f"{folder}: {name} was saved through a transform, which is not undone here.")
+                raise CheckpointError(f"{folder}: {name} was saved through a transform, which hvpspec cannot undo.")
             piece = _piece(inside(folder, place.get("relative_path"), folder / ".metadata"), place)
             window = tuple(slice(start, start + length) for start, length in zip(offset, sizes, strict=True))
             if tuple(piece.shape) != sizes or whole[window].shape != piece.shape:
-                raise damaged(folder, _WHAT, f"a piece of {name} has another shape than declared")
+                raise damaged(folder, _FORMAT, f"a piece of {name} has another shape than declared")
             whole[window] = piece
             covered += math.prod(sizes)
     except CheckpointError:
         raise
     except Exception as error:
-        raise damaged(folder, _WHAT, error) from error
+        raise damaged(folder, _FORMAT, error) from error
     if covered != whole.numel():
-        raise damaged(folder, _WHAT, f"the pieces of {name} do not make it up")
+        raise damaged(folder, _FORMAT, f"the pieces of {name} do not cover it")
     return whole
 
 
 def _piece(path: Path, place: Record) -> Tensor:
+    """The tensor at a place in one of the files."""
     offset, length = place.get("offset"), place.get("length")
     if offset < 0 or length <= 0 or offset + length > path.stat().st_size:
-        raise damaged(path.parent, _WHAT, f"{path.name} is shorter than declared")
+        raise damaged(path.parent, _FORMAT, f"{path.name} is shorter than declared")
     with path.open("rb") as file:
         file.seek(offset)
         content = file.read(length)
@@ -97,7 +98,7 @@ def _piece(path: Path, place: Record) -> Tensor:
     else:
         piece = read_torch(io.BytesIO(content), path)
     if not isinstance(piece, Tensor):
-        raise damaged(path, _WHAT, f"a {type(piece).__name__} stands where a tensor should")
+        raise damaged(path, _FORMAT, f"it holds a {type(piece).__name__} in place of a tensor")
     return piece
 
 
@@ -110,7 +111,7 @@ def _dtype(entry: Record) -> torch.dtype:
 
 
 def _bytes(entry: Record) -> int:
-    return math.prod(entry.get("size")) * _dtype(entry).itemsize
+    return int(math.prod(entry.get("size"))) * _dtype(entry).itemsize
 
 
 def _offset(offset: Any) -> tuple[int, ...] | None:
@@ -118,7 +119,7 @@ def _offset(offset: Any) -> tuple[int, ...] | None:
 
 
 def _place(content: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
-    """Puts a value where the planner took it from: ("model", "0.weight") → content["model"]["0.weight"]."""
+    """Puts a value where it was in the saved dict: ("model", "0.weight") → content["model"]["0.weight"]."""
     *above, last = [str(part) for part in path]
     for part in above:
         content = content.setdefault(part, {})

@@ -1,4 +1,4 @@
-"""What all formats need of the file system: heads of files, digests, and one way to say that a file is damaged."""
+"""What all formats need: the first bytes of a file, digests, and errors for files that are damaged or foreign."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from hvpspec.errors import CheckpointError
 
-_LARGEST_JSON = 100_000_000  # bytes; the index of a thousand shards takes a hundredth of it
+_MAX_JSON_BYTES = 100_000_000  # the index of a thousand shards has a hundredth of that
 
 
 def head(path: Path, length: int = 16) -> bytes:
@@ -26,35 +26,36 @@ def head(path: Path, length: int = 16) -> bytes:
     return first
 
 
+# (position, bytes there, what such a file is) of formats that are not read.
 _FOREIGN = (
-    (0, b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: git lfs pull fetches that"),
+    (0, b"version https://git-lfs", "is a Git LFS pointer, not the file itself: fetch that with git lfs pull"),
     (0, b"\x1f\x8b", "is compressed (gzip): unpack it first"),
     (0, b"BZh", "is compressed (bzip2): unpack it first"),
     (0, b"\xfd7zXZ", "is compressed (xz): unpack it first"),
     (0, b"\x28\xb5\x2f\xfd", "is compressed (zstd): unpack it first"),
     (0, b"7z\xbc\xaf", "is an archive (7z): unpack it first"),
     (257, b"ustar", "is an archive (tar): unpack it first"),
-    (0, b"\x89HDF", "is an HDF5 file, such as Keras writes, which is not read"),
-    (0, b"GGUF", "is a GGUF file, which is not read: its weights are quantised"),
-    (0, b"\x93NUMPY", "is one NumPy array, not a checkpoint"),
+    (0, b"\x89HDF", "is an HDF5 file (as Keras writes them), which hvpspec does not read"),
+    (0, b"GGUF", "is a GGUF file, which hvpspec does not read: its weights are quantised"),
+    (0, b"\x93NUMPY", "is a single NumPy array, not a checkpoint"),
 )
 
 
 def foreign(path: Path) -> CheckpointError:
-    """The error to raise for a file of no format that is read; it names the file's own where that is known."""
+    """The error for a file whose format is not read; it names the format where that is known."""
     first = head(path, 512)
     for place, magic, what in _FOREIGN:
         if first.startswith(magic, place):
             return CheckpointError(f"{path} {what}.")
     if first.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return CheckpointError(f"{path} is a web page, not a checkpoint: the download went wrong.")
+        return CheckpointError(f"{path} is a web page, not a checkpoint: the download failed.")
     return CheckpointError(f"{path} is not a checkpoint that torch.save or safetensors wrote.")
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises CheckpointError when it is none."""
-    if path.stat().st_size > _LARGEST_JSON:
-        raise CheckpointError(f"{path} is too large for the JSON file that it should be.")
+    """The content of a JSON file. Raises CheckpointError where it is not valid."""
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} is too large to be the JSON file that its name says.")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
@@ -62,28 +63,29 @@ def read_json(path: Path) -> Any:
 
 
 def inside(folder: Path, name: Any, said_by: Path) -> Path:
-    """A file that an index names, which must lie in the index's own folder."""
+    """A file that an index names, which must be in the folder of the index."""
     path = folder / str(name)
     if not isinstance(name, str) or not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{said_by} names {name!r}, which is no file in its own folder.")
+        raise CheckpointError(f"{said_by} names {name!r}, which is not in its own folder.")
     if not path.is_file():
-        raise CheckpointError(f"{said_by} names {name}, which is not there; the checkpoint is not complete.")
+        raise CheckpointError(f"{said_by} names {name}, which does not exist; the checkpoint is incomplete.")
     return path
 
 
 def damaged(path: Path, what: str, error: Exception | str) -> CheckpointError:
-    """The error to raise when a file fails to be what its first bytes promise."""
+    """The error for a file that is not what its first bytes say."""
     reason = error if isinstance(error, str) else f"{type(error).__name__}: {one_line(error)}"
     return CheckpointError(f"{path} is not a {what}, or it is damaged ({reason}).")
 
 
 def one_line(error: object, limit: int = 160) -> str:
+    """A message as one line of at most `limit` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def checkpoint_files(path: Path) -> list[Path]:
-    """The files of a checkpoint: itself, all those in its directory, or an index with the shards that it names."""
+    """The files of a checkpoint: itself, all files in its directory, or an index and the shards that it names."""
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
     if path.name.endswith(".json"):
@@ -95,8 +97,8 @@ def checkpoint_files(path: Path) -> list[Path]:
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a checkpoint, in hexadecimal.
 
-    Of a directory, or of an index and its shards: the SHA-256 of the lines "digest  relative/path\\n" of its files in
-    the order of their paths, which `sha256sum` on the files gives.
+    Of a directory, or of an index and its shards, it is the SHA-256 of the lines that `sha256sum` prints for the files
+    in the order of their paths: "digest  relative/path\\n".
     """
     path = Path(path)
     files = checkpoint_files(path)

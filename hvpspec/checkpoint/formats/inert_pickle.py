@@ -1,4 +1,4 @@
-"""Pickles read as data: whatever class they name becomes an inert record, so that nothing of theirs is ever called."""
+"""Reads pickles as data: each class that they name becomes an inert record, so that nothing in them is ever called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Record:
-    """Stands for an object: the class it names, what it was made with, and its state."""
+    """Stands for an object: its class, the arguments that it was made with, and its state."""
 
     module: str = ""
     name: str = ""
@@ -23,19 +23,20 @@ class Record:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def __hash__(self) -> int:  # records serve as keys before their state is known
+    def __hash__(self) -> int:  # records are used as keys before their state is known
         return id(self)
 
     def get(self, name: str) -> Any:
-        """An entry of the state, None when it has none. (No __getitem__: a pickle could iterate over it for ever.)"""
+        """An entry of the state, or None. (Without __getitem__, through which a pickle could iterate for ever.)"""
         return self.state.get(name) if isinstance(self.state, dict) else None
 
     def is_a(self, name: str) -> bool:
+        """Whether the class has that name."""
         return self.name == name
 
 
 class _Unpickler(pickle._Unpickler):
-    """In Python, because the C one allots a memo as long as the largest index that a file makes up."""
+    """pickle's Python version. The one in C allocates a memo as long as the largest index in a file, true or false."""
 
     def __init__(self, content: bytes, storage: Callable[[Any], Any] | None) -> None:
         super().__init__(io.BytesIO(content), encoding="utf-8")
@@ -55,7 +56,7 @@ class _Unpickler(pickle._Unpickler):
         return self._records[key]
 
     def get_extension(self, code: int) -> None:
-        raise pickle.UnpicklingError("extension codes are not read")
+        raise pickle.UnpicklingError("extension codes are not supported")
 
     def persistent_load(self, pid: Any) -> Any:
         if self._storage is None:
@@ -66,7 +67,7 @@ class _Unpickler(pickle._Unpickler):
 def read_inert(content: bytes, storage: Callable[[Any], Any] | None = None) -> Any:
     """The object that a pickle holds, of plain Python values, dtypes and `Record`s.
 
-    storage: turns a persistent id (torch's way to name a tensor's memory) into an object.
-    Malformed pickles raise exceptions of many kinds.
+    storage: turns a persistent id, with which torch names the memory of a tensor, into an object.
+    Malformed pickles raise exceptions of many types.
     """
     return _Unpickler(content, storage).load()

@@ -1,8 +1,8 @@
-"""What a pickle may name beside tensors without anyone's leave: for each, something inert that stands for it.
+"""What a pickle may hold besides tensors without permission: for each such class, an inert stand-in.
 
-Training checkpoints hold NumPy's numbers, a random generator's state, a defaultdict, the arguments of a command line.
-None of it is a weight. It is read by code that is here, so that a file never reaches NumPy's own unpickling, which is
-C and takes objects, nor any class's constructor.
+Training checkpoints hold NumPy numbers, the state of a random generator, a defaultdict, the arguments of a command
+line. None of these are weights. They are read by the code below, so that a file never reaches NumPy's own unpickling,
+which is written in C and accepts objects, or the constructor of a class.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hvpspec.checkpoint.formats.inert_pickle import Record
 
 
 class DType:
-    """numpy.dtype: of plain numbers, else None."""
+    """Stands for numpy.dtype. `known` is None unless it is of plain numbers."""
 
     def __init__(self, code: Any = None, *_: Any) -> None:
         self._code, self._order = code, "="
@@ -33,7 +33,7 @@ class DType:
 
 
 class Array:
-    """numpy.ndarray. `values`: None unless they are plain numbers."""
+    """Stands for numpy.ndarray. `values` is None unless it holds plain numbers."""
 
     def __init__(self) -> None:
         self.values: np.ndarray[Any, Any] | None = None
@@ -47,12 +47,12 @@ class Array:
 
 
 def _array(*_: Any) -> Array:
-    """numpy's _reconstruct, which makes an empty array for __setstate__ to fill."""
+    """Stands for NumPy's _reconstruct, which makes an empty array for __setstate__ to fill."""
     return Array()
 
 
 def _scalar(dtype: Any = None, content: Any = None, *_: Any) -> Any:
-    """A NumPy number as Python's; None for what is no number."""
+    """A NumPy number as a Python number; None where it is not a number."""
     known = dtype.known if isinstance(dtype, DType) else None
     if known is None or not isinstance(content, bytes) or len(content) != known.itemsize:
         return None
@@ -68,17 +68,17 @@ def _list(*_: Any) -> list[Any]:
 
 
 def _no_bytes(*_: Any) -> bytes:
-    """`bytes()`, as an empty array has it; never bytes(n), which would allot them."""
+    """Stands for `bytes()`, as in an empty array; never calls bytes(n), which would allocate memory."""
     return b""
 
 
 def stand_in(module: str, name: str) -> type[Record]:
-    """A class of inert records with the name of another."""
+    """A class of inert records with the name of another class."""
     return type(name, (_Container,), {"module": module, "name": name})
 
 
 class _Container(Record):
-    """A record that takes entries, in case that it stands for a list or a dict, and forgets them."""
+    """A record that accepts entries, in case that it stands for a list or a dict, and discards them."""
 
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
@@ -105,4 +105,4 @@ STAND_INS: dict[str, Any] = {
     "builtins.bytes": _no_bytes,
     **{f"{module}.{name}": stand_in(module, name) for module, name in _RECORDS},
 }
-"""By the full name that a pickle has."""
+"""By the full name that a pickle gives."""

@@ -1,0 +1,47 @@
+"""Checks an engine against the reference, before any of its products is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hvpspec.objective.objective import Objective
+from hvpspec.oracle import autograd
+
+# Relative difference of two engines' products that rounding explains, where nothing in the model amplifies it.
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
+_MAX_TIMES_REFERENCE = 3.0  # the error of an engine may be so many times that of the reference
+
+
+def disagreement(engine: Callable[[Tensor], Tensor], objective: Objective) -> str | None:
+    """By how much an engine's product with a random vector differs from the reference; None where rounding explains it.
+
+    Where the two differ by more than the usual rounding, the rounding error of the reference itself is measured: with
+    float64 as the truth, or, in float64, by changing the last digit of the vector. (Kinks such as ReLU's amplify
+    rounding in the forward pass.)
+    """
+    n, dtype, device = objective.space.n, objective.dtype, objective.device
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(n, 1, generator=generator, dtype=torch.float64).to(device, dtype)
+    reference, found = autograd.hvp(objective, v), engine(v)
+    off = relative_difference(found, reference)
+    if off <= _ROUNDING[dtype]:
+        return None
+    if dtype == torch.float32:
+        exact = autograd.hvp(objective.in_float64(), v.double())
+        rounding = relative_difference(reference.double(), exact)
+        off = relative_difference(found.double(), exact)
+    else:
+        nudged = autograd.hvp(objective, v * (1 + 2**-50))
+        rounding = relative_difference(nudged, reference)
+    if off <= _MAX_TIMES_REFERENCE * rounding + _ROUNDING[dtype]:
+        return None
+    return f"its products are off by {off:.1e}, and rounding explains {rounding:.1e}"
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """|found − expected| / |expected|, or |found| where nothing is expected."""
+    scale = float(expected.norm())
+    return float((found - expected).norm()) / scale if scale else float(found.norm())

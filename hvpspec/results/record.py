@@ -1,0 +1,81 @@
+"""What one spectrum.json says: a spectrum, the loss it belongs to, the preflight, and where it all comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from hvpspec.results.codec import LEFT_OUT, decode, encode
+from hvpspec.results.preflight import Preflight
+from hvpspec.results.spectrum import Spectrum
+
+_Text = Annotated[str | None, LEFT_OUT]
+_Count = Annotated[int | None, LEFT_OUT]
+_Number = Annotated[float | None, LEFT_OUT]
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The checkpoint that was loaded. key: where in the file the state dict lies. bytes: its size."""
+
+    path: str
+    key: str | None = None
+    sha256: _Text = None
+    bytes: _Count = None
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """The data of the loss: how they were named, the number of batches, and the sum of the weights of the batches."""
+
+    source: _Text = None
+    batches: _Count = None
+    weight: _Number = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """All that is needed to compute a spectrum again, and to judge whether two spectra are comparable.
+
+    Each field may be missing, as some are in files of older versions. model, loss: how they were named. options: what
+    was asked for, by name. versions: of hvpspec, Python and the packages that it uses. command: the command line,
+    argument by argument. finished: date and time (ISO 8601). seconds: the whole run, loading included.
+    """
+
+    checkpoint: Annotated[CheckpointFile | None, LEFT_OUT] = None
+    model: _Text = None
+    data: Annotated[DataSource | None, LEFT_OUT] = None
+    loss: _Text = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: _Count = None
+    dtype: _Text = None
+    device: _Text = None
+    threads: _Count = None
+    engine: _Text = None
+    engine_plan: _Text = None
+    attention_backend: _Text = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    platform: _Text = None
+    command: tuple[str, ...] = ()
+    finished: _Text = None
+    seconds: _Number = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As spectrum.json has it: what is missing is left out."""
+        return {name: entry for name, entry in encode(self).items() if entry not in ({}, [])}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
+        """Reads what `to_dict` gives, of other versions as well: what is not known here is left out."""
+        return decode(cls, data)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """All that is known of one run. loss: its value on the data, at the checkpoint; None where it is not known."""
+
+    spectrum: Spectrum
+    loss: float | None = None
+    preflight: Preflight | None = None
+    provenance: Provenance = field(default_factory=Provenance)

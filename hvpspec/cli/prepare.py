@@ -21,7 +21,7 @@ from hvpspec.cli.options import Options, Source
 from hvpspec.cli.provenance import describe
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
-from hvpspec.krylov.blocks import find_groups
+from hvpspec.krylov.blocks import find_blocks
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
@@ -114,7 +114,7 @@ def open_checkpoint(
     loaded = load(checkpoint, source, screen)
     H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
     # Blocks first: a pattern that matches nothing is refused before any product.
-    blocks = find_groups(H, options.blocks) if options.blocks else ()
+    blocks = find_blocks(H, options.blocks) if options.blocks else ()
     findings = [*loaded.findings, *examine(loaded.model, H.device)]
     loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.estimators.shared_pass import share_room
-from hvpspec.krylov.basis import check_storage
-from hvpspec.krylov.blocks import find_groups
+from hvpspec.krylov.basis import check_storage, peak_vectors
+from hvpspec.krylov.blocks import find_blocks
+from hvpspec.krylov.probes import MAX_LIVE_PROBES
 from hvpspec.krylov.vectors import inner
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import PILOT_PROBES, SpectrumOptions, planned_hvps, planned_probes, planned_steps
@@ -26,7 +27,6 @@ from hvpspec.results.preflight import Preflight
 
 _SECONDS_PER_STEP = 5e-3  # of an estimator besides a product, however short the vectors
 _PASSES_PER_VECTOR = 0.15  # the cost of subtracting one basis vector, in inner products of two vectors with themselves
-_LIVE = 64  # probes that are kept, each with its image
 _COMPILER_BYTES = 120 << 20  # what tracing and compiling take besides what they keep, as measured
 _DENSE_BULK_FACTOR = 12  # times the planned steps, for eigenvalues in a dense bulk
 _OUTLIERS = 60  # eigenvalues that a basis removes, about: by the planned steps, and by those that save more in probes
@@ -113,13 +113,12 @@ def with_forecast(
 
     held: bytes in use after a product, besides what that itself took.
     """
-    blocks = () if options.blocks is None else find_groups(H, options.blocks)
-    n, itemsize = H.shape[0], H.torch_dtype.itemsize
+    blocks = () if options.blocks is None else find_blocks(H, options.blocks)
+    n, itemsize = int(H.shape[0]), H.torch_dtype.itemsize
     plan = forecast(n, options, moments, tuple(block.size for block in blocks))
     room = check_storage(options.basis_memory, options.basis_on).vectors(n, H.torch_dtype, H.device)
-    share_room(
-        room, n, itemsize, (min(options.k, n) if options.pairs else 1) + 3, probes=bool(options.sampled)
-    )  # refuses too little
+    least = (options.k if options.pairs else 1) + 3
+    share_room(room, n, itemsize, least, probes=bool(options.sampled))  # too little memory is refused now
     pace = _seconds_of_an_inner_product(H)
     compiler = _COMPILER_BYTES if H.engine == "autograd" and H.device.type == "cpu" else 0
 
@@ -131,7 +130,7 @@ def with_forecast(
     def memory(hvps: int, probes: int, further: int = 0) -> int | None:
         if held is None or known.memory is None:
             return None
-        vectors = _grown(hvps - probes) + 2 * min(probes, _LIVE)
+        vectors = peak_vectors(hvps - probes) + 2 * min(probes, MAX_LIVE_PROBES)
         long = min(vectors, room) * n * itemsize
         return held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + further
 
@@ -155,11 +154,3 @@ def _seconds_of_an_inner_product(H: HessianOperator) -> float:
         float(inner(X, X)[0, 0])
         fastest = min(fastest, time.perf_counter() - start)
     return fastest
-
-
-def _grown(vectors: int) -> int:
-    """The most vectors that a basis of so many holds on the way: it is copied where its room runs out."""
-    room = 32
-    while 2 * room < vectors:
-        room = min(2 * room, room + 128)
-    return max(vectors, 2 * room) if vectors > room else vectors

@@ -18,7 +18,7 @@ from hvpspec import cli
 from hvpspec.cli import console
 from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, inspect_operator
-from hvpspec.preflight.forecast import Moments, _grown, forecast, read_moments
+from hvpspec.preflight.forecast import Moments, forecast, read_moments
 from hvpspec.report.terminal import measured_lines
 
 CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
@@ -135,10 +135,6 @@ def test_peak_memory(budget):
     found = Preflight.from_dict(figures)
     assert made == budget == found.most_hvps
     assert found.expected_memory / 1.4 <= peak <= 1.25 * found.most_memory
-
-
-def test_a_basis_is_copied_as_it_grows():
-    assert [_grown(m) for m in (1, 32, 33, 64, 65, 200, 300)] == [1, 32, 64, 64, 128, 256, 512]
 
 
 def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeypatch, capsys):

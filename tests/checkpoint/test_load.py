@@ -80,9 +80,7 @@ class TestMismatch:
     def test_not_strict_loads_what_there_is(self, saved, tmp_path):
         content = {"0.weight": saved[0].weight.detach(), "extra": torch.ones(2)}
         path = save(content, tmp_path / "m.pt")
-        with pytest.warns(
-            CheckpointWarning, match=r"does not hold 0\.bias, 1\.weight, .*that it was built with"
-        ):
+        with pytest.warns(CheckpointWarning, match=r"does not hold 0\.bias, 1\.weight, .*that it was built with"):
             model = hvpspec.load_checkpoint(path, net(), strict=False)
         assert torch.equal(model[0].weight, saved[0].weight)
         with pytest.raises(CheckpointError, match="different shape"):

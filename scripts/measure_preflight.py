@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from usage import only_help
 
 ROOT = Path(__file__).parent.parent
 HVPSPEC = [sys.executable, "-m", "hvpspec"]
@@ -108,4 +109,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    only_help(__doc__)
     main()

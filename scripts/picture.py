@@ -8,6 +8,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from usage import only_help
+
 from hvpspec import cli
 from hvpspec.plots.spectrum import plot
 from hvpspec.plots.style import to_bytes
@@ -27,4 +29,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    only_help(__doc__)
     main()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
+from usage import only_help
 
 from hvpspec import demo
 
@@ -39,4 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    only_help(__doc__)
     main()

@@ -1,6 +1,6 @@
-"""The layout that hvpspec/README.md draws: imports flow one way, without circles, and every room can be seen at a glance.
+"""The layout in hvpspec/README.md: imports flow one way and in no circle; folders, files and functions stay small.
 
-Lazy imports and those for type checkers count as well: they hide a circle, they do not remove it.
+Imports inside functions and for type checkers count too: they hide a circle, they do not remove it.
 """
 
 import ast
@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hvpspec"
 
-# From the ground up: a module may import its own floor and those below.
+# From the ground up: a module may import from its own floor and from those below.
 FLOORS = (
     "ground",  # the files of the package itself
     "results", "demo", "checkpoint", "objective", "oracle", "operators", "krylov", "bounds", "estimators", "preflight",
     "plots", "report", "runs", "cli",
 )  # fmt: skip
-TOP = ("hvpspec", "hvpspec.__main__")  # these two know everything
-NUMERICS = ("krylov", "bounds", "estimators")  # on any symmetric operator
-MODELS = ("checkpoint", "objective", "oracle", "operators")  # what the numerics must not know
+TOP = ("hvpspec", "hvpspec.__main__")  # these two may import from everywhere; nothing imports them
+NUMERICS = ("krylov", "bounds", "estimators")  # for any symmetric operator
+MODELS = ("checkpoint", "objective", "oracle", "operators")
 
-MOST_FILES = 12  # a folder, besides __init__.py
-MOST_LINES = 400  # a file
-LONGEST_FUNCTION = 50  # lines after signature and docstring
+MAX_FILES_IN_A_FOLDER = 12  # besides __init__.py
+MAX_LINES_OF_A_FILE = 400
+MAX_LINES_OF_A_BODY = 50  # of a function, after signature and docstring
 
 
 def modules(package=PACKAGE):
@@ -37,7 +37,7 @@ def modules(package=PACKAGE):
 
 
 def imported(tree, known):
-    """The modules of the package that a file imports, wherever in it."""
+    """The modules of the package that a file imports, anywhere in it."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -75,7 +75,7 @@ def upward(imports):
 
 
 def circles(imports):
-    """A circle of imports, if there is one."""
+    """The first circle of imports that is found; None if there is none."""
     done, path = set(), []
 
     def follow(name):
@@ -94,7 +94,7 @@ def circles(imports):
 
 
 def of_models(imports):
-    """Imports of models, losses and data by the numerics."""
+    """Imports of models, losses and data where any symmetric operator must do."""
     return [
         f"{name} imports {other}"
         for name, others in imports.items()
@@ -118,7 +118,7 @@ def test_there_are_no_circles():
     assert circles(graph()) is None
 
 
-def test_the_numerics_know_no_models():
+def test_the_numerics_import_no_models():
     assert of_models(graph()) == []
 
 
@@ -132,19 +132,19 @@ def test_the_numerics_know_no_models():
         ("hvpspec.cli.options", "import hvpspec", upward),
     ],
 )
-def test_an_import_turned_round_is_seen(module, line, check):
+def test_an_import_in_the_wrong_direction_is_found(module, line, check):
     known = modules()
     broken = dict(graph())
     broken[module] = broken[module] | set(imported(ast.parse(line), known))
     assert check(broken)
 
 
-def test_every_room_can_be_seen_at_a_glance():
+def test_no_folder_is_crowded():
     folders = {path.parent for path in modules().values()}
     crowded = [
         f"{folder.relative_to(ROOT)}: {count} files"
         for folder in sorted(folders)
-        if (count := len([path for path in folder.glob("*.py") if path.name != "__init__.py"])) > MOST_FILES
+        if (count := len([path for path in folder.glob("*.py") if path.name != "__init__.py"])) > MAX_FILES_IN_A_FOLDER
     ]
     assert crowded == []
 
@@ -154,7 +154,7 @@ def test_no_file_is_long(folder):
     long = [
         f"{path.relative_to(ROOT)}: {count} lines"
         for path in sorted((ROOT / folder).rglob("*.py"))
-        if (count := len(path.read_text().splitlines())) > MOST_LINES
+        if (count := len(path.read_text().splitlines())) > MAX_LINES_OF_A_FILE
     ]
     assert long == []
 
@@ -164,13 +164,28 @@ def test_no_function_is_long():
         f"{name}.{node.name}: {count} lines"
         for name, path in modules().items()
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (count := body_lines(node)) > LONGEST_FUNCTION
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (count := body_lines(node)) > MAX_LINES_OF_A_BODY
     ]
     assert long == []
 
 
-def test_the_map_names_every_folder():
+def test_the_map_names_every_folder_in_the_order_of_the_floors():
     text = (PACKAGE / "README.md").read_text()
-    rows = set(re.findall(r"^\| `([\w/]+)/?` \|", text, re.MULTILINE))
-    rooms = {path.parent.relative_to(PACKAGE).as_posix() for path in modules().values()} - {"."}
-    assert {row.rstrip("/") for row in rows if "/" in row or (PACKAGE / row).is_dir()} == rooms
+    table = text[text.index("| folder |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| `([\w/]+)` \|", table, re.MULTILINE)
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in modules().values()} - {"."}
+    assert len(rows) == len(set(rows))
+    assert set(rows) == folders
+    assert [row for row in rows if "/" not in row] == list(FLOORS[1:])
+
+
+@pytest.mark.parametrize("page", ["hvpspec/README.md", ".github/CONTRIBUTING.md"])
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text()
+    names = set(re.findall(r"`([\w./-]+/[\w.-]*|[\w-]+\.(?:py|md|txt|toml))(?::\w+)?`", text))
+    assert names
+    for name in names:
+        assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
+    for name, word in re.findall(r"`([\w/]+\.py):(\w+)`", text):
+        assert re.search(rf"^(def |class )?{word}\b", (PACKAGE / name).read_text(), re.MULTILINE), f"{name}:{word}"

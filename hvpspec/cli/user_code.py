@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.losses import NAMED_LOSSES
+from hvpspec.options import LOSS_NAMES
 
 
 def load_model(spec: str) -> nn.Module:
@@ -37,9 +37,9 @@ def load_data(spec: str) -> Iterable[Any]:
 def load_loss(spec: str) -> str | Callable[..., Any] | nn.Module:
     """A loss's name as it is; else the function (or torch criterion) that `spec` names."""
     if ":" not in spec:
-        if spec not in NAMED_LOSSES:
+        if spec not in LOSS_NAMES:
             raise InputError(
-                f"--loss {spec}: no loss has that name; choose one of {', '.join(NAMED_LOSSES)}, "
+                f"--loss {spec}: no loss has that name; choose one of {', '.join(LOSS_NAMES)}, "
                 "or name your own as file.py:function."
             )
         return spec

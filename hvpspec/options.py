@@ -28,13 +28,12 @@ SampledQuantity = Literal["trace", "frobenius_norm"]
 Which = Literal["LM", "LA", "SA", "BE"]
 Place = Literal["device", "cpu", "disk"]
 Engine = Literal["auto", "autograd", "linearized", "compiled", "cudagraph", "finite-difference"]
-"""How a Hessian-vector product is computed; see `HessianOperator`."""
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 SAMPLED_QUANTITIES: tuple[SampledQuantity, ...] = get_args(SampledQuantity)  # those that random probes estimate
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+# The functions are in hvpspec/objective/losses.py, which needs torch.
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
-"""The losses that have a name; hvpspec/objective/losses.py has the functions."""
 
 DEFAULT_MAX_HVPS = 1000  # of a call that names no budget and has no other end
 DEFAULT_REFINE_HVPS = 500

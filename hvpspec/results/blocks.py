@@ -13,8 +13,6 @@ from hvpspec.wording import counted, listed
 
 BRACKET_WIDTH = 0.01  # that a block's λ_max is brought to, relative to it, where the budget allows
 
-BRACKET_WIDTH = 0.01  # that a block's λ_max is brought to, relative to it, where the budget allows
-
 
 @dataclass(frozen=True)
 class Block:

@@ -48,7 +48,7 @@ from hvpspec import cli
         (["--lr", "0.1", "--momentum", "1"], "--momentum must be a number ≥ 0 and < 1; got 1."),
         (["--momentum", "0.9"], "--momentum needs a learning rate as well: add --lr."),
         (["--expect-loss", "low"], "--expect-loss low: give the loss as a number"),
-        (["--blocks", "nothing*"], "no parameter belongs to a block 'nothing*'. Near it:"),
+        (["--blocks", "nothing*"], "no parameter matches the block 'nothing*'. Similar names:"),
         (["--rtol", "much"], "Invalid value for '--rtol'"),
         (["--nonsense"], "No such option: --nonsense"),
     ],
@@ -75,7 +75,7 @@ def files(folder):
     ("options", "message"),
     [
         (["--only", "trace", "--refine"], "which needs the density: add it to the quantities asked for (--only)."),
-        (["--blocks", "nothing*"], "belongs to a block"),
+        (["--blocks", "nothing*"], "matches the block"),
     ],
 )
 def test_options_that_cannot_be_met_are_refused_before_anything_is_measured(

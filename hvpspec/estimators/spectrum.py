@@ -192,7 +192,16 @@ class Pass:
         self.start = time.perf_counter()
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         self.known = Spectrum(
-            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted
+            operator.n,
+            None,
+            None,
+            None,
+            0,
+            0.0,
+            complete=False,
+            asked=options.quantities,
+            predicted=predicted,
+            which=options.which,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""The conditioning and block figures of trained models beside their explicit Hessians, and a Hessian by differences."""
+"""Conditioning and blocks of trained models, compared with explicit Hessians and a Hessian by finite differences."""
 
 import math
 
@@ -37,7 +37,7 @@ def bulk(values, found):
 
 @pytest.fixture(scope="module")
 def digits():
-    """The explicit Hessian, of which some columns are made anew by plain autograd, and its eigenvalues."""
+    """The explicit Hessian, some columns of which are computed again by plain autograd, and its eigenvalues."""
     model = hvpspec.load_checkpoint(demo.CHECKPOINT, demo.build())
     operator = hvpspec.HessianOperator(model, "cross_entropy", demo.batches(), dtype="float64")
     H = operator @ np.eye(operator.shape[0])
@@ -54,7 +54,7 @@ def digits():
 
 
 def test_every_figure_of_the_digits_checkpoint(digits):
-    """All at once: at 95 % each, one or two of some thirty may be out by a little, but not by much."""
+    """At 95 % each, one or two of some thirty may be outside their intervals, but not by much."""
     dense, values = digits
     model = hvpspec.load_checkpoint(demo.CHECKPOINT, demo.build())
     H = hvpspec.HessianOperator(model, "cross_entropy", demo.batches(), dtype="float64")

@@ -1,1 +1,1 @@
-"""The public calls: spectral quantities of any symmetric operator from its products. Nothing here knows models or data."""
+"""The public calls: spectral quantities of any symmetric operator, from its products. Models and data are not known."""

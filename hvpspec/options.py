@@ -35,6 +35,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 # The functions are in hvpspec/objective/losses.py, which needs torch.
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
 
+SERIES_QUANTITIES: tuple[Quantity, ...] = ("eigenvalues", "trace", "frobenius_norm")  # the density allows no warm start
 DEFAULT_MAX_HVPS = 1000  # of a call that names no budget and has no other end
 DEFAULT_REFINE_HVPS = 500
 PILOT_PROBES = 8  # the fewest probes that an interval is taken from

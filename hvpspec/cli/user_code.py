@@ -28,7 +28,7 @@ def load_model(spec: str) -> nn.Module:
 
 def load_data(spec: str) -> Iterable[Any]:
     """The batches that a function named by `spec` returns, or that `spec` names itself."""
-    data = _call(spec, "--data")
+    data: Iterable[Any] = _call(spec, "--data")
     if inspect.isgenerator(data):
         raise InputError(f"--data {spec}: a generator passes once only; return a list of batches or a DataLoader.")
     return data
@@ -43,7 +43,8 @@ def load_loss(spec: str) -> str | Callable[..., Any] | nn.Module:
                 "or name your own as file.py:function."
             )
         return spec
-    return load_object(spec, "--loss")
+    loss: Callable[..., Any] | nn.Module = load_object(spec, "--loss")
+    return loss
 
 
 def load_object(spec: str, option: str) -> Any:

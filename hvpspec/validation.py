@@ -1,10 +1,10 @@
-"""The options that estimators share, checked before any product is made."""
+"""Checks of options, made before any product; and the tolerance of an estimate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hvpspec.errors import InputError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """When an estimate is good enough: half-width at `confidence` ≤ max(rtol · |value|, atol)."""
+    """When an estimate is accurate enough: half-width at `confidence` ≤ max(rtol · |value|, atol)."""
 
     rtol: float = 0.01
     atol: float = 0.0
@@ -25,9 +25,13 @@ class Tolerance:
             _not_negative(name, getattr(self, name))
         check_confidence(self.confidence)
 
-    def allowed(self, value: float, scale: float = 0.0) -> float:
-        """The half-width that will do; `scale` stands in for a smaller value in the relative part."""
-        return max(self.rtol * max(abs(value), scale), self.atol)
+    def allowed(self, value: float, norm: float = 0.0) -> float:
+        """The largest half-width that is within the tolerance: relative to `norm` for a value smaller than that."""
+        return max(self.rtol * max(abs(value), norm), self.atol)
+
+    def relative_to(self, value: float, norm: float = 0.0) -> Literal["value", "frobenius_norm"]:
+        """What the relative tolerance is taken of: the norm for a smaller value, unless `atol` is the looser one."""
+        return "frobenius_norm" if abs(value) < norm and self.rtol * norm > self.atol else "value"
 
 
 def check_count(name: str, value: Any) -> int:
@@ -89,5 +93,5 @@ def _is_real(value: Any) -> bool:
 
 
 def all_finite(vectors: Tensor) -> bool:
-    """Whether no entry is NaN or Inf; a single sum says so where there is none."""
+    """Whether no entry is NaN or Inf. (The sum is checked first: it is faster, and finite in most cases.)"""
     return bool(vectors.sum().isfinite()) or bool(vectors.isfinite().all())

@@ -1,1 +1,1 @@
-"""What the numbers of a Krylov space and of random probes allow to be claimed."""
+"""What a Krylov space and random probes prove about the spectrum: intervals, brackets and error bounds."""

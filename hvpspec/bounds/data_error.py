@@ -1,10 +1,12 @@
-"""How far the figures would differ on other data: the spread, over folds of the batches, of the products made anyway.
+"""How much the estimates would differ on other data, from the spread of the products over folds of the batches.
 
-With H = Σ_g w_g H_g / Σ_g w_g, the part of fold g in a figure is to first order vᵀH_g v (an eigenvalue with
-eigenvector v), tr H_g, or ⟨H, H_g⟩ / ‖H‖_F. The folds being a sample from a population, the standard error of their
-weighted mean f is √(G/(G − 1) Σ_g (w_g / Σ w)² (f_g − f)²). (Cochran, Sampling Techniques, 3rd ed., section 6.3.)
+With H = Σ_g w_g H_g / Σ_g w_g, the contribution of fold g is to first order vᵀH_g v (to an eigenvalue with eigenvector
+v), tr H_g (to the trace), or ⟨H, H_g⟩ / ‖H‖_F (to the norm). If the folds are a sample from a population, the standard
+error of their weighted mean f is √(G/(G − 1) Σ_g (w_g / Σ w)² (f_g − f)²). (Cochran, Sampling Techniques, 3rd ed.,
+section 6.3.)
 
-All of it follows from Qᵀ H_g Q and wᵀ H_g w over the basis Q and the probes w, gathered as the products are made.
+All this follows from Qᵀ H_g Q and wᵀ H_g w for the basis Q and the probes w, collected from products that are made
+anyway.
 """
 
 from __future__ import annotations
@@ -27,32 +29,32 @@ class BatchSpread:
         self._weights = np.zeros(self._folds)
         self._basis = np.zeros((self._folds, 0, 0))
         self._probes = np.zeros((self._folds, 0, 0))
-        self._seen = np.zeros((0, 0, 0))
+        self._latest = np.zeros((0, 0, 0))
 
-    def multiply(self, block: Tensor) -> Tensor:
-        """H @ block; on the way it takes down [Q, probes, block]ᵀ H_g block for each fold g."""
+    def multiply(self, X: Tensor) -> Tensor:
+        """H X; for each fold g, [Q, probes, X]ᵀ H_g X is recorded."""
         if not self._folds:
-            return self._A @ block
+            return self._A @ X
         basis, probes = self._krylov.basis, self._pool.probes
-        self._seen = np.zeros((self._folds, basis.m + probes.shape[1] + block.shape[1], block.shape[1]))
+        self._latest = np.zeros((self._folds, basis.m + probes.shape[1] + X.shape[1], X.shape[1]))
 
         def receive(fold: int, weight: float, product: Tensor) -> None:
             self._weights[fold] = weight
-            parts = [basis.rough_inner(product), probes.T @ product, block.T @ product]
-            self._seen[fold] = torch.cat(parts).double().cpu().numpy()
+            parts = [basis.rough_inner(product), probes.T @ product, X.T @ product]
+            self._latest[fold] = torch.cat(parts).double().cpu().numpy()
 
-        return self._A.by_folds(block, receive)
+        return self._A.by_folds(X, receive)
 
     def extended(self, step: Step) -> None:
-        """Takes in what `multiply` saw of a Krylov step; before the pool follows it."""
+        """Adds what `multiply` recorded of a Krylov step. To be called before the pool follows the step."""
         if not self._folds:
             return
         m, width = step.before, step.vectors.shape[1]
-        above, across, block = np.split(self._seen, [m, self._seen.shape[1] - width], axis=1)
+        above, across, corner = np.split(self._latest, [m, self._latest.shape[1] - width], axis=1)
         grown = np.zeros((self._folds, m + width, m + width))
         grown[:, :m, :m] = self._basis
         grown[:, :m, m:], grown[:, m:, :m] = above, above.transpose(0, 2, 1)
-        grown[:, m:, m:] = (block + block.transpose(0, 2, 1)) / 2
+        grown[:, m:, m:] = (corner + corner.transpose(0, 2, 1)) / 2
         self._basis = grown
         if across.shape[1]:  # the probes w become w − X a
             a = (step.vectors.T @ self._pool.probes).double().cpu().numpy()
@@ -60,15 +62,15 @@ class BatchSpread:
             self._probes = self._probes - cross - cross.transpose(0, 2, 1) + a.T @ grown[:, m:, m:] @ a
 
     def probed(self, count: int) -> None:
-        """Takes in what `multiply` saw of `count` new probes; before the pool adds them."""
+        """Adds what `multiply` recorded of `count` new probes. To be called before the pool adds them."""
         if not self._folds or self._pool.full(count):
             return
         m = self._krylov.m
-        _, across, block = np.split(self._seen, [m, self._seen.shape[1] - count], axis=1)
-        self._probes = np.block([[self._probes, across], [across.transpose(0, 2, 1), block]])
+        _, across, corner = np.split(self._latest, [m, self._latest.shape[1] - count], axis=1)
+        self._probes = np.block([[self._probes, across], [across.transpose(0, 2, 1), corner]])
 
     def restarted(self, coefficients: np.ndarray) -> None:
-        """The basis has become Q S, and the probes are gone."""
+        """The basis has become Q S, and the probes were dropped."""
         if not self._folds:
             return
         self._basis = coefficients.T @ self._basis @ coefficients
@@ -77,7 +79,7 @@ class BatchSpread:
     # --- standard errors ----------------------------------------------------------------------------------------
 
     def eigenvalues(self, coefficients: np.ndarray) -> np.ndarray | None:
-        """Of the Ritz values with these coefficients in the basis (columns)."""
+        """Of the Ritz values whose vectors have these coefficients in the basis (columns)."""
         if not self._weights.any():
             return None
         parts = np.einsum("ij,gik,kj->gj", coefficients, self._basis, coefficients)
@@ -90,7 +92,7 @@ class BatchSpread:
         return self._standard_error(np.trace(self._basis, axis1=1, axis2=2), samples)
 
     def frobenius_norm(self, norm: float) -> float | None:
-        """To first order, from ⟨H, H_g⟩ on the basis and over pairs of probes; the norm itself is given."""
+        """To first order, from ⟨H, H_g⟩ on the basis and over pairs of probes; norm: ‖H‖_F."""
         if not self._weights.any() or norm == 0:
             return None
         basis = np.einsum("ij,gij->g", self._mean(self._basis), self._basis)
@@ -107,7 +109,7 @@ class BatchSpread:
     def _standard_error(self, known: np.ndarray, samples: np.ndarray | None) -> float:
         """Of the weighted mean of each fold's `known` (G,) plus the mean of its `samples` (G, N).
 
-        A mean of samples scatters by itself; the variance of that is taken off, unless nothing would be left.
+        A mean of samples has a variance of its own, which is subtracted unless nothing would be left.
         """
         share = self._weights / self._weights.sum()
         folds = int((self._weights > 0).sum())

@@ -1,19 +1,19 @@
-"""What a Krylov space from a random start proves of eigenvalues it has not met.
+"""What a Krylov space from a random start proves about eigenvalues that it does not contain.
 
-For an eigenpair (λ, u) and x = Qᵀu the relation H Q = Q T + F Cᵀ gives (T − λ) x = −C Fᵀu, so that the part of u in the
-start vectors (rows of G: the first rows of x) is at most
+For an eigenpair (λ, u) and x = Qᵀu the relation H Q = Q T + F Cᵀ gives (T − λ) x = −C Fᵀu. Hence the component of u in
+the start vectors (with G selecting the first rows of x) is at most
 
     |Gx| ≤ σ_max(G (T − λ)⁻¹ C) / √(1 + σ_min((T − λ)⁻¹ C)²)
 
-For one start vector this is 1/√(Σ_j p_j(λ)²), p_j being the Lanczos polynomials: it falls off steeply away from the
-Ritz values. A random start of width b has |Gx|² ~ Beta(b/2, (n − b)/2), whatever u is. So, with a known probability, no
-eigenvalue lies where the right-hand side is below the quantile. (Kuczyński and Woźniakowski 1992, doi:10.1137/0613066;
-van Dorsselaer, Hochstenbach and van der Vorst 2000, doi:10.1137/S0895479899353323.)
+For one start vector this is 1/√(Σ_j p_j(λ)²), where p_j are the Lanczos polynomials; it falls off steeply away from the
+Ritz values. For a random start of width b, |Gx|² has the distribution Beta(b/2, (n − b)/2), whatever u is. So, with a
+known probability, there is no eigenvalue where the right-hand side is below the quantile. (Kuczyński and Woźniakowski
+1992, doi:10.1137/0613066; van Dorsselaer, Hochstenbach and van der Vorst 2000, doi:10.1137/S0895479899353323.)
 
-A start s = share · ĝ + a, of a random unit vector ĝ and any a that does not depend on it, has |sᵀu| ≤ share · δ no more
-often than |ĝᵀu| ≤ δ: the density of ĝᵀu is even and falls from 0 outwards (n ≥ 3), so that no other interval of that
-length has more of it. (Anderson 1955, doi:10.1090/S0002-9939-1955-0069229-1.) So a start may lean towards vectors that
-are thought to be near eigenvectors, and what it proves holds wherever they point.
+A warm start s = share · ĝ + a, with a random unit vector ĝ and any a that does not depend on it, has |sᵀu| ≤ share · δ
+with no greater probability than |ĝᵀu| ≤ δ: the density of ĝᵀu is even and decreases from 0 outwards (n ≥ 3), so that no
+other interval of that length has a greater probability. (Anderson 1955, doi:10.1090/S0002-9939-1955-0069229-1.) The
+conclusions therefore hold whatever vectors a start is given.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from scipy.linalg import eigh
 from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.results.estimate import Bracket
 
-_UNLUCKY = 3.0  # times less of the start than the extreme Ritz vector has: so much any eigenvector beyond may have
-_ISOLATED = 1e-3  # the probability, over all n eigenvalues, that one lies in a gap that is called empty
+_EXTREME_COMPONENT_RATIO = 3.0  # of the start's components: extreme Ritz vector to any eigenvector beyond it, at most
+_PROBABILITY_OF_FALSE_GAP = 1e-3  # that any of the n eigenvalues lies in a gap that is taken to be empty
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Where eigenvalues are not: `overlap(t)` bounds the start's part in an eigenvector of eigenvalue t."""
+    """Where there are no eigenvalues: `overlap(t)` bounds the component of the start in an eigenvector of eigenvalue t.
+
+    values: Ritz values of the first segment. first_rows: G times their coefficients. coupled: Cᵀ times them,
+    transposed. width: start vectors. slack: the error of the products. share: the random part of the start.
+    """
 
     values: np.ndarray
     first_rows: np.ndarray
@@ -46,7 +50,7 @@ class Exclusion:
 
     @classmethod
     def of(cls, krylov: Krylov) -> Exclusion | None:
-        """From the first segment, before any restart; None when the space has closed (then there is nothing else)."""
+        """From the first segment, before any restart; None if the space is invariant (there is nothing to exclude)."""
         known = krylov.of_start
         end = known.segments[1][0] if len(known.segments) > 1 else len(known.T)
         if end == 0:
@@ -56,7 +60,7 @@ class Exclusion:
         width = min(known.segments[0][1], end)
         if not np.any(coupled):
             return None
-        slack = float(np.linalg.norm(known.defects[:end])) + 50 * krylov.eps * known.norm
+        slack = known.product_error(krylov.eps, end)
         return cls(values, vectors[:width], coupled, width, krylov.n, slack, krylov.share)
 
     def overlap(self, points: np.ndarray) -> np.ndarray:
@@ -70,25 +74,28 @@ class Exclusion:
             return np.where(known, np.minimum(ahead / np.sqrt(1 + least), 1.0), 1.0)
 
     def least_overlap(self, miss: float) -> float:
-        """What the part of a given eigenvector in the start exceeds with probability 1 − miss."""
+        """What the component of the start in a given eigenvector exceeds with probability 1 − miss."""
         if self.n <= self.width:
             return 0.0
         return self.share * math.sqrt(float(stats.beta.ppf(miss, self.width / 2, (self.n - self.width) / 2)))
 
     def empty_at(self, points: np.ndarray, miss: float) -> bool:
-        """Whether none of the points is an eigenvalue, each but with probability `miss`."""
+        """Whether none of the points is an eigenvalue; for each, this is wrong with probability `miss`."""
         return bool((self.overlap(points) <= self.least_overlap(miss)).all())
 
     def beyond(self, miss: float, side: int) -> float:
-        """The point past which, above (side 1) or below (side −1), no eigenvalue lies, but with probability `miss`."""
+        """The point above which (side 1) or below which (side −1) there is no eigenvalue.
+
+        This is wrong with probability `miss`.
+        """
         level = self.least_overlap(miss)
         edge = self.values[-1] if side > 0 else self.values[0]
         step = max(float(self.values[-1] - self.values[0]), float(np.abs(self.coupled).max()), self.slack)
         distances = step * 2.0 ** np.arange(-40, 60)
-        # There is an eigenvalue at the extreme Ritz value or beyond. A start that has less of that Ritz vector than is
-        # likely of an eigenvector must not be taken for a proof that there is none further out.
-        level = min(level, float(np.linalg.norm(self.first_rows[:, -1 if side > 0 else 0])) / _UNLUCKY)
-        for _ in range(4):  # the bound falls all the way outwards: look where it has, ever more closely
+        # There is an eigenvalue at the extreme Ritz value or beyond it. If the start has an unusually small component
+        # in that Ritz vector, this must not be taken for a proof that there is no eigenvalue further out.
+        level = min(level, float(np.linalg.norm(self.first_rows[:, -1 if side > 0 else 0])) / _EXTREME_COMPONENT_RATIO)
+        for _ in range(4):  # the bound decreases outwards: refine the point where it falls below the level
             small = np.flatnonzero(self.overlap(edge + side * distances) <= level)
             if not small.size:
                 return side * math.inf
@@ -98,29 +105,31 @@ class Exclusion:
         return float(edge + side * (far + self.slack))
 
     def edge(self, value: float, towards: float) -> float | None:
-        """The first point from a Ritz value towards the next one from which on there is nothing up to that."""
-        level = self.least_overlap(_ISOLATED / self.n)
+        """The first point from a Ritz value towards the next one at which there is shown to be no eigenvalue."""
+        level = self.least_overlap(_PROBABILITY_OF_FALSE_GAP / self.n)
         points = value + (towards - value) * np.concatenate(
             [np.geomspace(1e-3, 0.5, 20), 1 - np.geomspace(0.5, 1e-6, 20)]
         )
         empty = points[self.overlap(points) < level]
         return float(empty[0]) if empty.size else None
 
-    def empty_beside(self, value: float, edge: float) -> float:
-        """The width of the gap from a Ritz value towards the next one, `edge`: where other eigenvalues can begin.
+    def gap(self, value: float, neighbour: float) -> float:
+        """The width of the gap from a Ritz value, towards its neighbour, to where other eigenvalues may begin.
 
-        0 when the gap is not shown to be empty anywhere.
+        0 if the interval is not shown to be empty anywhere.
         """
-        level = self.least_overlap(_ISOLATED / self.n)
-        points = value + (edge - value) * np.concatenate([np.geomspace(1e-6, 0.5, 25), 1 - np.geomspace(0.5, 1e-6, 25)])
+        level = self.least_overlap(_PROBABILITY_OF_FALSE_GAP / self.n)
+        points = value + (neighbour - value) * np.concatenate(
+            [np.geomspace(1e-6, 0.5, 25), 1 - np.geomspace(0.5, 1e-6, 25)]
+        )
         empty = points[self.overlap(points) < level]
         return max(abs(float(empty[-1]) - value) - self.slack, 0.0) if empty.size else 0.0
 
 
 def bracket(ritz: Ritz, exclusion: Exclusion | None, side: int, confidence: float) -> Bracket:
-    """Bounds on λ_max (side 1) or λ_min (side −1), the outer one holding with probability `confidence`.
+    """Bounds on λ_max (side 1) or λ_min (side −1); the outer one holds with probability `confidence`.
 
-    The inner bound is the Ritz value less rounding, as no Ritz value lies outside the spectrum. Costs no HVP.
+    The inner bound is the Ritz value, less rounding: no Ritz value lies outside the spectrum. Costs no HVP.
     """
     extreme = int(np.argmax(side * ritz.values))
     inside = float(ritz.values[extreme]) - side * float(ritz.noise[extreme])
@@ -135,7 +144,7 @@ def bracket(ritz: Ritz, exclusion: Exclusion | None, side: int, confidence: floa
 def isolated_errors(
     exclusion: Exclusion | None, values: np.ndarray, residuals: np.ndarray, ritz_values: np.ndarray
 ) -> np.ndarray:
-    """For each value ‖r‖²/gap where the gap is shown to be empty, ‖r‖ elsewhere.
+    """For each value ‖r‖²/gap where the gap is shown to be empty, and ‖r‖ otherwise.
 
     (Kato 1949, Temple 1928; see Parlett, The Symmetric Eigenvalue Problem, doi:10.1137/1.9781611971163, section 11.7.)
     """
@@ -147,8 +156,8 @@ def isolated_errors(
         above = ritz_values[ritz_values > value]
         below = ritz_values[ritz_values < value]
         gap = min(
-            exclusion.empty_beside(value, float(above.min()) if above.size else value + far),
-            exclusion.empty_beside(value, float(below.max()) if below.size else value - far),
+            exclusion.gap(value, float(above.min()) if above.size else value + far),
+            exclusion.gap(value, float(below.max()) if below.size else value - far),
         )
         if gap > residual > 0:
             errors[i] = min(residual, residual**2 / gap)

@@ -1,11 +1,13 @@
-"""From the probes' small matrices to a figure and its interval.
+"""Estimates of trace and squared norm, with intervals, from the small matrices of the probes.
 
-Notation: D the dimension of the complement, B (D × D) the remainder, c = tr B / D, B_c = B − c I. A sample for the
-trace is wᵀy, one for the squared norm is ‖y‖². Deflated probes differ in length; that part of a sample which goes with
-‖w‖², whose mean D is known, is taken off with a factor that the *other* probes give, so that nothing is biased.
+Notation: D is the dimension of the complement, B (D × D) the remainder, c = tr B / D, B_c = B − c I. A sample of the
+trace is wᵀy, one of the squared norm is ‖y‖². Deflated probes differ in length; the part of a sample that is
+proportional to ‖w‖², whose mean D is known, is subtracted with a factor estimated from the *other* probes, which leaves
+no bias.
 
-What decides on the coverage is the variance. The spread of few samples is too small too often where one eigenvalue
-dominates (samples like χ²₁). Products of *different* probes tell far more: for i ≠ j, E (y_iᵀy_j)² = ‖B²‖_F².
+The coverage depends on how well the variance is known. The spread of a few samples is too small too often if one
+eigenvalue dominates (the samples are then like χ²₁). Products of *different* probes are far more informative: for i ≠
+j, E (y_iᵀy_j)² = ‖B²‖_F².
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from hvpspec.krylov.probes import Grams
 
 @dataclass(frozen=True)
 class Remainder:
-    """What probes tell of B. count: probes; dimension: D."""
+    """What the probes show of B. count: probes. dimension: D."""
 
     blocks: tuple[Grams, ...]
     dimension: int
@@ -66,7 +68,8 @@ class Remainder:
         if self.count < 2 or not lengths.any():
             return samples
         others = (samples.sum() - samples) / np.maximum(lengths.sum() - lengths, np.finfo(float).tiny)
-        return samples - others * (lengths - self.dimension)
+        corrected: np.ndarray = samples - others * (lengths - self.dimension)
+        return corrected
 
     @cached_property
     def variation(self) -> float:
@@ -76,7 +79,7 @@ class Remainder:
 
     @cached_property
     def fourth(self) -> float:
-        """‖B_c²‖_F², from the pairs; 0 where there are none."""
+        """‖B_c²‖_F², from pairs of probes; 0 if there are none."""
         c = self.centre
         return self._pairs([b.yy - c * (b.wy + b.wy.T) + c**2 * b.ww for b in self.blocks])
 
@@ -92,8 +95,8 @@ class Remainder:
         mean = float(self.traces.mean())
         if self.count < 2:
             return mean, math.inf
-        # Var wᵀBw = 2 (‖B_c‖_F² − Σ (B_c)_ii²) for sign probes: nearly the bound 2 ‖B_c‖_F², unless B is close to
-        # diagonal; there the spread of the samples, taken at its 99 % upper limit, is smaller.
+        # Var wᵀBw = 2 (‖B_c‖_F² − Σ (B_c)_ii²) for sign probes: close to the bound 2 ‖B_c‖_F² unless B is nearly
+        # diagonal. Then the spread of the samples, at its upper 99 % limit, is smaller.
         few = self.count - 1
         spread = float(np.var(self.traces, ddof=1)) * few / stats.chi2.ppf(0.01, few)
         bound = 2 * self.variation
@@ -101,7 +104,7 @@ class Remainder:
         return mean, quantile * math.sqrt(max(min(bound, spread), 0.0) / self.count)
 
     def squared_norm(self, confidence: float) -> tuple[float, float]:
-        """‖B‖_F² and the factor that its interval reaches above and below (on a logarithmic scale)."""
+        """‖B‖_F², and the factor by which its interval extends above and below (on a logarithmic scale)."""
         mean = float(self.squared_norms.mean())
         if mean <= 0:
             return 0.0, 1.0
@@ -110,21 +113,25 @@ class Remainder:
         # Var ‖Bw‖² ≤ 2 (‖B²‖_F² − ‖B‖_F⁴ / D), from the pairs; or the spread of the samples where that is larger.
         bound = 2 * max(self._pairs([b.yy for b in self.blocks]) - mean**2 / self.dimension, 0.0)
         variance = max(bound, float(np.var(self.squared_norms, ddof=1)))
-        # How well that is known is a matter of the effective rank of B², which few probes do not tell.
+        # How accurate this variance is depends on the effective rank of B², which a few probes do not show.
         relative = student(confidence, self.count - 1) * math.sqrt(variance / self.count) / mean
         return mean, math.exp(min(relative, 300.0))
 
     @property
     def _freedom(self) -> float:
-        """As of how many normal samples the variance is known.
+        """The number of normal samples from which the variance would be known as accurately.
 
-        ‖y‖² scatters as a sum of r squares does, r = ‖B_c‖_F⁴ / ‖B_c²‖_F² being the effective rank; but r is an
-        estimate itself, hence the factor of 4.
+        ‖y‖² varies like a sum of r squares, where r = ‖B_c‖_F⁴ / ‖B_c²‖_F² is the effective rank. As r is itself an
+        estimate, it is divided by 4.
         """
         rank = self.variation**2 / self.fourth if self.fourth > 0 else 1.0
         return max(self.count - 1, self.count * min(rank, self.dimension) / 4)
 
 
 def student(confidence: float, freedom: float) -> float:
-    """Student's, a little widened where few samples dominate: those who stop at a tolerance stop at a lucky moment."""
+    """The quantile of Student's t, widened by 1 + 2/freedom.
+
+    A run that stops as soon as it is within tolerance stops where its error is underestimated; with few samples that
+    matters.
+    """
     return float(stats.t.ppf((1 + confidence) / 2, freedom)) * (1 + 2 / freedom)

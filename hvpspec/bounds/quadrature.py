@@ -1,4 +1,4 @@
-"""The distribution of eigenvalues that the start vectors of Krylov spaces have sampled, and bounds on it."""
+"""The distribution of eigenvalues that the start vectors of Krylov spaces have sampled, with bounds on it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvpspec.bounds.copies import ONE, Sums, single
+from hvpspec.bounds.copies import MAX_WEIGHT_OF_ONE, Sums, single
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
-from hvpspec.krylov.lanczos import Krylov, Ritz
+from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
 from hvpspec.results.density import Density
 
-_KNOWN = 1e-2  # an eigenvector known to this angle is taken off the start vector's measure
+_ANGLE_OF_KNOWN_VECTOR = 1e-2  # radians; an eigenvalue whose vector is known to this angle is treated as known
+_COINCIDING_ROUNDOFFS = 200  # of ‖H‖: values of different segments that are closer than this are copies
 
 
 def quadrature_error(density: Density) -> float:
-    """The part of `density.error` that more steps would mend: how far apart its bounds are."""
+    """The part of `density.error` that more steps would reduce: how far apart its bounds are."""
     between = np.diff(np.concatenate([density.nodes, [density.support[1]]]))
     sums = np.clip(np.cumsum(density.weights), density.cdf_lower, density.cdf_upper)
     return float(np.maximum(density.cdf_upper - sums, sums - density.cdf_lower) @ np.maximum(between, 0.0))
 
 
 def _whole(krylov: Krylov, confidence: float, hvps: int) -> Density:
-    """The density when the basis spans the whole space: every eigenvalue is known."""
+    """The density if the basis spans the whole space: every eigenvalue is known."""
     nodes, n = krylov.ritz().values, krylov.n
     sums = np.arange(1, n + 1) / n
     return Density(
@@ -41,7 +42,7 @@ def _whole(krylov: Krylov, confidence: float, hvps: int) -> Density:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One segment: its start vectors, and at each node the weight, whether exact, and the steps of both bounds."""
+    """One segment: its number of start vectors, and for each node its weight, whether exact, and both bounds' steps."""
 
     width: int
     nodes: np.ndarray
@@ -56,9 +57,9 @@ def read_density(
 ) -> Density:
     """The density that the Krylov spaces, each from its own random start, have sampled. Costs no HVP.
 
-    sums: trace and squared norm, which show what eigenvalues are single; without them none is known to be. likely: the
-    weights are those of as many copies as are known where that is likely, and not those that were sampled; the bounds
-    are not touched by that.
+    sums: trace and squared norm, which show which eigenvalues are single; without them, none is known to be. likely:
+    where a node probably stands for just the copies that are known, its weight is their number instead of the one that
+    was sampled. The bounds do not depend on that.
     """
     for krylov in spaces:
         if krylov.m == krylov.n:
@@ -92,8 +93,11 @@ def read_density(
 
 
 def _interlaced(known: list[Ritz], nodes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is certain of the distribution from each node up to the next: the i-th smallest eigenvalue is not above the
-    i-th smallest Ritz value, and the i-th largest not below the i-th largest."""
+    """Bounds on the distribution from each node up to the next that hold for certain.
+
+    The i-th smallest eigenvalue is not above the i-th smallest Ritz value, and the i-th largest not below the i-th
+    largest.
+    """
     after = np.concatenate([nodes[1:], [np.inf]])
     lower, upper = np.zeros(len(nodes)), np.ones(len(nodes))
     for ritz in known:
@@ -108,17 +112,17 @@ def _samples(
 ) -> list[_Sample]:
     """One for each segment; the spectrum lies in [low, high].
 
-    A segment's start is random in the complement of the segments before it, whose values are all known exactly. One
-    that has not ended adds little beside one that has, and is left out.
+    The start of a segment is random in the complement of the earlier segments, whose values are all known exactly. A
+    segment that has not ended adds little to one that has, and is left out.
     """
     n, found, before = krylov.n, [], np.zeros(0)
     segments = _segments(krylov)
     for number, segment in enumerate(segments):
         values, copies = segment.values, segment.copies
         left = n - len(before)
-        atoms = segment.residuals <= _KNOWN * gaps(values)
+        atoms = segment.residuals <= _ANGLE_OF_KNOWN_VECTOR * gaps(values)
         exact = np.zeros(len(values), bool)
-        if segment.ended:  # a later segment that has ended would show what copies there still were
+        if segment.ended:  # a later segment that has ended as well shows which copies were left
             later = [_shown(values, other) for other in segments[number + 1 :]]
             exact = np.min(later, axis=0) == 0 if later else exact
             copies = copies + np.sum(later, axis=0) if later else copies
@@ -130,15 +134,17 @@ def _samples(
             exact |= single(values, left * segment.weights, atoms, copies, before, sums, confidence)
             if not segment.ended:
                 exact[atoms] |= sums.without_copies(values[atoms], _leak(krylov, values)[atoms], confidence)
-        exact &= copies >= segment.copies + segment.ghosts  # what is on its way in may turn out to be one more
+        exact &= copies >= segment.copies + segment.ghosts  # a copy that is about to appear may be one more
         counted = np.where(exact, copies, 0.0) / n
         rest = np.where(exact, 0.0, segment.weights)
         if rest.sum() > 0:
             rest *= (left / n - counted.sum()) / rest.sum()
         edges = None if segment.ended else _edges(krylov, values, atoms, low, high)
         nodes, mass, sure, below, above = _with_bounds(values, rest + counted, exact, atoms, edges)
-        if likely:  # but the bounds are those of the weights that were sampled
-            counted = np.where(exact | (atoms & (left * segment.weights <= ONE * copies)), copies, 0.0) / n
+        if likely:  # the bounds remain those of the weights that were sampled
+            counted = (
+                np.where(exact | (atoms & (left * segment.weights <= MAX_WEIGHT_OF_ONE * copies)), copies, 0.0) / n
+            )
             rest = np.where(counted > 0, 0.0, rest)
             if rest.sum() > 0:
                 rest *= (left / n - counted.sum()) / rest.sum()
@@ -160,8 +166,11 @@ def _samples(
 
 @dataclass(frozen=True)
 class _Segment:
-    """Ritz values of a segment, those that coincide (to `near`) as one with so many copies, and their weights;
-    ghosts: further copies on their way in."""
+    """Ritz values of a segment, with those that coincide merged into one of several copies, and their weights.
+
+    ghosts: further copies that are about to appear at each value. near: the distance within which values of different
+    segments coincide.
+    """
 
     values: np.ndarray
     weights: np.ndarray
@@ -174,10 +183,10 @@ class _Segment:
 
 
 def _segments(krylov: Krylov) -> list[_Segment]:
-    """Those that have ended, and the first in any case."""
+    """The segments that have ended, and the first one in any case."""
     known = krylov.of_start
     starts = [first for first, _ in known.segments] + [len(known.T)]
-    near = max(1e-8, 200 * krylov.eps) * known.norm
+    near = max(COINCIDING, _COINCIDING_ROUNDOFFS * krylov.eps) * known.norm
     found = []
     for number, (first, width) in enumerate(known.segments):
         end, ended = starts[number + 1], number + 1 < len(known.segments)
@@ -185,22 +194,22 @@ def _segments(krylov: Krylov) -> list[_Segment]:
             break
         ritz = known.ritz(krylov.eps, first, end)
         weights = (ritz.coefficients[:width] ** 2).mean(0)
-        merged = _merged(ritz.values, weights, ritz.residuals, 1e-8 * known.norm)
+        merged = _merged(ritz.values, weights, ritz.residuals, COINCIDING * known.norm)
         nodes = _without_ghosts(*merged, krylov.eps, near)
         found.append(_Segment(*nodes, min(width, end - first), ended, near))
     return found
 
 
 def _shown(values: np.ndarray, segment: _Segment) -> np.ndarray:
-    """How many of each value the segment has. (Rounding can let a second one in, with hardly any weight.)"""
-    return segment.copies @ (np.abs(segment.values[:, None] - values) <= segment.near)
+    """How many copies of each value the segment has. (Rounding can add a second one, with hardly any weight.)"""
+    shown: np.ndarray = segment.copies @ (np.abs(segment.values[:, None] - values) <= segment.near)
+    return shown
 
 
 def _edges(
     krylov: Krylov, values: np.ndarray, atoms: np.ndarray, low: float, high: float
 ) -> tuple[float, float] | None:
-    """Where the part of the distribution that is no atom lies: up to the first empty stretch beside its outermost
-    nodes."""
+    """The interval of the distribution without its atoms: up to the first gap beyond the outermost other nodes."""
     inside = np.flatnonzero(~atoms)
     exclusion = Exclusion.of(krylov)
     if not inside.size:
@@ -223,10 +232,11 @@ def _with_bounds(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Nodes, weights, exact, and the steps of the lower and the upper bound on the distribution function.
 
-    An atom is an eigenvalue that the vector has met in full: its weight lies there, whatever it is. From any other node
-    up to the next such, the rest lies between the sum of the weights before that node and the sum up to the next one;
-    the last weight is sure to be reached at the upper edge, the first may come from the lower edge on. Without edges
-    there is no error of quadrature (the space is invariant): both bounds are the weights themselves.
+    An atom is an eigenvalue whose eigenvector is known: its whole weight lies there. Between any other node and the
+    next such node, the rest of the distribution lies between the sum of the weights before the first of the two and the
+    sum up to and including the second. The last weight is reached at the upper edge at the latest, the first may begin
+    at the lower edge. Without edges the space is invariant, and there is no quadrature error: both bounds are the
+    weights.
     """
     if edges is None:
         return values, weights, exact, weights, weights
@@ -246,7 +256,7 @@ def _with_bounds(
 def _merged(
     values: np.ndarray, weights: np.ndarray, residuals: np.ndarray, near: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ritz values that lie closer than `near` as one, with the sum of their weights, and how many they are."""
+    """Ritz values that are closer than `near`, merged: their mean, weight, largest residual, and how many they are."""
     first = np.flatnonzero(np.concatenate([[True], np.diff(values) > near]))
     copies = np.diff(np.concatenate([first, [len(values)]])).astype(float)
     return (
@@ -260,45 +270,50 @@ def _merged(
 def _without_ghosts(
     values: np.ndarray, weights: np.ndarray, residuals: np.ndarray, copies: np.ndarray, eps: float, near: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Without nodes that are another copy of a converged eigenvalue on its way in; how many there were beside each.
+    """The nodes without ghosts: copies of a converged eigenvalue that are about to appear. Last, how many each one has.
 
-    Rounding brings a copy in once the first has converged: at first with next to none of the start's weight, and no
-    farther from the first than its own residual. As a node it would make the first look as if it were not isolated.
+    Once an eigenvalue has converged, rounding introduces a copy: at first with almost none of the start's weight, and
+    no farther from the first than its own residual. As a node it would make the first one appear not to be isolated.
     """
     distances = np.abs(values[:, None] - values)
-    beside = (distances <= residuals[:, None]) & (residuals <= near) & (weights[:, None] <= eps * weights)
-    kept = ~beside.any(1)
-    ghosts = beside.sum(0)
+    ghostly = (distances <= residuals[:, None]) & (residuals <= near) & (weights[:, None] <= eps * weights)
+    kept = ~ghostly.any(1)
+    ghosts = ghostly.sum(0)
     return values[kept], weights[kept], residuals[kept], copies[kept], ghosts[kept]
 
 
 def _found(krylov: Krylov, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    """How many eigenvalues the space has come to show at each value, with vectors that were added to its start."""
-    return _own(krylov, values, residuals).sum(0).astype(float)
+    """How many eigenvalues the space contains at each value, counting vectors that were added to its start."""
+    counts: np.ndarray = _own(krylov, values, residuals).sum(0).astype(float)
+    return counts
 
 
 def _own(krylov: Krylov, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    """Which Ritz values of the whole basis (rows) are surely eigenvalues at each of the values."""
+    """Which Ritz values of the whole basis (rows) are eigenvalues at each of the values (columns)."""
     ritz = krylov.ritz()
     near = np.abs(ritz.values[:, None] - values) <= ritz.residuals[:, None] + residuals + ritz.noise[:, None]
-    return near & (ritz.residuals[:, None] <= _KNOWN * gaps(values))
+    accurate = ritz.residuals[:, None] <= _ANGLE_OF_KNOWN_VECTOR * gaps(values)
+    own: np.ndarray = near & accurate
+    return own
 
 
 def _leak(krylov: Krylov, values: np.ndarray) -> np.ndarray:
-    """How far the basis may keep a further eigenvector u of each value from being one of the complement: with
-    a = Qᵀu, (T − λ) a = −C Fᵀu gives ‖(B − λ) z‖ ≤ ‖Cᵀ (T − λ)⁻¹ C‖ ‖z‖ for the part z of u that lies there.
+    """By how much the component of a further eigenvector u in the complement may fail to be an eigenvector of B.
 
-    Rounding lets copies into the basis once the first one has converged: half-way in, they make this large.
+    With a = Qᵀu, (T − λ) a = −C Fᵀu gives ‖(B − λ) z‖ ≤ ‖Cᵀ (T − λ)⁻¹ C‖ ‖z‖ for that component z. Once an eigenvalue
+    has converged, rounding introduces copies into the basis; while these are converging, the bound is large.
     """
     ritz = krylov.ritz()
     own = _own(krylov, values, np.zeros(len(values)))
     with np.errstate(divide="ignore", invalid="ignore"):
         others = ritz.residuals[:, None] ** 2 / np.abs(ritz.values[:, None] - values)
-    return np.where(own, ritz.residuals[:, None], others).sum(0)
+    leak: np.ndarray = np.where(own, ritz.residuals[:, None], others).sum(0)
+    return leak
 
 
 def gaps(values: np.ndarray) -> np.ndarray:
-    """From each value to the nearest other one; its magnitude where it is the only one."""
+    """The distance from each value to the nearest other one, or its magnitude if it is the only one."""
     steps = np.diff(values)
     gap = np.minimum(np.concatenate([[np.inf], steps]), np.concatenate([steps, [np.inf]]))
-    return np.where(np.isfinite(gap), gap, np.abs(values))
+    distances: np.ndarray = np.where(np.isfinite(gap), gap, np.abs(values))
+    return distances

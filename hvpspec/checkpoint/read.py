@@ -113,7 +113,7 @@ def _described(folder: Path) -> bool:
 
 
 def _content(path: Path, trust: Trust | None) -> Any:
-    """The content of a file, nested as it is there."""
+    """The content of a file, with its levels as they were saved."""
     if path.is_dir():
         return read_distributed(path)
     first = head(path)

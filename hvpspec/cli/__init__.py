@@ -1,4 +1,4 @@
-"""The command line, one command a file: the one place that knows the whole road."""
+"""The command line, one command a file. What a command needs is imported when it runs: --help needs no torch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-import hvpspec
 from hvpspec.cli.check import check
 from hvpspec.cli.compare import compare
-from hvpspec.cli.console import INTERRUPTED, err, out
+from hvpspec.cli.console import INTERRUPTED, plain_console
 from hvpspec.cli.spectrum import demo, spectrum
 from hvpspec.cli.track import track
 from hvpspec.errors import InputError
 
 COMMANDS = (spectrum, check, compare, track, demo)
-EXIT = (
-    "Exit status: 0 done · 2 bad input, with a sentence that says what to do · 130 interrupted · 1 anything unforeseen."
-)
+EXIT = "Exit status: 0 done · 2 bad input, with a sentence that says what to do · 130 interrupted · 1 any other error."
 
 
 def examples() -> list[str]:
@@ -35,6 +32,7 @@ def examples() -> list[str]:
 
 app = typer.Typer(
     add_completion=False,
+    add_help_option=False,  # see _help
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -45,15 +43,35 @@ for _command in COMMANDS:
     app.command(epilog=EXIT)(_command)
 
 
-@app.callback(invoke_without_command=True)
-def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        out.print(f"hvpspec {hvpspec.__version__}")
+def _help(context: typer.Context, asked: bool) -> None:
+    """Typer's own --help, when it is not given, imports Pydantic before a command is looked at: 0.1 s."""
+    if asked:
+        typer.echo(context.get_help())
         raise typer.Exit
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        typer.echo(f"hvpspec {metadata.version('hvpspec')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+    asked: Annotated[
+        bool, typer.Option("--help", metavar="", is_eager=True, callback=_help, help="Show this message and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def run(arguments: list[str] | None = None) -> int:
-    """Runs the command line; the exit status: 0 done, 1 unforeseen error, 2 bad input, 130 interrupted."""
+    """Runs the command line; the exit status: 0 done, 2 bad input, 130 interrupted, 1 any other error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
@@ -61,7 +79,7 @@ def run(arguments: list[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exception(error)
         message, status = _explain(error)
-        err.print(f"hvpspec: {message}", markup=False)
+        plain_console(stderr=True).print(f"hvpspec: {message}", markup=False)
         return status
 
 
@@ -70,7 +88,10 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, typer.Abort):
         return "interrupted.", INTERRUPTED
     if isinstance(error, TyperException):
-        return f"{error.format_message()} (hvpspec --help shows how)", 2
+        context = getattr(error, "ctx", None)
+        command = "hvpspec" if context is None else context.command_path
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        return f"{message}. {command} --help lists the options.", 2
     if isinstance(error, InputError):
         return " ".join(str(error).split()), 2
     return f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", 1

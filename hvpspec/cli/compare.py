@@ -7,48 +7,55 @@ from typing import Annotated
 
 import typer
 
-from hvpspec.atomic_files import prepare_folder, write_json, write_whole
-from hvpspec.cli.console import announce, out, say, show_table, terminal_width, warn
-from hvpspec.cli.options import Debug, expanded
-from hvpspec.plots.comparison import plot_comparison
-from hvpspec.plots.style import to_bytes
-from hvpspec.runs.compare import compared, read_runs
-from hvpspec.runs.compare_table import comparison_notes, comparison_tables
+from hvpspec.cli.console import Screen
+from hvpspec.cli.expand import expanded
+from hvpspec.cli.options import OUTPUT, Debug, option
 
 
 @expanded()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN...", help="spectrum.json files, or the folders that hold them.")
+        list[Path],
+        typer.Argument(metavar="RUN", help="Two or more spectrum.json files, or the folders that hold them."),
     ],
-    confidence: Annotated[float, typer.Option(help="With which all differences called significant are so.")] = 0.95,
+    screen: Screen,
+    confidence: Annotated[
+        float,
+        typer.Option(help="Probability that all differences marked as significant are real."),
+    ] = 0.95,
     output: Annotated[
         Path | None,
-        typer.Option("--out", "--output", metavar="DIR", help="Write compare.json, compare.svg and compare.png there."),
+        option(OUTPUT, "Write compare.json, compare.svg and compare.png there.", "--out", "--output", metavar="DIR"),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Runs side by side: what differs between the first and each of the others, with the combined error.
+    """Runs side by side: how each differs from the first, and which differences exceed the combined error.
 
-    The exit status is 0 whether or not they differ; --json tells which differences are significant.
+    The exit status is 0 whether or not they differ; --json says which differences are significant.
 
     Example: [bold]hvpspec compare before/spectrum.json after/spectrum.json --out compared[/bold]
     """
+    from hvpspec.atomic_files import prepare_folder, write_json, write_whole
+    from hvpspec.plots.comparison import plot_comparison
+    from hvpspec.plots.style import to_bytes
+    from hvpspec.runs.compare import compared, read_runs
+    from hvpspec.runs.compare_table import comparison_notes, comparison_tables
+
     comparison = compared(read_runs(runs), confidence=confidence)
     if output is not None:
         prepare_folder(output, option="--out")
     for warning in comparison.warnings:
-        warn(f"{warning}.")
-    for table in comparison_tables(comparison, terminal_width()):
-        show_table(table)
-        out.print()
+        screen.warning(f"{warning}.")
+    for table in comparison_tables(comparison, screen.width):
+        screen.table(table)
+        screen.line()
     for note in comparison_notes(comparison):
-        say(note)
+        screen.sentence(note)
     paths = []
     if output is not None:
-        figure = plot_comparison(comparison)
+        picture = plot_comparison(comparison)
         paths = [output / name for name in ("compare.json", "compare.svg", "compare.png")]
         write_json(paths[0], comparison.to_dict())
         for path in paths[1:]:
-            write_whole(path, to_bytes(figure, path.suffix[1:]))
-    announce(comparison.to_dict(), *paths)
+            write_whole(path, to_bytes(picture, path.suffix[1:]))
+    screen.announce(comparison.to_dict(), *paths)

@@ -1,115 +1,148 @@
-"""The two consoles, and the progress bar on the second."""
+"""What a command says and where: results on stdout; progress, warnings and errors on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hvpspec.report.numbers import with_error
-from hvpspec.report.table import Table
-from hvpspec.results.spectrum import Progress as Step
+if TYPE_CHECKING:
+    from hvpspec.report.table import Table
+    from hvpspec.report.terminal import Section
+    from hvpspec.results.spectrum import Progress
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
-# soft_wrap: a path or sentence is one line for a script to read, however wide the terminal.
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-bars = Console(stderr=True, highlight=False, soft_wrap=True)  # what --quiet silences on stderr: progress and warnings
 
-_scripts: TextIO | None = None  # where --json goes
+def plain_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console without rich's own colours and line breaks: a path or a sentence stays one line for a script."""
+    return Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
 
 
-@contextlib.contextmanager
-def speaking(*, as_json: bool, quiet: bool) -> Iterator[None]:
-    """as_json: nothing goes to stdout but what `announce` is given; what the user's own code prints goes to stderr.
-    quiet: nothing is printed but errors."""
-    global _scripts
-    with contextlib.ExitStack() as stack:
-        if as_json:
-            _scripts = sys.stdout
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        out.quiet = as_json or quiet
-        bars.quiet = quiet
-        try:
-            yield
-        finally:
-            _scripts, out.quiet, bars.quiet = None, False, False
+class Screen:
+    """The two streams as one command sees them; `screen_for` makes one."""
 
+    def __init__(self, *, quiet: bool = False, json_stream: TextIO | None = None) -> None:
+        self._out = plain_console(quiet=quiet or json_stream is not None)
+        self._err = plain_console(stderr=True, quiet=quiet)
+        self._errors = plain_console(stderr=True)
+        self._json_stream = json_stream
 
-def announce(document: dict[str, Any], *paths: Path) -> None:
-    """Says what was written where; with --json, prints the document instead."""
-    if _scripts is not None:
-        print(json.dumps(document, indent=2, allow_nan=False), file=_scripts, flush=True)
-    if paths:
-        out.print(f"written to {paths[0]}", markup=False)
-    if paths[1:]:
-        out.print(f"beside it: {', '.join(path.name for path in paths[1:])}", markup=False)
+    def line(self, text: str = "", *, style: str | None = None) -> None:
+        """One line on stdout, however long."""
+        self._out.print(text, markup=False, style=style)
 
+    def sentence(self, text: str) -> None:
+        """Wrapped where a terminal shows it; one line where a script reads it."""
+        from hvpspec.report.terminal import wrapped
 
-def say(sentence: str) -> None:
-    """Wrapped where a terminal shows it; one line where a script reads it."""
-    width = terminal_width()
-    lines = [sentence] if width is None else textwrap.wrap(sentence, min(width, 80), subsequent_indent="  ")
-    out.print("\n".join(lines), markup=False)
+        self.line("\n".join(wrapped(text, self.width)))
 
+    def table(self, table: Table) -> None:
+        """Folded to the terminal's width; one line for each row where a script reads it."""
+        heading, *lines = table.lines(self.width)
+        self.line(heading, style="bold")
+        for line in lines:
+            self.line(line)
 
-def show_table(table: Table) -> None:
-    """Folded to a terminal's width; a line a row where a script reads it."""
-    heading, *lines = table.lines(terminal_width())
-    out.print(heading, markup=False, style="bold")
-    for line in lines:
-        out.print(line, markup=False)
+    def sections(self, sections: Sequence[Section]) -> None:
+        """A report, with a blank line between its sections."""
+        for number, section in enumerate(sections):
+            if number:
+                self.line()
+            if section.table is not None:
+                self.table(section.table)
+            for note in section.notes:
+                self.sentence(note)
 
+    def note(self, text: str) -> None:
+        """One line on stderr: what belongs to the course of the run and not to its results."""
+        self._err.print(text, markup=False)
 
-def terminal_width() -> int | None:
-    """Columns of the terminal; None where stdout is none, and lines are for scripts."""
-    return out.width if out.is_terminal else None
+    def warning(self, message: object) -> None:
+        """A warning, on stderr."""
+        self.note(f"hvpspec: warning: {message}")
 
+    def error(self, message: str) -> None:
+        """An error, on stderr, even with --quiet."""
+        self._errors.print(f"hvpspec: {message}", markup=False)
 
-def warn(message: object) -> None:
-    """A warning, on stderr."""
-    bars.print(f"hvpspec: warning: {message}", markup=False)
+    def announce(self, document: dict[str, Any], *paths: Path) -> None:
+        """Says what was written where; with --json, prints the document instead."""
+        if self._json_stream is not None:
+            print(json.dumps(document, indent=2, allow_nan=False), file=self._json_stream, flush=True)
+        if paths:
+            self.line(f"written to {paths[0]}")
+        if paths[1:]:
+            self.line(f"also written: {', '.join(path.name for path in paths[1:])}")
 
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None where stdout is not one, so that lines are for scripts."""
+        return self._out.width if self._out.is_terminal else None
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Any]:
-    """A bar with products done, the current estimate and the time left; nothing where stderr is no terminal."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[count]} HVPs"),
-        TextColumn("{task.fields[figure]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=bars,
-        transient=True,
-        disable=not bars.is_terminal or bars.quiet,
-    )
-    task = bar.add_task("", total=None, count="0", figure="")
-    expected: int | None = None
+    @property
+    def shows_progress(self) -> bool:
+        """Whether there is a progress bar: stderr is a terminal, and --quiet was not given."""
+        return self._err.is_terminal and not self._err.quiet
 
-    def show(step: Step) -> None:
-        nonlocal expected
-        expected = step.expected or expected
-        count = f"{step.hvps}/{expected}" if expected else str(step.hvps)
-        bar.update(
-            task, description=step.stage, completed=step.hvps, total=expected, count=count, figure=_current(step)
+    @contextlib.contextmanager
+    def progress_bar(self) -> Iterator[Callable[[Progress], None]]:
+        """A bar with the products made, the current estimate and the time left; nothing without a terminal."""
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[count]} HVPs"),
+            TextColumn("{task.fields[estimate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._err,
+            transient=True,
+            disable=not self.shows_progress,
         )
+        task = bar.add_task("", total=None, count="0", estimate="")
+        expected: int | None = None
 
-    with bar:
-        yield show
+        def show(step: Progress) -> None:
+            nonlocal expected
+            expected = step.expected or expected
+            count = f"{step.hvps}/{expected}" if expected else str(step.hvps)
+            estimate = _current_estimate(step)
+            bar.update(
+                task, description=step.stage, completed=step.hvps, total=expected, count=count, estimate=estimate
+            )
+
+        with bar:
+            yield show
 
 
-def _current(step: Step) -> str:
+@contextlib.contextmanager
+def screen_for(*, as_json: bool, quiet: bool) -> Iterator[Screen]:
+    """The screen of one command.
+
+    as_json: nothing goes to stdout but what `announce` is given; what the user's own code prints goes to stderr.
+    quiet: nothing is printed but errors, and with `as_json` the document.
+    """
+    if not as_json:
+        yield Screen(quiet=quiet)
+        return
+    screen = Screen(quiet=quiet, json_stream=sys.stdout)
+    with contextlib.redirect_stdout(sys.stderr):
+        yield screen
+
+
+def _current_estimate(step: Progress) -> str:
+    from hvpspec.report.numbers import with_error
+
     known = step.spectrum
     if known.trace is not None:
         value, error = with_error(known.trace.value, known.trace.error)

@@ -1,39 +1,80 @@
-"""The options that several commands take, declared once."""
+"""The options that several commands take, each declared once, with its help. No torch and no NumPy: --help needs none.
+
+The choices, defaults and checks of a run are those of `hvpspec.options.SpectrumOptions`; here they get their flags.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import warnings
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from torch import nn
 
-from hvpspec.checkpoint.formats.torch_pickle import Trust
-from hvpspec.checkpoint.load import load_checkpoint
-from hvpspec.cli.console import speaking, warn
-from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
-from hvpspec.errors import CheckpointWarning, InputError
-from hvpspec.estimators.spectrum import check_only
-from hvpspec.krylov.basis import check_storage
+from hvpspec.errors import InputError
 from hvpspec.memory import check_size
-from hvpspec.objective.batches import frozen
-from hvpspec.objective.losses import NAMED_LOSSES
-from hvpspec.options import ENGINES
-from hvpspec.preflight import Finding, expected_loss, make_differentiable
-from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed, check_tol
+from hvpspec.options import DEFAULT_MAX_HVPS, ENGINES, LOSS_NAMES, QUANTITIES, Engine, Place, SpectrumOptions, Which
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the document as JSON on stdout, and nothing else there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+if TYPE_CHECKING:
+    QuantityName = str
+else:  # Typer takes a list of choices as an enum only
+    QuantityName = StrEnum("QuantityName", {name: name for name in QUANTITIES})
 
-Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint: file or directory, of any usual format.")]
-NoPreflight = Annotated[
-    bool, typer.Option("--no-preflight", help="Measure nothing beforehand (hvpspec check says what that would be).")
+SOURCE = "Checkpoint and data"
+WANTED = "Quantities"
+ACCURACY = "Accuracy and budget"
+ENGINE = "Engine and memory"
+OUTPUT = "Output"
+
+
+def option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
+    """An option of that panel of --help."""
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
+
+
+def flag(panel: str, text: str, *names: str) -> Any:
+    """An option without a value; --help shows no type for it."""
+    return option(panel, text, *names, metavar="")
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+AsJson = Annotated[
+    bool,
+    flag(OUTPUT, "Print the document as JSON on stdout, and nothing else there.", "--json"),
 ]
+Quiet = Annotated[bool, flag(OUTPUT, "Print nothing but errors.", "--quiet", "-q")]
+Debug = Annotated[bool, flag(OUTPUT, "Show the traceback of an error.", "--debug")]
+Explain = Annotated[bool, flag(OUTPUT, "Say in plain words what each quantity means.", "--explain")]
+
+Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint, file or directory, in any of the usual formats.")]
+NoPreflight = Annotated[
+    bool,
+    flag(ACCURACY, "Skip the checks that cost products (hvpspec check shows them).", "--no-preflight"),
+]
+LearningRate = Annotated[
+    float | None,
+    option(WANTED, "Learning rate: compare λ_max with the edge of stability, 2 / lr.", "--lr"),
+]
+Momentum = Annotated[
+    float | None,
+    option(WANTED, "Heavy-ball momentum β: the edge of stability is then (2 + 2β) / lr. Needs --lr.", "--momentum"),
+]
+
+
+def check_rate(lr: float | None, momentum: float | None = None) -> None:
+    """Raises InputError for a learning rate or momentum that no optimizer can have."""
+    if lr is not None and not 0 < lr < float("inf"):
+        raise InputError(f"--lr must be a finite number > 0; got {lr:g}.")
+    if momentum is not None and not 0 <= momentum < 1:
+        raise InputError(f"--momentum must be a number ≥ 0 and < 1; got {momentum:g}.")
+    if momentum is not None and lr is None:
+        raise InputError("--momentum needs a learning rate as well: add --lr.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,243 +83,205 @@ class Source:
 
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE_OR_MODULE:FUNCTION",
-            help="Builds the nn.Module; not needed for a checkpoint that brings it (a Hugging Face directory, a "
-            "TorchScript or torch.export archive).",
+        option(
+            SOURCE,
+            "Function that builds the nn.Module, such as train.py:build or package.module:build. Not needed for a "
+            "checkpoint that holds the model (a Hugging Face directory, a TorchScript or torch.export archive).",
+            metavar="FILE:FUNCTION",
         ),
     ] = None
-    data: Annotated[str, typer.Option(metavar="FILE_OR_MODULE:FUNCTION", help="Returns the batches (re-iterable).")]
+    data: Annotated[
+        str,
+        option(
+            SOURCE,
+            "Function that returns the batches: a list or a DataLoader, read again for every product.",
+            metavar="FILE:FUNCTION",
+        ),
+    ]
     loss: Annotated[
         str,
-        typer.Option(
-            metavar="NAME_OR_FUNCTION",
-            help=f"{', '.join(NAMED_LOSSES)}, or file.py:function taking (model, batch).",
-        ),
+        option(SOURCE, f"{', '.join(LOSS_NAMES)}; or FILE:FUNCTION, a function of (model, batch).", metavar="LOSS"),
     ]
     key: Annotated[
         str | None,
-        typer.Option(help="Where in the checkpoint the state dict is nested, such as ema or ema.shadow."),
+        option(SOURCE, "Where in the checkpoint the state dict is nested, such as ema or ema.shadow."),
     ] = None
     allow_class: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            SOURCE,
+            "A class whose objects the checkpoint may hold besides tensors, as package.module.Class; may be repeated.",
             "--allow-class",
-            metavar="PACKAGE.MODULE.CLASS",
-            help="A class whose objects the checkpoint may hold beside tensors; may be repeated.",
+            metavar="CLASS",
         ),
     ] = None
     trust_pickle: Annotated[
         bool,
-        typer.Option("--trust-pickle", help="Last resort: read the checkpoint whatever it holds. This runs its code."),
+        flag(SOURCE, "Last resort: read the checkpoint whatever it holds. This runs its code.", "--trust-pickle"),
     ] = False
-
     freeze_data: Annotated[
         bool,
-        typer.Option("--freeze-data", help="Keep the first pass over the data (shuffled, augmented) in memory."),
+        flag(
+            SOURCE,
+            "Keep the batches of the first pass in memory, for data that are shuffled or augmented.",
+            "--freeze-data",
+        ),
     ] = False
     expect_loss: Annotated[
         str | None,
-        typer.Option(
+        option(
+            SOURCE,
+            "The loss that the data should give; stop if it differs by more than half a unit of the last digit given.",
             "--expect-loss",
             metavar="LOSS",
-            help="What the loss on the data must be, to half a unit of the last digit given; else nothing is measured.",
         ),
     ] = None
 
     def __post_init__(self) -> None:
         if self.expect_loss is not None:
+            from hvpspec.preflight import expected_loss  # here, as it needs torch
+
             expected_loss(self.expect_loss)
 
-    def load(self, checkpoint: Path) -> tuple[nn.Module, Any, Any, list[Finding]]:
-        """The model with the checkpoint's parameters, the data, the loss, and what the preflight should tell of both
-        file and model.
-        """
-        loss = load_loss(self.loss)
-        built = load_model(self.model) if self.model is not None else None
-        said: list[Finding] = []
 
-        def note(warning: CheckpointWarning) -> None:
-            said.append(Finding(warning.kind, warning.found, warning.done, "note"))
-            if warning.kind in _RUNNING:
-                warn(warning)  # at once: code was run, and what follows may fail
-
-        model, findings = make_differentiable(self.read(checkpoint, built, note))
-        data = load_data(self.data)
-        return model, frozen(data) if self.freeze_data else data, loss, [*said, *findings]
-
-    @property
-    def trust(self) -> Trust:
-        """What the checkpoint may bring; its classes may be known where the user's functions are."""
-        named = ((self.model, "--model"), (self.data, "--data"), (self.loss if ":" in self.loss else None, "--loss"))
-        modules = dict.fromkeys(import_module(spec, option) for spec, option in named if spec is not None)
-        return Trust(tuple(self.allow_class or ()), self.trust_pickle, tuple(modules))
-
-    def read(
-        self, checkpoint: Path, model: nn.Module | None, tell: Callable[[CheckpointWarning], None] = warn
-    ) -> nn.Module:
-        """The checkpoint's parameters in the model, or in the checkpoint's own. tell: takes what to be warned of."""
-
-        def show(message: Warning | str, *_: Any, **__: Any) -> None:
-            if isinstance(message, CheckpointWarning):
-                tell(message)
-            else:
-                warn(message)
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", CheckpointWarning)
-            warnings.showwarning = show
-            return load_checkpoint(
-                checkpoint,
-                model,
-                key=self.key,
-                allow_classes=self.allow_class or (),
-                trust_pickle=self.trust_pickle,
-                main_modules=self.trust.main_modules,
-            )
-
-
-_RUNNING = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is asked for; field by field an option of the command line, default and help with it."""
+    """What is asked for: each field is an option of the command line, with its default and its help."""
 
-    k: Annotated[int, typer.Option("-k", help="How many eigenvalues of largest magnitude.")] = 10
     parameters: Annotated[
         list[str] | None,
-        typer.Option("--parameters", metavar="GLOB", help="Only parameters of matching names; may be repeated."),
-    ] = None
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64; by default the checkpoint model's own.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default the model's own.")] = None
-    engine: Annotated[str, typer.Option(help=f"How a product is computed: {', '.join(ENGINES)}.")] = "auto"
-    memory_limit: Annotated[
-        str | None,
-        typer.Option("--memory-limit", metavar="SIZE", help="Most that linearized engines may keep, such as 2GiB."),
-    ] = None
-    rtol: Annotated[float, typer.Option(help="Half-width of the trace's and the norm's interval, relative.")] = 0.01
-    tol: Annotated[float, typer.Option(help="Relative residual ‖Hv − λv‖ / |λ| of the eigenpairs.")] = 1e-3
-    confidence: Annotated[float, typer.Option(help="Probability that an interval holds the true figure.")] = 0.95
-    seed: Annotated[int, typer.Option(help="Of all random vectors.")] = 0
-    max_hvps: Annotated[int, typer.Option("--max-hvps", help="Budget of Hessian-vector products for all figures.")] = (
-        1000
-    )
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only", metavar="FIGURE", help="eigenvalues, trace, frobenius_norm or density; repeat it for several."
+        option(
+            SOURCE,
+            'Only these parameters: a module such as fc, or a pattern such as "*.weight"; may be repeated.',
+            metavar="NAME",
         ),
     ] = None
-    verify: Annotated[bool, typer.Option("--verify", help="Measure the residuals with k products of their own.")] = (
-        False
-    )
-    damping: Annotated[float, typer.Option(help="δ ≥ 0: the conditioning shown is that of H + δI.")] = 0.0
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Look for the eigenvalue of H + δI nearest to 0, with HVPs of its own.")
-    ] = False
-    refine_hvps: Annotated[int, typer.Option("--refine-hvps", help="Budget of --refine, beyond --max-hvps.")] = 500
+    k: Annotated[int, option(WANTED, "How many eigenvalues.", "-k")] = SpectrumOptions.k
+    which: Annotated[
+        Which,
+        option(
+            WANTED,
+            "Which eigenvalues: LM, the largest in magnitude; LA, the largest; SA, the smallest (most negative); "
+            "BE, half from each end.",
+        ),
+    ] = SpectrumOptions.which
+    only: Annotated[
+        list[QuantityName] | None,
+        option(
+            WANTED, f"Estimate only this: {_alternatives(QUANTITIES)}; may be repeated.", "--only", metavar="QUANTITY"
+        ),
+    ] = None
     blocks: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            WANTED,
+            'Trace, norm and λ_max of diagonal blocks as well, such as "layer*": one block for each module that '
+            "matches; may be repeated.",
             "--blocks",
-            metavar="GLOB",
-            help='Groups of parameters with figures of their own, such as "layer*"; may be repeated.',
+            metavar="PATTERN",
+        ),
+    ] = None
+    damping: Annotated[float, option(WANTED, "δ ≥ 0: show the conditioning of H + δI as well.")] = (
+        SpectrumOptions.damping
+    )
+    refine: Annotated[
+        bool,
+        flag(WANTED, "Search for the eigenvalue of H + δI nearest to 0, with products of its own.", "--refine"),
+    ] = SpectrumOptions.refine
+    rtol: Annotated[
+        float,
+        option(ACCURACY, "Relative half-width that the intervals of trace and norm should have."),
+    ] = SpectrumOptions.rtol
+    tol: Annotated[
+        float,
+        option(ACCURACY, "Relative residual ‖Hv − λv‖ / |λ| that the eigenpairs should reach."),
+    ] = SpectrumOptions.tol
+    confidence: Annotated[float, option(ACCURACY, "Probability that an interval holds the true value.")] = (
+        SpectrumOptions.confidence
+    )
+    max_hvps: Annotated[
+        int,
+        option(ACCURACY, "Budget: at most this many Hessian-vector products (HVPs) in all.", "--max-hvps"),
+    ] = DEFAULT_MAX_HVPS
+    refine_hvps: Annotated[
+        int,
+        option(ACCURACY, "Budget of --refine, in addition to --max-hvps.", "--refine-hvps"),
+    ] = SpectrumOptions.refine_hvps
+    verify: Annotated[
+        bool,
+        flag(ACCURACY, "Measure the residuals at the end, with k more products.", "--verify"),
+    ] = SpectrumOptions.verify
+    seed: Annotated[int, option(ACCURACY, "Seed of all random vectors.")] = SpectrumOptions.seed
+    engine: Annotated[
+        Engine,
+        option(ENGINE, f"How a product is computed: {_alternatives(ENGINES)}.", metavar="ENGINE"),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["float32", "float64"] | None,
+        option(ENGINE, "Precision of the products; by default the model's own."),
+    ] = None
+    device: Annotated[
+        str | None,
+        option(ENGINE, "cpu, cuda, cuda:1 and so on; by default the model's own."),
+    ] = None
+    memory_limit: Annotated[
+        str | None,
+        option(
+            ENGINE,
+            "Most memory for saved activations, such as 2GiB; by default 40 % of what is free.",
+            "--memory-limit",
+            metavar="SIZE",
         ),
     ] = None
     basis_memory: Annotated[
         str | None,
-        typer.Option("--basis-memory", metavar="SIZE", help="Most that long vectors may take, such as 2GiB."),
+        option(ENGINE, "Most memory for long vectors, such as 2GiB.", "--basis-memory", metavar="SIZE"),
     ] = None
-    basis_on: Annotated[str, typer.Option("--basis-on", help="Where the basis is kept: device, cpu or disk.")] = (
-        "device"
+    basis_on: Annotated[Place, option(ENGINE, "Where the long vectors are kept.", "--basis-on")] = (
+        SpectrumOptions.basis_on
     )
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that the files are written to.")] = Path()
+    out: Annotated[Path, option(OUTPUT, "Folder for the files.", "--out", metavar="DIR")] = Path()
 
     def __post_init__(self) -> None:
-        check_count("-k", self.k)
-        Tolerance(self.rtol, 0.0, self.confidence)
-        check_tol(self.tol)
-        check_seed(self.seed)
-        check_budget(self.max_hvps)
-        check_storage(self.basis_memory, self.basis_on)
-        check_only(self.only)
-        check_damping(self.damping)
-        check_count("--refine-hvps", self.refine_hvps)
         check_size("--memory-limit", self.memory_limit)
+        try:
+            self.spectrum()
+        except InputError as error:
+            raise InputError(_with_flags(str(error))) from None
 
-    def check_refinement(self) -> None:
-        """Raises InputError where --refine has nothing to sharpen."""
-        if self.refine and "density" not in check_only(self.only):
-            raise InputError("--refine sharpens the conditioning, which needs the density: add --only density.")
-
-    def described(self) -> dict[str, Any]:
-        """Those that the figures depend on, for the provenance."""
-        names = (
-            "k", "parameters", "rtol", "tol", "confidence", "seed", "max_hvps", "only", "verify", "damping", "refine",
-            "refine_hvps", "blocks",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
-    def operator(self) -> dict[str, Any]:
-        """What goes to HessianOperator."""
-        return {name: getattr(self, name) for name in ("parameters", "engine", "memory_limit", "dtype", "device")}
+    def spectrum(self) -> SpectrumOptions:
+        """The options of the run itself, as the forecast is given them."""
+        names = (field.name for field in dataclasses.fields(SpectrumOptions))
+        return SpectrumOptions(**{name: getattr(self, name) for name in names})
 
     def estimators(self) -> dict[str, Any]:
-        """What goes to `hvpspec.spectrum`."""
+        """The same as keywords, as `hvpspec.spectrum` is given them."""
+        return {name: value for name, value in vars(self.spectrum()).items() if name != "which"}
+
+    def described(self) -> dict[str, Any]:
+        """The options that the results depend on, for the provenance."""
+        run = self.spectrum().to_dict()
         names = (
-            "k", "rtol", "confidence", "seed", "max_hvps", "tol", "only", "verify", "damping", "refine",
-            "refine_hvps", "blocks", "basis_memory", "basis_on",
+            "k", "which", "rtol", "tol", "confidence", "seed", "max_hvps", "only", "verify", "damping", "refine",
+            "refine_hvps", "blocks",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        return {"parameters": self.parameters, **{name: run[name] for name in names}}
+
+    def operator(self) -> dict[str, Any]:
+        """What `HessianOperator` is given."""
+        return {name: getattr(self, name) for name in ("parameters", "engine", "memory_limit", "dtype", "device")}
 
 
-def expanded(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command whose dataclass parameters (`Source`, `Options`) stand for their fields: Typer sees an option for each.
-
-    Every command gets --json and --quiet besides. defaults: those that differ for this command.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        groups: dict[str, Any] = {
-            name: parameter.annotation
-            for name, parameter in signature.parameters.items()
-            if dataclasses.is_dataclass(parameter.annotation)
-        }
-        shown: dict[str, inspect.Parameter] = {}
-        for name, parameter in signature.parameters.items():
-            members = _fields(groups[name]) if name in groups else [parameter]
-            shown |= {member.name: member for member in members}
-        for name, kind in (("as_json", AsJson), ("quiet", Quiet)):
-            shown[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-        for name, default in defaults.items():
-            shown[name] = shown[name].replace(default=default)
-
-        def run(*, as_json: bool, quiet: bool, **given: Any) -> None:
-            with speaking(as_json=as_json, quiet=quiet):
-                for name, group in groups.items():
-                    given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
-                command(**given)
-
-        run.__name__ = command.__name__
-        run.__doc__ = command.__doc__
-        parameters = [member.replace(kind=inspect.Parameter.KEYWORD_ONLY) for member in shown.values()]
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
-
-    return decorate
+def flag_name(name: str) -> str:
+    """What the command line calls an option: "max_hvps" → "--max-hvps"."""
+    return "-k" if name == "k" else f"--{name.replace('_', '-')}"
 
 
-def _fields(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in dataclasses.fields(group)
-    ]
+def _with_flags(message: str) -> str:
+    """A message of SpectrumOptions, which calls options by their names in Python, with the command line's names."""
+    names = {field.name for field in dataclasses.fields(SpectrumOptions)}
+
+    def renamed(match: re.Match[str]) -> str:
+        return flag_name(match[0]) if match[0] in names else match[0]
+
+    return re.sub(r"^\w+|(?<=\()\w+(?=\))", renamed, message)  # the first word, and one alone in parentheses

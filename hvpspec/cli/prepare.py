@@ -1,4 +1,4 @@
-"""The first half of every command's road: from a checkpoint to an operator that has passed its preflight."""
+"""The first half of every command: from a checkpoint to an operator that has passed its preflight."""
 
 from __future__ import annotations
 
@@ -12,68 +12,164 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hvpspec
-from hvpspec.cli.console import out
+from torch import nn
+
+from hvpspec.checkpoint.formats.torch_pickle import Trust
+from hvpspec.checkpoint.load import load_checkpoint
+from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.provenance import describe
-from hvpspec.errors import InputError, ZeroHessianWarning
-from hvpspec.krylov.blocks import find_groups
+from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
+from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
+from hvpspec.krylov.blocks import find_blocks
+from hvpspec.objective.batches import frozen
 from hvpspec.objective.objective import LossValue
-from hvpspec.preflight import Preflight, examine, inspect_operator
+from hvpspec.operators.hessian import HessianOperator
+from hvpspec.preflight import Finding, Preflight, examine, inspect_operator, make_differentiable
 from hvpspec.results.record import Provenance
+from hvpspec.wording import counted
+
+_RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model with the checkpoint's parameters, data and loss, and what is known already of file and model."""
+
+    model: nn.Module
+    data: Any
+    loss: Any
+    findings: list[Finding]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An operator, the loss on its data, what the preflight says, and how many groups of parameters were asked for."""
+    """An operator, the loss on its data, what the preflight says, and how many blocks were asked for."""
 
-    H: hvpspec.HessianOperator
+    H: HessianOperator
     loss: LossValue
     preflight: Preflight
     blocks: int = 0
 
 
+def load(checkpoint: Path, source: Source, screen: Screen) -> Loaded:
+    """Everything that the options name."""
+    loss = load_loss(source.loss)
+    built = load_model(source.model) if source.model is not None else None
+    found: list[Finding] = []
+
+    def note(warning: CheckpointWarning) -> None:
+        found.append(Finding(warning.kind, warning.found, warning.done, "note"))
+        if warning.kind in _RAN_CODE:
+            screen.warning(warning)  # at once: code was run, and what follows may fail
+
+    model, findings = make_differentiable(read(checkpoint, source, built, screen, note))
+    data = load_data(source.data)
+    return Loaded(model, frozen(data) if source.freeze_data else data, loss, [*found, *findings])
+
+
+def read(
+    checkpoint: Path,
+    source: Source,
+    model: nn.Module | None,
+    screen: Screen,
+    note: Callable[[CheckpointWarning], None] | None = None,
+) -> nn.Module:
+    """The checkpoint's parameters in the model, or in the checkpoint's own. note: takes what its reader warns of."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if note is not None and isinstance(message, CheckpointWarning):
+            note(message)
+        else:
+            screen.warning(message)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        warnings.showwarning = show
+        return load_checkpoint(
+            checkpoint,
+            model,
+            key=source.key,
+            allow_classes=source.allow_class or (),
+            trust_pickle=source.trust_pickle,
+            main_modules=trust(source).main_modules,
+        )
+
+
+def trust(source: Source) -> Trust:
+    """What the checkpoint may hold. Its classes may be defined where the user's functions are."""
+    loss = source.loss if ":" in source.loss else None
+    named = ((source.model, "--model"), (source.data, "--data"), (loss, "--loss"))
+    modules = dict.fromkeys(import_module(spec, option) for spec, option in named if spec is not None)
+    return Trust(tuple(source.allow_class or ()), source.trust_pickle, tuple(modules))
+
+
 def open_checkpoint(
-    checkpoint: Path, source: Source, options: Options, *, measure: bool = True, show: Callable[[Any, LossValue], None]
+    checkpoint: Path, source: Source, options: Options, screen: Screen, *, measure: bool = True
 ) -> Opened:
     """Loads, shows operator and loss, and inspects. What is refused is in the preflight; the caller refuses.
 
-    measure: also what takes products and gradients.
+    measure: make the checks that cost products and gradients as well.
     """
-    model, data, loss, findings = source.load(checkpoint)
-    H = hvpspec.HessianOperator(model, loss, data, **options.operator())
-    blocks = find_groups(H, options.blocks) if options.blocks else ()  # a glob that fits nothing: before any product
-    findings += examine(model, H.device)
-    value = H.loss()
-    show(H, value)
-    preflight = inspect_operator(
-        H, findings, loss=value, expect=source.expect_loss, measure=measure, **options.estimators()
-    )
-    return Opened(H, value, preflight, len(blocks))
+    loaded = load(checkpoint, source, screen)
+    H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
+    # Blocks first: a pattern that matches nothing is refused before any product.
+    blocks = find_blocks(H, options.blocks) if options.blocks else ()
+    findings = [*loaded.findings, *examine(loaded.model, H.device)]
+    loss = H.loss()
+    _show_head(checkpoint, source, H, loss, screen)
+    preflight = inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
+    return Opened(H, loss, preflight, len(blocks))
 
 
-def show_head(checkpoint: Path, source: Source) -> Callable[[hvpspec.HessianOperator, LossValue], None]:
-    """Prints what was loaded, and its loss: a wrongly loaded model shows there."""
+def inspect(
+    H: HessianOperator,
+    findings: list[Finding],
+    expect: str | None,
+    options: Options,
+    *,
+    loss: LossValue,
+    measure: bool,
+) -> Preflight:
+    """The preflight of a run with these options."""
+    return inspect_operator(H, findings, loss=loss, expect=expect, measure=measure, options=options.spectrum())
 
-    def show(H: hvpspec.HessianOperator, loss: LossValue) -> None:
-        out.print(f"{checkpoint.name} · {H.parameters.n:,} parameters · {H.dtype.name} on {H.device}")
-        batches = f"{loss.batches} batch" + ("es" if loss.batches > 1 else "")
-        out.print(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, total weight {loss.weight:,.10g})")
-        out.print()
 
-    return show
+def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:
+    """Prints what was loaded, and its loss: a model that was loaded wrongly shows there."""
+    screen.line(f"{checkpoint.name} · {H.parameters.n:,} parameters · {H.dtype.name} on {H.device}")
+    batches = f"{loss.batches} batch" + ("es" if loss.batches > 1 else "")
+    screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
+    screen.line()
+
+
+def _weight(loss: LossValue) -> str:
+    """ "512 samples" where each sample counts once."""
+    if loss.samples is not None and loss.weight == loss.samples:
+        return counted(loss.samples, "sample")
+    return f"weights sum to {loss.weight:,.10g}"
 
 
 def made_by(
-    H: hvpspec.HessianOperator, checkpoint: Path | None, source: Source, loss: LossValue, options: Options, start: float
+    H: HessianOperator,
+    checkpoint: Path | None,
+    source: Source,
+    loss: LossValue,
+    options: Options,
+    start: float,
+    **more: Any,
 ) -> Provenance:
-    """The `provenance` of what this command writes; start: when it began, by time.perf_counter."""
+    """The `provenance` of what this command writes. start: when it began, by time.perf_counter.
+
+    more: further options; those that are None were not given.
+    """
+    given = {name: value for name, value in more.items() if value is not None}
     return describe(
         H,
         checkpoint=checkpoint,
         sources=dataclasses.asdict(source),
         loss=loss,
-        options=options.described(),
+        options={**options.described(), **given},
         command=["hvpspec", *sys.argv[1:]],
         seconds=time.perf_counter() - start,
     )
@@ -86,8 +182,8 @@ def refuse(preflight: Preflight) -> None:
 
 
 @contextmanager
-def strictly() -> Iterator[None]:
-    """A zero Hessian, here, is a model that was loaded or written wrongly: an error."""
+def zero_hessian_refused() -> Iterator[None]:
+    """A zero Hessian means, here, that the model was loaded or written wrongly: an error, not a warning."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ZeroHessianWarning)

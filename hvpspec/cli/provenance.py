@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-import hvpspec
 from hvpspec.checkpoint.formats.files import checkpoint_files, sha256
 from hvpspec.objective.objective import LossValue
 from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
@@ -47,9 +46,8 @@ def describe(
         engine_plan=H.plan,
         attention_backend=ATTENTION_BACKEND,
         versions={
-            "hvpspec": hvpspec.__version__,
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "numpy", "scipy")},
+            **{name: metadata.version(name) for name in ("hvpspec", "torch", "numpy", "scipy")},
         },
         platform=f"{platform.system()} {platform.machine()}",
         command=tuple(command),

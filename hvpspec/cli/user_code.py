@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.losses import NAMED_LOSSES
+from hvpspec.options import LOSS_NAMES
 
 
 def load_model(spec: str) -> nn.Module:
@@ -28,7 +28,7 @@ def load_model(spec: str) -> nn.Module:
 
 def load_data(spec: str) -> Iterable[Any]:
     """The batches that a function named by `spec` returns, or that `spec` names itself."""
-    data = _call(spec, "--data")
+    data: Iterable[Any] = _call(spec, "--data")
     if inspect.isgenerator(data):
         raise InputError(f"--data {spec}: a generator passes once only; return a list of batches or a DataLoader.")
     return data
@@ -37,13 +37,14 @@ def load_data(spec: str) -> Iterable[Any]:
 def load_loss(spec: str) -> str | Callable[..., Any] | nn.Module:
     """A loss's name as it is; else the function (or torch criterion) that `spec` names."""
     if ":" not in spec:
-        if spec not in NAMED_LOSSES:
+        if spec not in LOSS_NAMES:
             raise InputError(
-                f"--loss {spec}: no loss has that name; choose one of {', '.join(NAMED_LOSSES)}, "
+                f"--loss {spec}: no loss has that name; choose one of {', '.join(LOSS_NAMES)}, "
                 "or name your own as file.py:function."
             )
         return spec
-    return load_object(spec, "--loss")
+    loss: Callable[..., Any] | nn.Module = load_object(spec, "--loss")
+    return loss
 
 
 def load_object(spec: str, option: str) -> Any:

@@ -1,17 +1,17 @@
 """Trace, Frobenius norm and λ_max of diagonal blocks H_bb. Traces and norms come from the probes of the whole matrix.
 
-With W = [Q F] and S = [[T, C], [Cᵀ, 0]], H is W S Wᵀ + B. The first part is known, in each block as well: what is
-estimated is B_bb. For the signs ω of a probe, which every block has a part of, and the image y = B ω:
+With W = [Q F] and S = [[T, C], [Cᵀ, 0]], H is W S Wᵀ + B. The first term is known, and so are its diagonal blocks K_bb;
+only B_bb is estimated. For the signs ω of a probe, of which every block has a part ω_b, and the image y = B ω:
 
     tr B_bb       = E ω_bᵀ y_b
     ‖B_bb‖_F²     = E (ω_bᵀ y'_b)(ω'_bᵀ y_b)       for two different probes
     ⟨K_bb, B_bb⟩  = E ω_bᵀ K_bb y_b                 for a known K
 
-Entries of B outside the block meet signs from outside once, and average out: one set of probes serves all blocks. (For
-the norm, ω_bᵀ y'_b = Σ B_ij ω_i ω'_j over i in b and all j, and only terms with j in b, too, meet their equals in the
-second factor.)
+Entries of B outside the block are multiplied by independent signs from outside it, and average out: one set of probes
+serves all blocks. (For the norm, ω_bᵀ y'_b = Σ B_ij ω_i ω'_j over i in b and all j; only terms with j in b have equal
+terms in the second factor.)
 
-The largest eigenvalue has no such road: Lanczos on the block takes products of its own.
+The largest eigenvalue cannot be estimated in this way: Lanczos on the block makes products of its own.
 """
 
 from __future__ import annotations
@@ -22,119 +22,122 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
-from hvpspec.bounds.probe_intervals import Remainder
-from hvpspec.estimators.shared_pass import Figure, OnePass
+from hvpspec.bounds.probe_intervals import Remainder, student
+from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage
-from hvpspec.krylov.blocks import Group
+from hvpspec.krylov.blocks import BlockRows
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Grams
 from hvpspec.krylov.vectors import inner, rademacher
-from hvpspec.results.blocks import Block
+from hvpspec.options import SampledQuantity
+from hvpspec.results.blocks import BRACKET_WIDTH, Block
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.validation import Tolerance
 
-_ENDING = 0.01  # the bracket of a block's λ_max may be so wide, relative to it
-_STEPS = 100  # the most products for one λ_max
+_MAX_STEPS_PER_BLOCK = 100  # products for one λ_max
+
+_ValueAndError = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What some probes tell of one block: inner products of ω_b and y_b, and ω_bᵀ K_bb y_b for each probe."""
+class _BlockGrams:
+    """Some probes in one block: inner products of ω_b and y_b, and ω_bᵀ K_bb y_b for each probe."""
 
     grams: Grams
     across: np.ndarray
 
 
 class BlockProbes:
-    """Gathers from the probes of a pass what its blocks need. Costs memory for the small matrices alone."""
+    """Collects what the blocks need from the probes of a pass: small matrices only."""
 
-    def __init__(self, one: OnePass, groups: Sequence[Group]) -> None:
-        self._one = one
-        self.groups = groups
-        self._grams_of: tuple[int, list[np.ndarray]] = (-1, [])
-        if groups:
-            one.pool.gather = self._see
+    def __init__(self, shared: SharedPass, blocks: Sequence[BlockRows]) -> None:
+        self._shared = shared
+        self.blocks = blocks
+        self._basis_grams: tuple[int, list[np.ndarray]] = (-1, [])  # at which size of the basis, and the matrices
+        if blocks:
+            shared.pool.gather = self._gather
 
     def estimates(self, tolerance: Tolerance) -> list[tuple[Estimate, Estimate]]:
         """Trace and norm of each block; no HVP."""
-        one = self._one
-        pool, krylov = one.pool, one.krylov
-        seen: list[list[_Seen]] = list(pool.gathered)
+        shared = self._shared
+        pool, known = shared.pool, shared.krylov.projection
+        gathered: list[list[_BlockGrams]] = list(pool.gathered)
         if pool.numbers:
-            seen.append(self._see(pool.numbers, pool.images))
-        S, rounding = self._known(), 16 * krylov.eps * math.sqrt(1 + krylov.m) * krylov.projection.norm
+            gathered.append(self._gather(pool.numbers, pool.images))
+        S, rounding = self._known(), known.sum_error(shared.krylov.eps, known.norm)
         found = []
-        for index, (group, G) in enumerate(zip(self.groups, self._grams(), strict=True)):
-            pieces = [entry[index] for entry in seen]
+        for index, (block, G) in enumerate(zip(self.blocks, self._grams(), strict=True)):
             SG = S @ G
-            known, squares = float(np.trace(SG)), float((SG * SG.T).sum())
-            off = rounding + float(np.linalg.norm(krylov.projection.defects))
-            if one.dimension == 0:
-                trace, norm = (known, off), (math.sqrt(max(squares, 0.0)), off)
+            trace, squares = float(np.trace(SG)), float((SG * SG.T).sum())
+            if shared.dimension == 0:
+                both = (trace, 0.0), (math.sqrt(max(squares, 0.0)), 0.0)
             else:
-                trace, norm = _interval(pieces, group.size, known, squares, tolerance.confidence)
-                trace, norm = (trace[0], trace[1] + off), (norm[0], norm[1] + off)
-            method = "exact" if one.dimension == 0 else "krylov" if krylov.m else "hutchinson"
-            scale = 0.0 if math.isnan(norm[0]) else norm[0]
-            estimates = []
-            for value, error, least in ((*trace, scale), (*norm, 0.0)):
-                fine = one.dimension == 0 or error <= tolerance.allowed(value, least)
-                relative_to = "frobenius_norm" if abs(value) < least else "value"
-                estimates.append(Estimate(value, error, tolerance.confidence, fine, one.hvps, method, relative_to))
-            found.append((estimates[0], estimates[1]))
+                pieces = [entry[index] for entry in gathered]
+                both = _trace_and_norm(pieces, block.size, trace, squares, tolerance.confidence)
+            norm = 0.0 if math.isnan(both[1][0]) else both[1][0]
+            found.append((
+                self._estimate(both[0], rounding, tolerance, norm), self._estimate(both[1], rounding, tolerance, 0.0)
+            ))  # fmt: skip
         return found
 
+    def _estimate(self, found: _ValueAndError, rounding: float, tolerance: Tolerance, norm: float) -> Estimate:
+        shared, value, error = self._shared, found[0], found[1] + rounding
+        fine = shared.dimension == 0 or error <= tolerance.allowed(value, norm)
+        relative_to = tolerance.relative_to(value, norm)
+        return Estimate(value, error, tolerance.confidence, fine, shared.hvps, shared.method, relative_to)
+
     def _known(self) -> np.ndarray:
-        known = self._one.krylov.projection
+        known = self._shared.krylov.projection
         p = known.coupling.shape[1]
         return np.block([[known.T, known.coupling], [known.coupling.T, np.zeros((p, p))]])
 
-    def _rows(self, group: Group) -> Tensor:
+    def _rows(self, block: BlockRows) -> Tensor:
         """W_b: shape (size, m + p), on the device."""
-        krylov = self._one.krylov
-        frontier = group.take(krylov.frontier)
-        return torch.cat([group.take(krylov.basis.matrix).to(frontier.device), frontier], 1)
+        krylov = self._shared.krylov
+        frontier = block.take(krylov.frontier)
+        return torch.cat([block.take(krylov.basis.matrix).to(frontier.device), frontier], 1)
 
     def _grams(self) -> list[np.ndarray]:
-        """W_bᵀ W_b of each block; kept while the basis stays the same."""
-        m = self._one.krylov.m
-        if self._grams_of[0] != m:
+        """W_bᵀ W_b of each block; computed once for each size of the basis."""
+        m = self._shared.krylov.m
+        if self._basis_grams[0] != m:
             grams = []
-            for group in self.groups:
-                rows = self._rows(group)
+            for block in self.blocks:
+                rows = self._rows(block)
                 grams.append(inner(rows, rows).cpu().numpy())
-            self._grams_of = (m, grams)
-        return self._grams_of[1]
+            self._basis_grams = (m, grams)
+        return self._basis_grams[1]
 
-    def _see(self, numbers: Sequence[int], images: Tensor) -> list[_Seen]:
-        krylov = self._one.krylov
+    def _gather(self, numbers: Sequence[int], images: Tensor) -> list[_BlockGrams]:
+        krylov = self._shared.krylov
         signs = rademacher(krylov.n, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
         S, found = self._known(), []
-        for group in self.groups:
-            omega, y, rows = group.take(signs), group.take(images), self._rows(group)
+        for block in self.blocks:
+            omega, y, rows = block.take(signs), block.take(images), self._rows(block)
             small = [
                 inner(a, b).cpu().numpy() for a, b in ((omega, omega), (omega, y), (y, y), (rows, omega), (rows, y))
             ]
-            found.append(_Seen(Grams(*small[:3]), (small[3] * (S @ small[4])).sum(0)))
+            found.append(_BlockGrams(Grams(*small[:3]), (small[3] * (S @ small[4])).sum(0)))
         return found
 
 
-def _interval(
-    pieces: Sequence[_Seen], size: int, known: float, squares: float, confidence: float
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def _trace_and_norm(
+    pieces: Sequence[_BlockGrams], size: int, known: float, squares: float, confidence: float
+) -> tuple[_ValueAndError, _ValueAndError]:
     """Trace and norm of a block, each with its half-width. known, squares: tr K_bb and ‖K_bb‖_F²."""
+    unknown = (math.nan, math.inf)
     grams = tuple(piece.grams for piece in pieces)
     count = sum(entry.count for entry in grams)
     if count == 0:
-        return (math.nan, math.inf), (math.nan, math.inf)
+        return unknown, unknown
     rest, half = Remainder(grams, size).trace(confidence)
+    trace = (known + rest, half)
     if count < 3:
-        return (known + rest, half), (math.nan, math.inf)
-    # B_bb = (B_bb − c I) + c I: with c its mean diagonal entry, signs meet less of what they cannot tell apart.
+        return trace, unknown
+    # B_bb = (B_bb − c I) + c I: with c the mean diagonal entry, the estimate from signs has less variance.
     c = rest / size
     signs = np.concatenate([np.diag(entry.wy) for entry in grams])
     across = np.concatenate([piece.across for piece in pieces])
@@ -146,54 +149,59 @@ def _interval(
         partners.append(np.full(len(products), len(products) - 1.0))
     pair, partner = np.concatenate(pairs), np.concatenate(partners)
     if partner.sum() <= 2 * partner.max():
-        return (known + rest, half), (math.nan, math.inf)
+        return trace, unknown
     linear = 2 * across + 2 * c * signs
     constant = squares - c**2 * size
     total = constant + float(linear.mean()) + float(pair.sum() / partner.sum())
-    # The jackknife: the figure without each probe in turn (Efron and Stein 1981, doi:10.1214/aos/1176345462).
+    # The jackknife: the estimate without each probe in turn (Efron and Stein 1981, doi:10.1214/aos/1176345462).
     without = (linear.sum() - linear) / (count - 1) + (pair.sum() - 2 * pair) / (partner.sum() - 2 * partner)
     deviation = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
-    wide = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * (1 + 2 / (count - 1)) * deviation
+    half = student(confidence, count - 1) * deviation
     least = max(known + rest, -(known + rest)) / math.sqrt(size)  # |tr H_bb| ≤ √size ‖H_bb‖_F
     norm = math.sqrt(max(total, least**2, 0.0))
-    upper, lower = math.sqrt(max(total, 0.0) + wide), math.sqrt(max(total - wide, 0.0))
-    return (known + rest, half), (norm, max(upper - norm, norm - lower))
+    upper, lower = math.sqrt(max(total, 0.0) + half), math.sqrt(max(total - half, 0.0))
+    return trace, (norm, max(upper - norm, norm - lower))
 
 
 def largest_of_block(
-    A: Symmetric, group: Group, *, seed: int, storage: Storage, confidence: float, budget: float
+    A: Symmetric, block: BlockRows, *, seed: int, storage: Storage, confidence: float, budget: float
 ) -> Bracket | None:
-    """λ_max of one diagonal block, by Lanczos on it, to 1 %; None when the budget does not allow a single product.
+    """λ_max of one diagonal block by Lanczos, to BRACKET_WIDTH; None if the budget does not allow a single product.
 
     The lower end is certain, the upper one holds with probability `confidence`.
     """
 
-    def multiply(block: Tensor, /) -> Tensor:
-        return group.take(A @ group.embed(block, A.n))
+    def multiply(X: Tensor, /) -> Tensor:
+        return block.take(A @ block.embed(X, A.n))
 
-    masked = Symmetric(group.size, A.dtype, A.device, multiply)
-    one = OnePass(masked, seed=seed, storage=storage, probes=False)
+    masked = Symmetric(block.size, A.dtype, A.device, multiply)
+    shared = SharedPass(masked, seed=seed, storage=storage, probes=False)
     found: Bracket | None = None
-    while one.hvps < min(budget, _STEPS, group.size):
-        one.extend(1, lambda values, count: np.argsort(-values, kind="stable")[:count])
-        if one.krylov.undisturbed is not None:
-            break  # after a restart the bound on what was missed gets no better
-        ritz = one.krylov.ritz()
-        found = bracket(ritz, Exclusion.of(one.krylov), 1, confidence)
-        enough = _ENDING * max(abs(found.lower), abs(found.upper))
-        # A start that has little of the eigenvector can make a bracket narrow too soon; the residual then is not small.
+    while shared.hvps < min(budget, _MAX_STEPS_PER_BLOCK, block.size):
+        shared.extend(1, lambda values, count: np.argsort(-values, kind="stable")[:count])
+        if shared.krylov.undisturbed is not None:
+            break  # after a restart the upper end improves no more
+        ritz = shared.krylov.ritz()
+        found = bracket(ritz, Exclusion.of(shared.krylov), 1, confidence)
+        enough = BRACKET_WIDTH * max(abs(found.lower), abs(found.upper))
+        # A start with a small component in the eigenvector can make a bracket narrow too early; then the residual is
+        # not small.
         if found.upper - found.lower <= enough and ritz.residuals[-1] <= enough:
             break
     return found
 
 
 def read_blocks(
-    probes: BlockProbes, tolerance: Tolerance, *, figures: Sequence[Figure], largest: Sequence[Bracket | None]
+    probes: BlockProbes,
+    tolerance: Tolerance,
+    *,
+    quantities: Sequence[SampledQuantity],
+    largest: Sequence[Bracket | None],
 ) -> tuple[Block, ...]:
-    """All that is known of the blocks; figures: which of trace and norm are wanted."""
+    """The results of all blocks; quantities: which of trace and norm are asked for."""
     found = []
-    estimates = probes.estimates(tolerance) if figures else [(None, None)] * len(probes.groups)
-    for group, (trace, norm), end in zip(probes.groups, estimates, largest, strict=True):
-        trace, norm = trace if "trace" in figures else None, norm if "frobenius_norm" in figures else None
-        found.append(Block(group.name, group.size, trace, norm, end))
+    estimates = probes.estimates(tolerance) if quantities else [(None, None)] * len(probes.blocks)
+    for block, (trace, norm), end in zip(probes.blocks, estimates, largest, strict=True):
+        trace, norm = trace if "trace" in quantities else None, norm if "frobenius_norm" in quantities else None
+        found.append(Block(block.name, block.size, trace, norm, end))
     return tuple(found)

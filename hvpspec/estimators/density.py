@@ -1,7 +1,7 @@
 """The spectral density by stochastic Lanczos quadrature: each random vector samples the distribution of eigenvalues.
 
-For a random unit vector v the measure Σ_i (u_iᵀv)² δ(λ_i) has the distribution of eigenvalues as its mean, and scatters
-little when n is large: (u_iᵀv)² summed over a share p of the eigenvalues is a Beta variable of variance
+For a random unit vector v, the measure Σ_i (u_iᵀv)² δ(λ_i) has the distribution of eigenvalues as its mean, and varies
+little if n is large: the sum of (u_iᵀv)² over a share p of the eigenvalues is a Beta variable of variance
 2p(1 − p)/(n + 2). Lanczos from v gives its Gauss quadrature, and bounds on its distribution function. Eigenvalues that
 are known one by one, and shown to have no further copies, are counted as one each. (Golub and Welsch 1969,
 doi:10.1090/S0025-5718-69-99647-1; Chen, Trogdon, Ubaru 2021, arXiv:2105.06595: spend products on steps rather than on
@@ -16,14 +16,15 @@ from dataclasses import replace
 from typing import Any
 
 from hvpspec.bounds.quadrature import quadrature_error, read_density
-from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.options import DEFAULT_MAX_HVPS, Place
 from hvpspec.results.density import Density
 from hvpspec.validation import Tolerance, check_budget, check_seed
 
-_DEFAULT_BUDGET = 1000
+_CHECKS_PER_BASIS = 20  # the density is computed after each growth of the basis by one part in this many
 
 
 def spectral_density(
@@ -34,56 +35,89 @@ def spectral_density(
     seed: int = 0,
     max_hvps: int | None = None,
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Density], None] | None = None,
 ) -> Density:
-    """The distribution of the eigenvalues of a symmetric operator (n × n), by stochastic Lanczos quadrature.
+    """Estimate the distribution of the eigenvalues of a symmetric operator, by stochastic Lanczos quadrature.
 
-    A: HessianOperator, SciPy LinearOperator, sparse or dense array, or torch tensor.
-    rtol: stop when the Wasserstein-1 distance to the true distribution is, with probability `confidence`, at most
-        rtol times the width of the spectrum. Up to half of that is left to the quadrature, which more Lanczos steps
-        mend, the rest to sampling, which more random vectors do.
-    max_hvps: the budget; by default 1000, or n if that is less. Once it is spent, what there is comes back with
-        `converged=False`.
-    seed, basis_memory, basis_on: as for `hvpspec.eigsh`. callback: called with the Density after each step.
+    Parameters
+    ----------
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    rtol : float, default 0.02
+        Stop when the Wasserstein-1 distance to the true distribution is, with probability `confidence`, at most `rtol`
+        times the width of the spectrum. Up to half of this is left to the quadrature error, which more Lanczos steps
+        reduce, and the rest to the sampling error, which more random vectors reduce.
+    confidence : float, default 0.95
+        Of the error and of the counts of eigenvalues.
+    seed : int, default 0
+        Of the random start vectors.
+    max_hvps : int, optional
+        Budget of products; by default 1000, or n if that is less. When it is spent, the current density is returned
+        with ``converged=False``.
+    basis_memory, basis_on
+        As for `hvpspec.eigsh`.
+    callback : callable, optional
+        Called with the current `Density` as it improves.
 
-    A random vector meets all copies of an eigenvalue as one, so that no count of eigenvalues is exact here, unless the
-    space has closed. (`spectrum` has probes that show where there are no copies, and counts those one by one.)
+    Returns
+    -------
+    Density
+        Weights on nodes, with bounds on the distribution function; ``count(a, b)`` estimates a number of eigenvalues.
 
-    Costs one HVP a step. Raises InputError for options out of range or an operator that is not symmetric.
+    Raises
+    ------
+    InputError
+        For options out of range, or an operator that is not symmetric.
+
+    Notes
+    -----
+    Costs one HVP a step. A random vector has one component in the eigenspace of a multiple eigenvalue, however many
+    copies there are, so that no count is exact here unless the Krylov space becomes invariant. (`spectrum` has probes
+    that show where there are no copies, and counts those eigenvalues one by shared.) Sources:
+    doi:10.1090/S0025-5718-69-99647-1, arXiv:2105.06595.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import hvpspec
+    >>> density = hvpspec.spectral_density(np.diag([1.0, 2.0, 3.0, 4.0]))
+    >>> density.count(1.5, 3.5).value
+    2.0
     """
     tolerance, seed = Tolerance(rtol, 0.0, confidence), check_seed(seed)
     storage, operator = check_storage(basis_memory, basis_on), as_symmetric(A)
-    budget = min(check_budget(max_hvps) or _DEFAULT_BUDGET, operator.n)
+    budget = min(check_budget(max_hvps) or DEFAULT_MAX_HVPS, operator.n)
     done: list[Krylov] = []
     already, steps = operator.hvps, 0
     while True:
-        one = OnePass(operator, seed=seed, storage=storage, probes=False, first_draw=len(done))
+        shared = SharedPass(operator, seed=seed, storage=storage, probes=False, first_draw=len(done))
         while True:
-            one.extend(1)
-            spent, last = operator.hvps - already, one.krylov.m >= (steps or one.capacity)
-            if not last and spent < budget and (steps or one.krylov.m % max(1, one.krylov.m // 20)):
+            shared.extend(1)
+            spent, last = operator.hvps - already, shared.krylov.m >= (steps or shared.capacity)
+            due = not steps and shared.krylov.m % max(1, shared.krylov.m // _CHECKS_PER_BASIS) == 0
+            if not (last or due or spent >= budget):
                 continue
-            density = read_density([*done, one.krylov], confidence, spent)
+            density = read_density([*done, shared.krylov], confidence, spent)
             allowed = tolerance.rtol * (density.support[1] - density.support[0])
-            density = replace(density, converged=density.error <= allowed or one.dimension == 0)
+            density = replace(density, converged=density.error <= allowed or shared.dimension == 0)
             if density.converged or spent >= budget:
                 return density
             if callback is not None:
                 callback(density)
-            if last or (not steps and _steps_suffice(density, allowed, one, budget)):
+            if last or (not steps and _steps_suffice(density, allowed, shared, budget)):
                 break
-        steps = one.krylov.m  # enough for the other random vectors, too
-        one.krylov.basis.release()  # the small matrices are all that is needed of it now
-        done.append(one.krylov)
+        steps = shared.krylov.m  # enough for the other random vectors as well
+        shared.krylov.basis.release()  # from now on, only the small matrices are needed
+        done.append(shared.krylov)
 
 
-def _steps_suffice(density: Density, allowed: float, one: OnePass, budget: int) -> bool:
-    """Whether other random vectors help more than further steps, and cost less than going on to the whole space."""
+def _steps_suffice(density: Density, allowed: float, shared: SharedPass, budget: int) -> bool:
+    """Whether more random vectors help more than further steps, and cost less than a basis of the whole space."""
     quadrature = quadrature_error(density)
     if quadrature > allowed / 2:
         return False
     vectors = ((density.error - quadrature) / (allowed - quadrature)) ** 2 if allowed > quadrature else math.inf
-    # Where few eigenvalues dominate, the error falls more slowly than by √vectors.
-    cheaper = math.isfinite(vectors) and 2 * math.ceil(vectors) * one.krylov.m < one.A.n
-    return cheaper or one.A.n > min(one.capacity, budget)
+    # Where few eigenvalues dominate, the error decreases more slowly than by 1/√vectors.
+    cheaper = math.isfinite(vectors) and 2 * math.ceil(vectors) * shared.krylov.m < shared.A.n
+    return cheaper or shared.A.n > min(shared.capacity, budget)

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs by Lanczos, with their residuals and certificates."""
+"""Extreme eigenpairs by Lanczos, with their residuals and error bounds."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, isolated_errors
 from hvpspec.errors import InputError
-from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
-from hvpspec.krylov.lanczos import Krylov, Ritz
+from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import column_inner
+from hvpspec.options import DEFAULT_MAX_HVPS, Place, Which
 from hvpspec.results.eigenpairs import Eigenpairs
-from hvpspec.validation import check_budget, check_confidence, check_count, check_seed, check_tol
+from hvpspec.validation import check_budget, check_choice, check_confidence, check_count, check_seed, check_tol
 
-_DEFAULT_BUDGET = 1000
-_RESOLVED, _MISSED = 0.02, 0.05  # how near to found eigenvalues a warm start may miss one, and how often one farther
+_RESOLUTION = 0.02  # relative distance to a found eigenvalue within which a warm start may miss another one
+_PROBABILITY_OF_MISS = 0.05  # that a warm start has missed an eigenvalue at a point farther from those found
+_SMALLEST_SCALE = 0.1  # of the largest magnitude found: smaller values have at least this resolution
+_ROUNDOFFS_OF_RESIDUAL = 20  # of ‖H‖: a residual this small is rounding
+_CHECKS_PER_BASIS = 150  # convergence is checked after each growth of a large basis by one part in this many
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which eigenpairs, and how well."""
+    """Which eigenpairs are asked for, and their tolerance."""
 
     k: int
-    which: str
+    which: Which
     tol: float
 
     def __post_init__(self) -> None:
         check_count("k", self.k)
-        if self.which not in _ORDERS:
-            names = ", ".join(f'"{name}"' for name in _ORDERS)
-            raise InputError(f"which must be one of {names}; got {self.which!r}.")
+        check_choice("which", self.which, Which)
         check_tol(self.tol)
 
     def choose(self, values: np.ndarray, k: int | None = None) -> np.ndarray:
-        """Which of the values, in order."""
+        """The indices of the k values asked for, in order."""
         return _ORDERS[self.which](values, min(k or self.k, len(values)))
 
 
 def eigsh(
     A: Any,
     k: int = 6,
-    which: str = "LM",
+    which: Which = "LM",
     *,
     tol: float = 1e-3,
     seed: int = 0,
@@ -58,77 +60,113 @@ def eigsh(
     block_size: int = 1,
     start: Any = None,
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Eigenpairs], None] | None = None,
 ) -> Eigenpairs:
-    """The k extreme eigenpairs of a symmetric operator (n × n), by block Lanczos with full reorthogonalisation.
+    """Compute k extreme eigenpairs of a symmetric operator by Lanczos, with error bounds.
 
-    A: HessianOperator, SciPy LinearOperator, sparse or dense array, or torch tensor.
-    k: how many; at most n are returned.
-    which: "LM" largest magnitude, "LA" largest, "SA" smallest, "BE" half from each end (the odd one from the top).
-        Values come in that order: by falling magnitude, falling, rising, falling.
-    tol: stop when every residual ‖A v − θ v‖ ≤ tol · |θ| (or is down at rounding errors).
-    seed: of the random start vectors.
-    max_hvps: the budget; by default 1000, or n if that is less. Once it is spent, what there is comes back with
-        `converged=False`.
-    confidence: of the brackets `largest` and `smallest`.
-    verify: multiply the eigenvectors once more (k HVPs) and report the residuals measured so.
-    block_size: random start vectors. With one, which needs the fewest HVPs, a multiple eigenvalue shows as a single
-        one unless the space closes; b vectors show up to b copies. (`spectrum` finds missed copies with its probes.)
-    start: vectors (n,) or (n, p) that eigenvectors are thought to be near, such as those of an operator that differs
-        little (a warm start); needs block_size=1, and must not have been found with the same seed. Half of the start
-        stays random, so that brackets and errors hold whatever is given, and the run ends only once it is shown, at
-        95 %, that no eigenvalue was missed but within 2 % of one that was found. Good vectors save some HVPs, bad ones
-        cost a few.
-    basis_memory: what the basis may take, in bytes or as "2GiB"; by default a quarter of what is free. A basis that
-        has filled it is shrunk to its best vectors (thick restart), which costs some more HVPs.
-    basis_on: "device", "cpu" or "disk" (a temporary file, deleted afterwards).
-    callback: called with the Eigenpairs so far (without vectors) as they improve.
+    Parameters
+    ----------
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    k : int, default 6
+        How many eigenpairs; at most n are returned.
+    which : {"LM", "LA", "SA", "BE"}, default "LM"
+        Largest magnitude, largest, smallest, or half from each end (for odd k one more from the top). The values are
+        returned in that order: by decreasing magnitude, decreasing, increasing, decreasing.
+    tol : float, default 1e-3
+        Stop when every residual ``‖A v − θ v‖`` is at most ``tol · |θ|``, or as small as rounding errors.
+    seed : int, default 0
+        Of the random start vectors.
+    max_hvps : int, optional
+        Budget of products; by default 1000, or n if that is less. When it is spent, the current pairs are returned
+        with ``converged=False``.
+    confidence : float, default 0.95
+        Of the brackets `largest` and `smallest`.
+    verify : bool, default False
+        Multiply the eigenvectors by A once more (k products) and report the residuals measured in this way.
+    block_size : int, default 1
+        Number of random start vectors. One needs the fewest products, but shows a multiple eigenvalue as a single one
+        unless the Krylov space becomes invariant; b vectors show up to b copies. (`spectrum` finds missed copies with
+        its probes.)
+    start : array or tensor, shape (n,) or (n, p), optional
+        Vectors believed to be close to eigenvectors, such as those of a similar operator (a warm start). They must not
+        have been computed with the same seed, and `block_size` must be 1. Half of the start remains random, so that
+        brackets and error bounds hold whatever is given; the run ends only when it is shown at 95 % that no eigenvalue
+        was missed, except within 2 % of one that was found. Good vectors save some products, bad ones cost a few.
+    basis_memory : int or str, optional
+        Most memory for the basis, in bytes or as ``"2GiB"``; by default a quarter of what is free. When the basis has
+        filled it, it is reduced to its best vectors (a thick restart), which costs some more products.
+    basis_on : {"device", "cpu", "disk"}, default "device"
+        Where the basis is kept; "disk" is a temporary file.
+    callback : callable, optional
+        Called with the current `Eigenpairs`, without vectors, as they improve.
 
-    `error` bounds the distance from each value to an eigenvalue: the residual, or ‖r‖²/gap where the value is shown
-    to be isolated, plus the asymmetry that the products showed, plus rounding. Costs one HVP a step and vector, and
-    memory for as many n-vectors as there are steps, up to basis_memory.
+    Returns
+    -------
+    Eigenpairs
+        ``values`` (k,), ``vectors`` (n, k), ``residuals`` and ``error``. `error` bounds the distance from each value to
+        an eigenvalue: the residual r, or ``r² / gap`` where the value is shown to be isolated, plus the asymmetry
+        that the products have shown, plus rounding.
 
-    Raises InputError for options out of range, for an operator that is not symmetric and for too little memory.
+    Raises
+    ------
+    InputError
+        For options out of range, an operator that is not symmetric, or too little memory.
+
+    Notes
+    -----
+    Costs one HVP for each step and start vector, and memory for as many vectors of n numbers as there are steps, up to
+    `basis_memory`. Block Lanczos with full reorthogonalization and a thick restart (doi:10.1137/S0895479898334605).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import hvpspec
+    >>> pairs = hvpspec.eigsh(np.diag([5.0, -4.0, 3.0, 2.0, 1.0]), k=2)
+    >>> pairs.values.round(6)
+    array([ 5., -4.])
+    >>> hvpspec.eigsh(np.diag([5.0, -4.0, 3.0, 2.0, 1.0]), k=2, which="SA").values.round(6)
+    array([-4.,  1.])
     """
     wanted = Wanted(k, which, tol)
     seed, budget = check_seed(seed), check_budget(max_hvps)
     confidence, storage = check_confidence(confidence), check_storage(basis_memory, basis_on)
     block_size = check_count("block_size", block_size)
     if start is not None and block_size > 1:
-        raise InputError("start goes with block_size=1; leave one of them out.")
+        raise InputError("start needs block_size=1; leave out one of the two.")
     operator = as_symmetric(A)
-    one = OnePass(
+    shared = SharedPass(
         operator, seed=seed, block=block_size, storage=storage, k=min(k, operator.n), probes=False, towards=start
     )
-    budget = min(budget or _DEFAULT_BUDGET, operator.n)
+    budget = min(budget or DEFAULT_MAX_HVPS, operator.n)
     while True:
-        one.extend(budget - one.hvps, wanted.choose)
-        if not worth_checking(one.krylov) and one.hvps < budget:
+        shared.extend(budget - shared.hvps, wanted.choose)
+        if not worth_checking(shared.krylov) and shared.hvps < budget:
             continue
-        if callback is None and one.hvps < budget and not converged(one.krylov, wanted):
+        if callback is None and shared.hvps < budget and not converged(shared.krylov, wanted):
             continue
-        pairs, chosen, ritz = current(one, wanted, confidence)
-        if pairs.converged or one.hvps >= budget:
-            return finish(one, pairs, chosen, ritz, wanted if verify else None)
+        pairs, chosen, ritz = current(shared, wanted, confidence)
+        if pairs.converged or shared.hvps >= budget:
+            return finish(shared, pairs, chosen, ritz, wanted if verify else None)
         if callback is not None:
             callback(pairs)
 
 
 def worth_checking(krylov: Krylov) -> bool:
-    """Solving for T costs m³: at each step at first, every hundred-and-fiftieth part of m later on."""
-    return krylov.segment == krylov.m or krylov.m % max(1, krylov.m // 150) == 0
+    """Whether to diagonalise T, which costs m³: after each step at first, less often when the basis is large."""
+    return krylov.segment == krylov.m or krylov.m % max(1, krylov.m // _CHECKS_PER_BASIS) == 0
 
 
 def converged(krylov: Krylov, wanted: Wanted) -> bool:
-    """Whether the pairs that are wanted are there and within tolerance."""
+    """Whether the pairs asked for have been found to within the tolerance."""
     ritz = krylov.ritz()
     return _finished(krylov, ritz, wanted.choose(ritz.values), wanted)
 
 
-def current(one: OnePass, wanted: Wanted, confidence: float) -> tuple[Eigenpairs, np.ndarray, Ritz]:
-    """The eigenpairs as the Krylov space has them, without vectors; which Ritz pairs they are."""
-    krylov = one.krylov
+def current(shared: SharedPass, wanted: Wanted, confidence: float) -> tuple[Eigenpairs, np.ndarray, Ritz]:
+    """The eigenpairs in the Krylov space, without vectors; the indices of these Ritz pairs, and all Ritz pairs."""
+    krylov = shared.krylov
     ritz = krylov.ritz()
     chosen = wanted.choose(ritz.values)
     values, residuals = ritz.values[chosen], ritz.residuals[chosen]
@@ -140,25 +178,25 @@ def current(one: OnePass, wanted: Wanted, confidence: float) -> tuple[Eigenpairs
             residuals=residuals,
             error=isolated_errors(exclusion, values, residuals, ritz.values) + ritz.noise[chosen],
             converged=_finished(krylov, ritz, chosen, wanted),
-            hvps=one.hvps,
+            hvps=shared.hvps,
             largest=bracket(ritz, exclusion, 1, confidence),
             smallest=bracket(ritz, exclusion, -1, confidence),
-            data_error=one.spread.eigenvalues(ritz.coefficients[:, chosen]),
+            data_error=shared.spread.eigenvalues(ritz.coefficients[:, chosen]),
         ),
         chosen,
         ritz,
     )
 
 
-def finish(one: OnePass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz, verify: Wanted | None) -> Eigenpairs:
-    """The eigenpairs with vectors and, to `verify` them, residuals that were measured."""
-    krylov = one.krylov
+def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz, verify: Wanted | None) -> Eigenpairs:
+    """The eigenpairs with vectors and, if they are to be verified, with measured residuals."""
+    krylov = shared.krylov
     vectors = krylov.vectors(ritz.coefficients[:, chosen])
     pairs = replace(pairs, vectors=vectors.cpu().numpy())
     if verify is None:
         return pairs
-    # By the Krylov relation H v = θ v + F Cᵀs; what the product differs from that by is the HVP's own noise.
-    products = one.A @ vectors
+    # By the Krylov relation H v = θ v + F Cᵀs. The difference between this and the product is the noise of the HVP.
+    products = shared.A @ vectors
     expected = vectors * _row(pairs.values, vectors)
     expected += krylov.frontier @ _small(krylov.projection.coupling.T @ ritz.coefficients[:, chosen], vectors)
     noise = np.maximum(ritz.noise[chosen], _lengths(products - expected))
@@ -171,7 +209,7 @@ def finish(one: OnePass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz, veri
         residuals=residuals,
         error=isolated_errors(Exclusion.of(krylov), values, residuals, ritz.values) + noise,
         converged=pairs.converged and bool(small.all()),
-        hvps=one.hvps,
+        hvps=shared.hvps,
         verified=True,
     )
 
@@ -181,13 +219,13 @@ def _finished(krylov: Krylov, ritz: Ritz, chosen: np.ndarray, wanted: Wanted) ->
         return True  # the basis spans the whole space
     if len(chosen) < wanted.k or not _within(krylov, ritz, chosen, wanted.tol).all():
         return False
-    if krylov.leans and not _nothing_missed(Exclusion.of(krylov), ritz.values[chosen], wanted.which):
+    if krylov.warm and not _nothing_missed(Exclusion.of(krylov), ritz.values[chosen], wanted.which):
         return False
     starts = [first for first, _ in krylov.projection.segments]
     if len(starts) == 1:
         return True
-    # After a breakdown the eigenspaces may hold more vectors than the segments so far have shown. The last one shows no
-    # more when its own extreme Ritz values are accurate and add nothing beyond the k-th.
+    # After a breakdown, eigenspaces may have more dimensions than the segments have shown. The last segment shows that
+    # they have not if its own extreme Ritz values are accurate and none of them lies beyond the k-th.
     start, end = (starts[-2], starts[-1]) if starts[-1] == krylov.m else (starts[-1], krylov.m)
     if start == 0:
         return False
@@ -195,19 +233,19 @@ def _finished(krylov: Krylov, ritz: Ritz, chosen: np.ndarray, wanted: Wanted) ->
     extreme = wanted.choose(segment.values, 2 if wanted.which == "BE" else 1)
     if not _within(krylov, segment, extreme, wanted.tol).all():
         return False
-    slack = 1e-8 * krylov.projection.norm
+    slack = COINCIDING * krylov.projection.norm
     return all(_beyond(segment.values[i], ritz.values[chosen], wanted.which) <= slack for i in extreme)
 
 
-def _nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: str) -> bool:
-    """Whether it is shown that no eigenvalue belongs among those found, but for ones that lie close beside them.
+def _nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: Which) -> bool:
+    """Whether it is shown that no eigenvalue is missing among those found, except for ones very close to them.
 
-    A cold start has as much of one eigenvector as of another, to chance. One that leans towards the wrong ones can meet
-    those first: what was found is then accurate, but not what was asked for.
+    The components of a cold start in all eigenvectors have the same distribution. A warm start with large components in
+    the wrong ones can find those first: the result is then accurate, but not what was asked for.
     """
     if exclusion is None:
         return True
-    radius = _RESOLVED * np.maximum(np.abs(found), 0.1 * np.abs(found).max())
+    radius = _RESOLUTION * np.maximum(np.abs(found), _SMALLEST_SCALE * np.abs(found).max())
     order = np.argsort(found)
     found, radius = found[order], radius[order]
     least = float(np.abs(found).min()) + float(radius[np.argmin(np.abs(found))])
@@ -218,17 +256,18 @@ def _nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: str) 
     near = (np.abs(points[:, None] - found) < (1 - 1e-9) * radius).any(1)
     asked = np.array([_beyond(point, found[_ORDERS[which](found, len(found))], which) > 0 for point in points])
     points = points[asked & ~near]
-    return exclusion.empty_at(points, _MISSED)
+    return exclusion.empty_at(points, _PROBABILITY_OF_MISS)
 
 
 def _within(krylov: Krylov, ritz: Ritz, index: np.ndarray, tol: float) -> np.ndarray:
-    """Which residuals are within the tolerance, or down at rounding errors (an eigenvalue of 0 has no relative one)."""
-    floor = 20 * krylov.eps * krylov.projection.norm
-    return ritz.residuals[index] <= np.maximum(tol * np.abs(ritz.values[index]), floor)
+    """Which residuals are within the tolerance, or as small as rounding errors, as for an eigenvalue of 0."""
+    floor = _ROUNDOFFS_OF_RESIDUAL * krylov.eps * krylov.projection.norm
+    within: np.ndarray = ritz.residuals[index] <= np.maximum(tol * np.abs(ritz.values[index]), floor)
+    return within
 
 
-def _beyond(value: float, chosen: np.ndarray, which: str) -> float:
-    """By how much a value surpasses the least extreme of the chosen ones."""
+def _beyond(value: float, chosen: np.ndarray, which: Which) -> float:
+    """By how much a value is more extreme than the least extreme of the chosen ones."""
     if which == "LM":
         return abs(value) - float(np.abs(chosen).min())
     if which == "LA":

@@ -1,7 +1,7 @@
-"""What the eigenvalues nearest to zero, found on request, change in the conditioning figures.
+"""The eigenvalues nearest to zero, found on request, and how they sharpen the conditioning.
 
-The Krylov space knows a good deal of them: the smallest right singular vectors of [T + δI; Cᵀ] are the directions in
-which ‖(H + δI) x‖ is least there, and (H + δI) times these follows without a product.
+The search starts from the Krylov space: the smallest right singular vectors of [T + δI; Cᵀ] are the directions in which
+‖(H + δI) x‖ is smallest there, and the products of H + δI with them are known.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import numpy as np
 import torch
 
 from hvpspec.estimators.condition_figures import descent_iterations
-from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.inverse_iteration import nearest
 from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket
 
-_DRAWS = 1000  # Gaussians of a seed that are left to other spaces
+_RESERVED_GAUSSIANS = 1000  # of the seed, after those drawn so far, for other Krylov spaces
 
 
 def refined(
-    known: Condition, one: OnePass, *, k: int, budget: float, tol: float, seed: int, report: Callable[[], None]
+    known: Condition, shared: SharedPass, *, k: int, budget: float, tol: float, seed: int, report: Callable[[], None]
 ) -> Condition:
-    """The figures with the k eigenvalues nearest to −δ, as far as `budget` further products find them."""
-    k = min(k, one.A.n)
-    pairs = _at_the_end(known, one, tol) if k == 1 else None
+    """The conditioning with the k eigenvalues nearest to −δ, as well as `budget` further products find them."""
+    k = min(k, shared.A.n)
+    pairs = _at_the_end(known, shared, tol) if k == 1 else None
     if pairs is None:
         pairs = nearest(
-            one.A, k, -known.damping, tol=tol, budget=budget, norm=known.norm.upper, seed=seed,
-            drawn=one.krylov.drawn + _DRAWS, first=_first(one, k, known.damping), report=lambda made: report(),
+            shared.A, k, -known.damping, tol=tol, budget=budget, norm=known.norm.upper, seed=seed,
+            drawn=shared.krylov.drawn + _RESERVED_GAUSSIANS, first=_start(shared, k, known.damping), report=report,
         )  # fmt: skip
     if pairs is None:
-        reasons = {**known.reasons, "refined": f"{budget:,.0f} products did not finish a round; give more"}
-        return replace(known, hvps=one.hvps, reasons=reasons)
-    # ‖(H + δI) v‖ for a unit vector v is not below the smallest |λ + δ|.
+        reason = f"{budget:,.0f} products were not enough for one round; allow more"
+        return replace(known, hvps=shared.hvps, reasons={**known.reasons, "refined": reason})
+    # For a unit vector v, ‖(H + δI) v‖ is not below the smallest |λ + δ|.
     distance = float(np.min(np.hypot(pairs.values + known.damping, pairs.residuals))) + known.zero
     if distance < known.nearest_zero.value:
         sharper = known.nearest_zero.value / distance
@@ -53,26 +53,26 @@ def refined(
             finite_difference=replace(rule, value=rule.value / known.kappa.lower * kappa.lower),
             gradient_descent=None if descent is None else replace(descent, lower=descent_iterations(kappa.lower)),
         )
-    return replace(known, refined=pairs, hvps=one.hvps)
+    return replace(known, refined=pairs, hvps=shared.hvps)
 
 
-def _at_the_end(known: Condition, one: OnePass, tol: float) -> Eigenpairs | None:
-    """λ_min or λ_max, where H + δI is definite and the bracket of that is within the tolerance already."""
+def _at_the_end(known: Condition, shared: SharedPass, tol: float) -> Eigenpairs | None:
+    """λ_min or λ_max, if H + δI is definite and its bracket is within the tolerance already; no product."""
     if known.definite not in ("positive", "negative"):
         return None
-    ritz, last = one.krylov.ritz(), -1 if known.definite == "negative" else 0
+    ritz, last = shared.krylov.ritz(), -1 if known.definite == "negative" else 0
     value, residual = float(ritz.values[last]), float(ritz.residuals[last])
     ends = known.smallest if last == 0 else known.largest
     error = max(ends.upper - value, value - ends.lower)
     if error > tol * abs(value + known.damping):
         return None
-    vector = one.krylov.vectors(ritz.coefficients[:, [last]]).cpu().numpy()
+    vector = shared.krylov.vectors(ritz.coefficients[:, [last]]).cpu().numpy()
     return Eigenpairs(np.array([value]), vector, np.array([residual]), np.array([error]), True, 0)
 
 
-def _first(one: OnePass, k: int, damping: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """The k best directions of the Krylov space, (n, k), and (H + δI) times these."""
-    krylov = one.krylov
+def _start(shared: SharedPass, k: int, damping: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """The k best directions of the Krylov space, (n, k), and (H + δI) times these; None if it is too small."""
+    krylov = shared.krylov
     known = krylov.projection
     if k > len(known.T):
         return None

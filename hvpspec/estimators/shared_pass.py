@@ -1,10 +1,10 @@
-"""One pass over shared products: a Krylov basis and probes on its complement, from which every figure is read.
+"""One pass over shared products: a Krylov basis and probes on its complement, from which every quantity is estimated.
 
-With B = (I − P) H (I − P), P projecting on the basis Q, H Q = Q T + F Cᵀ gives
+With B = (I − P) H (I − P), where P projects onto the basis Q, H Q = Q T + F Cᵀ gives
 
     tr H = tr T + tr B,    ‖H‖_F² = ‖T‖_F² + 2 ‖C‖_F² + ‖B‖_F²
 
-where the first parts are known and the probes estimate what is left. (Krylov-aware trace: arXiv:2205.01736; deflated
+The parts with T and C are known, and the probes estimate the rest. (Krylov-aware trace: arXiv:2205.01736; deflated
 Hutchinson: arXiv:2010.09649.)
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,22 +25,36 @@ from hvpspec.errors import InputError
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.lanczos import add_random, extend, restart, start
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.probes import Pool
-from hvpspec.krylov.vectors import lean
+from hvpspec.krylov.probes import MAX_LIVE_PROBES, Pool
+from hvpspec.krylov.vectors import warm_direction
+from hvpspec.options import PILOT_PROBES, SampledQuantity
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance
 
-Figure = Literal["trace", "frobenius_norm"]
-
-PILOTS = 8  # the fewest probes that an interval is taken from
-_LIVE_PROBES = 64
-_TOGETHER = 8  # basis vectors whose deflation of the probes waits, where they are few beside the room there is
+_BASIS_VECTORS_TOGETHER = 8  # that probes are deflated against at once, where these take little of the memory
 
 
-class OnePass:
+def share_room(room: int, n: int, itemsize: int, least: int, *, probes: bool) -> tuple[int, int]:
+    """How many of `room` vectors go to the basis, and how many probes may be kept (each with its image).
+
+    Raises InputError if the basis would have room for fewer than `least` vectors.
+    """
+    live = max(PILOT_PROBES, min(MAX_LIVE_PROBES, room // 8)) if probes else 0
+    capacity, least = min(room - 2 * live, n), min(least, n)
+    if capacity < least:
+        needed = least + 2 * live
+        raise InputError(
+            f"there is room for {room} vectors of {n:,} numbers, and at least {needed} "
+            f"({needed * n * itemsize / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on the CPU "
+            "or on disk (basis_on)."
+        )
+    return capacity, live
+
+
+class SharedPass:
     """The state of a pass, and what can be done next: `extend` the basis, or `probe` its complement.
 
-    `capacity`: basis vectors that fit in memory. `history`: (m, tr T, ‖T‖_F² + 2 ‖C‖_F²) after each step.
+    capacity: basis vectors that fit in memory. history: (m, tr T, ‖T‖_F² + 2 ‖C‖_F²) after each step.
     """
 
     def __init__(
@@ -56,26 +70,21 @@ class OnePass:
         first_draw: int = 0,
         towards: Any = None,
     ) -> None:
+        """block: random start vectors. k: eigenpairs for which there must be room. basis: whether it may grow.
+
+        first_draw: how many of the seed's first Gaussians are skipped. towards: vectors of a warm start.
+        """
         self.A = A
         self._grows = basis
         self._already = A.hvps
         room = storage.vectors(A.n, A.dtype, A.device)
-        live = max(PILOTS, min(_LIVE_PROBES, room // 8)) if probes else 0
-        self.capacity = min(room - 2 * live, A.n)
-        least = min(k + block + 2, A.n)
-        if self.capacity < least:
-            size = A.n * A.dtype.itemsize
-            raise InputError(
-                f"there is room for {room} vectors of {A.n:,} numbers and at least {least + 2 * live} "
-                f"({(least + 2 * live) * size / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on "
-                "the CPU or on disk (basis_on)."
-            )
-        self._anew = partial(start, A, seed=seed, block=min(block, A.n), place=storage.place, drawn=first_draw)
-        self._live, self._together = live, min(_TOGETHER, 1 + room // 64)
-        self._begin(lean(towards, A.n, A.dtype, A.device))
+        self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2, probes=probes)
+        self._start = partial(start, A, seed=seed, block=min(block, A.n), place=storage.place, drawn=first_draw)
+        self._live, self._together = live, min(_BASIS_VECTORS_TOGETHER, 1 + room // 64)
+        self._begin(warm_direction(towards, A.n, A.dtype, A.device))
 
     def _begin(self, towards: Tensor | None) -> None:
-        self.krylov = self._anew(towards=towards)
+        self.krylov = self._start(towards=towards)
         self.pool = Pool(self.krylov, self._live, self._together)
         self.spread = BatchSpread(self.A, self.krylov, self.pool)
         self.history: list[tuple[int, float, float]] = [(0, 0.0, 0.0)]
@@ -101,12 +110,12 @@ class OnePass:
     def extend(self, limit: int, best: Callable[[np.ndarray, int], np.ndarray] | None = None) -> None:
         """One Krylov step of at most `limit` products.
 
-        When memory is full the basis is first shrunk to the Ritz vectors that `best(values, count)` names (a thick
-        restart); probes that were made are given up then. Where that would happen to a space that leans towards given
-        vectors, it starts anew without them: such a space must be undisturbed to show that it has missed nothing.
+        When memory is full, the basis is first reduced to the Ritz vectors that `best(values, count)` selects (a thick
+        restart); existing probes are then dropped. Where that would happen to a warm start, the space is started again
+        without the given vectors, as only an undisturbed space can show that a warm start has missed nothing.
         """
         krylov = self.krylov
-        if krylov.leans and krylov.m + 1 > self.capacity < self.A.n:
+        if krylov.warm and krylov.m + 1 > self.capacity < self.A.n:
             self._begin(None)
             krylov = self.krylov
         width = min(krylov.frontier.shape[1], limit, self._width or limit)
@@ -116,24 +125,23 @@ class OnePass:
         elif self.pool.frozen:
             self.pool.clear()
         step = extend(krylov, self.spread.multiply, width)
-        krylov.eps = self.A.eps  # which differences of gradients may have found to be more
+        krylov.eps = self.A.eps  # products with finite differences may have shown it to be larger
         self.spread.extended(step)
         self.pool.follow(step)
         known = krylov.projection
-        squares = float((known.T**2).sum() + 2 * (known.coupling**2).sum())
-        self.history.append((krylov.m, float(np.trace(known.T)), squares))
+        self.history.append((krylov.m, float(np.trace(known.T)), known.squared_norm))
 
     def probe(self, count: int) -> None:
-        """`count` more probes, one product each."""
+        """`count` more probes, at one product each."""
         probes = self.pool.draw(count)
         products = self.spread.multiply(probes)
         self.spread.probed(count)
         self.pool.add(probes, products)
 
     def add_random(self) -> None:
-        """Starts another Krylov sequence beside the first, from a fresh random vector.
+        """Starts another Krylov sequence from a new random vector, in the same basis.
 
-        Steps go on with that, one vector at a time; `favour` returns to the others.
+        Further steps continue this one, one vector at a time; `favour` returns to the others.
         """
         if self.krylov.m + self.krylov.frontier.shape[1] < self.A.n:
             add_random(self.krylov)
@@ -147,62 +155,66 @@ class OnePass:
         self.spread.restarted(coefficients)
         self.history = []
 
-    # --- figures ------------------------------------------------------------------------------------------------
+    # --- estimates ----------------------------------------------------------------------------------------------
 
     def remainder(self) -> Remainder:
         return Remainder(tuple(self.pool.grams()), self.dimension)
 
     def sums(self, confidence: float) -> Sums | None:
-        """tr H and tr H² as the basis and the probes have them, with their intervals; None where they do not."""
+        """tr H and tr H² from basis and probes, with intervals; None if there are too few products for these."""
         tolerance = Tolerance(1.0, 0.0, confidence)
         trace, norm = self.estimate("trace", tolerance), self.estimate("frobenius_norm", tolerance)
         if not math.isfinite(trace.error) or not math.isfinite(norm.error):
             return None
-        grams = max(self.pool.grams(), key=lambda block: block.count, default=None)
+        grams = max(self.pool.grams(), key=lambda grams: grams.count, default=None)
         squares_error = norm.error * (2 * norm.value + norm.error)
         return Sums(trace.value, trace.error, norm.value**2, squares_error, self.pool.count, grams)
 
-    def estimate(self, figure: Figure, tolerance: Tolerance) -> Estimate:
-        """The figure as it is known now."""
+    def estimate(self, quantity: SampledQuantity, tolerance: Tolerance) -> Estimate:
+        """The current estimate of the quantity."""
         remainder = self.remainder()
         norm, norm_error = self._norm(remainder, tolerance.confidence)
-        relative_to = "value"
-        if figure == "frobenius_norm":
-            value, error = norm, norm_error
-            allowed, data_error = tolerance.allowed(value), self.spread.frobenius_norm(norm)
+        if quantity == "frobenius_norm":
+            value, error, least = norm, norm_error, 0.0
+            data_error = self.spread.frobenius_norm(norm)
         else:
             value, error = self._trace(remainder, tolerance.confidence, norm)
-            allowed, data_error = tolerance.allowed(value, norm), self.spread.trace()
-            if abs(value) < norm and tolerance.rtol * norm > tolerance.atol:
-                relative_to = "frobenius_norm"
+            least, data_error = norm, self.spread.trace()
         exact = self.dimension == 0
-        method = "exact" if exact else "krylov" if self.krylov.m else "hutchinson"
-        converged = exact or error <= allowed
-        return Estimate(value, error, tolerance.confidence, converged, self.hvps, method, relative_to, data_error)
+        return Estimate(
+            value,
+            error,
+            tolerance.confidence,
+            converged=exact or error <= tolerance.allowed(value, least),
+            hvps=self.hvps,
+            method=self.method,
+            relative_to=tolerance.relative_to(value, least),
+            data_error=data_error,
+        )
+
+    @property
+    def method(self) -> str:
+        """The name of the estimator that basis and probes make up now."""
+        return "exact" if self.dimension == 0 else "krylov" if self.krylov.m else "hutchinson"
 
     def _trace(self, remainder: Remainder, confidence: float, norm: float) -> tuple[float, float]:
         known = float(np.trace(self.krylov.projection.T))
+        rounding = self.krylov.projection.sum_error(self.A.eps, norm)
         if self.dimension == 0:
-            return known, self._rounding(norm)
+            return known, rounding
         if remainder.count == 0:
             return math.nan, math.inf
         rest, half = remainder.trace(confidence)
-        return known + rest, half + self._rounding(norm)
+        return known + rest, half + rounding
 
     def _norm(self, remainder: Remainder, confidence: float) -> tuple[float, float]:
         known = self.krylov.projection
-        squares = float((known.T**2).sum() + 2 * (known.coupling**2).sum())
+        squares = known.squared_norm
         if self.dimension == 0:
-            return math.sqrt(squares), self._rounding(math.sqrt(squares))
+            return math.sqrt(squares), known.sum_error(self.A.eps, math.sqrt(squares))
         if remainder.count == 0:
             return math.nan, math.inf
         rest, factor = remainder.squared_norm(confidence)
         norm = math.sqrt(squares + rest)
-        # The interval is lopsided; the longer, upper side is reported.
-        return norm, math.sqrt(squares + rest * factor) - norm + self._rounding(norm)
-
-    def _rounding(self, norm: float) -> float:
-        """What rounding in the products, as far as they showed it, adds to a sum over the basis."""
-        return 16 * self.A.eps * math.sqrt(1 + self.krylov.m) * norm + float(
-            np.linalg.norm(self.krylov.projection.defects)
-        )
+        # The interval is not symmetric; the error is the longer, upper side.
+        return norm, math.sqrt(squares + rest * factor) - norm + known.sum_error(self.A.eps, norm)

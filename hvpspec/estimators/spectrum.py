@@ -1,7 +1,7 @@
-"""Every figure of one operator from one pass over shared products.
+"""Eigenpairs, trace, norm, density and conditioning of one operator from one pass over shared products.
 
-The Krylov steps that bring out the eigenpairs also give the density, the brackets and most of trace and norm; probes of
-the complement give the rest of those, and show whether the steps have missed an eigenvalue.
+The Krylov steps that find the eigenpairs also give the density, the brackets and most of trace and norm. Probes of the
+complement give the rest of these, and show whether the steps have missed an eigenvalue.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hvpspec.bounds.missed import interval_of_rest, proved, suspect
 from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.errors import InputError
 from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
@@ -21,331 +22,377 @@ from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.eigsh import Wanted, converged, current, finish, worth_checking
 from hvpspec.estimators.extend_or_probe import choose, ends
 from hvpspec.estimators.refine import refined
-from hvpspec.estimators.shared_pass import PILOTS, Figure, OnePass
-from hvpspec.krylov.basis import Storage, check_storage
-from hvpspec.krylov.blocks import Group, find_groups
+from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.krylov.basis import check_storage
+from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.lanczos import favour
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.krylov.vectors import column_inner
-from hvpspec.options import QUANTITIES
+from hvpspec.krylov.probes import Direction
+from hvpspec.options import (
+    DEFAULT_REFINE_HVPS,
+    PILOT_PROBES,
+    Place,
+    SampledQuantity,
+    SpectrumOptions,
+    Which,
+    planned_hvps,
+    refinement_hvps,
+    verification_hvps,
+)
 from hvpspec.results.blocks import Blocks
-from hvpspec.results.condition import Condition
+from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket
 from hvpspec.results.spectrum import Progress, Spectrum
-from hvpspec.validation import Tolerance, check_budget, check_count, check_damping, check_seed
 
-_RESERVE = 2 * PILOTS  # products of a budget that are kept for probes
-_LARGEST = 15  # products that the largest eigenvalue of a block is foreseen to take
-_KEPT = 10  # products of a budget that are kept for each of them, but no more than half of what the probes have
+_RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
+_RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
+_MAX_VAIN_SEARCHES = 8  # for missed eigenvalues
+_LEAST_CHECKS_TO_EXTRAPOLATE = 4  # of the residuals
 _TINY = np.finfo(float).tiny
-_SEARCHES = 8  # how often a search for missed eigenvalues may turn out to have been in vain
 
 
 def spectrum(
     A: Any,
     k: int = 10,
     *,
+    which: Which = "LM",
     rtol: float = 0.01,
     confidence: float = 0.95,
     seed: int = 0,
     max_hvps: int | None = None,
     tol: float = 1e-3,
-    only: Iterable[str] | None = None,
+    only: str | Iterable[str] | None = None,
     verify: bool = False,
     start: Any = None,
     damping: float = 0.0,
     blocks: str | Iterable[str] | Mapping[str, Any] | None = None,
     refine: bool = False,
-    refine_hvps: int = 500,
+    refine_hvps: int = DEFAULT_REFINE_HVPS,
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Progress], None] | None = None,
 ) -> Spectrum:
-    """Eigenvalues, trace, Frobenius norm and spectral density of a symmetric operator, each with its error.
+    """Compute eigenvalues, trace, Frobenius norm, density and conditioning of a symmetric operator, with errors.
 
-    A: HessianOperator, SciPy LinearOperator, sparse or dense array, or torch tensor, of shape (n, n).
-    k: how many eigenpairs of largest magnitude (at most n), to a relative residual of `tol`.
-    rtol, confidence: of the intervals of trace and norm; the quadrature of the density is brought to 2 · rtol times the
-        width of the spectrum (its sampling error, part of `density.error`, is what it is: see `spectral_density`).
-        For a trace smaller than the norm the tolerance is relative to the norm (`relative_to` in the result).
-    max_hvps: the budget for all figures together (None: none). Once it is spent, what there is comes back, with
-        `converged=False` where it is not within tolerance.
-    only: the figures wanted, of "eigenvalues", "trace", "frobenius_norm", "density"; nothing is spent on the others.
-    verify: multiply the eigenvectors once more (k HVPs) and report residuals measured so.
-    damping: δ of the conditioning figures, which are those of A + δI (`condition` in the result; there whenever the
-        density is asked for). They cost no products of their own.
-    blocks: groups of parameters, each with trace, norm and λ_max of its own diagonal block (as far as these figures are
-        asked for): one glob or several over names, for a HessianOperator, such as "layer*" (each thing inside the
-        model that a glob matches is a group), or {name: slice or positions}. Traces and norms cost no HVP beyond those
-        of trace and norm of the whole; each λ_max costs its own, about 10 to 20 to ±1 %.
-    refine, refine_hvps: look for the eigenvalue nearest to −damping, with products of its own: see `hvpspec.condition`.
-    seed, start, basis_memory, basis_on: as for `hvpspec.eigsh`. Where the density is asked for `start` is not used:
-        its quadrature needs a start that is random alone.
-    callback: called with a Progress before the first product, which has the prediction, and after each step; an
-        exception it raises, or Ctrl-C, ends the run, and the last Progress holds what was known.
+    Parameters
+    ----------
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    k : int, default 10
+        How many eigenpairs; at most n are returned.
+    which : {"LM", "LA", "SA", "BE"}, default "LM"
+        Which eigenpairs: of largest magnitude, largest, smallest, or half from each end; see `hvpspec.eigsh`.
+    rtol : float, default 0.01
+        Relative half-width of the intervals of trace and norm. For a trace smaller than the norm it is relative to the
+        norm (`relative_to` in the result). The quadrature error of the density is reduced to 2 · `rtol` times the width
+        of the spectrum; its sampling error, which is part of ``density.error``, is not reduced (see
+        `hvpspec.spectral_density`).
+    confidence : float, default 0.95
+        The probability that an interval contains the true value.
+    seed : int, default 0
+        Of all random vectors.
+    max_hvps : int, optional
+        Budget of products for everything together, except a refinement; None for no budget. When it is spent, the
+        current results are returned, with ``converged=False`` for those that are not within the tolerance.
+    tol : float, default 1e-3
+        Relative residual of the eigenpairs.
+    only : str or iterable of str, optional
+        The quantities asked for, of "eigenvalues", "trace", "frobenius_norm" and "density"; by default all. No product
+        is made for the others.
+    verify : bool, default False
+        Multiply the eigenvectors by A once more (k products) and report the residuals measured in this way.
+    start : array or tensor, shape (n,) or (n, p), optional
+        Vectors for a warm start, see `hvpspec.eigsh`. Not used with the density, whose quadrature needs a start that is
+        purely random.
+    damping : float, default 0
+        δ of the conditioning, which is that of A + δI (`condition` in the result, whenever the density is asked for).
+        It costs no products.
+    blocks : str, iterable of str, or mapping, optional
+        Groups of parameters whose diagonal blocks get their own trace, norm and λ_max, as far as these are asked for.
+        For a HessianOperator, globs over parameter names, such as ``"layer*"``: each module that a glob matches is one
+        group. For any operator, ``{name: slice or positions}``. Traces and norms cost no further products; each λ_max
+        costs about 10 to 20 to within 1 %.
+    refine : bool, default False
+        Search for the eigenvalue nearest to −`damping`, with products of its own; see `hvpspec.condition`.
+    refine_hvps : int, default 500
+        Budget of products for this search, beyond `max_hvps`.
+    basis_memory, basis_on
+        As for `hvpspec.eigsh`.
+    callback : callable, optional
+        Called with a `Progress` before the first product, with the planned number of products, and after each step. An
+        exception that it raises, or Ctrl-C, ends the run; the last `Progress` has what was known.
 
-    Costs about 2k + 10 HVPs for the eigenpairs of a spectrum with outliers (more where the k-th lies in a dense bulk)
-    and, from 8 probes on, what trace and norm need beyond; at most n + 16. Where trace or norm are asked for, their
-    probes also look for eigenvalues that the Krylov space has missed (copies of a multiple one), and bring them in.
+    Returns
+    -------
+    Spectrum
+        ``eigenpairs``, ``trace``, ``frobenius_norm``, ``density``, ``condition`` and ``blocks``.
 
-    Raises InputError for options out of range or an operator that is not symmetric.
+    Raises
+    ------
+    InputError
+        For options out of range, an operator that is not symmetric, or too little memory.
+
+    Notes
+    -----
+    Costs about 2k + 10 HVPs for the eigenpairs of a spectrum with outliers (more if the k-th lies in a dense bulk), and
+    for trace and norm at least 8 more; at most n + 16. If trace or norm are asked for, their probes also search for
+    eigenvalues that the Krylov space has missed (copies of a multiple one), and add them. Sources: arXiv:2205.01736
+    (trace), arXiv:2105.06595 (density), doi:10.1137/S0895479898334605 (Lanczos with a thick restart).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import hvpspec
+    >>> found = hvpspec.spectrum(np.diag([5.0, -4.0, 3.0, 2.0, 1.0]), k=2)
+    >>> found.eigenpairs.values.round(6)
+    array([ 5., -4.])
+    >>> round(found.trace.value, 6), found.hvps
+    (7.0, 5)
     """
-    if refine and "density" not in check_only(only):
-        raise InputError("refine sharpens the conditioning, which needs the density: add that to the figures (only).")
-    run = Pass(
-        A, Wanted(k, "LM", tol), Tolerance(rtol, 0.0, confidence), check_seed(seed), check_budget(max_hvps),
-        check_only(only), verify, check_storage(basis_memory, basis_on), start, callback, check_damping(damping),
-        () if blocks is None else find_groups(A, blocks), check_count("refine_hvps", refine_hvps) if refine else 0,
+    options = SpectrumOptions(
+        k=k, which=which, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps, only=only,
+        verify=verify, damping=damping, refine=refine, refine_hvps=refine_hvps, blocks=blocks,
+        basis_memory=basis_memory, basis_on=basis_on,
     )  # fmt: skip
-    return run.go()
-
-
-def check_only(only: Iterable[str] | None) -> tuple[str, ...]:
-    """The figures asked for, in the usual order, or InputError."""
-    if only is None:
-        return QUANTITIES
-    wanted = (only,) if isinstance(only, str) else tuple(only)
-    unknown = [name for name in wanted if name not in QUANTITIES]
-    if unknown or not wanted:
-        names = ", ".join(f'"{name}"' for name in QUANTITIES)
-        raise InputError(f"only must name figures among {names}; got {unknown[0] if unknown else 'none'!r}.")
-    return tuple(name for name in QUANTITIES if name in wanted)
+    run = Pass(A, options, start, callback)
+    run.measure()
+    if options.refine:
+        run.refine()
+    if run.blocks:
+        run.measure_blocks()
+    return run.finished()
 
 
 class Pass:
-    """One pass under way."""
+    """A run under way: `known` is what has been found so far.
+
+    reserved: products of the budget that are kept for the blocks; checks: for measuring the residuals at the end.
+    afterwards: products beyond the budget that are still to come.
+    """
 
     def __init__(
-        self, A: Any, wanted: Wanted, tolerance: Tolerance, seed: int, budget: int | None, asked: tuple[str, ...],
-        verify: bool, storage: Storage, start: Any, callback: Callable[[Progress], None] | None, damping: float = 0.0,
-        groups: tuple[Group, ...] = (), refine_hvps: int = 0, afterwards: int = 0,
-    ) -> None:  # fmt: skip
+        self, A: Any, options: SpectrumOptions, start: Any = None, callback: Callable[[Progress], None] | None = None
+    ) -> None:
         operator = as_symmetric(A)
-        self.wanted, self.tolerance, self.asked, self.verify = wanted, tolerance, asked, verify
-        figures: tuple[Figure, ...] = ("trace", "frobenius_norm")
-        self.sampled = tuple(name for name in figures if name in asked)
-        self.pairs = "eigenvalues" in asked
-        self.budget = math.inf if budget is None else float(budget)
-        self.k = min(wanted.k, operator.n)
-        self.one = OnePass(
-            operator, seed=seed, storage=storage, k=self.k if self.pairs else 1, probes=bool(self.sampled),
-            towards=start if self.pairs and "density" not in asked else None,
+        self.options, self.tolerance, self.callback = options, options.tolerance, callback
+        self.budget = math.inf if options.max_hvps is None else float(options.max_hvps)
+        self.k = min(options.k, operator.n)
+        self.wanted = Wanted(options.k, options.which, options.tol)
+        self.storage = check_storage(options.basis_memory, options.basis_on)
+        self.blocks = () if options.blocks is None else find_blocks(A, options.blocks)
+        self.shared = SharedPass(
+            operator, seed=options.seed, storage=self.storage, k=self.k if options.pairs else 1,
+            probes=bool(options.sampled), towards=start if options.pairs and not options.density else None,
         )  # fmt: skip
-        if self.sampled and not ends(self.one, tolerance, budget):
+        if options.sampled and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
-        self.checks = self.k if verify and self.pairs and self.budget > self.k + 1 else 0  # products kept for the end
-        self.callback, self.damping, self.storage, self.seed = callback, damping, storage, seed
-        self.refine_hvps, self.kept = refine_hvps, 0.0
-        # Products beyond the budget: those of a refinement, here or by the caller, which may turn out to need none.
-        self.afterwards = (refine_hvps or afterwards) // (2 if damping else 1)
-        self.groups, self.blocks = groups, BlockProbes(self.one, groups)
+        self.block_probes = BlockProbes(self.shared, self.blocks)
+        self.reserved, self.checks = 0.0, verification_hvps(options, operator.n)
+        self.afterwards = refinement_hvps(options)
         self.start = time.perf_counter()
-        self.predicted = self._predicted()
+        predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         self.known = Spectrum(
-            operator.n, None, None, None, 0, 0.0, complete=False, asked=asked, predicted=self.predicted
+            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted
         )
-
-    def _predicted(self) -> int:
-        """Products in all: what spectra with some outliers over a bulk take."""
-        steps = 2 * self.k + 10 if self.pairs else 25 if "density" in self.asked else 0
-        probes = PILOTS + 0.5 / max(self.tolerance.rtol, 1e-9) if self.sampled else 0
-        products = min(steps + probes, self.one.A.n + (PILOTS if self.sampled else 0))
-        largest = sum(min(_LARGEST, group.size) for group in self.groups) if self.pairs else 0
-        return int(min(products + self.checks + largest, self.budget)) + self.afterwards
 
     @property
     def left(self) -> float:
-        return self.budget - self.one.hvps - self.checks - self.kept
+        """Products of the budget that may be made now."""
+        return self.budget - self.shared.hvps - self.checks - self.reserved
 
-    def report(self, stage: str, further: float | None, **figures: Any) -> None:
-        """Takes down what is known, and tells it; `further`: products still to come, if that can be told."""
-        one = self.one
-        self.known = replace(self.known, **figures, hvps=one.hvps, seconds=time.perf_counter() - self.start)
+    def report(self, stage: str, further: float | None, **found: Any) -> None:
+        """Updates what is known and calls the callback. further: products still to come, if that can be estimated."""
+        hvps = self.shared.hvps
+        self.known = replace(self.known, **found, hvps=hvps, seconds=time.perf_counter() - self.start)
         if self.callback is not None:
             expected = None
             if further is not None and math.isfinite(further):
-                expected = int(min(one.hvps + math.ceil(further) + self.checks, self.budget)) + self.afterwards
-            self.callback(Progress(stage, one.hvps, expected, self.known))
+                expected = int(min(hvps + math.ceil(further) + self.checks, self.budget)) + self.afterwards
+            self.callback(Progress(stage, hvps, expected, self.known))
 
-    def refining(self) -> None:
+    def report_refinement(self) -> None:
         self.report("nearest to zero", None)
 
-    def go(self) -> Spectrum:
-        self.one.A.expect(self.predicted)
-        self.report("plan", self.predicted - self.checks - self.afterwards)
-        if self.pairs:
-            self._eigenvalues()
-        if self.sampled:
-            self._pilots()
-            if self.pairs:
-                self.kept = max(min(sum(min(_KEPT, group.size) for group in self.groups), self.left // 2), 0.0)
-                self._missed()
-            self._trace_and_norm()
-        if "density" in self.asked:
-            self._density()
-        if self.pairs:
-            pairs, chosen, ritz = current(self.one, self.wanted, self.tolerance.confidence)
+    def finished(self) -> Spectrum:
+        seconds = time.perf_counter() - self.start
+        return replace(self.known, hvps=self.shared.hvps, seconds=seconds, complete=True)
+
+    # --- the parts of a run -------------------------------------------------------------------------------------
+
+    def measure(self) -> None:
+        """Everything except the refinement and the blocks."""
+        options, shared, predicted = self.options, self.shared, self.known.predicted or 0
+        shared.A.expect(predicted)
+        self.report("plan", predicted - self.checks - self.afterwards)
+        if options.pairs:
+            self._find_eigenpairs()
+        if options.sampled:
+            self._make_pilot_probes()
+            if options.pairs:
+                for_blocks = sum(min(_RESERVED_HVPS_PER_BLOCK, block.size) for block in self.blocks)
+                self.reserved = max(min(for_blocks, self.left // 2), 0.0)
+                self._find_missed()
+            self._estimate_trace_and_norm()
+        if options.density:
+            self._find_density()
+        if options.pairs:
+            pairs, chosen, ritz = current(shared, self.wanted, options.confidence)
             checked = self.wanted if self.checks and len(chosen) == self.k else None
-            self.known = replace(self.known, eigenpairs=finish(self.one, pairs, chosen, ritz, checked))
-        if self.sampled:
+            self.known = replace(self.known, eigenpairs=finish(shared, pairs, chosen, ritz, checked))
+        if options.sampled:
             self.known = replace(self.known, **self._estimates())
         if self.known.density is not None:
-            self.known = replace(self.known, condition=self.condition())
-        if self.refine_hvps and self.known.condition is not None:
-            self.afterwards = 0
-            self.report("nearest to zero", None)
-            sharper = refined(
-                self.known.condition, self.one, k=1, budget=self.refine_hvps, tol=self.wanted.tol, seed=self.seed,
-                report=self.refining,
+            condition = read_condition(
+                shared, self.known.density, confidence=options.confidence, damping=options.damping,
+                pairs=self.known.eigenpairs,
             )  # fmt: skip
-            self.known = replace(self.known, condition=sharper)
-        self.kept = 0.0
-        if self.groups:
-            self._blocks()
-        seconds = time.perf_counter() - self.start
-        return replace(self.known, hvps=self.one.hvps, seconds=seconds, complete=True)
+            self.known = replace(self.known, condition=condition)
 
-    def condition(self, **options: Any) -> Condition:
-        """The conditioning as it is known now; no HVP."""
-        assert self.known.density is not None
-        return read_condition(
-            self.one, self.known.density, confidence=self.tolerance.confidence, damping=self.damping,
-            pairs=self.known.eigenpairs, **options,
+    def refine(self) -> None:
+        """Sharpens the conditioning with products beyond the budget."""
+        if self.known.condition is None:
+            return
+        self.afterwards = 0
+        self.report_refinement()
+        sharper = refined(
+            self.known.condition, self.shared, k=1, budget=self.options.refine_hvps, tol=self.options.tol,
+            seed=self.options.seed, report=self.report_refinement,
         )  # fmt: skip
+        self.known = replace(self.known, condition=sharper)
 
-    # --- the stages ---------------------------------------------------------------------------------------------
+    def measure_blocks(self) -> None:
+        """The blocks; the rest of the budget is divided equally among those whose largest eigenvalue is to come."""
+        options, count, before = self.options, len(self.blocks), self.shared.hvps
+        self.reserved = 0.0
+        largest: list[Bracket | None] = [None] * count
 
-    def _eigenvalues(self) -> None:
-        one = self.one
-        reserve = min(_RESERVE, self.left // 2) if self.sampled else 0
-        history: list[tuple[int, float]] = []  # products, and the worst relative residual then
-        while (left := self.left - reserve) > 0:
-            one.extend(int(min(left, one.A.n)), self.wanted.choose)
-            if left > 1 and (
-                not worth_checking(one.krylov) or not (self.callback or converged(one.krylov, self.wanted))
-            ):
+        def known(largest: Sequence[Bracket | None]) -> Blocks:
+            found = read_blocks(self.block_probes, self.tolerance, quantities=options.sampled, largest=largest)
+            return Blocks(found, before, self.shared.hvps - before)
+
+        self.report("blocks", None, blocks=known(largest))
+        for i, block in enumerate(self.blocks if options.pairs else ()):
+            remaining = count - i
+            largest[i] = largest_of_block(
+                self.shared.A, block, seed=options.seed, storage=self.storage, confidence=options.confidence,
+                budget=self.left / remaining,
+            )  # fmt: skip
+            self.report("blocks", (remaining - 1) * (self.shared.hvps - before) / (i + 1), blocks=known(largest))
+
+    # --- the stages of `measure` --------------------------------------------------------------------------------
+
+    def _find_eigenpairs(self) -> None:
+        shared = self.shared
+        for_probes = min(_RESERVED_HVPS, self.left // 2) if self.options.sampled else 0
+        history: list[tuple[int, float]] = []  # products, and the largest relative residual at that point
+        while (left := self.left - for_probes) > 0:
+            shared.extend(int(min(left, shared.A.n)), self.wanted.choose)
+            worth = worth_checking(shared.krylov) and (self.callback or converged(shared.krylov, self.wanted))
+            if left > 1 and not worth:
                 continue
-            pairs, _, _ = current(one, self.wanted, self.tolerance.confidence)
+            pairs, _, _ = current(shared, self.wanted, self.tolerance.confidence)
             if len(pairs.values) == self.k:
-                worst = np.max(pairs.residuals / np.maximum(np.abs(pairs.values), _TINY))
-                history.append((one.hvps, float(worst)))
-            steps = _foresee(history, self.wanted.tol)
-            after = 0 if not self.sampled else 2 * PILOTS
+                history.append((shared.hvps, float(_relative_residuals(pairs).max())))
+            steps = _steps_to_tolerance(history, self.wanted.tol)
+            after = 2 * PILOT_PROBES if self.options.sampled else 0
             self.report("eigenvalues", None if steps is None else min(steps, left - 1) + after, eigenpairs=pairs)
             if pairs.converged:
                 return
 
-    def _pilots(self) -> None:
-        """The first probes, unless the basis will span the whole space before that pays."""
-        one = self.one
-        if one.pool.count < PILOTS < one.dimension and self.left > 0:
-            one.probe(int(min(PILOTS - one.pool.count, self.left)))
-            figures = self._estimates()
-            self.report("trace and norm", choose(one, figures, self.tolerance, self.left).expected, **figures)
+    def _make_pilot_probes(self) -> None:
+        """The first probes, unless the basis will span the whole space before these pay off."""
+        shared = self.shared
+        if shared.pool.count < PILOT_PROBES < shared.dimension and self.left > 0:
+            shared.probe(int(min(PILOT_PROBES - shared.pool.count, self.left)))
+            found = self._estimates()
+            self.report("trace and norm", choose(shared, found, self.tolerance, self.left).expected, **found)
 
-    def _trace_and_norm(self) -> None:
-        one = self.one
+    def _estimate_trace_and_norm(self) -> None:
+        shared = self.shared
         while True:
-            figures = self._estimates()
-            move = choose(one, figures, self.tolerance, self.left)
-            self.report("trace and norm", move.expected, **figures)
+            found = self._estimates()
+            move = choose(shared, found, self.tolerance, self.left)
+            self.report("trace and norm", move.expected, **found)
             if move.action == "stop":
                 return
             if move.action == "extend":
-                one.extend(move.count)
+                shared.extend(move.count)
             else:
-                one.probe(move.count)
+                shared.probe(move.count)
 
-    def _estimates(self) -> dict[Figure, Any]:
-        return {name: self.one.estimate(name, self.tolerance) for name in self.sampled}
+    def _estimates(self) -> dict[SampledQuantity, Any]:
+        return {name: self.shared.estimate(name, self.tolerance) for name in self.options.sampled}
 
-    def _density(self) -> None:
-        one = self.one
-        while one.krylov.m == 0 and self.left > 0:
-            one.extend(1)
-        if one.krylov.m == 0:
+    def _find_density(self) -> None:
+        shared = self.shared
+        while shared.krylov.m == 0 and self.left > 0:
+            shared.extend(1)
+        if shared.krylov.m == 0:
             return
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
         while True:
-            sums = one.sums(self.tolerance.confidence) if self.sampled else None
-            density = read_density([one.krylov], self.tolerance.confidence, one.hvps, sums)
+            sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
+            density = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
             width = density.support[1] - density.support[0]
-            fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or one.dimension == 0
+            fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or shared.dimension == 0
             self.report("density", None, density=replace(density, converged=fine))
-            # After a restart or with a second start vector the quadrature is that of the first space, and stays so.
-            # A space that has closed meanwhile must show once more that it has all copies of the eigenvalues found.
-            done = fine and (not found or converged(one.krylov, self.wanted))
-            if done or self.left <= 0 or not one.can_extend or one.krylov.undisturbed is not None:
+            # After a restart or with a second start vector, the quadrature remains that of the first space. If the
+            # space has become invariant meanwhile, it must show again that it has all copies of the eigenvalues found.
+            done = fine and (not found or converged(shared.krylov, self.wanted))
+            if done or self.left <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
                 return
-            one.extend(1)
+            shared.extend(1)
 
-    def _blocks(self) -> None:
-        """Figures of the groups; the budget that is left is shared among those whose largest eigenvalue is to come."""
-        one = self.one
-        largest: list[Bracket | None] = [None] * len(self.groups)
-        shared = one.hvps
+    def _find_missed(self) -> None:
+        """Searches for eigenvalues among those asked for that the start vector could not show, and adds them.
 
-        def known(largest: Sequence[Bracket | None]) -> Blocks:
-            found = read_blocks(self.blocks, self.tolerance, figures=self.sampled, largest=largest)
-            return Blocks(found, shared, one.hvps - shared)
-
-        self.report("blocks", None, blocks=known(largest))
-        for i, group in enumerate(self.groups if self.pairs else ()):
-            remaining = len(self.groups) - i
-            largest[i] = largest_of_block(
-                one.A, group, seed=self.seed, storage=self.storage, confidence=self.tolerance.confidence,
-                budget=self.left / remaining,
-            )  # fmt: skip
-            self.report("blocks", (remaining - 1) * (one.hvps - shared) / (i + 1), blocks=known(largest))
-
-    def _missed(self) -> None:
-        """Looks for eigenvalues beyond the k-th that the start vector could not show, and brings them in.
-
-        What the probes' images lean to is a direction w with ‖B w‖ ≤ ‖B‖₂. Where their estimate of that exceeds the
-        k-th eigenvalue, one product with w decides; w itself stays out of the basis, which must not know the probes.
+        Where the probes suggest that there is one, a product decides. The basis is then extended from a new random
+        vector, and not from the direction that the probes show: it must remain independent of them.
         """
-        one, searches = self.one, 0
-        while searches < _SEARCHES and one.dimension > 1 and self.left > 1:
-            pairs, _, _ = current(one, self.wanted, self.tolerance.confidence)
-            if len(pairs.values) < self.k or not pairs.converged or not self._suspicious(pairs.values):
+        shared, searches = self.shared, 0
+        while searches < _MAX_VAIN_SEARCHES and shared.dimension > 1 and self.left > 1:
+            pairs, _, _ = current(shared, self.wanted, self.tolerance.confidence)
+            if len(pairs.values) < self.k or not pairs.converged:
                 return
-            if not self._proved(pairs.values):
+            found = self._suspect(pairs)
+            if found is None:
+                return
+            if not proved(shared.A, shared.krylov, *found):
                 searches += 1
-                one.probe(int(min(PILOTS, self.left)))  # they make the next suspicion better founded
+                shared.probe(int(min(PILOT_PROBES, self.left)))  # to make the next suspicion more reliable
                 continue
-            one.add_random()
-            added = one.krylov.m
-            while self.left > 0 and one.can_extend:
-                one.extend(1)
-                if not worth_checking(one.krylov):
+            shared.add_random()
+            added = shared.krylov.m
+            while self.left > 0 and shared.can_extend:
+                shared.extend(1)
+                if not worth_checking(shared.krylov):
                     continue
-                pairs, chosen, ritz = current(one, self.wanted, self.tolerance.confidence)
+                pairs, chosen, ritz = current(shared, self.wanted, self.tolerance.confidence)
                 self.report("missed eigenvalues", None, eigenpairs=pairs, **self._estimates())
                 if not pairs.converged:
-                    worst = chosen[np.argmax(pairs.residuals / np.maximum(np.abs(pairs.values), _TINY))]
-                    favour(one.krylov, ritz.coefficients[:, worst])
-                elif not self._suspicious(pairs.values) or one.krylov.m - added >= PILOTS:
+                    worst = chosen[np.argmax(_relative_residuals(pairs))]
+                    favour(shared.krylov, ritz.coefficients[:, worst])
+                elif shared.krylov.m - added >= PILOT_PROBES or self._suspect(pairs) is None:
                     break
 
-    def _suspicious(self, values: np.ndarray) -> bool:
-        found = self.one.pool.strongest()
-        return found is not None and found[0] > (1 + self.wanted.tol) * float(np.abs(values).min())
-
-    def _proved(self, values: np.ndarray) -> bool:
-        """Whether there is an eigenvalue beyond the k-th that the basis lacks; one product."""
-        one = self.one
-        found = one.pool.strongest()
-        assert found is not None
-        image = one.A @ found[1]
-        for _ in range(2):
-            image = image - one.krylov.basis.combine(one.krylov.basis.inner(image))
-        length = float(column_inner(image, image).sqrt())
-        return length > (1 + self.wanted.tol) * float(np.abs(values).min()) + float(one.krylov.ritz().noise.max())
+    def _suspect(self, pairs: Eigenpairs) -> tuple[Direction, tuple[float, float]] | None:
+        """A direction that seems to show an eigenvalue outside the interval that holds all others; no product."""
+        assert pairs.smallest is not None
+        assert pairs.largest is not None
+        wanted = self.wanted
+        rest = interval_of_rest(pairs.values, wanted.which, wanted.tol, pairs.smallest, pairs.largest)
+        found = suspect(self.shared.pool, wanted.which, rest)
+        return None if found is None else (found, rest)
 
 
-def _foresee(history: list[tuple[int, float]], tol: float) -> int | None:
-    """Steps until the residuals reach the tolerance, if they go on falling as of late; None if they do not fall."""
-    if len(history) < 4:
+def _relative_residuals(pairs: Eigenpairs) -> np.ndarray:
+    relative: np.ndarray = pairs.residuals / np.maximum(np.abs(pairs.values), _TINY)
+    return relative
+
+
+def _steps_to_tolerance(history: list[tuple[int, float]], tol: float) -> int | None:
+    """Steps until the residuals reach the tolerance if they decrease as before; None if they do not decrease."""
+    if len(history) < _LEAST_CHECKS_TO_EXTRAPOLATE:
         return None
     (m, now), (m_before, before) = history[-1], history[-1 - len(history) // 2]
     if not 0 < now < before < math.inf or tol <= 0:

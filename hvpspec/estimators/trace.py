@@ -1,18 +1,21 @@
-"""The trace: what a Krylov basis knows of it exactly, and random probes of the rest."""
+"""Trace and Frobenius norm: what a Krylov basis knows of them, and random probes of the rest."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.extend_or_probe import choose, ends
-from hvpspec.estimators.shared_pass import Figure, OnePass
+from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage, check_storage
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric
+from hvpspec.options import Place, SampledQuantity
 from hvpspec.results.estimate import Estimate
-from hvpspec.validation import Tolerance, check_budget, check_seed
+from hvpspec.validation import Tolerance, check_budget, check_choice, check_seed
+
+Method = Literal["krylov", "hutchinson"]
 
 
 def trace(
@@ -25,27 +28,62 @@ def trace(
     max_hvps: int | None = None,
     method: Method = "krylov",
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Estimate], None] | None = None,
 ) -> Estimate:
-    """The trace of a symmetric operator (n × n), with an interval that holds it with probability `confidence`.
+    """Estimate the trace of a symmetric operator, with a confidence interval.
 
-    A: HessianOperator, SciPy LinearOperator, sparse or dense array, or torch tensor.
-    rtol, atol: stop when the half-width is ≤ max(rtol · |trace|, atol). A trace smaller than the Frobenius norm comes
-        of positive and negative parts that cancel, and cannot be had to a small part of itself: then the half-width
-        asked for is max(rtol · ‖A‖_F, atol), and `relative_to` in the result says so.
-    seed: of the random vectors; the same seed gives the same ones on every device.
-    max_hvps: the budget; None sets none. Once it is spent, what there is comes back with `converged=False`.
-    method: "krylov", the default, splits the products between a Lanczos basis, on which the trace is known, and
-        random sign probes of the complement, where each saves most (Krylov-aware trace, arXiv:2205.01736); it makes
-        no basis where that does not pay, and is exact when the basis comes to span the whole space. "hutchinson"
-        (doi:10.1080/03610918908812806) makes no basis at all, and needs no memory for one.
-    basis_memory, basis_on: what the basis and the probes may take and where; see `hvpspec.eigsh`.
-    callback: called with the Estimate so far after each step.
+    Parameters
+    ----------
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    rtol, atol : float, default 0.01 and 0
+        Stop when the half-width of the interval is at most ``max(rtol · |trace|, atol)``. If the trace is smaller than
+        the Frobenius norm, positive and negative eigenvalues cancel, and it cannot be estimated to a small fraction of
+        itself: the half-width is then compared with ``max(rtol · ‖A‖_F, atol)``, and `relative_to` in the result is
+        "frobenius_norm".
+    confidence : float, default 0.95
+        The probability that the interval contains the trace.
+    seed : int, default 0
+        Of the random vectors, which are the same on every device.
+    max_hvps : int, optional
+        Budget of products; None for no budget. When it is spent, the current estimate is returned with
+        ``converged=False``.
+    method : {"krylov", "hutchinson"}, default "krylov"
+        "krylov" divides the products between a Lanczos basis, on which the trace is known, and random sign probes of
+        its complement, wherever each saves more. It makes no basis where that does not pay, and is exact when the basis
+        spans the whole space. "hutchinson" uses probes only and needs no memory for a basis.
+    basis_memory : int or str, optional
+        Most memory for basis and probes, in bytes or as ``"2GiB"``; by default a quarter of what is free.
+    basis_on : {"device", "cpu", "disk"}, default "device"
+        Where the basis is kept.
+    callback : callable, optional
+        Called with the current `Estimate` after each step.
 
-    Costs one HVP a basis vector and one a probe: about 2 F (1.96 / (rtol · tr))² probes in all, F being the squared
-    norm of what the basis leaves, less its mean eigenvalue; at most n + 8 while a basis of n vectors fits.
-    Raises InputError for options out of range or an operator that is not symmetric.
+    Returns
+    -------
+    Estimate
+        ``value`` and ``error``, the half-width of the interval.
+
+    Raises
+    ------
+    InputError
+        For options out of range, or an operator that is not symmetric.
+
+    Notes
+    -----
+    Costs one HVP for each basis vector and each probe. The number of probes is about 2 F (1.96 / (rtol · tr))², where F
+    is the squared Frobenius norm of what the basis leaves, less its mean eigenvalue; there are at most n + 8 products
+    if a basis of n vectors fits in memory. Krylov-aware trace estimation: arXiv:2205.01736; Hutchinson's estimator:
+    doi:10.1080/03610918908812806.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import hvpspec
+    >>> found = hvpspec.trace(np.diag(np.arange(1.0, 6.0)))
+    >>> round(found.value, 6), found.method, found.hvps
+    (15.0, 'exact', 5)
     """
     return sample(
         A, "trace", rtol=rtol, atol=atol, confidence=confidence, seed=seed, max_hvps=max_hvps, method=method,
@@ -63,15 +101,46 @@ def frobenius_norm(
     max_hvps: int | None = None,
     method: Method = "krylov",
     basis_memory: int | str | None = None,
-    basis_on: str = "device",
+    basis_on: Place = "device",
     callback: Callable[[Estimate], None] | None = None,
 ) -> Estimate:
-    """The Frobenius norm of a symmetric operator (n × n), with an interval that holds it with that `confidence`.
+    """Estimate the Frobenius norm of a symmetric operator, with a confidence interval.
 
-    The same products as for `hvpspec.trace`, whose options, methods and errors it shares: ‖A‖_F² is known on the
-    basis and estimated by ‖A ω‖² on its complement. "hutchinson" stands for that method on tr A², each product with A
-    serving twice. Costs about ½ (1.96 / rtol)² ‖B²‖_F² / ‖A‖_F⁴ probes, B being what the
-    basis leaves.
+    ‖A‖_F² is known on a Lanczos basis, and estimated by ‖A ω‖² for random signs ω on its complement.
+
+    Parameters
+    ----------
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    rtol, atol : float, default 0.01 and 0
+        Stop when the half-width of the interval is at most ``max(rtol · ‖A‖_F, atol)``.
+    confidence, seed, max_hvps, basis_memory, basis_on, callback
+        As for `hvpspec.trace`.
+    method : {"krylov", "hutchinson"}, default "krylov"
+        As for `hvpspec.trace`; "hutchinson" estimates tr A² with two uses of each product.
+
+    Returns
+    -------
+    Estimate
+        ``value`` and ``error``, the longer half of the interval.
+
+    Raises
+    ------
+    InputError
+        For options out of range, or an operator that is not symmetric.
+
+    Notes
+    -----
+    Costs one HVP for each basis vector and each probe. The number of probes is about ½ (1.96 / rtol)² ‖B²‖_F² / ‖A‖_F⁴,
+    where B is what the basis leaves. Sources: as for `hvpspec.trace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import hvpspec
+    >>> found = hvpspec.frobenius_norm(np.diag([3.0, 4.0]))
+    >>> round(found.value, 6), found.converged
+    (5.0, True)
     """
     return sample(
         A, "frobenius_norm", rtol=rtol, atol=atol, confidence=confidence, seed=seed, max_hvps=max_hvps, method=method,
@@ -79,12 +148,9 @@ def frobenius_norm(
     )  # fmt: skip
 
 
-Method = Literal["krylov", "hutchinson"]
-
-
 def sample(
     A: Any,
-    figure: Figure,
+    quantity: SampledQuantity,
     *,
     rtol: float,
     atol: float,
@@ -93,39 +159,45 @@ def sample(
     max_hvps: int | None,
     method: Method,
     basis_memory: int | str | None,
-    basis_on: str,
+    basis_on: Place,
     callback: Callable[[Estimate], None] | None,
 ) -> Estimate:
     """See `hvpspec.trace`."""
     tolerance, seed, budget = Tolerance(rtol, atol, confidence), check_seed(seed), check_budget(max_hvps)
     storage = check_storage(basis_memory, basis_on)
-    if method not in get_args(Method):
-        names = ", ".join(f'"{name}"' for name in get_args(Method))
-        raise InputError(f"method must be one of {names}; got {method!r}.")
+    check_choice("method", method, Method)
     operator = as_symmetric(A)
-    left = math.inf if budget is None else budget
     estimate = None
-    for estimate in _one_pass(operator, figure, tolerance, seed, left, storage, basis=method == "krylov"):
+    for estimate in _estimates(operator, quantity, tolerance, seed, budget, storage, basis=method == "krylov"):
         if callback is not None:
             callback(estimate)
     assert estimate is not None
     return estimate
 
 
-def _one_pass(
-    A: Symmetric, figure: Figure, tolerance: Tolerance, seed: int, budget: float, storage: Storage, *, basis: bool
+def _estimates(
+    A: Symmetric,
+    quantity: SampledQuantity,
+    tolerance: Tolerance,
+    seed: int,
+    budget: int | None,
+    storage: Storage,
+    *,
+    basis: bool,
 ) -> Iterator[Estimate]:
-    one = OnePass(A, seed=seed, storage=storage, basis=basis)
-    if not ends(one, tolerance, None if math.isinf(budget) else int(budget)):
+    """The estimate after each step, until it is within the tolerance or the budget is spent."""
+    shared = SharedPass(A, seed=seed, storage=storage, basis=basis)
+    if not ends(shared, tolerance, budget):
         raise InputError("rtol=0 needs an atol, a budget (max_hvps), or a basis_memory that holds n vectors.")
+    limit = math.inf if budget is None else budget
     while True:
-        figures: dict[Figure, Estimate] = {figure: one.estimate(figure, tolerance)}
-        if one.hvps and math.isfinite(figures[figure].value):
-            yield figures[figure]
-        move = choose(one, figures, tolerance, budget - one.hvps)
+        estimate = shared.estimate(quantity, tolerance)
+        if shared.hvps and math.isfinite(estimate.value):
+            yield estimate
+        move = choose(shared, {quantity: estimate}, tolerance, limit - shared.hvps)
         if move.action == "stop":
             return
         if move.action == "extend":
-            one.extend(move.count)
+            shared.extend(move.count)
         else:
-            one.probe(move.count)
+            shared.probe(move.count)

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.spectrum import check_only, spectrum
+from hvpspec.estimators.spectrum import spectrum
+from hvpspec.options import Quantity, check_only
 from hvpspec.results.spectrum import Progress
 from hvpspec.results.tracked import Tracked
 
-FIGURES = ("eigenvalues", "trace", "frobenius_norm")
+DEFAULT_QUANTITIES: tuple[Quantity, ...] = ("eigenvalues", "trace", "frobenius_norm")
 
 
-def check_series(only: Iterable[str] | None) -> None:
-    """Raises InputError where the figures asked for are not known, or the eigenvalues are not among them."""
+def check_series(only: str | Iterable[str] | None) -> None:
+    """Raises InputError for unknown quantities, or if the eigenvalues are not among them."""
     if "eigenvalues" not in check_only(only):
-        raise InputError("a series needs the eigenvalues: add them to the figures asked for (--only eigenvalues).")
+        raise InputError("a series needs the eigenvalues: add them to the quantities asked for (--only eigenvalues).")
 
 
 def track(
@@ -31,27 +32,62 @@ def track(
     first: int = 0,
     **options: Any,
 ) -> Iterator[Tracked]:
-    """The spectrum of each operator in turn, each started from the k eigenvectors found before (a warm start).
+    """Yield the spectrum of each operator in turn, started from the k eigenvectors of the one before (a warm start).
 
-    operators: anything that `hvpspec.spectrum` takes; one that gives a new matrix each time it is yielded will do.
-    start: eigenvectors (n, p) to start the first from. measure_savings: do each again from a random start alone, which
-    doubles the cost, and tell what that took. first: the number of the first, where a series goes on: number i draws
-    with the seed `seed + i`, as a start must not know the random vectors to come. options: those of `hvpspec.spectrum`;
-    `only` is eigenvalues, trace and norm unless given. (With the density, whose quadrature needs a random start, there
-    is no warm one.)
+    Parameters
+    ----------
+    operators : iterable
+        Anything that `hvpspec.spectrum` takes, all of the same shape (n, n). The same object may be yielded several
+        times with a different matrix each time, such as a HessianOperator whose model is given new weights.
+    k : int, default 5
+        How many eigenpairs.
+    start : array, shape (n, p), optional
+        Eigenvectors to start the first operator from.
+    measure_savings : bool, default False
+        Compute each spectrum again from a purely random start and report what that costs (`cold_hvps`); this doubles
+        the cost.
+    seed : int, default 0
+        Operator number i uses the seed `seed + i`: a warm start must not depend on the random vectors to come.
+    first : int, default 0
+        The number of the first operator, for a series that is continued.
+    **options
+        Those of `hvpspec.spectrum`. `only` is eigenvalues, trace and Frobenius norm by default. With the density there
+        is no warm start, as its quadrature needs a random one.
+
+    Yields
+    ------
+    Tracked
+        ``spectrum``, and ``overlap`` with the eigenvectors before.
+
+    Raises
+    ------
+    InputError
+        As for `hvpspec.spectrum`, and if the eigenvalues are not asked for.
+
+    Notes
+    -----
+    A warm start saves some of the products for the eigenpairs, and none for trace and norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import hvpspec
+    >>> matrices = [np.diag([5.0, 3.0, 1.0]), np.diag([6.0, 3.0, 1.0])]
+    >>> [found.spectrum.eigenpairs.values.round(6).tolist() for found in hvpspec.track(matrices, k=2)]
+    [[5.0, 3.0], [6.0, 3.0]]
     """
-    options = {"only": FIGURES, **options}
+    options = {"only": DEFAULT_QUANTITIES, **options}
     check_series(options["only"])
-    callback, taken = options.pop("callback", None), 0
+    callback, eigenvalue_hvps = options.pop("callback", None), 0
 
     def watch(step: Progress) -> None:
-        nonlocal taken
-        taken = step.hvps if step.stage == "eigenvalues" else taken
+        nonlocal eigenvalue_hvps
+        eigenvalue_hvps = step.hvps if step.stage == "eigenvalues" else eigenvalue_hvps
         if callback is not None:
             callback(step)
 
     for number, A in enumerate(operators, start=first):
-        taken = 0
+        eigenvalue_hvps = 0
         found = spectrum(A, k, seed=seed + number, start=start, callback=watch, **options)
         cold = None
         if measure_savings:
@@ -59,11 +95,11 @@ def track(
         assert found.eigenpairs is not None
         vectors = found.eigenpairs.vectors
         assert vectors is not None
-        yield Tracked(found, None if start is None else overlap(start, vectors), cold, taken)
+        yield Tracked(found, None if start is None else overlap(start, vectors), cold, eigenvalue_hvps)
         start = vectors
 
 
 def overlap(U: np.ndarray, V: np.ndarray) -> float:
-    """‖Uᵀ V‖_F² / min(p, q) for orthonormal U (n, p), V (n, q): 1 where one space holds the other."""
+    """‖Uᵀ V‖_F² / min(p, q) for orthonormal U (n, p), V (n, q): 1 if one space contains the other."""
     inner = np.asarray(U, dtype=np.float64).T @ np.asarray(V, dtype=np.float64)
     return float((inner**2).sum() / min(inner.shape))

@@ -16,36 +16,51 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.krylov.vectors import CHUNK, inner
 from hvpspec.memory import check_size, free_memory
+from hvpspec.options import Place
+from hvpspec.validation import check_choice
 
-PLACES = ("device", "cpu", "disk")
-_SHARE = 0.25  # of the memory that is free, where no budget was given
+_SHARE_OF_FREE_MEMORY = 0.25  # for long vectors, where no budget was given
+_FIRST_CAPACITY = 32  # vectors
+_LARGEST_GROWTH = 128  # vectors that a basis grows by at most, when it is full
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How much memory long vectors may take (bytes; None: a quarter of what is free) and where they are kept."""
+    """How much memory long vectors may take (in bytes; None: a quarter of what is free) and where they are kept."""
 
     memory: int | None = None
-    place: str = "device"
+    place: Place = "device"
 
     def vectors(self, n: int, dtype: torch.dtype, device: torch.device) -> int:
-        """How many vectors of n numbers the budget holds."""
-        available = _free(self.place, device) * _SHARE if self.memory is None else self.memory
+        """How many vectors of n numbers fit in the budget."""
+        available = _free(self.place, device) * _SHARE_OF_FREE_MEMORY if self.memory is None else self.memory
         return int(available // (n * dtype.itemsize))
 
 
 def check_storage(basis_memory: Any, basis_on: Any) -> Storage:
-    """The options `basis_memory` (bytes, or a text such as "2GiB") and `basis_on` as a Storage, or InputError."""
-    if basis_on not in PLACES:
-        names = ", ".join(f'"{place}"' for place in PLACES)
-        raise InputError(f"basis_on must be one of {names}; got {basis_on!r}.")
+    """The options `basis_memory` (bytes, or a string such as "2GiB") and `basis_on` as a Storage, or InputError."""
+    check_choice("basis_on", basis_on, Place)
     return Storage(check_size("basis_memory", basis_memory), basis_on)
 
 
-class Basis:
-    """m orthonormal vectors of n numbers, as rows of `rows`; what is computed from them is on `device`."""
+def next_capacity(capacity: int, needed: int) -> int:
+    """How many vectors a full basis of that capacity makes room for when `needed` are to be held."""
+    return max(needed, _FIRST_CAPACITY, min(2 * capacity, capacity + _LARGEST_GROWTH))
 
-    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, place: str = "device") -> None:
+
+def peak_vectors(m: int) -> int:
+    """The most vectors held at once while a basis grows to m vectors: it is copied each time that it is full."""
+    capacity = next_capacity(0, 1)
+    full = 0  # vectors at the last copy
+    while capacity < m:
+        full, capacity = capacity, next_capacity(capacity, capacity + 1)
+    return max(m, 2 * full)
+
+
+class Basis:
+    """m orthonormal vectors of n numbers, the rows of `rows`; results computed from them are on `device`."""
+
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, place: Place = "device") -> None:
         self.m = 0
         self.device = device
         self._file: Path | None = None
@@ -66,20 +81,20 @@ class Basis:
 
     @property
     def rows(self) -> Tensor:
-        """Shape (m, n), where the basis is kept."""
+        """Shape (m, n), on the device where the basis is kept."""
         return self._storage[: self.m]
 
     @property
     def matrix(self) -> Tensor:
-        """Q, shape (n, m), where the basis is kept."""
+        """Q, shape (n, m), on the device where the basis is kept."""
         return self.rows.T
 
-    def append(self, block: Tensor) -> None:
-        """Adds the columns of `block` (n, b)."""
-        needed = self.m + block.shape[1]
+    def append(self, X: Tensor) -> None:
+        """Adds the columns of X (n, b)."""
+        needed = self.m + X.shape[1]
         if needed > len(self._storage):
-            self._grow(max(needed, 32, min(2 * len(self._storage), len(self._storage) + 128)))
-        self._storage[self.m : needed] = block.T
+            self._grow(next_capacity(len(self._storage), needed))
+        self._storage[self.m : needed] = X.T
         self.m = needed
 
     def inner(self, X: Tensor) -> Tensor:
@@ -87,11 +102,11 @@ class Basis:
         return inner(self.matrix, X)
 
     def rough_inner(self, X: Tensor) -> Tensor:
-        """QᵀX in X's own precision, where the basis is at hand; for figures that need a few digits."""
+        """QᵀX in the precision of X, if the basis is on the device; for quantities that need only a few digits."""
         return self.rows @ X if self._place == "device" else self.inner(X).to(X.dtype)
 
     def combine(self, coefficients: Tensor | np.ndarray, first: int = 0) -> Tensor:
-        """Q S for S (m − first, k), on the basis vectors from number `first` on: shape (n, k), on the device."""
+        """Q S with the basis vectors from number `first` on and S (m − first, k): shape (n, k), on the device."""
         n, k = self._storage.shape[1], coefficients.shape[1]
         result = torch.zeros(k, n, dtype=self._storage.dtype, device=self.device).T
         return self._add(result, coefficients, first, 1)
@@ -101,7 +116,7 @@ class Basis:
         self._add(W, coefficients, first, -1)
 
     def _add(self, W: Tensor, coefficients: Tensor | np.ndarray, first: int, sign: int) -> Tensor:
-        """W ← W ± Q S. By rows: a vector's entries lie side by side in both."""
+        """W ← W ± Q S, row by row: the entries of a vector are contiguous in both."""
         small = torch.as_tensor(coefficients).to(self.device, self._storage.dtype).T
         rows = self.rows[first:]
         if self._place == "device":
@@ -113,7 +128,7 @@ class Basis:
         return W
 
     def compress(self, coefficients: np.ndarray) -> None:
-        """Q ← Q S for S (m, k) with k ≤ m, in place, the sums taken in float64."""
+        """Q ← Q S for S (m, k) with k ≤ m, in place, with sums in float64."""
         small = torch.as_tensor(coefficients, dtype=torch.float64, device=self._storage.device)
         k = small.shape[1]
         for start in range(0, self._storage.shape[1], CHUNK):
@@ -122,7 +137,7 @@ class Basis:
         self.m = k
 
     def release(self) -> None:
-        """Gives the memory back; the vectors are gone."""
+        """Frees the memory; the vectors are lost."""
         self._storage = self._empty
 
     def _grow(self, capacity: int) -> None:
@@ -137,15 +152,15 @@ class Basis:
                 flat = torch.from_file(str(self._file), shared=True, size=capacity * n, dtype=dtype)
             except (OSError, RuntimeError) as error:
                 raise InputError(
-                    f"no room for the basis in {self._file.parent} ({error}); choose another with TMPDIR, or set "
-                    "basis_memory."
+                    f"no room for the basis in {self._file.parent} ({error}); choose another folder with TMPDIR, or "
+                    "set basis_memory."
                 ) from error
             grown = flat.view(capacity, n)
         self._storage = grown
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Makes the file that long, on blocks of its own where the system can: a full disk shows here, not as a crash."""
+    """Allocates that many bytes for the file: a full disk is then an error here, and not a crash later."""
     with file.open("r+b") as handle:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(handle.fileno(), 0, size)
@@ -153,7 +168,7 @@ def _reserve(file: Path, size: int) -> None:
             handle.truncate(size)
 
 
-def _free(place: str, device: torch.device) -> int:
+def _free(place: Place, device: torch.device) -> int:
     if place == "disk":
         return shutil.disk_usage(tempfile.gettempdir()).free
     return free_memory(device if place == "device" else torch.device("cpu"))

@@ -1,9 +1,9 @@
-"""The eigenvalues nearest to a point inside the spectrum, where Lanczos sees nothing: inverse iteration with MINRES.
+"""The eigenvalues nearest to a point inside the spectrum, which Lanczos does not resolve: inverse iteration by MINRES.
 
-Each round solves (H − σI) Y ≈ X roughly, joins Y and what that leaves over to X, and keeps of that space Z the k
-directions in which ‖(H − σI) x‖ is least: the smallest singular vectors of (H − σI) Z, which unlike Ritz vectors are
-never spurious. (Paige and Saunders
-1975, doi:10.1137/0712047; refined extraction: Jia 1997, doi:10.1016/S0024-3795(96)00238-8.)
+Each round solves (H − σI) Y ≈ X roughly and adds Y, and the residuals of these solutions, to X. From the space of all
+these vectors Z it keeps the k directions in which ‖(H − σI) x‖ is smallest: the smallest singular vectors of
+(H − σI) Z, which, unlike Ritz vectors, are never spurious. (Paige and Saunders 1975, doi:10.1137/0712047; refined
+extraction: Jia 1997, doi:10.1016/S0024-3795(96)00238-8.)
 """
 
 from __future__ import annotations
@@ -19,31 +19,35 @@ from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.vectors import gaussian
 from hvpspec.results.eigenpairs import Eigenpairs
 
-_INNER = 0.05  # of the last round's residual: how small that of a solution of unit length shall be
-_ROUNDS = 50
-_HELD = 1e-12  # squared length that others leave of a column: less would magnify rounding
+_INNER_TOLERANCE = 0.05  # the residual of a solution of unit length, relative to the last round's
+_MAX_ROUNDS = 50
+_ROUNDOFFS_AT_LIMIT = 2000  # of ‖H‖: a residual this small is as good as rounding in vectors and products allows
+_SMALLEST_INDEPENDENT_PART = 1e-12  # squared length of a column outside the others; less would magnify rounding
 
 
-class Spent(Exception):
+class BudgetSpent(Exception):
     """The budget of products is used up."""
 
 
-class Counted:
-    """Products of H − σI with float64 vectors, up to a budget; then Spent is raised."""
+class ShiftedProducts:
+    """Products of H − σI with float64 vectors, up to a budget; beyond it, BudgetSpent is raised.
+
+    made: products so far. norm: the largest ‖(H − σI) x‖ / ‖x‖ so far.
+    """
 
     def __init__(self, A: Symmetric, shift: float, budget: float) -> None:
         self.A, self.shift, self.budget, self.made = A, shift, budget, 0
-        self.norm = 0.0  # of H − σI, as far as products have shown it
+        self.norm = 0.0
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """(H − σI) X for X (n,) or (n, b)."""
-        block = X.reshape(len(X), -1)
-        if self.made + block.shape[1] > self.budget:
-            raise Spent
-        self.made += block.shape[1]
-        vectors = torch.from_numpy(np.ascontiguousarray(block)).to(self.A.device, self.A.dtype)
-        product = (self.A @ vectors).double().cpu().numpy() - self.shift * block
-        lengths = np.linalg.norm(block, axis=0)
+        columns = X.reshape(len(X), -1)
+        if self.made + columns.shape[1] > self.budget:
+            raise BudgetSpent
+        self.made += columns.shape[1]
+        vectors = torch.from_numpy(np.ascontiguousarray(columns)).to(self.A.device, self.A.dtype)
+        product = (self.A @ vectors).double().cpu().numpy() - self.shift * columns
+        lengths = np.linalg.norm(columns, axis=0)
         if lengths.all():
             self.norm = max(self.norm, float((np.linalg.norm(product, axis=0) / lengths).max()))
         return product.reshape(X.shape)
@@ -64,19 +68,20 @@ def nearest(
     seed: int,
     drawn: int,
     first: tuple[np.ndarray, np.ndarray] | None = None,
-    report: Callable[[int], None] = lambda made: None,
+    report: Callable[[], None] = lambda: None,
 ) -> Eigenpairs | None:
-    """The k eigenvalues of A nearest to `shift`, as far as `budget` products find them, nearest first.
+    """The k eigenvalues of A nearest to `shift`, nearest first, as well as `budget` products find them.
 
-    first: k orthonormal vectors (n, k) to start from, and (A − shift · I) times these, which nothing is spent on; they
-    are what comes back where they are good enough. By default random ones.
+    first: k orthonormal vectors (n, k) to start from, and (A − shift · I) times these, which then cost no product. If
+    they are accurate enough, they are returned. By default the start is random.
 
-    An eigenvalue lies within `error`, the residual ‖A v − θ v‖, of each value: that is certain; that none lies nearer
-    is not. tol: residual beside the distance |θ − shift|, or rounding errors (norm: ‖A‖₂) where that is 0. drawn: the
-    first of the seed's Gaussians to start from. None where the budget does not allow one round.
+    An eigenvalue lies within `error` of each value, for certain; that none lies nearer to the shift is not certain.
+    tol: of the residual relative to the distance |θ − shift|; rounding errors are allowed in any case. norm: ‖A‖₂.
+    drawn: the number of the first Gaussian of the seed to start from. report: called after each round. None is returned
+    where the budget does not allow one round.
     """
-    product = Counted(A, shift, budget)
-    floor = 2000 * A.eps * norm  # what rounding leaves, in vectors and products
+    product = ShiftedProducts(A, shift, budget)
+    floor = _ROUNDOFFS_AT_LIMIT * A.eps * norm
     AX: np.ndarray | None = None
     found: Eigenpairs | None = None
     reached = norm
@@ -86,41 +91,43 @@ def nearest(
     else:
         X, AX, found = _extracted(*first, shift, tol, floor)
         reached = max(float(found.residuals.max()), floor)
-        if found.converged:
-            return found
+    rounds = 0
     try:
-        for _ in range(_ROUNDS):
-            aim = max(_INNER * reached / norm, 4 * A.eps)
-            Y = np.column_stack([_solved(product, x, aim, 3 * X.shape[1]) for x in X.T])
-            lengths = np.linalg.norm(Y, axis=0)
-            Y /= lengths
-            AY = product(Y)
-            # Where H − σI is singular, what a solve leaves over is the kernel's part of X.
-            R = X - AY * lengths
-            R /= np.linalg.norm(R, axis=0) + np.finfo(float).tiny
-            Z, AZ = np.hstack([Y, R]), np.hstack([AY, product(R)])
-            if AX is not None:
-                Z, AZ = np.hstack([X, Z]), np.hstack([AX, AZ])
-            Z, AZ = _orthonormal(Z, AZ)
-            small = np.linalg.svd(AZ, full_matrices=False)[2][-k:].T
-            X = np.linalg.qr(Z @ small)[0]
-            # A X anew: combining magnifies rounding
+        while not (found and found.converged) and rounds < _MAX_ROUNDS:
+            X = _round(product, X, AX, max(_INNER_TOLERANCE * reached / norm, 4 * A.eps))
+            # A X is computed again: combining columns magnifies rounding.
             X, AX, found = _extracted(X, product(X), shift, tol, floor)
             found = replace(found, hvps=product.made, verified=True)
             reached = max(float(found.residuals.max()), floor)
-            report(product.made)
-            if found.converged:
-                break
-    except Spent:
+            rounds += 1
+            report()
+    except BudgetSpent:
         pass
     return found
+
+
+def _round(product: ShiftedProducts, X: np.ndarray, AX: np.ndarray | None, rtol: float) -> np.ndarray:
+    """The next X: the best k directions of the space that X, the solutions for X and their residuals span."""
+    k = X.shape[1]
+    Y = np.column_stack([_solved(product, x, rtol, 3 * k) for x in X.T])
+    lengths = np.linalg.norm(Y, axis=0)
+    Y /= lengths
+    AY = product(Y)
+    # Where H − σI is singular, the residual of a solution is the part of X in its kernel.
+    R = X - AY * lengths
+    R /= np.linalg.norm(R, axis=0) + np.finfo(float).tiny
+    Z, AZ = np.hstack([Y, R]), np.hstack([AY, product(R)])
+    if AX is not None:
+        Z, AZ = np.hstack([X, Z]), np.hstack([AX, AZ])
+    Z, AZ = _orthonormal(Z, AZ)
+    small = np.linalg.svd(AZ, full_matrices=False)[2][-k:].T
+    return np.linalg.qr(Z @ small)[0]
 
 
 def _extracted(
     X: np.ndarray, AX: np.ndarray, shift: float, tol: float, floor: float
 ) -> tuple[np.ndarray, np.ndarray, Eigenpairs]:
-    """Eigenpairs from the orthonormal vectors X and (A − shift · I) X, nearest to the shift first; X and A X in that
-    order."""
+    """Eigenpairs from orthonormal X and (A − shift · I) X, nearest to the shift first; X and A X in the same order."""
     distances, turn = np.linalg.eigh((X.T @ AX + AX.T @ X) / 2)
     order = np.argsort(np.abs(distances))
     distances, turn = distances[order], turn[:, order]
@@ -131,16 +138,17 @@ def _extracted(
 
 
 def _orthonormal(Z: np.ndarray, AZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An orthonormal basis of the columns of Z, and A times it, without those that others nearly hold."""
+    """An orthonormal basis of the columns of Z, without those that nearly depend on the others, and A times it."""
     values, vectors = np.linalg.eigh(Z.T @ Z)
-    turn = vectors[:, values > _HELD * values[-1]] / np.sqrt(values[values > _HELD * values[-1]])
+    kept = values > _SMALLEST_INDEPENDENT_PART * values[-1]
+    turn = vectors[:, kept] / np.sqrt(values[kept])
     return Z @ turn, AZ @ turn
 
 
-def _solved(product: Counted, x: np.ndarray, rtol: float, reserve: int) -> np.ndarray:
-    """(H − σI)⁻¹ x to a residual of rtol ‖H − σI‖ ‖y‖, as SciPy's MINRES has it.
+def _solved(product: ShiftedProducts, x: np.ndarray, rtol: float, reserve: int) -> np.ndarray:
+    """(H − σI)⁻¹ x by MINRES, to a residual of rtol ‖H − σI‖ ‖y‖.
 
-    What there is by then, where the budget (but for `reserve` products) ends it.
+    If the budget, less `reserve` products, ends it before, the last iterate is returned.
     """
     latest = x
 
@@ -152,7 +160,7 @@ def _solved(product: Counted, x: np.ndarray, rtol: float, reserve: int) -> np.nd
     product.budget = whole - reserve
     try:
         keep(minres(product.operator(), x, rtol=rtol, maxiter=10 * len(x), callback=keep)[0])
-    except Spent:
+    except BudgetSpent:
         if latest is x:
             raise
     finally:

@@ -1,17 +1,20 @@
 """Block Lanczos with full reorthogonalisation and a thick restart: H Q = Q T + F Cᵀ, small matrices in float64.
 
-Q (n × m) is the basis, F (n × p) the frontier: orthonormal vectors, orthogonal to Q, that come next; C (m × p) couples
-the two. A step multiplies some frontier vectors by H, moves them into the basis, and puts what is new in the products
-on the frontier. With p = 1 it is the Lanczos recurrence; T is then tridiagonal and C has one entry.
+Q (n × m) is the basis and F (n × p) the frontier: orthonormal vectors, orthogonal to Q, that are next to enter the
+basis; C (m × p) couples the two. A step multiplies some frontier vectors by H, moves them into the basis, and adds what
+is new in the products to the frontier. With p = 1 this is the Lanczos recurrence: T is tridiagonal and C has one
+nonzero entry.
 
-Every new vector is orthogonalised against the whole basis, after its known part is taken off, and once more if it has
-shrunk; without that, float32 Lanczos shows ghosts. (Paige 1972, doi:10.1093/imamat/10.3.373; "twice is enough": Giraud
+Every new vector is orthogonalised against the whole basis, after its known part has been subtracted, and a second time
+if it has become much shorter; without this, Lanczos in float32 produces ghosts, spurious copies of eigenvalues that
+have converged. (Paige 1972, doi:10.1093/imamat/10.3.373; "twice is enough": Giraud
 et al. 2005, doi:10.1007/s00211-005-0615-4; block Lanczos: Golub and Underwood 1977,
 doi:10.1016/B978-0-12-587260-7.50018-2; thick restart: Wu and Simon 2000, doi:10.1137/S0895479898334605.)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -21,17 +24,24 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from hvpspec.krylov.basis import Basis
-from hvpspec.krylov.operator_view import Symmetric, refuse_asymmetric
+from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT, Symmetric, refuse_asymmetric
 from hvpspec.krylov.vectors import column_inner, gaussian, inner
+from hvpspec.options import Place
 
-_ROUNDING = 50  # what a product may be off by, in roundoffs of ‖T‖, without its asymmetry showing it
-_MUCH_LEFT = 0.5  # of the squared length, after a pass of Gram-Schmidt: then there is no need for another
-_CLOSED = 100  # a remainder below so many roundoffs of ‖T‖ is rounding: the space is invariant
+COINCIDING = 1e-8  # of ‖H‖: Ritz values that are closer than this are copies of one eigenvalue
+_ROUNDOFFS_PER_SUM = 16  # the error of a sum over the basis, in unit roundoffs of ‖H‖ √(1 + m)
+_ROUNDOFFS_OF_CLOSED_SPACE = (
+    100  # a remainder below this many unit roundoffs of ‖T‖ is rounding: the space is invariant
+)
+_SECOND_PASS_SHARE = 0.5  # of the squared length: if less is left after Gram-Schmidt, it is applied once more
+_LARGE_LOSS = (
+    0.1  # of the length: if less is left by the other new columns, a vector may not be orthogonal to the basis
+)
 
 
 @dataclass(frozen=True)
 class Ritz:
-    """Ritz values (ascending), their coefficients in the basis (columns), residuals, and what rounding may add."""
+    """Ritz values (ascending), their coefficients in the basis (columns), residuals, and the effect of rounding."""
 
     values: np.ndarray
     coefficients: np.ndarray
@@ -41,11 +51,11 @@ class Ritz:
 
 @dataclass(frozen=True)
 class Projection:
-    """The small matrices alone.
+    """The small matrices.
 
-    T (m, m), coupling C (m, p); defects (m,): ‖H q_j − Q T e_j − F Cᵀ e_j‖, what should have been zero, as measured.
-    segments: where each segment starts, and with how many random vectors. A segment ends in an invariant subspace;
-    nothing couples the next one to it, as that starts from fresh random vectors orthogonal to the basis.
+    T (m, m), coupling C (m, p); defects (m,): ‖H q_j − Q T e_j − F Cᵀ e_j‖ as measured; zero but for rounding.
+    segments: where each segment starts, and with how many random vectors. A segment ends in an invariant subspace.
+    The next one starts from new random vectors orthogonal to the basis, and is not coupled to it.
     """
 
     T: np.ndarray
@@ -55,33 +65,46 @@ class Projection:
 
     @property
     def norm(self) -> float:
-        """An upper bound on ‖[T C]‖₂ that is near it: the scale of rounding errors."""
+        """A close upper bound on ‖[T C]‖₂: the scale of rounding errors."""
         rows = np.abs(self.T).sum(1) + np.abs(self.coupling).sum(1)
         return float(np.max(rows, initial=0.0))
 
+    @property
+    def squared_norm(self) -> float:
+        """‖T‖_F² + 2 ‖C‖_F²: the part of ‖H‖_F² that is known."""
+        return float((self.T**2).sum() + 2 * (self.coupling**2).sum())
+
     def shifted(self, damping: float) -> np.ndarray:
-        """[T + δI; Cᵀ], shape (m + p, m): its singular values are the stationary ‖(H + δI) Q s‖ for unit s."""
+        """[T + δI; Cᵀ], shape (m + p, m): its singular values are the stationary values of ‖(H + δI) Q s‖, ‖s‖ = 1."""
         return np.vstack([self.T + damping * np.eye(len(self.T)), self.coupling.T])
 
     def ritz(self, eps: float, first: int = 0, end: int | None = None) -> Ritz:
         """The eigenpairs of T on the vectors from number `first` up to `end` (whole segments)."""
         values, vectors = eigh(self.T[first:end, first:end], driver="evd")
         residuals = np.linalg.norm(self.coupling[first:end].T @ vectors, axis=0)
-        # H Q = Q T + F Cᵀ + E with ‖E e_j‖ = defect_j, so that ‖E s‖ ≤ Σ_j defect_j |s_j|. Entries of E that show no
-        # asymmetry, such as those on the diagonal, are taken to be of the same size as those that do.
+        # H Q = Q T + F Cᵀ + E with ‖E e_j‖ = defect_j, so that ‖E s‖ ≤ Σ_j defect_j |s_j|. Errors that show no
+        # asymmetry, such as those on the diagonal of E, are assumed to be as large as those that do.
         m = len(self.T)
         hidden = 3 * float(np.linalg.norm(self.defects)) / max(m * (m - 1) / 2, 1) ** 0.5
-        noise = self.defects[first:end] @ np.abs(vectors) + hidden + _ROUNDING * eps * self.norm
+        noise = self.defects[first:end] @ np.abs(vectors) + hidden + ROUNDOFFS_PER_PRODUCT * eps * self.norm
         return Ritz(values, vectors, residuals, noise)
+
+    def product_error(self, eps: float, end: int | None = None) -> float:
+        """A bound on ‖H Q − Q T − F Cᵀ‖ over the first `end` vectors: as measured, and what rounding may hide."""
+        return float(np.linalg.norm(self.defects[:end])) + ROUNDOFFS_PER_PRODUCT * eps * self.norm
+
+    def sum_error(self, eps: float, norm: float) -> float:
+        """What errors of the products add to a sum over the basis, such as tr T, where ‖H‖ is at most `norm`."""
+        return _ROUNDOFFS_PER_SUM * eps * math.sqrt(1 + len(self.T)) * norm + float(np.linalg.norm(self.defects))
 
 
 @dataclass
 class Krylov:
     """The basis, the frontier, and the projection.
 
-    `undisturbed` is the projection as it was before the first restart or added vector: from then on the space is no
-    longer the Krylov space of its start, which is what certificates and quadrature rest on. `share` is the random part
-    of a start that leans towards given vectors (1: all of it): s = share · ĝ + something that ĝ does not depend on.
+    `undisturbed` is the projection before the first restart or added vector: after that, the space is no longer the
+    Krylov space of its start, on which certificates and quadrature rely. `share` is the random part of the start:
+    s = share · ĝ + a, where ĝ is a random unit vector and a, which is zero in a cold start, does not depend on it.
     """
 
     basis: Basis
@@ -95,12 +118,12 @@ class Krylov:
 
     @property
     def of_start(self) -> Projection:
-        """The projection on the largest Krylov space of the start alone."""
+        """The projection on the largest space that is the Krylov space of its start."""
         return self.undisturbed or self.projection
 
     @property
-    def leans(self) -> bool:
-        """Whether the start is not random alone."""
+    def warm(self) -> bool:
+        """Whether the start is not purely random."""
         return self.share != 1
 
     @property
@@ -113,20 +136,23 @@ class Krylov:
 
     @property
     def segment(self) -> int:
-        """The first vector of the current segment; m itself when one has just ended."""
+        """The number of the first vector of the current segment; m if one has just ended."""
         return self.projection.segments[-1][0]
 
     def ritz(self) -> Ritz:
         return self.projection.ritz(self.eps)
 
     def vectors(self, coefficients: np.ndarray) -> Tensor:
-        """Basis times coefficients, columns normalised: shape (n, k)."""
+        """Basis times coefficients, with normalised columns: shape (n, k)."""
         return normalised(self.basis.combine(coefficients))
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step added: basis vectors X (n, w) and the remainder (I − P) H X, P projecting on the new basis."""
+    """What a step added: basis vectors X (n, w) and the remainder (I − P) H X, with P the projector on the new basis.
+
+    before: vectors in the basis before the step.
+    """
 
     vectors: Tensor
     remainder: Tensor
@@ -134,10 +160,13 @@ class Step:
 
 
 def start(
-    A: Symmetric, *, seed: int, block: int = 1, place: str = "device", drawn: int = 0, towards: Tensor | None = None
+    A: Symmetric, *, seed: int, block: int = 1, place: Place = "device", drawn: int = 0, towards: Tensor | None = None
 ) -> Krylov:
-    """A Krylov space with no vector yet: `block` random ones on its frontier (fewer if n is less), the first `drawn`
-    of the seed left out. `towards`: a unit vector (n, 1) that is added to the first of them."""
+    """A Krylov space with an empty basis and `block` random vectors (at most n) on its frontier.
+
+    drawn: how many of the first Gaussians of the seed are skipped. towards: a unit vector (n, 1) that is added to the
+    first random vector.
+    """
     basis = Basis(A.n, A.dtype, A.device, place)
     nothing = Projection(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0), ())
     krylov = Krylov(basis, torch.empty(A.n, 0, dtype=A.dtype, device=A.device), nothing, A.eps, seed, drawn)
@@ -150,9 +179,9 @@ def start(
 
 
 def extend(krylov: Krylov, multiply: Callable[[Tensor], Tensor], width: int | None = None) -> Step:
-    """One step with the first `width` frontier vectors (None: all), that many products; theirs come first again.
+    """One step with the first `width` frontier vectors (None: all), at one product each.
 
-    Raises InputError when the operator shows itself to be not symmetric.
+    The new frontier vectors come first. Raises InputError if the products show that the operator is not symmetric.
     """
     known, m = krylov.projection, krylov.m
     X = krylov.frontier[:, :width]
@@ -166,7 +195,7 @@ def extend(krylov: Krylov, multiply: Callable[[Tensor], Tensor], width: int | No
     coupling[m:] = coefficients[len(T) :].T
 
     scale = max(float(np.max(np.abs(T).sum(1))), float(np.abs(coefficients).max()))
-    fresh, triangle, lost = _split(krylov, waiting, W, _CLOSED * krylov.eps * scale)
+    fresh, triangle, lost = _factor(krylov, waiting, W, _ROUNDOFFS_OF_CLOSED_SPACE * krylov.eps * scale)
     defects[m:] += lost
     krylov.frontier = torch.cat([fresh, waiting], 1)
     rows = np.zeros((len(T), fresh.shape[1]))
@@ -179,7 +208,7 @@ def extend(krylov: Krylov, multiply: Callable[[Tensor], Tensor], width: int | No
 
 
 def add_random(krylov: Krylov) -> None:
-    """Puts a fresh random vector at the head of the frontier: another chance to meet what the others do not see."""
+    """Puts a new random vector at the head of the frontier: another chance to find what the others do not contain."""
     known = krylov.projection
     krylov.undisturbed = krylov.of_start
     krylov.frontier = torch.cat([_draw(krylov), krylov.frontier], 1)
@@ -188,7 +217,7 @@ def add_random(krylov: Krylov) -> None:
 
 
 def favour(krylov: Krylov, coefficients: np.ndarray) -> None:
-    """Puts that frontier vector at the head which the residual of a Ritz vector (its coefficients) leans to most."""
+    """Puts the frontier vector first that contributes most to the residual of a Ritz vector (its coefficients)."""
     coupling = krylov.projection.coupling
     order = np.argsort(-np.abs(coupling.T @ coefficients), kind="stable")[:1]
     order = np.concatenate([order, np.delete(np.arange(coupling.shape[1]), order)])
@@ -197,17 +226,17 @@ def favour(krylov: Krylov, coefficients: np.ndarray) -> None:
 
 
 def restart(krylov: Krylov, best: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Shrinks the basis to those Ritz vectors that `best(values)` names; the frontier stays, coupled to all of them.
+    """Shrinks the basis to the Ritz vectors that `best(values)` selects; the frontier stays and is coupled to them all.
 
-    Returns S (m, k): the basis has become Q S.
+    Returns S (m, k): the new basis is Q S.
     """
     known, ended = krylov.projection, krylov.segment
     krylov.undisturbed = krylov.of_start
-    # Segments that have ended are solved apart from the current one: nothing couples them, and nothing must mix them.
+    # Segments that have ended are diagonalised separately from the current one: they are not coupled and must not mix.
     values, vectors = np.zeros(len(known.T)), np.zeros_like(known.T)
     for part in (slice(0, ended), slice(ended, None)):
         if known.T[part, part].size:
-            # Divide and conquer: the vectors of SciPy's default may be a thousand roundoffs from orthogonal.
+            # Divide and conquer ("evd"): the vectors of SciPy's default may be a thousand roundoffs from orthogonal.
             values[part], vectors[part, part] = eigh(known.T[part, part], driver="evd")
     keep = np.sort(best(values))
     S = np.ascontiguousarray(vectors[:, keep])
@@ -223,7 +252,7 @@ def restart(krylov: Krylov, best: Callable[[np.ndarray], np.ndarray]) -> np.ndar
 
 
 def _bordered(known: Projection, coefficients: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """T with `width` more rows and columns, and the defects: what symmetry says of these coefficients, checked."""
+    """T with `width` more rows and columns, and the defects: by how much the coefficients violate symmetry."""
     m = len(known.T)
     block = coefficients[m:]
     expected = known.coupling[:, :width]
@@ -235,17 +264,18 @@ def _bordered(known: Projection, coefficients: np.ndarray, width: int) -> tuple[
     return T, np.concatenate([known.defects, defects])
 
 
-def orthogonalise(basis: Basis, others: Tensor, W: Tensor, foreseen: np.ndarray | None = None) -> np.ndarray:
-    """Subtracts from W (n, b), in place, its part in the basis and the others; the coefficients (m + p, b), in float64.
+def orthogonalise(basis: Basis, others: Tensor, W: Tensor, known: np.ndarray | None = None) -> np.ndarray:
+    """Subtracts from W (n, b), in place, its components in the basis and the others; returns the coefficients.
 
-    foreseen (m' ≤ m, b): the coefficients of the first m' basis vectors as known beforehand. Taken off first, with
-    those of the few vectors since then, they spare the second pass, which is needed only where much cancels.
+    These have shape (m + p, b), in float64. known (m' ≤ m, b): coefficients of the first m' basis vectors that are
+    known beforehand. Subtracting them first, with those of the few vectors after them, usually saves the second pass,
+    which is needed only where much cancels.
     """
     total = np.zeros((basis.m + others.shape[1], W.shape[1]))
-    if foreseen is not None and len(foreseen):
-        first = int(np.flatnonzero(foreseen.any(1))[0]) if foreseen.any() else len(foreseen)
-        recent = inner(basis.matrix[:, len(foreseen) :], W).cpu().numpy()
-        total[first : basis.m] = np.vstack([foreseen[first:], recent])
+    if known is not None and len(known):
+        first = int(np.flatnonzero(known.any(1))[0]) if known.any() else len(known)
+        recent = inner(basis.matrix[:, len(known) :], W).cpu().numpy()
+        total[first : basis.m] = np.vstack([known[first:], recent])
         basis.subtract(W, total[first : basis.m], first)
     for _ in range(2 if len(total) else 0):
         before = column_inner(W, W)
@@ -253,18 +283,18 @@ def orthogonalise(basis: Basis, others: Tensor, W: Tensor, foreseen: np.ndarray 
         basis.subtract(W, inside)
         total[: basis.m] += inside.cpu().numpy()
         if others.shape[1]:
-            beside = inner(others, W)
-            W -= others @ beside.to(W.dtype)
-            total[basis.m :] += beside.cpu().numpy()
-        if foreseen is not None and bool((column_inner(W, W) > _MUCH_LEFT * before).all()):
+            outside = inner(others, W)
+            W -= others @ outside.to(W.dtype)
+            total[basis.m :] += outside.cpu().numpy()
+        if known is not None and bool((column_inner(W, W) > _SECOND_PASS_SHARE * before).all()):
             break
     return total
 
 
-def _split(krylov: Krylov, waiting: Tensor, W: Tensor, closed: float) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """W = N B with orthonormal N (n, r), r ≤ w; columns that shrink to rounding errors add nothing to N.
+def _factor(krylov: Krylov, waiting: Tensor, W: Tensor, rounding: float) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """W = N B with orthonormal N (n, r), r ≤ w; columns no longer than `rounding` add nothing to N.
 
-    Returns N, B (r, w), and the lengths of what was left out.
+    Returns N, B (r, w), and the lengths of the parts that were left out.
     """
     columns: list[Tensor] = []
     triangle = np.zeros((W.shape[1], W.shape[1]))
@@ -279,11 +309,11 @@ def _split(krylov: Krylov, waiting: Tensor, W: Tensor, closed: float) -> tuple[T
                 w = w - others @ inside.to(w.dtype)
                 triangle[: len(columns), j] += inside[:, 0].cpu().numpy()
         length = _length(w)
-        if length <= closed or krylov.m + waiting.shape[1] + len(columns) == krylov.n:
+        if length <= rounding or krylov.m + waiting.shape[1] + len(columns) == krylov.n:
             lost[j] = length
             continue
         w = w / length
-        if columns and length < 0.1 * before:  # what the earlier columns left may lean on the basis again
+        if columns and length < _LARGE_LOSS * before:
             orthogonalise(krylov.basis, torch.cat([waiting, *columns], 1), w)
             w = normalised(w)
         triangle[len(columns), j] = length
@@ -302,18 +332,18 @@ def _open_segment(krylov: Krylov, width: int) -> None:
 
 
 def _draw(krylov: Krylov) -> Tensor:
-    """A fresh random unit vector orthogonal to basis and frontier, shape (n, 1)."""
+    """A new random unit vector orthogonal to basis and frontier, shape (n, 1)."""
     like = krylov.frontier
     vector = normalised(gaussian(krylov.n, krylov.drawn, seed=krylov.seed, dtype=like.dtype, device=like.device))
     krylov.drawn += 1
-    for _ in range(2):  # the second time cleans up what normalising a small remainder has magnified
+    for _ in range(2):  # the second pass removes errors that normalising a short remainder has magnified
         orthogonalise(krylov.basis, krylov.frontier, vector)
         vector = normalised(vector)
     return vector
 
 
 def normalised(vectors: Tensor) -> Tensor:
-    """Columns of unit length, the lengths taken in float64: a float32 sum over many entries is off by 1e-5."""
+    """Columns scaled to unit length. The lengths are in float64: a sum of many entries in float32 is off by 1e-5."""
     return vectors / column_inner(vectors, vectors).sqrt().to(vectors.dtype)
 
 

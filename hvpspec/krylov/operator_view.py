@@ -1,4 +1,4 @@
-"""Any symmetric operator behind one face: a block of long vectors in, its product out, products counted."""
+"""Any symmetric operator behind one interface: columns in, their product out, and the products are counted."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.validation import all_finite
 
-_ASYMMETRY_LIMIT = 1e-2  # relative to the operator's norm
-_FOLDS = 8  # of the batches: enough for a standard error, few enough to cost next to nothing
+ROUNDOFFS_PER_PRODUCT = 50  # the error of a product that its asymmetry need not show, in unit roundoffs of ‖H‖
+MAX_FOLDS = 8  # of the batches: enough for a standard error, few enough to cost next to nothing
+_ASYMMETRY_LIMIT = 1e-2  # relative to the norm of the operator
 
 
 class _Multiply(Protocol):
-    def __call__(self, block: Tensor, /) -> Tensor: ...
+    def __call__(self, X: Tensor, /) -> Tensor: ...
 
 
 class _ByFolds(Protocol):
-    def __call__(self, block: Tensor, folds: int, receive: Callable[[int, float, Tensor], None], /) -> Tensor: ...
+    def __call__(self, X: Tensor, folds: int, receive: Callable[[int, float, Tensor], None], /) -> Tensor: ...
 
 
 @runtime_checkable
 class DataOperator(Protocol):
-    """What the estimators use of an operator that is a mean over batches of data, beyond what SciPy's have.
+    """What the estimators need of an operator that is a mean over batches of data, beyond SciPy's interface.
 
     Such an operator also has `torch_dtype`, `device` and `noise`, the relative error of its products beyond rounding.
     """
@@ -41,55 +42,59 @@ class DataOperator(Protocol):
         """How many batches the mean is over."""
 
     def multiply_by_folds(self, block: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
-        """The product; `receive` is given number, weight and own product of each fold of the batches."""
+        """The product; `receive` is called with the number, the weight and the product of each fold of the batches."""
 
     def expect(self, products: int) -> None:
-        """Told how many products are about to be asked for."""
+        """Called with the number of products that are about to be asked for."""
 
 
 @dataclass
 class Symmetric:
-    """A symmetric operator as the estimators see it: `multiply` takes and gives tensors of shape (n, b)."""
+    """A symmetric operator as the estimators see it: `multiply` takes and returns tensors of shape (n, b).
+
+    folds: of the batches, for a DataOperator; 0 where the product cannot be split. noise: the relative error that
+    products have shown so far, beyond rounding. expect: see DataOperator.
+    """
 
     n: int
     dtype: torch.dtype
     device: torch.device
     multiply: _Multiply
     hvps: int = field(default=0)
-    folds: int = 0  # of the batches, as a DataOperator has; their products can be told apart
+    folds: int = 0
     multiply_by_folds: _ByFolds | None = None
-    noise: Callable[[], float] = lambda: 0.0  # relative error that products have shown so far, beyond rounding
-    expect: Callable[[int], None] = lambda products: None  # told how many products are about to be asked for
+    noise: Callable[[], float] = lambda: 0.0
+    expect: Callable[[int], None] = lambda products: None
 
     @property
     def eps(self) -> float:
-        """The unit roundoff of the operator's dtype, or what stands for it where products err by more.
+        """The unit roundoff of the dtype, or a larger number that stands for it where products are less accurate.
 
-        Estimators allow for some fifty roundoffs a product; the noise is a bound on the whole of its error.
+        The noise bounds the whole error of a product, for which estimators allow ROUNDOFFS_PER_PRODUCT roundoffs.
         """
-        return max(float(torch.finfo(self.dtype).eps) / 2, self.noise() / 50)
+        return max(float(torch.finfo(self.dtype).eps) / 2, self.noise() / ROUNDOFFS_PER_PRODUCT)
 
-    def __matmul__(self, block: Tensor) -> Tensor:
-        return self._checked(block, self.multiply(block))
+    def __matmul__(self, X: Tensor) -> Tensor:
+        return self._checked(X, self.multiply(X))
 
-    def by_folds(self, block: Tensor, receive: Callable[[int, float, Tensor], None]) -> Tensor:
-        """The product, and for each fold of the batches its number, weight and own product, given to `receive`."""
+    def by_folds(self, X: Tensor, receive: Callable[[int, float, Tensor], None]) -> Tensor:
+        """The product; `receive` is called with the number, the weight and the product of each fold of the batches."""
         assert self.multiply_by_folds is not None
-        return self._checked(block, self.multiply_by_folds(block, self.folds, receive))
+        return self._checked(X, self.multiply_by_folds(X, self.folds, receive))
 
-    def _checked(self, block: Tensor, product: Tensor) -> Tensor:
-        self.hvps += block.shape[1]
-        if product.shape != block.shape:
-            raise InputError(f"the operator turned shape {tuple(block.shape)} into {tuple(product.shape)}.")
+    def _checked(self, X: Tensor, product: Tensor) -> Tensor:
+        self.hvps += X.shape[1]
+        if product.shape != X.shape:
+            raise InputError(f"the operator turned shape {tuple(X.shape)} into {tuple(product.shape)}.")
         if not all_finite(product):
-            raise InputError("the operator gave a product with NaN or Inf entries; mend the operator first.")
+            raise InputError("the operator gave a product with NaN or Inf entries; fix the operator first.")
         return product
 
 
 def as_symmetric(A: Any) -> Symmetric:
     """A HessianOperator, SciPy LinearOperator, sparse or dense array, or torch tensor, as a Symmetric.
 
-    Raises InputError when it is not square, real or (as far as that can be seen without products) symmetric.
+    Raises InputError if it is not square, real or (as far as that can be seen without products) symmetric.
     """
     if isinstance(A, Symmetric):
         return A
@@ -120,24 +125,24 @@ def as_symmetric(A: Any) -> Symmetric:
 
 
 def refuse_asymmetric(defect: float, scale: float) -> None:
-    """Raises InputError when products contradict symmetry by more than rounding could."""
+    """Raises InputError if products contradict symmetry by more than rounding can explain."""
     if defect > _ASYMMETRY_LIMIT * scale:
         raise InputError(
             f"the operator is not symmetric, or gives different products for the same vector: off by "
-            f"{defect / scale:.1%} of its norm (randomness in the model, the loss or the data, or an operation whose "
-            "second derivative torch gets wrong?)."
+            f"{defect / scale:.1%} of its norm. Is there randomness in the model, the loss or the data, or an "
+            "operation whose second derivative torch gets wrong?"
         )
 
 
 def _from_data_operator(A: Any) -> Symmetric:
-    folds = min(A.batch_count(), _FOLDS)
+    folds = min(A.batch_count(), MAX_FOLDS)
     by_folds = A.multiply_by_folds if folds > 1 else None
     return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, folds, by_folds, lambda: A.noise, A.expect)
 
 
 def _from_tensor(matrix: Tensor) -> Symmetric:
     if matrix.is_complex():
-        raise InputError("the matrix is complex; only real symmetric ones have this kind of spectrum.")
+        raise InputError("the matrix is complex; it must be real and symmetric.")
     _check_kind(matrix.shape, np.dtype(float))
     matrix = matrix.detach()
     if matrix.layout != torch.strided:
@@ -151,10 +156,10 @@ def _from_tensor(matrix: Tensor) -> Symmetric:
 def _from_matmat(n: int, dtype: Any, matmat: Any) -> Symmetric:
     numpy_dtype = _float_dtype(dtype)
 
-    def multiply(block: Tensor, /) -> Tensor:
-        product = np.asarray(matmat(block.numpy()))
+    def multiply(X: Tensor, /) -> Tensor:
+        product = np.asarray(matmat(X.numpy()))
         if product.dtype.kind == "c":
-            raise InputError("the operator gave a complex product; only real symmetric ones will do.")
+            raise InputError("the operator gave a complex product; it must be real and symmetric.")
         return torch.from_numpy(np.ascontiguousarray(product, dtype=numpy_dtype))
 
     torch_dtype = torch.float32 if numpy_dtype == np.float32 else torch.float64
@@ -162,7 +167,7 @@ def _from_matmat(n: int, dtype: Any, matmat: Any) -> Symmetric:
 
 
 def _float_dtype(dtype: Any) -> np.dtype:
-    """float32 for single precision and less, float64 for all else (and where the dtype is not known)."""
+    """float32 for single precision and below; float64 for everything else, an unknown dtype included."""
     single = dtype is not None and np.dtype(dtype).kind == "f" and np.dtype(dtype).itemsize <= 4
     return np.dtype(np.float32 if single else np.float64)
 
@@ -171,7 +176,7 @@ def _check_kind(shape: Any, dtype: Any) -> None:
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
         raise InputError(f"expected a square matrix or operator; got shape {tuple(shape)}.")
     if dtype is not None and np.dtype(dtype).kind == "c":
-        raise InputError("the operator is complex; only real symmetric ones have this kind of spectrum.")
+        raise InputError("the operator is complex; it must be real and symmetric.")
 
 
 def _check_symmetric(difference: float, scale: float, dtype: Any) -> None:
@@ -180,5 +185,5 @@ def _check_symmetric(difference: float, scale: float, dtype: Any) -> None:
     eps = torch.finfo(dtype).eps if isinstance(dtype, torch.dtype) else np.finfo(_float_dtype(dtype)).eps
     if difference > 1e3 * eps * scale:
         raise InputError(
-            f"the matrix is not symmetric: entries differ from their mirror image by up to {difference:.3g}."
+            f"the matrix is not symmetric: entries differ from those of the transpose by up to {difference:.3g}."
         )

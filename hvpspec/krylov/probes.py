@@ -1,11 +1,11 @@
-"""Random sign probes on the complement of a basis, and the small matrices that all their figures come from.
+"""Random sign probes on the complement of a basis, and the small matrices from which all estimates are computed.
 
 With P the projector on the basis and B = (I − P) H (I − P), a probe is w = (I − P) ω for random signs ω, and its image
-y = B w. When the basis grows by X with the remainder R = (I − P') H X, both follow without a product:
+is y = B w. When the basis grows by X with the remainder R = (I − P') H X, both are updated without a product:
 
     w' = w − X a,    y' = (I − X Xᵀ) y − R a,    a = Xᵀ w
 
-so that all probes serve the basis of the moment, whenever they were made.
+so that all probes belong to the current basis, whenever they were made.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from hvpspec.krylov.lanczos import Krylov, Step, orthogonalise
 from hvpspec.krylov.operator_view import refuse_asymmetric
 from hvpspec.krylov.vectors import inner, rademacher
 
+MAX_LIVE_PROBES = 64  # probes that are kept as vectors, each with its image
+_LEAST_PROBES_FOR_DIRECTION = 4
+
 
 @dataclass(frozen=True)
 class Grams:
-    """Inner products of a block of b probes: wᵀw, wᵀy and yᵀy, each (b, b)."""
+    """Inner products of b probes and their images: wᵀw, wᵀy and yᵀy, each (b, b)."""
 
     ww: np.ndarray
     wy: np.ndarray
@@ -37,16 +40,31 @@ class Grams:
     def count(self) -> int:
         return len(self.ww)
 
+    @property
+    def centre(self) -> float:
+        """The mean eigenvalue of B, as these probes estimate it."""
+        return float(np.trace(self.wy) / np.trace(self.ww)) if self.ww.any() else 0.0
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A unit vector w of the complement, (n, 1), with first = wᵀBw and second = ‖B w‖²."""
+
+    vector: Tensor
+    first: float
+    second: float
+
 
 class Pool:
-    """Probes w and images y, both (n, N), kept for as long as the basis may still grow; after that only their Grams.
+    """Probes w and images y, both (n, N), kept as vectors while the basis may grow; after that only their Grams.
 
-    Once a block of probes is retired the basis must not grow any more; what `gather` makes of the numbers of the probes
-    and their images, which are not kept, is `gathered` then. `numbers`: of the probes that are kept.
+    Once there are more probes than may be kept, all are reduced to their Grams ("retired"), and the basis must not grow
+    any more. What `gather(numbers, images)` returns for them is then appended to `gathered`. numbers: of the probes
+    that are kept as vectors.
     """
 
     def __init__(self, krylov: Krylov, capacity: int, together: int = 1) -> None:
-        """capacity: of live probes. together: basis vectors that they are deflated against in one go."""
+        """capacity: probes that may be kept as vectors. together: basis vectors to deflate them against at once."""
         self._krylov = krylov
         self._capacity = capacity
         self._together = together
@@ -55,7 +73,7 @@ class Pool:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all probes; those to come are others."""
+        """Drops all probes. The next ones have new numbers."""
         self._probes = self._krylov.frontier.new_empty(self._krylov.n, 0)
         self._images = self._probes
         self._pending: list[Step] = []
@@ -83,17 +101,17 @@ class Pool:
         return bool(self._retired)
 
     def full(self, count: int) -> bool:
-        """Whether `count` more probes would be retired at once."""
+        """Whether `count` more probes would be retired immediately."""
         return self.frozen or self._probes.shape[1] + count > self._capacity
 
     def grams(self) -> list[Grams]:
-        """One for each block within which all pairs are known."""
+        """One for each set of probes within which the inner products of all pairs are known."""
         if self._live is None and self.probes.shape[1]:
             self._live = _grams(self.probes, self.images)
         return [*self._retired, *([self._live] if self._live else [])]
 
     def draw(self, count: int) -> Tensor:
-        """The next probes, projected on the complement: shape (n, count)."""
+        """The next probes, projected onto the complement: shape (n, count)."""
         krylov = self._krylov
         numbers = range(self._drawn, self._drawn + count)
         self._drawn += count
@@ -102,28 +120,28 @@ class Pool:
         return _complement(krylov.basis, signs)[0]
 
     def add(self, probes: Tensor, products: Tensor) -> None:
-        """Takes in probes w and their products H w. Raises InputError when those contradict symmetry."""
+        """Adds probes w with their products H w. Raises InputError if these contradict symmetry."""
         krylov = self._krylov
         images, inside = _complement(krylov.basis, products)
-        block = _grams(probes, images)
+        grams = _grams(probes, images)
         rounding = 1e3 * krylov.eps * krylov.projection.norm * math.sqrt(krylov.n)
-        scale = math.sqrt((1 + block.count) * float(np.trace(block.yy) + (inside**2).sum())) + rounding
-        refuse_asymmetric(float(np.linalg.norm(block.wy - block.wy.T)), scale)
+        scale = math.sqrt((1 + grams.count) * float(np.trace(grams.yy) + (inside**2).sum())) + rounding
+        refuse_asymmetric(float(np.linalg.norm(grams.wy - grams.wy.T)), scale)
         if krylov.m:  # Qᵀ H w = C Fᵀ w
             expected = krylov.projection.coupling @ inner(krylov.frontier, probes).cpu().numpy()
             refuse_asymmetric(float(np.linalg.norm(inside - expected)), scale + krylov.projection.norm)
-        fresh = list(range(self._drawn - probes.shape[1], self._drawn))
+        numbers = list(range(self._drawn - probes.shape[1], self._drawn))
         if self.full(probes.shape[1]):
             if self.numbers:
                 self.gathered.append(self.gather(self.numbers, self.images))
-            self.gathered.append(self.gather(fresh, images))
+            self.gathered.append(self.gather(numbers, images))
             self.numbers = []
             self._retired += self.grams()[len(self._retired) :]
             self._probes, self._images, self._live = probes[:, :0], images[:, :0], None
-            self._retired.append(block)
+            self._retired.append(grams)
             return
         self._probes, self._images = torch.cat([self.probes, probes], 1), torch.cat([self.images, images], 1)
-        self.numbers += fresh
+        self.numbers += numbers
         self._live = None
 
     def follow(self, step: Step) -> None:
@@ -136,8 +154,7 @@ class Pool:
             self._settle()
 
     def _settle(self) -> None:
-        """Does what steps left to do. Of several in a row: y' = (I − X Xᵀ)(y − R a), as each R is orthogonal to the X
-        up to its own."""
+        """Applies the pending steps: y' = (I − X Xᵀ)(y − R a), as each R is orthogonal to the X up to its step."""
         if not self._pending:
             return
         vectors = torch.cat([step.vectors for step in self._pending], 1)
@@ -148,31 +165,36 @@ class Pool:
         images = self._images - remainders @ a
         self._images = images - vectors @ inner(vectors, images).to(images.dtype)
 
-    def strongest(self) -> tuple[float, Tensor] | None:
-        """The direction w that the images lean to most, (n, 1), and an estimate of ‖B w‖ ≤ ‖B‖₂ without a product.
+    def direction(self, number: int = 0, centre: float = 0.0) -> Direction | None:
+        """The principal direction of (B − cI) ω over the probes with this number, the strongest being 0; no product.
 
-        For each probe the direction is taken from the others, as wᵀy_j = (B w)ᵀω_j has the mean square ‖B w‖² only if
-        w does not know ω_j.
+        Its moments are estimated for each probe from the direction that the others give: only if w does not depend on
+        ω_j does (wᵀy_j)² = ((B w)ᵀω_j)² have the mean ‖B w‖². None if there are too few probes, or no such direction.
         """
-        if self.probes.shape[1] < 4:
+        if self.probes.shape[1] < max(_LEAST_PROBES_FOR_DIRECTION, number + 2):
             return None
-        yy = self.grams()[-1].yy
-        squares = []
+        grams = self.grams()[-1]
+        yw = grams.wy.T - centre * grams.ww  # the images, less c times the probes, with the probes
+        yy = grams.yy - centre * (grams.wy + yw)
+        first, second = [], []
         for j in range(len(yy)):
             others = np.delete(np.arange(len(yy)), j)
             values, vectors = np.linalg.eigh(yy[np.ix_(others, others)])
-            if values[-1] <= 0:
+            if values[-1 - number] <= 0:
                 return None
-            squares.append(float(vectors[:, -1] @ yy[others, j]) ** 2 / values[-1])
+            image = float(vectors[:, -1 - number] @ (yy + centre * yw)[others, j])
+            first.append(image * float(vectors[:, -1 - number] @ yw[others, j]) / values[-1 - number])
+            second.append(image**2 / values[-1 - number])
         values, vectors = np.linalg.eigh(yy)
-        direction = self.images @ torch.from_numpy(vectors[:, -1:] / math.sqrt(values[-1])).to(self.images)
-        return math.sqrt(float(np.mean(squares))), direction
+        coefficients = torch.from_numpy(vectors[:, [-1 - number]] / math.sqrt(values[-1 - number])).to(self.images)
+        images = self.images - centre * self.probes if centre else self.images
+        return Direction(images @ coefficients, float(np.mean(first)), float(np.mean(second)))
 
 
-def _complement(basis: Basis, block: Tensor) -> tuple[Tensor, np.ndarray]:
-    """(I − P) block, and the coefficients of what was taken off."""
-    outside = block.clone()
-    return outside, orthogonalise(basis, block[:, :0], outside, np.zeros((0, block.shape[1])))
+def _complement(basis: Basis, X: Tensor) -> tuple[Tensor, np.ndarray]:
+    """(I − P) X, and the coefficients of P X in the basis."""
+    outside = X.clone()
+    return outside, orthogonalise(basis, X[:, :0], outside, np.zeros((0, X.shape[1])))
 
 
 def _grams(probes: Tensor, images: Tensor) -> Grams:

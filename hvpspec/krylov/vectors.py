@@ -1,4 +1,4 @@
-"""The one inner-product function, and random vectors that depend on nothing but (seed, number, position)."""
+"""The one inner-product function, and random vectors that depend only on (seed, number, position)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 
-CHUNK = 1 << 16  # positions that share one counter stream; part of what a seed means, so never change it
-_PROBES, _GAUSSIANS = 0, 1  # separate streams of one seed
-_PIECE = 1 << 12  # entries whose products are summed in float32
+CHUNK = 1 << 16  # positions that share one counter stream. Part of the meaning of a seed: never change it.
+_SIGN_STREAM, _GAUSSIAN_STREAM = 0, 1  # separate streams of one seed
+_FLOAT32_SUM = 1 << 12  # entries whose products are summed in float32
+_SHORTEST_SUM = 1e-3  # length of a sum of unit vectors below which they are taken to cancel
 
 
 def inner(A: Tensor, B: Tensor) -> Tensor:
     """AᵀB for A (n, a) and B (n, b): shape (a, b), in float64, on B's device.
 
-    float32 vectors on the CPU are multiplied in pieces of 4,096 entries, and the pieces' sums added in float64. That is
-    off by 5e-9 of the lengths where terms differ in sign, and by two of float32's roundoffs at most where all add up;
-    to convert the entries would take two to eight times as long (10 to 60 vectors of 943,000 entries, two cores).
+    float32 vectors on the CPU are multiplied in pieces of 4,096 entries, and the sums of the pieces are added in
+    float64. The error is 5e-9 of the product of the lengths where terms differ in sign, and at most two roundoffs of
+    float32 where all have the same sign. Converting the entries to float64 would take two to eight times as long
+    (measured with 10 to 60 vectors of 943,000 entries on two cores).
     """
     if A.dtype == torch.float64 and B.dtype == torch.float64 and A.device == B.device:
         return A.T @ B
     if A.dtype == B.dtype and A.device.type == B.device.type == "cpu":
-        whole = len(A) - len(A) % _PIECE
+        whole = len(A) - len(A) % _FLOAT32_SUM
         products = _pieces(A[:whole]).transpose(0, 1) @ _pieces(B[:whole]).permute(1, 2, 0)
         return products.sum(0, dtype=torch.float64) + A[whole:].T @ B[whole:]
     total = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=B.device)
-    for start in range(0, A.shape[0], CHUNK):  # chunks, so that no float64 copy of a whole basis is made
+    for start in range(0, A.shape[0], CHUNK):  # in chunks: a float64 copy of a whole basis would be too large
         rows = slice(start, start + CHUNK)
         total += A[rows].to(B.device).double().T @ B[rows].double()
     return total
@@ -39,9 +41,10 @@ def inner(A: Tensor, B: Tensor) -> Tensor:
 def column_inner(A: Tensor, B: Tensor) -> Tensor:
     """The inner product of each column of A with the same column of B: shape (b,), in float64."""
     if A.dtype == B.dtype and A.device.type == B.device.type == "cpu":
-        whole = len(A) - len(A) % _PIECE
-        products = torch.linalg.vecdot(_pieces(A[:whole]), _pieces(B[:whole]))
-        return products.sum(1, dtype=torch.float64) + torch.linalg.vecdot(A[whole:], B[whole:], dim=0)
+        whole = len(A) - len(A) % _FLOAT32_SUM
+        products: Tensor = torch.linalg.vecdot(_pieces(A[:whole]), _pieces(B[:whole]))
+        last: Tensor = torch.linalg.vecdot(A[whole:], B[whole:], dim=0)
+        return products.sum(1, dtype=torch.float64) + last
     total = torch.zeros(A.shape[1], dtype=torch.float64, device=A.device)
     for start in range(0, A.shape[0], CHUNK):
         rows = slice(start, start + CHUNK)
@@ -51,39 +54,39 @@ def column_inner(A: Tensor, B: Tensor) -> Tensor:
 
 def _pieces(A: Tensor) -> Tensor:
     """A (n, a) as (a, n / 4,096, 4,096), a view."""
-    return A.T.unflatten(1, (len(A) // _PIECE, _PIECE))
+    return torch.unflatten(A.T, 1, (len(A) // _FLOAT32_SUM, _FLOAT32_SUM))
 
 
-def orthonormal(block: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what the columns of `block` (n, b) add to those of `basis` (n, m): shape (n, b)."""
+def orthonormal(X: Tensor, basis: Tensor) -> Tensor:
+    """An orthonormal basis of what the columns of X (n, b) add to those of `basis` (n, m): shape (n, b)."""
     for _ in range(2):
-        block = torch.linalg.qr(block - basis @ inner(basis, block).to(block.dtype)).Q
-    return block
+        X = torch.linalg.qr(X - basis @ inner(basis, X).to(X.dtype)).Q
+    return X
 
 
-def lean(given: Any, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """The sum of the given vectors, (n,) or (n, p), each of unit length first: shape (n, 1), of unit length.
+def warm_direction(start: Any, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """The sum of the vectors in `start`, (n,) or (n, p), each scaled to unit length: shape (n, 1), of unit length.
 
-    None where there is none, where they cancel, and below three dimensions. Raises InputError for anything else than
-    finite vectors of n numbers that are not 0.
+    None where `start` is None, where the vectors cancel, and below three dimensions. Raises InputError unless they are
+    finite, nonzero vectors of n real numbers.
     """
-    if given is None:
+    if start is None:
         return None
     try:
-        block = torch.as_tensor(given).detach()
+        X = torch.as_tensor(start).detach()
     except (TypeError, ValueError, RuntimeError):
-        block = torch.empty(0)
-    if block.ndim == 1:
-        block = block[:, None]
-    if block.ndim != 2 or block.shape[0] != n or block.shape[1] == 0 or block.is_complex():
+        X = torch.empty(0)
+    if X.ndim == 1:
+        X = X[:, None]
+    if X.ndim != 2 or X.shape[0] != n or X.shape[1] == 0 or X.is_complex():
         raise InputError(f"start must hold vectors of {n:,} real numbers, shape ({n},) or ({n}, p).")
-    block = block.to(device, dtype)
-    lengths = column_inner(block, block).sqrt()
+    X = X.to(device, dtype)
+    lengths = column_inner(X, X).sqrt()
     if not bool(torch.isfinite(lengths).all()) or not bool((lengths > 0).all()):
-        raise InputError("start has a vector that is zero or not finite; leave that out.")
-    total = block @ (1 / lengths).to(dtype)[:, None]
+        raise InputError("start contains a vector that is zero or not finite; leave it out.")
+    total = X @ (1 / lengths).to(dtype)[:, None]
     length = float(column_inner(total, total).sqrt())
-    return total / length if length > 1e-3 and n > 2 else None
+    return total / length if length > _SHORTEST_SUM and n > 2 else None
 
 
 def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -92,7 +95,7 @@ def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype,
     for column, number in zip(columns, numbers, strict=True):
         for start in range(0, n, CHUNK):
             length = min(CHUNK, n - start)
-            words = _stream(seed, number, start, _PROBES).random_raw((length + 63) // 64)
+            words = _stream(seed, number, start, _SIGN_STREAM).random_raw((length + 63) // 64)
             bits = np.unpackbits(words.astype("<u8").view(np.uint8), count=length)
             column[start : start + length] = 2 * bits.astype(np.int8) - 1
     return torch.from_numpy(columns).to(device, dtype).T
@@ -103,7 +106,7 @@ def gaussian(n: int, number: int, *, seed: int, dtype: torch.dtype, device: torc
     vector = np.empty((n, 1), dtype=np.float64)
     for start in range(0, n, CHUNK):
         length = min(CHUNK, n - start)
-        generator = np.random.Generator(_stream(seed, number, start, _GAUSSIANS))
+        generator = np.random.Generator(_stream(seed, number, start, _GAUSSIAN_STREAM))
         vector[start : start + length, 0] = generator.standard_normal(length)
     return torch.from_numpy(vector).to(device, dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -44,6 +45,14 @@ def sample_count(index: int, batch: Any) -> float:
             f"batch {index}: the number of samples is not clear ({found}); let the loss return (mean loss, weight)."
         )
     return float(lengths.pop())
+
+
+def samples_or_nan(index: int, batch: Any) -> float:
+    """The same; NaN where lengths differ."""
+    try:
+        return sample_count(index, batch)
+    except InputError:
+        return math.nan
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.batches import check_data, move, sample_count
+from hvpspec.objective.batches import check_data, move, sample_count, samples_or_nan
 from hvpspec.objective.losses import LossFunction, loss_name, resolve_loss
 from hvpspec.objective.parameters import ParameterSpace, choose_parameters
 from hvpspec.objective.torch_kernels import recomputing_with, twice_differentiable
@@ -56,12 +56,15 @@ class LossValue:
         Number of batches.
     size : float
         The weighted mean of |loss_b|: rounding errors are relative to this, even where the losses cancel.
+    samples : int or None
+        Number of samples, the first dimension of the tensors in each batch; None where they differ.
     """
 
     value: float
     weight: float
     batches: int
     size: float = 0.0
+    samples: int | None = None
 
 
 class _LossModule(nn.Module):
@@ -116,6 +119,7 @@ class Objective:
         self.loss = loss
         self._weight: float | None = None
         self._batches: int | None = None
+        self._samples: int | None = None
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -160,9 +164,10 @@ class Objective:
 
         For evaluating each batch at several points; otherwise used as `losses`, with the same errors.
         """
-        total, batches = 0.0, 0
+        total, batches, samples = 0.0, 0, 0.0
         for index, batch in enumerate(self.data):
             batches += 1
+            samples += samples_or_nan(index, batch)
             weights: list[float] = []
             yield index, partial(self._recorded_loss, weights, index, batch)
             total += weights[0]
@@ -180,6 +185,7 @@ class Objective:
                 "give the same batches each time."
             )
         self._weight, self._batches = total, batches
+        self._samples = int(samples) if math.isfinite(samples) else None
 
     def value(self) -> LossValue:
         """The loss over all the data. Costs one forward pass and no HVP."""
@@ -191,7 +197,7 @@ class Objective:
                 size += w * abs(float(loss))
                 weight += w
                 batches += 1
-        return LossValue(total / weight, weight, batches, size / weight)
+        return LossValue(total / weight, weight, batches, size / weight, self._samples)
 
     def batch_count(self) -> int:
         """Number of batches: from the last pass, from len(data), or else by counting them."""

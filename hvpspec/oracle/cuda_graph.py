@@ -14,7 +14,7 @@ def capture(apply: Callable[..., Tensor], activations: list[Tensor], vector: Ten
     """`apply(*activations, v)` for these activations, which must stay where they are, as a graph to be replayed.
 
     vector: one of the shape, dtype and device of those that it will be given. The product is a copy, which the next
-    replay leaves alone.
+    replay does not overwrite.
     """
     v = torch.zeros_like(vector)
     stream = torch.cuda.Stream(v.device)  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from hvpspec.oracle.saved_activations import SAVED_SHARE, DataChanged, SavedActi
 from hvpspec.oracle.tracing import Program, eager, record, shape_of, vectorised
 
 _MAX_COST_RATIO = 0.95  # of a vector among twice as many together: worth it below
-_MAX_DIFFERENCE_TOGETHER = 1e-3  # relative, of a product computed with others and alone: more is an error
+_MAX_DIFFERENCE_TOGETHER = 1e-3  # relative, between a product computed with others and by itself
 _TIMINGS = 3
 
 

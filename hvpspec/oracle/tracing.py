@@ -73,7 +73,7 @@ class Program:
 
 
 def eager(recording: Recording) -> Program:
-    """The recording as it is, without compilation."""
+    """The program that runs a recording without compilation."""
     return Program(recording, recording.prepare, recording.apply, vectorised(recording.apply))
 
 
@@ -82,10 +82,10 @@ def vectorised(apply: Callable[..., Tensor]) -> Callable[[list[Tensor], Tensor],
     return lambda activations, rows: torch.func.vmap(lambda v: apply(*activations, v))(rows)
 
 
-_COMPUTED = object()
+_COMPUTED = object()  # stands for a weight that is a tensor
 
 _aten = torch.ops.aten
-_FREE = frozenset(
+_VIEWS_AND_CONSTANTS = frozenset(
     {
         *(_aten.view.default, _aten.t.default, _aten.transpose.int, _aten.permute.default, _aten.expand.default),
         *(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.detach.default),
@@ -220,7 +220,7 @@ def _split(
 
 def _is_free(node: fx.Node) -> bool:
     """Whether a node is a view or a constant, which costs no time to compute again and no memory if not saved."""
-    return node.op == "call_function" and node.target in _FREE
+    return node.op == "call_function" and node.target in _VIEWS_AND_CONSTANTS
 
 
 def _writes(node: fx.Node) -> bool:

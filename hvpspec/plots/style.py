@@ -73,7 +73,7 @@ class Panel:
 
 
 def drawn(shown: Sequence[Panel], *, columns: int = 1, titles: bool = True) -> Figure:
-    """The pictures in one figure, each row with margins of its own: what one needs takes no room from the others."""
+    """The pictures in one figure. Each row has its own margins, so that wide labels take no room from other rows."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def drawn(shown: Sequence[Panel], *, columns: int = 1, titles: bool = True) -> F
 
 
 def to_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as a file: kind "svg" or "png" (large enough for fine screens). The same each time."""
+    """The figure as a file, "svg" or "png" (in a resolution for fine screens); the same bytes each time."""
     import matplotlib
 
     stream = io.BytesIO()
@@ -111,7 +111,7 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def inline_svgs(panel: Panel) -> list[str]:
-    """The picture as <svg> elements for a web page, one or two: their own ids, as wide as there is room."""
+    """The picture as one or two <svg> elements for a web page, with ids of their own, as wide as there is room."""
     pieces = panel.halves or (panel,)
     return [_inline(piece, panel.name + (str(i) if i else "")) for i, piece in enumerate(pieces)]
 

@@ -1,114 +1,62 @@
-"""What the whole run will take, from what a few products took: HVPs, seconds and memory, likely and at most."""
+"""What the whole run will take, from what a few products took: HVPs, seconds and memory, expected and at most.
+
+The eigenpairs of a spectrum with outliers take some 2k + 10 steps; where the k-th lies in a dense bulk they can take a
+dozen times as many. Without a basis, probes to a relative half-width r number N = 2 (2/r)² ‖H‖_F² / max(tr H, ‖H‖_F)²,
+as the variance of one is at most 2 ‖H‖_F². A basis removes from that what a few outliers contribute, and nothing of
+what a bulk does. A few products with normal vectors x show both, roughly: E xᵀHx = tr H, E |Hx|² = ‖H‖_F²,
+E (x₁ᵀH²x₂)² = ‖H²‖_F².
+"""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvpspec.estimators.shared_pass import PILOTS
-from hvpspec.estimators.spectrum import check_only, spectrum
-from hvpspec.krylov.basis import check_storage
+from hvpspec.estimators.shared_pass import share_room
+from hvpspec.krylov.basis import check_storage, peak_vectors
+from hvpspec.krylov.blocks import find_blocks
+from hvpspec.krylov.probes import MAX_LIVE_PROBES
 from hvpspec.krylov.vectors import inner
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.options import (
+    PILOT_PROBES,
+    SMALLEST_PLANNED_RTOL,
+    SpectrumOptions,
+    planned_hvps,
+    planned_probes,
+    planned_steps,
+)
 from hvpspec.results.preflight import Preflight
-from hvpspec.results.spectrum import Progress
 
-_BESIDE = 5e-3  # seconds that an estimator takes beside a product, however short the vectors
-_PASSES = 0.15  # what taking one basis vector off costs, beside the inner products of two vectors with themselves
-_LIVE = 64  # probes that are kept, each with its image
-_MACHINERY = 120 << 20  # bytes that tracing and compiling take beside what they keep, as measured
-
-
-def sampled(options: dict[str, Any]) -> bool:
-    """Whether a run with these options has probes."""
-    return bool({"trace", "frobenius_norm"} & set(check_only(options.get("only"))))
-
-
-def outlook(
-    H: HessianOperator, known: Preflight, moments: Moments | None, held: int | None, **options: Any
-) -> Preflight:
-    """Products, seconds and memory of the whole run. held: bytes, after a product, beside what that itself took."""
-    plan = foreseen(H, moments, **options)
-    pace = _pace(H)
-    machinery = _MACHINERY if H.engine == "autograd" and H.device.type == "cpu" else 0
-
-    def seconds(hvps: int, probes: int) -> float:
-        steps = hvps - probes
-        return H.expected_seconds(hvps) + hvps * _BESIDE + pace * _PASSES * (steps**2 / 2 + steps * probes)
-
-    def memory(hvps: int, probes: int, beside: int = 0) -> int | None:
-        if held is None or known.memory is None:
-            return None
-        n, itemsize = H.shape[0], 8 if H.torch_dtype == torch.float64 else 4
-        storage = check_storage(options.get("basis_memory"), options.get("basis_on", "device"))
-        vectors = _grown(hvps - probes) + 2 * min(probes, _LIVE)
-        long = min(vectors, storage.vectors(n, H.torch_dtype, H.device)) * n * itemsize
-        return held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + beside
-
-    return replace(
-        known,
-        expected_hvps=plan.hvps,
-        expected_seconds=seconds(plan.hvps, plan.probes),
-        expected_memory=memory(plan.hvps, plan.probes),
-        most_hvps=plan.most,
-        most_seconds=seconds(plan.most, plan.most_probes),
-        most_memory=memory(plan.most, min(plan.most_probes, plan.most // 2), machinery),
-    )
-
-
-def _grown(vectors: int) -> int:
-    """The most vectors that a basis of so many holds on the way: it is copied where its room runs out."""
-    room = 32
-    while 2 * room < vectors:
-        room = min(2 * room, room + 128)
-    return max(vectors, 2 * room) if vectors > room else vectors
-
-
-def _pace(H: HessianOperator) -> float:
-    """Seconds of the inner products of two long vectors with themselves."""
-    X = torch.ones(H.shape[0], 2, dtype=H.torch_dtype, device=H.device)
-    fastest = math.inf
-    for _ in range(2):
-        start = time.perf_counter()
-        float(inner(X, X)[0, 0])
-        fastest = min(fastest, time.perf_counter() - start)
-    return fastest
-
-
-_DENSE = 12  # times the usual steps, for eigenvalues in a bulk
-
-
-_TAKEN = 60  # eigenvalues that a basis takes off, about: by the usual steps, and by those that save more in probes
-
-
+_SECONDS_PER_STEP = 5e-3  # of an estimator besides a product, however short the vectors
+_PASSES_PER_VECTOR = 0.15  # the cost of subtracting one basis vector, in inner products of two vectors with themselves
+_COMPILER_BYTES = 120 << 20  # what tracing and compiling take besides what they keep, as measured
+_DENSE_BULK_FACTOR = 12  # times the planned steps, for eigenvalues in a dense bulk
+_OUTLIERS = 60  # eigenvalues that a basis removes, about: by the planned steps, and by those that save more in probes
 _QUANTILE = 2.0  # of the intervals, roughly; a little more at worst
-
-
-_WORSE = 1.5  # standard errors that the trace may be smaller by
+_TRACE_SPREAD = 1.5  # standard errors by which the trace may be smaller than estimated
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """Products that are likely, how many of them are probes, and what they may come to: `most`, `most_probes`."""
+class Forecast:
+    """Products that are expected, how many of them are probes, and both at most."""
 
     hvps: int
     probes: int
-    most: int
+    most_hvps: int
     most_probes: int
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a spectrum, as a few products tell.
+    """What a few products show of a spectrum.
 
-    ratio: |tr H| / ‖H‖_F; error: its standard error where no eigenvalue dominates. rank: ‖H‖_F⁴ / ‖H²‖_F², the number
-    of eigenvalues that the norm comes from; infinite where no pair of products tells.
+    ratio: |tr H| / ‖H‖_F. error: its standard error where no eigenvalue dominates. rank: ‖H‖_F⁴ / ‖H²‖_F², the number
+    of eigenvalues that make up the norm; infinite where no pair of products shows it.
     """
 
     ratio: float
@@ -117,7 +65,7 @@ class Moments:
 
 
 def read_moments(X: Tensor, HX: Tensor) -> Moments | None:
-    """From X (n, p) of standard normal entries and its product; None for a product of zero."""
+    """From X (n, p) with standard normal entries and its product; None where the product is zero."""
     p = X.shape[1]
     squares = inner(HX, HX)
     norm = float(squares.diagonal().mean())
@@ -129,45 +77,87 @@ def read_moments(X: Tensor, HX: Tensor) -> Moments | None:
     return Moments(abs(trace) / math.sqrt(norm), math.sqrt(2 / p), rank)
 
 
-class _Enough(Exception):
-    pass
+def forecast(
+    n: int, options: SpectrumOptions, moments: Moments | None = None, block_sizes: tuple[int, ...] = ()
+) -> Forecast:
+    """How many HVPs a spectrum of an n × n matrix is expected to take, and at most.
+
+    block_sizes: rows of each block that is asked for.
+    """
+    plan, steps, usual = planned_hvps(options, n, block_sizes), planned_steps(options, n), planned_probes(options)
+    expected = most = 0.0
+    if options.sampled:
+        expected, most = _probes(moments, options, max(2 * steps, _OUTLIERS))
+    budget = max(plan, options.max_hvps or math.inf)
+    ceiling = min(budget, max(plan, n + PILOT_PROBES))  # a basis of the whole space ends the run
+    others = max(plan - usual, 0)  # products that are not probes
+    hvps = min(others + expected, ceiling)
+    further = (_DENSE_BULK_FACTOR - 1) * steps if options.pairs else 0
+    worst = min(max(others + most + further, hvps), ceiling)
+    return Forecast(int(hvps), int(min(expected, hvps)), math.ceil(worst), int(min(most, worst)))
 
 
-def foreseen(A: Any, moments: Moments | None = None, **options: Any) -> Foreseen:
-    """How many HVPs `spectrum(A, **options)` is thought to take. None is made."""
-    plan = 0
-
-    def stop(step: Progress) -> None:
-        nonlocal plan
-        plan = step.expected or 0
-        raise _Enough
-
-    with contextlib.suppress(_Enough):
-        spectrum(A, **options, callback=stop)
-    asked, k, rtol = check_only(options.get("only")), options.get("k", 10), max(options.get("rtol", 0.01), 1e-9)
-    pairs = "eigenvalues" in asked
-    steps = 2 * k + 10 if pairs else 25 if "density" in asked else 0
-    usual = likely = most = 0.0
-    if "trace" in asked or "frobenius_norm" in asked:
-        usual = PILOTS + 0.5 / rtol
-        likely, most = _probes(moments, rtol, max(2 * steps, _TAKEN), usual, trace="trace" in asked)
-    budget = max(plan, options.get("max_hvps") or math.inf)
-    ceiling = min(budget, max(plan, A.shape[0] + PILOTS))  # a basis of the whole space ends it
-    hvps = min(plan - usual + likely, ceiling)
-    worst = min(max(plan - usual + most + (_DENSE - 1) * (steps if pairs else 0), hvps), ceiling)
-    return Foreseen(int(hvps), int(min(likely, hvps)), math.ceil(worst), int(min(most, worst)))
-
-
-def _probes(moments: Moments | None, rtol: float, taken: int, usual: float, *, trace: bool) -> tuple[float, float]:
-    """Probes that are likely, and how many they may come to."""
-    alone = 2 * (_QUANTILE / rtol) ** 2
+def _probes(moments: Moments | None, options: SpectrumOptions, removed: int) -> tuple[float, float]:
+    """Probes that are expected, and at most. removed: eigenvalues that the basis removes."""
+    usual = planned_probes(options)
+    without_basis = 2 * (_QUANTILE / max(options.rtol, SMALLEST_PLANNED_RTOL)) ** 2  # for a trace as large as the norm
     if moments is None:
         return usual, math.inf
-    if not trace:  # a sample of the squared norm has a variance of 2 ‖H²‖_F²
-        needed = alone / 4 / max(moments.rank, 1.0)
-        return max(PILOTS, min(needed, usual)), max(PILOTS, 4 * needed)
-    needed = alone / max(moments.ratio, 1.0) ** 2
-    worst = 1.2 * alone / max(moments.ratio - _WORSE * moments.error, 1.0) ** 2
-    bulk = max(0.0, 1 - taken / moments.rank)  # the share that is left, roughly
+    if "trace" not in options.sampled:  # a sample of the squared norm has a variance of 2 ‖H²‖_F²
+        needed = without_basis / 4 / max(moments.rank, 1.0)
+        return max(PILOT_PROBES, min(needed, usual)), max(PILOT_PROBES, 4 * needed)
+    needed = without_basis / max(moments.ratio, 1.0) ** 2
+    worst = 1.2 * without_basis / max(moments.ratio - _TRACE_SPREAD * moments.error, 1.0) ** 2
+    bulk = max(0.0, 1 - removed / moments.rank)  # the share of the norm that is left, roughly
     outliers = min(needed, usual)
-    return max(PILOTS, outliers + bulk * (needed - outliers)), max(PILOTS, worst)
+    return max(PILOT_PROBES, outliers + bulk * (needed - outliers)), max(PILOT_PROBES, worst)
+
+
+def with_forecast(
+    H: HessianOperator, known: Preflight, moments: Moments | None, held: int | None, options: SpectrumOptions
+) -> Preflight:
+    """The preflight with products, seconds and memory of the whole run.
+
+    held: bytes in use after a product, besides what that itself took.
+    """
+    blocks = () if options.blocks is None else find_blocks(H, options.blocks)
+    n, itemsize = int(H.shape[0]), H.torch_dtype.itemsize
+    plan = forecast(n, options, moments, tuple(block.size for block in blocks))
+    room = check_storage(options.basis_memory, options.basis_on).vectors(n, H.torch_dtype, H.device)
+    least = (options.k if options.pairs else 1) + 3
+    share_room(room, n, itemsize, least, probes=bool(options.sampled))  # too little memory is refused now
+    pace = _seconds_of_an_inner_product(H)
+    compiler = _COMPILER_BYTES if H.engine == "autograd" and H.device.type == "cpu" else 0
+
+    def seconds(hvps: int, probes: int) -> float:
+        steps = hvps - probes
+        subtractions = steps**2 / 2 + steps * probes
+        return H.expected_seconds(hvps) + hvps * _SECONDS_PER_STEP + pace * _PASSES_PER_VECTOR * subtractions
+
+    def memory(hvps: int, probes: int, further: int = 0) -> int | None:
+        if held is None or known.memory is None:
+            return None
+        vectors = peak_vectors(hvps - probes) + 2 * min(probes, MAX_LIVE_PROBES)
+        long = min(vectors, room) * n * itemsize
+        return held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + further
+
+    return replace(
+        known,
+        expected_hvps=plan.hvps,
+        expected_seconds=seconds(plan.hvps, plan.probes),
+        expected_memory=memory(plan.hvps, plan.probes),
+        most_hvps=plan.most_hvps,
+        most_seconds=seconds(plan.most_hvps, plan.most_probes),
+        most_memory=memory(plan.most_hvps, min(plan.most_probes, plan.most_hvps // 2), compiler),
+    )
+
+
+def _seconds_of_an_inner_product(H: HessianOperator) -> float:
+    """Of two long vectors with themselves."""
+    X = torch.ones(H.shape[0], 2, dtype=H.torch_dtype, device=H.device)
+    fastest = math.inf
+    for _ in range(2):
+        start = time.perf_counter()
+        float(inner(X, X)[0, 0])
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

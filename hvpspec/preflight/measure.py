@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +16,14 @@ from hvpspec.memory import peak_memory, resident
 from hvpspec.objective.objective import LossValue, Objective
 from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.options import SpectrumOptions
 from hvpspec.preflight.differences import (
     compare_with_differences,
     on_first_batch,
     refuse_asymmetric,
     refuse_once_differentiable,
 )
-from hvpspec.preflight.forecast import Moments, outlook, read_moments, sampled
+from hvpspec.preflight.forecast import Moments, read_moments, with_forecast
 from hvpspec.preflight.inspect_model import MAX_LISTED_NAMES, replacement_findings
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import listed
@@ -60,18 +60,18 @@ def inspect_operator(
     loss: LossValue | None = None,
     expect: str | None = None,
     measure: bool = True,
-    seed: int = 0,
-    **options: Any,
+    options: SpectrumOptions | None = None,
 ) -> Preflight:
     """Inspects an operator before a run, and predicts what the run will take.
 
     findings: those that are already known. loss: the loss on the data, where it is known. expect: what the loss must
-    be, as text. measure: False evaluates the loss and nothing more. options: those of `hvpspec.spectrum`.
+    be, as text. measure: False evaluates the loss and nothing more. options: those of the run (None: the defaults).
 
     Costs one gradient (and a forward pass where the loss is not known), 3 or 4 HVPs, and 4 to 12 gradients of the first
     batch in float64. A measurement is None where something was refused before it. Raises InputError when the loss or
     the data cannot be used at all.
     """
+    options = options or SpectrumOptions()
     known = Preflight(tuple(findings))
 
     def found(*more: Finding) -> Preflight:
@@ -100,13 +100,13 @@ def inspect_operator(
         return found(_not_repeatable(H.objective, what))
     known = found(*unused)
     try:
-        known, moments = _products(H, known, seed, 3 if sampled(options) else 2)
+        known, moments = _products(H, known, options.seed, 3 if options.sampled else 2)
     except NotTwiceDifferentiable as error:
         return refuse_once_differentiable(H, known, error)
     held = _held(H)
     if not known.refused:
         known = compare_with_differences(H, known)
-    return known if known.refused else outlook(H, known, moments, held, seed=seed, **options)
+    return known if known.refused else with_forecast(H, known, moments, held, options)
 
 
 def _not_repeatable(objective: Objective, found: str) -> Finding:

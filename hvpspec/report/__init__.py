@@ -1,1 +1,1 @@
-"""Results for people and programs: text for the terminal, JSON for scripts. Knows results, and nothing else."""
+"""Results for people and programs: the printed report, report.html and spectrum.json. It is given results only."""

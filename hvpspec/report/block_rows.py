@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.numbers import rounded, with_error
-from hvpspec.results.blocks import Block, Blocks
+from hvpspec.results.blocks import BRACKET_WIDTH, Block, Blocks
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.wording import counted, percent
 
 HEADINGS = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}
 MARK = "†"
-_WIDTH = 0.01  # a bracket of λ_max is brought to this width, relative to it, where the budget allows
-MARK_NOTE = f"{MARK} less precise than aimed at: --rtol for trace and norm, {_WIDTH:.0%} for λ_max"
+MARK_NOTE = f"{MARK} less precise than aimed at: --rtol for trace and norm, {BRACKET_WIDTH:.0%} for λ_max"
 
 
 def columns_of(found: Blocks) -> list[str]:
@@ -40,7 +39,7 @@ def reached(quantity: Estimate | Bracket) -> bool:
     if isinstance(quantity, Estimate):
         return quantity.converged
     size = max(abs(quantity.lower), abs(quantity.upper))
-    return math.isfinite(size) and quantity.upper - quantity.lower <= _WIDTH * size
+    return math.isfinite(size) and quantity.upper - quantity.lower <= BRACKET_WIDTH * size
 
 
 def marked(found: Blocks) -> bool:
@@ -68,7 +67,7 @@ def block_shortfalls(found: Blocks, *, rtol: float | None, narrowed: bool, large
         )
     loose = sum(block.largest is not None and not reached(block.largest) for block in blocks)
     if loose:
-        said = f"λ_max of {loose} of {counted(many, 'block')} is not known to {_WIDTH:.0%}."
+        said = f"λ_max of {loose} of {counted(many, 'block')} is not known to {BRACKET_WIDTH:.0%}."
         notes.append(f"{said} More products (--max-hvps) would narrow it.")
     return notes
 

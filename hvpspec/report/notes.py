@@ -41,7 +41,7 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
 
 
 def has_data_error(spectrum: Spectrum) -> bool:
-    """Whether there is anything for a column of data errors."""
+    """Whether any error due to the choice of data is known."""
     quantities = (spectrum.eigenpairs, spectrum.trace, spectrum.frobenius_norm)
     return any(quantity is not None and quantity.data_error is not None for quantity in quantities)
 

@@ -35,7 +35,10 @@ _WORTH_SAYING = 1.2  # the worst case of a forecast, relative to what is expecte
 
 @dataclass(frozen=True)
 class Section:
-    """A table, where there is one, and the notes below it; a blank line parts sections. quantities: those shown."""
+    """A table, where there is one, and the notes below it. quantities: the keys of those that are shown.
+
+    A blank line separates sections.
+    """
 
     table: Table | None
     notes: Sequence[str] = ()
@@ -94,20 +97,20 @@ def summary(spectrum: Spectrum, *, width: int | None = TEXT_WIDTH) -> str:
 
 
 def section_lines(section: Section, width: int | None) -> list[str]:
-    """The lines of a section, within so many columns; None: a line for each row and each sentence."""
+    """The lines of a section, `width` columns at most; None: one line for each row and each sentence."""
     lines = [] if section.table is None else section.table.lines(width)
     return lines + [line for note in section.notes for line in wrapped(note, width)]
 
 
 def wrapped(sentence: str, width: int | None) -> list[str]:
-    """A sentence as lines of so many columns, TEXT_WIDTH at most; as one line for None."""
+    """A sentence as lines of `width` columns, but TEXT_WIDTH at most; as one line where it is None."""
     if width is None:
         return [sentence]
     return textwrap.wrap(sentence, min(width, TEXT_WIDTH), subsequent_indent="  ")
 
 
 def spectrum_table(spectrum: Spectrum) -> Table:
-    """The quantities asked for, each with its error; a column for the part that the data have in it, where known."""
+    """The quantities asked for, each with its error; a column for the error due to the choice of data, where known."""
     with_data, confidence = has_data_error(spectrum), spectrum_confidence(spectrum)
     rows: list[tuple[str, ...]] = []
 
@@ -242,4 +245,4 @@ def worst_case(preflight: Preflight) -> str:
         worst.append(duration(preflight.most_seconds))
     if preflight.most_memory is not None:
         worst.append(readable(preflight.most_memory))
-    return f"up to {', '.join(worst)} if the trace is near zero or many eigenvalues are nearly equal"
+    return f"up to {', '.join(worst)} if the trace is near 0 or eigenvalues cluster"

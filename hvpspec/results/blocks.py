@@ -11,6 +11,8 @@ from hvpspec.results.codec import decode, encode
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.wording import counted, listed
 
+BRACKET_WIDTH = 0.01  # that a block's λ_max is brought to, relative to it, where the budget allows
+
 
 @dataclass(frozen=True)
 class Block:

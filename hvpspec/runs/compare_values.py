@@ -65,8 +65,8 @@ def _of_condition(known: Condition) -> dict[str, Value]:
         name = QUANTITY_NAMES[key]
         damped = key in ("effective_dimension", "log_determinant") and known.damping
         found |= _estimate(f"{name} of {shifted}" if damped else name, getattr(known, key), about=key)
-    for key in ("bulk_mean", "bulk_spread"):
-        found |= _estimate(f"{QUANTITY_NAMES[key]} ({known.bulk_count:,})", getattr(known, key), about=key)
+    for key, name in (("bulk_mean", "mean"), ("bulk_spread", "spread")):
+        found |= _estimate(f"{name} of {known.bulk_count:,} others", getattr(known, key), about=key)
     found |= _bracket(f"κ of {shifted}", known.kappa, 0, _kappa_ends(known), about="kappa")
     if known.step is not None:
         found |= _bracket(f"stable step, {shifted}", known.step, 0, _step_ends(known), about="step")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import hvpspec
-from hvpspec.krylov.operator_view import _FOLDS
+from hvpspec.krylov.operator_view import MAX_FOLDS
 
 
 class Case:
@@ -66,7 +66,7 @@ def test_it_is_the_spread_over_batches(ragged):
 def test_with_probes_it_is_about_right():
     """Sampled, and over more batches than there are folds: neighbours count as one."""
     case = Case(batches=20, size=16)
-    groups = [[b for i, b in enumerate(case.data) if i * _FOLDS // 20 == g] for g in range(_FOLDS)]
+    groups = [[b for i, b in enumerate(case.data) if i * MAX_FOLDS // 20 == g] for g in range(MAX_FOLDS)]
     matrices = np.array([dense(case.operator(group)) for group in groups])
     weights = [sum(len(y) for _, y in group) for group in groups]
     eigenvalues, trace, norm = expected(matrices, weights, 2)

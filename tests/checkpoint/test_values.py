@@ -60,9 +60,7 @@ class TestValues:
             return torch.quantize_per_tensor(value, 0.01, 0, torch.qint8)
 
         path = self.write(saved, tmp_path, quantised, ("0.weight", "2.weight"))
-        with pytest.warns(
-            CheckpointWarning, match=r"holds quantised parameters \(qint8\); .* converted to float32"
-        ):
+        with pytest.warns(CheckpointWarning, match=r"holds quantised parameters \(qint8\); .* converted to float32"):
             model = hvpspec.load_checkpoint(path, net())
         assert torch.equal(model[0].weight, quantised(saved[0].weight.detach()).dequantize())
         assert torch.equal(model[2].bias, saved[2].bias)

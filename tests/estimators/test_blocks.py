@@ -118,7 +118,7 @@ def test_globs_make_groups_at_the_shortest_name_that_matches():
         ({}, "blocks is empty"),
         ({"a": slice(0, 0)}, "expected a slice"),
         ({"a": [1, 1]}, "twice"),
-        ({"a": [400]}, "no position 400"),
+        ({"a": [400]}, "position 400 is out of range"),
         ("layer*", "no parameter names"),
     ],
 )
@@ -129,7 +129,7 @@ def test_groups_that_cannot_be(blocks, message):
 
 def test_a_glob_that_matches_nothing_names_what_is_near():
     H = hvpspec.HessianOperator(nn.Linear(3, 2), "mse", [(torch.randn(5, 3), torch.randn(5, 2))])
-    with pytest.raises(InputError, match="Near it: weight"):
+    with pytest.raises(InputError, match="Similar names: weight"):
         hvpspec.spectrum(H, 1, blocks="wieght")
 
 

@@ -201,7 +201,7 @@ def test_small_and_degenerate():
     assert negative.definite == "negative"
     assert negative.kappa.upper == pytest.approx(3)
     assert negative.negative.value == 3
-    assert "neither converges" in negative.reasons["gradient_descent"]
+    assert "do not converge" in negative.reasons["gradient_descent"]
 
 
 def test_single_precision():

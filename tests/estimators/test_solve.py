@@ -8,11 +8,12 @@ from estimators.spectra import rotated
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.estimators.refine import _first
-from hvpspec.estimators.shared_pass import OnePass
+from hvpspec.estimators.refine import _start
+from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.preflight.forecast import foreseen
+from hvpspec.options import SpectrumOptions
+from hvpspec.preflight.forecast import forecast
 
 DEFINITE = np.concatenate([np.geomspace(50, 5000, 8), np.linspace(0.5, 2, 192)])
 INDEFINITE = np.concatenate([np.geomspace(50, 5000, 8), -np.linspace(0.5, 2, 96), np.linspace(0.5, 2, 96)])
@@ -206,7 +207,7 @@ def test_a_budget_too_small_for_a_round():
     assert np.abs(INSIDE - found.refined.values[0]).min() <= found.refined.error[0]
     few = hvpspec.condition(A, refine=True, refine_k=60, refine_hvps=1, max_hvps=40)
     assert few.refined is None
-    assert "give more" in few.reasons["refined"]
+    assert "allow more" in few.reasons["refined"]
     assert hvpspec.Condition.from_dict(few.to_dict()).to_dict() == few.to_dict()
 
 
@@ -226,18 +227,18 @@ def test_nothing_is_spent_on_what_is_known():
 def test_the_first_directions_need_no_product():
     """(H + δI) X from the Krylov relation, against the products themselves."""
     A = as_symmetric(rotated(INSIDE))
-    one = OnePass(A, seed=1, storage=check_storage(None, "device"), probes=False)
+    one = SharedPass(A, seed=1, storage=check_storage(None, "device"), probes=False)
     for _ in range(40):
         one.extend(1)
-    X, AX = _first(one, 3, 0.2)
+    X, AX = _start(one, 3, 0.2)
     np.testing.assert_allclose(X.T @ X, np.eye(3), atol=1e-12)
     np.testing.assert_allclose(AX, rotated(INSIDE) @ X + 0.2 * X, atol=1e-12)
 
 
-def test_the_prediction_foresees_a_refinement():
-    A = rotated(INSIDE)
-    plain, refined = foreseen(A).hvps, foreseen(A, refine=True, refine_hvps=300).hvps
-    assert refined == plain + 300
+def test_the_forecast_includes_a_refinement():
+    plain = forecast(len(INSIDE), SpectrumOptions()).hvps
+    assert forecast(len(INSIDE), SpectrumOptions(refine=True, refine_hvps=300)).hvps == plain + 300
+    assert forecast(len(INSIDE), SpectrumOptions(refine=True, refine_hvps=300, damping=0.1)).hvps == plain + 150
 
 
 def test_a_spectrum_refines_as_well():

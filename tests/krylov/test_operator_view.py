@@ -41,7 +41,7 @@ def test_any_symmetric_operator_will_do(convert):
         (np.ones((2, 3)), r"square matrix or operator; got shape \(2, 3\)"),
         (np.ones(3), "square"),
         (np.zeros((0, 0)), "square"),
-        (np.array([[0.0, 1], [2, 0]]), "not symmetric: entries differ from their mirror image by up to 1"),
+        (np.array([[0.0, 1], [2, 0]]), "not symmetric: entries differ from those of the transpose by up to 1"),
         (sp.csr_array(np.array([[0.0, 1], [2, 0]])), "not symmetric"),
         (np.eye(2) * 1j, "complex"),
         (torch.eye(2) * 1j, "complex"),

@@ -11,7 +11,7 @@ OPTIONS = {"dtype": torch.float64, "device": torch.device("cpu")}
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inner_products_accumulate_in_float64(monkeypatch, dtype):
     """Of whole numbers, whose sums over a piece are exact in float32: the whole is, though one swamps the others."""
-    monkeypatch.setattr(vectors, "_PIECE", 7)  # several pieces, the last ragged
+    monkeypatch.setattr(vectors, "_FLOAT32_SUM", 7)  # several pieces, the last ragged
     A, B = torch.randint(-9, 9, (40, 3)).to(dtype), torch.randint(-9, 9, (40, 2)).to(dtype)
     A[:7], B[:7] = 0, 0
     A[0], B[0] = 1e8, 1
@@ -24,7 +24,7 @@ def test_inner_products_accumulate_in_float64(monkeypatch, dtype):
 @pytest.mark.parametrize(("mean", "roundoffs"), [(0.0, 0.25), (1.0, 3.0)], ids=["terms cancel", "terms add up"])
 def test_inner_products_in_float32_are_off_by_roundoffs(mean, roundoffs):
     generator = torch.Generator().manual_seed(0)
-    n = 60 * vectors._PIECE + 77
+    n = 60 * vectors._FLOAT32_SUM + 77
     A, B = (torch.randn(n, 5, generator=generator) + mean for _ in range(2))
     expected = A.double().T @ B.double()
     allowed = roundoffs * torch.finfo(torch.float32).eps / 2 * A.norm(dim=0)[:, None] * B.norm(dim=0)

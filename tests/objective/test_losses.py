@@ -135,7 +135,7 @@ def test_names():
 
 
 class Scored(nn.Module):
-    """What a Hugging Face model does with labels: scores from a table, and their loss beside them."""
+    """What a Hugging Face model does with labels: scores from a table, and their loss as well."""
 
     def __init__(self, loss_function=None):
         super().__init__()

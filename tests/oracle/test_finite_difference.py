@@ -1,4 +1,4 @@
-"""The last resort beside exact Hessians, and what it says of its own error."""
+"""Finite differences compared with exact Hessians, and with their own estimate of the error."""
 
 import numpy as np
 import pytest

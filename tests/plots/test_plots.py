@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.image import imread
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from report import examples
 
 from hvpspec.errors import InputError

@@ -16,8 +16,9 @@ from torch import nn
 import hvpspec
 from hvpspec import cli
 from hvpspec.cli import console
+from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, inspect_operator
-from hvpspec.preflight.forecast import Moments, _grown, foreseen, read_moments
+from hvpspec.preflight.forecast import Moments, forecast, read_moments
 from hvpspec.report.terminal import measured_lines
 
 CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
@@ -32,9 +33,9 @@ def moments(A, seed=7):
 @pytest.mark.parametrize("name", NAMES)
 def test_products_come_within_the_range_and_near_what_is_likely(name, k, rtol):
     A = matrix(name)
-    plan = foreseen(A, moments(A), k=k, rtol=rtol, max_hvps=1000)
+    plan = forecast(len(A), SpectrumOptions(k=k, rtol=rtol, max_hvps=1000), moments(A))
     made = hvpspec.spectrum(A, k, rtol=rtol, max_hvps=1000).hvps
-    assert made <= plan.most <= 1000
+    assert made <= plan.most_hvps <= 1000
     if name not in CROWDED:
         assert plan.hvps / 4 <= made <= 3 * plan.hvps
 
@@ -57,7 +58,7 @@ def test_products_of_networks(kind):
     """Without training the trace cancels, as to its size: what 2k + 10 steps leave takes plain probes."""
     H = network(kind)
     options = {"k": 10, "rtol": 0.05, "max_hvps": 1000}
-    found = inspect_operator(H, **options)
+    found = inspect_operator(H, options=SpectrumOptions(**options))
     steps = []
     made = hvpspec.spectrum(H, **options, callback=steps.append).hvps
     assert (made > 200) == (kind == "untrained")
@@ -80,12 +81,12 @@ def test_moments_are_those_of_the_spectrum():
 
 
 def test_without_moments_the_worst_is_the_budget_and_nothing_is_beyond_it():
-    A = matrix("step")
-    assert foreseen(A, k=10, rtol=0.05, max_hvps=300).most == 300
-    assert foreseen(A, k=10, rtol=0.05).most == 1008  # n and the first probes
+    options = SpectrumOptions(k=10, rtol=0.05, max_hvps=300)
+    assert forecast(1000, options).most_hvps == 300
+    assert forecast(1000, SpectrumOptions(k=10, rtol=0.05)).most_hvps == 1008  # n and the first probes
     cancelling = Moments(0.1, 0.8, 500)
-    assert foreseen(A, cancelling, k=10, rtol=0.05, max_hvps=300).hvps == 300
-    only = foreseen(A, cancelling, k=3, only=["eigenvalues"], max_hvps=1000)
+    assert forecast(1000, options, cancelling).hvps == 300
+    only = forecast(1000, SpectrumOptions(k=3, only=["eigenvalues"], max_hvps=1000), cancelling)
     assert (only.hvps, only.probes) == (16, 0)
 
 
@@ -97,7 +98,7 @@ def test_seconds_of_slow_products():
     H = network("trained")
     H = hvpspec.HessianOperator(H.objective.model, slow, H.objective.data, engine="autograd")
     options = {"k": 5, "rtol": 0.05, "max_hvps": 40}
-    found = inspect_operator(H, **options)
+    found = inspect_operator(H, options=SpectrumOptions(**options))
     made = hvpspec.spectrum(H, **options)
     pace = found.expected_seconds / found.expected_hvps
     assert pace / 3 <= made.seconds / made.hvps <= 3 * pace
@@ -112,6 +113,7 @@ def test_peak_memory(budget):
         import json, torch, hvpspec
         from pathlib import Path
         from torch import nn
+        from hvpspec.options import SpectrumOptions
         from hvpspec.preflight import inspect_operator
         torch.manual_seed(0)
         torch.set_num_threads(1)
@@ -119,7 +121,7 @@ def test_peak_memory(budget):
         data = [(torch.randn(256, 64), torch.randint(0, 10, (256,)))]
         H = hvpspec.HessianOperator(model, "cross_entropy", data)
         options = dict(k={budget // 10}, rtol=1e-4, tol=1e-9, max_hvps={budget})
-        found = inspect_operator(H, **options)
+        found = inspect_operator(H, options=SpectrumOptions(**options))
         made = hvpspec.spectrum(H, **options)
         # Not getrusage's, which starts with that of the process that started this one.
         (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
@@ -135,13 +137,9 @@ def test_peak_memory(budget):
     assert found.expected_memory / 1.4 <= peak <= 1.25 * found.most_memory
 
 
-def test_a_basis_is_copied_as_it_grows():
-    assert [_grown(m) for m in (1, 32, 33, 64, 65, 200, 300)] == [1, 32, 64, 64, 128, 256, 512]
-
-
 def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeypatch, capsys):
     H = network("untrained")
-    found = inspect_operator(H, k=10, rtol=0.05, max_hvps=1000)
+    found = inspect_operator(H, options=SpectrumOptions(k=10, rtol=0.05, max_hvps=1000))
     likely, worst = measured_lines(found)[-2:]
     assert likely.startswith(f"the whole run: about {found.expected_hvps:,} HVPs, about ")
     assert worst.startswith(f"up to {found.most_hvps:,} HVPs, ")
@@ -156,17 +154,17 @@ def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeyp
         "    return [(torch.randn(512, 64, generator=torch.Generator().manual_seed(0)), torch.arange(512) % 10)]\n"
     )
     source = ["model.pt", "--model", "train.py:build", "--data", "train.py:batches", "--loss", "cross_entropy"]
-    monkeypatch.setattr(console.bars, "_force_terminal", True)  # beside the bar, which piped output has not
+    monkeypatch.setattr(console.Screen, "shows_progress", True)  # as on a terminal
     assert cli.run(["spectrum", *source, "--rtol", "0.05", "--no-preflight"]) == 0
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     printed = capsys.readouterr()
-    assert "foreseen: about 48 HVPs (--max-hvps 1,000)\n" in printed.out
-    assert "foreseen now: about " in printed.err
+    assert "expected: about 48 HVPs (--max-hvps 1,000)\n" in printed.out
+    assert "now expected: about " in printed.err
     assert cli.run(["spectrum", *source, "--rtol", "0.05", "--no-preflight"]) == 0
     assert capsys.readouterr().err == ""
     assert cli.run(["spectrum", *source, "--rtol", "0.05"]) == 0
     printed = capsys.readouterr()
     measured = json.loads((tmp_path / "spectrum.json").read_text())["preflight"]["measured"]
-    assert f"foreseen: about {measured['expected_hvps']:,} HVPs (--max-hvps 1,000), about" in printed.out
+    assert f"expected: about {measured['expected_hvps']:,} HVPs (--max-hvps 1,000), about" in printed.out
     assert f"up to {measured['most_hvps']:,} HVPs, " in printed.out

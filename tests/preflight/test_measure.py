@@ -11,13 +11,14 @@ from torch import nn
 
 import hvpspec
 from hvpspec.objective.batches import frozen
+from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, expected_loss, inspect_operator
 from hvpspec.report.terminal import measured_lines
 
 
 def test_a_sound_problem_is_measured():
     H = problem(dtype="float64")
-    found = inspect_operator(H, k=3, rtol=0.05)
+    found = inspect_operator(H, options=SpectrumOptions(k=3, rtol=0.05))
     assert found.findings == ()
     assert found.loss == H.loss().value
     assert found.symmetry <= 1e-12

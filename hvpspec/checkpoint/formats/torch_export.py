@@ -1,4 +1,4 @@
-"""torch.export archives (`.pt2`): a program beside the weights.
+"""torch.export archives (`.pt2`): a program together with the weights.
 
 The tensors are read without running anything from the file. torch's own loader evaluates text from the file as Python
 (size expressions, guards, generated code) and unpickles without restriction, so that a program is loaded only where the

@@ -1,4 +1,4 @@
-"""TorchScript archives: a program beside the weights, which torch interprets in C++.
+"""TorchScript archives: a program, which torch interprets in C++, together with the weights.
 
 The tensors are read without running anything from the file. The program reaches nothing but torch's operators, few of
 which touch files or the network: a program that uses none of those is loaded without further questions.

@@ -1,0 +1,268 @@
+"""What `hvpspec track` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from torch import nn
+
+from hvpspec.atomic_files import prepare_folder
+from hvpspec.checkpoint.formats.files import sha256
+from hvpspec.cli.console import INTERRUPTED, Screen
+from hvpspec.cli.options import Options, Source
+from hvpspec.cli.prepare import inspect, load, made_by, read, refuse, trust, zero_hessian_refused
+from hvpspec.errors import InputError
+from hvpspec.estimators.spectrum import spectrum
+from hvpspec.estimators.track import track
+from hvpspec.objective.objective import LossValue
+from hvpspec.operators.hessian import HessianOperator
+from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
+from hvpspec.report.numbers import duration, with_error
+from hvpspec.report.terminal import findings_lines
+from hvpspec.results.tracked import Tracked
+from hvpspec.runs.checkpoint_order import find_checkpoints, natural, step_in
+from hvpspec.runs.series_rows import row as row_of
+from hvpspec.runs.series_store import ELSEWHERE, Series
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for."""
+
+    source: Source
+    options: Options
+    screen: Screen
+    lr: float | None
+    momentum: float | None = None
+    measure_savings: bool = False
+    preflight: bool = True
+
+    def settings(self) -> dict[str, Any]:
+        """What track.json says of it; a series is continued only with the same settings."""
+        described = self.options.described()
+        described.pop("which")  # always LM
+        rate = {"lr": self.lr, "momentum": self.momentum}
+        settings: dict[str, Any] = json.loads(json.dumps({**dataclasses.asdict(self.source), **described, **rate}))
+        return settings | {"dtype": self.options.dtype, "measure_savings": self.measure_savings}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The model of the series in its operator, with one checkpoint's parameters, and their loss."""
+
+    model: nn.Module
+    H: HessianOperator
+    loss: LossValue
+    preflight: Preflight
+
+
+def follow(checkpoints: Sequence[Path], request: Request, *, as_given: bool) -> None:
+    """The checkpoints in order, in a table and in files that grow with each."""
+    found = find_checkpoints(checkpoints)
+    ordered = found if as_given else sorted(found, key=natural)
+    prepare_folder(request.options.out)
+    series = Series(request.options.out, request.settings(), ordered)
+    try:
+        with zero_hessian_refused():
+            _continue(series, request)
+    except KeyboardInterrupt:
+        done = f"{len(series.rows)} of {len(ordered)} checkpoints are done"
+        request.screen.error(f"interrupted; {done}, and the same command continues from there.")
+        raise typer.Exit(INTERRUPTED) from None
+    _summarise(series, request.screen)
+
+
+def _continue(series: Series, request: Request) -> None:
+    """Measures what the series lacks."""
+    start, screen, done = time.perf_counter(), request.screen, len(series.rows)
+    without_savings = series.without_savings() if request.measure_savings else []
+    if not series.remaining and not without_savings:
+        _show_done(series, screen)
+        series.write()
+        return
+    opened = _open(series, request)
+    _show_done(series, screen)
+    if done:
+        series.write()
+    for line in findings_lines(opened.preflight, "note"):
+        screen.note(line)
+    seconds, left = opened.preflight.expected_seconds, len(series.remaining)
+    if seconds is not None and left:
+        screen.note(_expected(seconds * left, left))
+    earlier = series.runs
+
+    def note_run() -> None:
+        provenance = made_by(opened.H, None, request.source, opened.loss, request.options, start)
+        series.runs = [*earlier, {"done_before": done, "preflight": opened.preflight.to_dict(), **provenance.to_dict()}]
+
+    for number in without_savings:
+        series.rows[number] |= _savings(series, number, opened, request)
+        note_run()
+        series.write()
+    for checkpoint, found in _measured(series, opened, request):
+        note_run()
+        entry = _row(checkpoint, found, opened.H, series, request)
+        assert found.spectrum.eigenpairs is not None
+        assert found.spectrum.eigenpairs.vectors is not None
+        series.add(entry, found.spectrum.eigenpairs.vectors)
+        screen.line(_line(entry))
+        left = len(series.remaining)
+        if len(series.rows) == done + 1 and left:
+            screen.note(_expected(entry["seconds"] * (1 + (request.measure_savings and done > 0)) * left, left))
+
+
+def _open(series: Series, request: Request) -> _Opened:
+    """The last checkpoint that is done, whose loss shows whether this is the same series; or the first."""
+    source, options, done = request.source, request.options, len(series.rows)
+    loaded = load(series.checkpoints[max(done - 1, 0)], source, request.screen)
+    if any(finding.kind == "quantised" and finding.severity == "note" for finding in loaded.findings):
+        raise InputError("the checkpoints are of a quantised model; track it as it was before quantisation.")
+    H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
+    loss = H.loss()
+    if done:
+        _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))
+    findings = [*loaded.findings, *examine(loaded.model, H.device)]
+    expect = None if done else source.expect_loss
+    preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)
+    refuse(preflight)
+    return _Opened(loaded.model, H, loss, preflight)
+
+
+def _check_same_series(series: Series, source: Source, loss: LossValue, rounding: float) -> None:
+    """Raises InputError where data, loss or model are no longer those of the rows, as the last one's loss shows."""
+    last, path = series.rows[-1], series.folder / "track.json"
+    then = math.nan if last["loss"] is None else last["loss"]
+    if not abs(loss.value - then) <= rounding * max(loss.size, abs(then)):
+        raise InputError(
+            f"the loss at {last['checkpoint']} is {loss.value:.9g} now and was {then:.9g} when {path} was made: data, "
+            f"loss or model have changed; {ELSEWHERE}."
+        )
+    if source.expect_loss is not None:
+        value, off = expected_loss(source.expect_loss)
+        first = series.rows[0]
+        if not abs(first["loss"] - value) <= off + rounding * max(loss.size, abs(value)):
+            raise InputError(
+                f"the loss at {first['checkpoint']}, the first, was {first['loss']:.6g}, not {source.expect_loss}; "
+                "check checkpoint, data and loss."
+            )
+
+
+def _savings(series: Series, number: int, opened: _Opened, request: Request) -> dict[str, int]:
+    """What a random start takes at a checkpoint that is done."""
+    row, asked = series.rows[number], request.options.estimators()
+    read(series.checkpoints[number], request.source, opened.model, request.screen)
+    cold = row["hvps"] if number == 0 else spectrum(opened.H, **{**asked, "seed": asked["seed"] + number}).hvps
+    return {"cold_hvps": cold, "hvps_saved": cold - row["hvps"]}
+
+
+def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tuple[Path, Tracked]]:
+    """The checkpoints that are not done yet, each with what was found."""
+    done, remaining = len(series.rows), series.remaining
+
+    def operators() -> Iterator[HessianOperator]:
+        """The same operator with one checkpoint after another in its model: what was traced and compiled stays."""
+        for number, checkpoint in enumerate(remaining, start=done):
+            if number > 0:  # the first one is in the model already
+                read(checkpoint, request.source, opened.model, request.screen)
+            yield opened.H
+
+    with request.screen.progress_bar() as show:
+        found = track(
+            operators(),
+            start=series.vectors,
+            measure_savings=request.measure_savings,
+            first=done,
+            callback=show,
+            **request.options.estimators(),
+        )
+        yield from zip(remaining, found, strict=True)
+
+
+def _row(checkpoint: Path, found: Tracked, H: HessianOperator, series: Series, request: Request) -> dict[str, Any]:
+    warm = not request.options.spectrum().density
+    return row_of(
+        found,
+        checkpoint=str(checkpoint),
+        step=step_in(checkpoint, trust(request.source)),
+        loss=H.loss().value,
+        lr=request.lr,
+        momentum=request.momentum,
+        sha256=sha256(checkpoint),
+        first=series.first_eigenvalue_hvps if warm else None,
+    )
+
+
+def _expected(seconds: float, left: int) -> str:
+    return (
+        f"expected: about {duration(seconds)} for the remaining {f'{left} checkpoints' if left > 1 else 'checkpoint'}"
+    )
+
+
+def _show_done(series: Series, screen: Screen) -> None:
+    done = len(series.rows)
+    screen.line(f"{len(series.checkpoints)} checkpoints" + (f", {done} of them done before" if done else ""))
+    screen.line(_HEAD)
+    for entry in series.rows:
+        screen.line(_line(entry))
+
+
+_HEAD = f"{'checkpoint':<20}{'loss':>10}{'λ_max':>11}{'± error':>9}{'trace':>11}{'overlap':>9}{'HVPs':>6}"
+
+
+def _line(entry: dict[str, Any]) -> str:
+    name = Path(entry["checkpoint"]).name
+    name = name if len(name) < 20 else f"…{name[-18:]}"
+    value, error = with_error(entry["lambda_max"], _known(entry["lambda_max_error"]))
+    trace = "" if entry["trace"] is None else with_error(entry["trace"], _known(entry["trace_error"]))[0]
+    overlap = "" if entry["overlap"] is None else f"{entry['overlap']:.3f}"
+    return f"{name:<20}{entry['loss']:>10.5g}{value:>11.10}{error:>9}{trace:>11}{overlap:>9}{entry['hvps']:>6}"
+
+
+def _known(error: float | None) -> float:
+    return math.inf if error is None else error
+
+
+def _summarise(series: Series, screen: Screen) -> None:
+    rows = series.rows
+    made, seconds = (sum(entry[name] for entry in rows) for name in ("hvps", "seconds"))
+    screen.line()
+    screen.line(f"{made} HVPs in {seconds:.1f} s")
+    if line := _savings_line(rows):
+        screen.line(line)
+    if rows[0]["edge"] is not None:
+        beyond = sum(entry["lambda_max"] > entry["edge"] for entry in rows)
+        edge = f"{rows[0]['edge']:.6g}"
+        screen.line(f"edge of stability: {edge}; λ_max exceeds it at {beyond} of {len(rows)} checkpoints")
+    short = sum(not entry["converged"] for entry in rows)
+    if short:
+        screen.line(
+            f"{short} of {len(rows)} checkpoints did not reach the tolerance: the errors say how accurate each value "
+            "is. More products (--max-hvps) would narrow them."
+        )
+    screen.announce(series.document(), *(series.folder / f"track.{kind}" for kind in ("json", "csv", "svg", "png")))
+
+
+def _savings_line(rows: Sequence[dict[str, Any]]) -> str:
+    """What the warm starts have saved, as measured or estimated; nothing where neither is known."""
+    known = [entry for entry in rows if entry["cold_hvps"] is not None]
+    warm = [entry["hvps_saved_estimate"] for entry in rows if entry.get("hvps_saved_estimate") is not None]
+    if known:
+        made, cold = (sum(entry[name] for entry in known) for name in ("hvps", "cold_hvps"))
+        of = "" if len(known) == len(rows) else f" at {len(known)} of {len(rows)} checkpoints"
+        return f"from random starts{of}: {cold} HVPs; the warm starts saved {cold - made} ({1 - made / cold:.1%})"
+    if warm:
+        first = rows[0]["eigenvalue_hvps"]
+        return (
+            f"eigenvalues took {first} HVPs at the first checkpoint, from a random start, and "
+            f"{first - sum(warm) / len(warm):.1f} on average at the others: about {sum(warm)} of {first * len(warm)} "
+            "saved, if all were like the first (an estimate; --measure-savings measures it)"
+        )
+    return ""

@@ -35,6 +35,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 # The functions are in hvpspec/objective/losses.py, which needs torch.
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
 
+SERIES_QUANTITIES: tuple[Quantity, ...] = ("eigenvalues", "trace", "frobenius_norm")  # the density allows no warm start
 EIGENVALUE_KINDS: dict[Which, str] = {
     "LM": "eigenvalues of largest magnitude",
     "LA": "largest eigenvalues",

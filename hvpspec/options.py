@@ -35,6 +35,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 # The functions are in hvpspec/objective/losses.py, which needs torch.
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
 
+SERIES_QUANTITIES: tuple[Quantity, ...] = ("eigenvalues", "trace", "frobenius_norm")  # the density allows no warm start
 DEFAULT_MAX_HVPS = 1000  # of a call without a budget that might otherwise not end
 DEFAULT_REFINE_HVPS = 500
 SMALLEST_PLANNED_RTOL = 1e-9  # plans for smaller tolerances are those for this one

@@ -18,7 +18,8 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CONSOLE = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
 
-def test_the_library_examples_run_one_after_the_other():
+def test_the_library_examples_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they save what they find
     space = {}
     for block in PYTHON:
         if not block.startswith("# train.py"):

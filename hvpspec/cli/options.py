@@ -256,7 +256,7 @@ class Options:
 
     def estimators(self) -> dict[str, Any]:
         """The same as keywords, as `hvpspec.spectrum` is given them."""
-        return {name: value for name, value in vars(self.spectrum()).items() if name != "which"}
+        return dict(vars(self.spectrum()))
 
     def described(self) -> dict[str, Any]:
         """The options that the results depend on, for the provenance."""

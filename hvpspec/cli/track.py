@@ -22,7 +22,7 @@ from hvpspec.cli.options import (
     flag,
 )
 from hvpspec.errors import InputError
-from hvpspec.options import QUANTITIES
+from hvpspec.options import SERIES_QUANTITIES
 
 
 @expanded(
@@ -30,7 +30,7 @@ from hvpspec.options import QUANTITIES
     instead="run hvpspec spectrum on the checkpoint of interest",
     k=5,
     rtol=0.05,
-    only=[name for name in QUANTITIES if name != "density"],
+    only=list(SERIES_QUANTITIES),
 )
 def track(
     checkpoints: Annotated[

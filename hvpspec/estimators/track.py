@@ -9,17 +9,15 @@ import numpy as np
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.options import Quantity, check_only
+from hvpspec.options import SERIES_QUANTITIES, check_only
 from hvpspec.results.spectrum import Progress
 from hvpspec.results.tracked import Tracked
-
-DEFAULT_QUANTITIES: tuple[Quantity, ...] = ("eigenvalues", "trace", "frobenius_norm")
 
 
 def check_series(only: str | Iterable[str] | None) -> None:
     """Raises InputError for unknown quantities, or if the eigenvalues are not among them."""
     if "eigenvalues" not in check_only(only):
-        raise InputError("a series needs the eigenvalues: add them to the quantities asked for (--only eigenvalues).")
+        raise InputError("a series needs the eigenvalues: add them to the quantities asked for (only).")
 
 
 def track(
@@ -76,7 +74,7 @@ def track(
     >>> [found.spectrum.eigenpairs.values.round(6).tolist() for found in hvpspec.track(matrices, k=2)]
     [[5.0, 3.0], [6.0, 3.0]]
     """
-    options = {"only": DEFAULT_QUANTITIES, **options}
+    options = {"only": SERIES_QUANTITIES, **options}
     check_series(options["only"])
     callback, eigenvalue_hvps = options.pop("callback", None), 0
 

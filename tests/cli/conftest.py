@@ -41,7 +41,7 @@ def dense(folder):
         swapped = dict(zip(names, values, strict=True))
         return nn.functional.cross_entropy(torch.func.functional_call(model, swapped, (x.double(),)), y)
 
-    return hvpspec.hessian(fn, list(model.parameters())).numpy(), float(fn(*model.parameters()))
+    return hvpspec.hessian(fn, list(model.parameters())).numpy(), float(fn(*model.parameters()).detach())
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from hvpspec.krylov.probes import Grams
 
@@ -134,4 +134,4 @@ def student(confidence: float, freedom: float) -> float:
     A run that stops as soon as it is within tolerance stops where its error is underestimated; with few samples that
     matters.
     """
-    return float(stats.t.ppf((1 + confidence) / 2, freedom)) * (1 + 2 / freedom)
+    return float(special.stdtrit(freedom, (1 + confidence) / 2)) * (1 + 2 / freedom)

@@ -188,7 +188,7 @@ def main(seeds, rounds, seed=0):
     work = seeds.parent / "work"
     for path in every:
         outcomes = {"refused": 0, "loaded": 0}
-        for case in range(rounds * CASES.get(path.name, 600)):
+        for case in range(round(rounds * CASES.get(path.name, 600))):
             name = f"{path.name} seed {seed} case {case}"
             (seeds.parent / "current").write_text(name)
             rng = random.Random(name)
@@ -215,4 +215,4 @@ def main(seeds, rounds, seed=0):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    main(Path(sys.argv[1]).resolve(), float(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)

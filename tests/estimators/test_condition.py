@@ -66,17 +66,20 @@ def test_errors_are_not_only_safe_but_tight():
     assert found.effective_dimension.error < 0.1 * (values / (values + 0.1)).sum()
 
 
-def test_the_intervals_of_the_sums_are_calibrated():
+@pytest.mark.parametrize(
+    "seeds", [range(20), pytest.param(range(20, 60), marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_the_intervals_of_the_sums_are_calibrated(seeds):
     """Damping well inside the spectrum, where the random vector decides."""
     values = np.geomspace(1e-3, 1, 200)
     A = torch.from_numpy(rotated(values))
     held = {"log_determinant": 0, "effective_dimension": 0}
-    for seed in range(60):
+    for seed in seeds:
         found = hvpspec.condition(A, damping=0.05, k=5, rtol=0.1, seed=seed)
         held["log_determinant"] += within(found.log_determinant, np.log(values + 0.05).sum())
         held["effective_dimension"] += within(found.effective_dimension, (values / (values + 0.05)).sum())
         assert found.log_determinant.error < 40  # a tenth of it
-    assert min(held.values()) >= 55, held
+    assert min(held.values()) >= {20: 18, 40: 37}[len(seeds)], held
 
 
 @pytest.mark.parametrize("name", COPIES)

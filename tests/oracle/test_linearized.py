@@ -41,7 +41,7 @@ def test_vectors_computed_together(name, monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["mlp", "tied weights"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("tied weights", marks=pytest.mark.slow)])
 def test_compiled(name):
     case = CASES[name]()
     reference, _ = operators(case)

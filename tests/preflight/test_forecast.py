@@ -119,7 +119,7 @@ def test_seconds_of_slow_products():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-@pytest.mark.parametrize("budget", [60, 250])
+@pytest.mark.parametrize("budget", [60, pytest.param(250, marks=pytest.mark.slow)])
 def test_peak_memory(budget):
     """In a process of its own, with 60 or 250 long vectors of 0.8 MB."""
     code = f"""

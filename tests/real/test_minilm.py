@@ -45,6 +45,7 @@ def test_the_weights_are_those_that_transformers_loads(folder):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_top_eigenvalue_and_trace_of_all_parameters(folder, tmp_path):
     """With no code but a data function. λ1 by another road: power iteration in plain autograd, in plain attention."""
     document, printed = command(

@@ -46,8 +46,8 @@ def condition(
 
     Parameters
     ----------
-    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
-        The symmetric operator.
+    A, confidence, seed, max_hvps, tol, basis_memory, basis_on, callback
+        As for `hvpspec.spectrum`.
     damping : float, default 0
         δ ≥ 0. Effective dimension, log-determinant and an upper bound on the condition number need A + δI to be
         definite.
@@ -72,8 +72,6 @@ def condition(
         Budget of products for this search, beyond `max_hvps`.
     rank_threshold : float, optional
         The numerical rank is the number of eigenvalues with |λ| above it; by default n · 2ε · ‖A‖₂.
-    confidence, seed, max_hvps, tol, basis_memory, basis_on, callback
-        As for `hvpspec.spectrum`.
 
     Returns
     -------
@@ -83,7 +81,7 @@ def condition(
     Raises
     ------
     InputError
-        For options out of range, or an operator that is not symmetric.
+        For options out of range, an operator that is not symmetric, or a budget without a product for the density.
 
     Notes
     -----

@@ -42,21 +42,17 @@ def spectral_density(
 
     Parameters
     ----------
-    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
-        The symmetric operator.
+    A, seed, basis_memory, basis_on
+        As for `hvpspec.eigsh`.
     rtol : float, default 0.02
         Stop when the Wasserstein-1 distance to the true distribution is, with probability `confidence`, at most `rtol`
         times the width of the spectrum. Up to half of this is left to the quadrature error, which more Lanczos steps
         reduce, and the rest to the sampling error, which more random vectors reduce.
     confidence : float, default 0.95
         Of the error and of the counts of eigenvalues.
-    seed : int, default 0
-        Of the random start vectors.
     max_hvps : int, optional
         Budget of products; by default 1000, or n if that is less. When it is spent, the current density is returned
         with ``converged=False``.
-    basis_memory, basis_on
-        As for `hvpspec.eigsh`.
     callback : callable, optional
         Called with the current `Density` as it improves.
 

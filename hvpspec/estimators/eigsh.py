@@ -78,7 +78,7 @@ def eigsh(
     tol : float, default 1e-3
         Stop when every residual ``‖A v − θ v‖`` is at most ``tol · |θ|``, or as small as rounding errors.
     seed : int, default 0
-        Of the random start vectors.
+        Of the random vectors, which are the same on every device.
     max_hvps : int, optional
         Budget of products; by default 1000, or n if that is less. When it is spent, the current pairs are returned
         with ``converged=False``.

@@ -78,7 +78,7 @@ def solve(
     Raises
     ------
     InputError
-        For options out of range, or an operator that is not symmetric.
+        For options out of range, an operator that is not symmetric, or a `b` that is not n finite real numbers.
 
     Notes
     -----

@@ -95,8 +95,6 @@ def spectrum(
         `hvpspec.spectral_density`).
     confidence : float, default 0.95
         The probability that an interval contains the true value.
-    seed : int, default 0
-        Of all random vectors.
     max_hvps : int, optional
         Budget of products for everything together, except a refinement; None for no budget. When it is spent, the
         current results are returned, with ``converged=False`` for those that are not within the tolerance.
@@ -105,8 +103,6 @@ def spectrum(
     only : str or iterable of str, optional
         The quantities asked for, of "eigenvalues", "trace", "frobenius_norm" and "density"; by default all. No product
         is made for the others.
-    verify : bool, default False
-        Multiply the eigenvectors by A once more (k products) and report the residuals measured in this way.
     start : array or tensor, shape (n,) or (n, p), optional
         Vectors for a warm start, see `hvpspec.eigsh`. Not used with the density, whose quadrature needs a start that is
         purely random.
@@ -122,7 +118,7 @@ def spectrum(
         Search for the eigenvalue nearest to −`damping`, with products of its own; see `hvpspec.condition`.
     refine_hvps : int, default 500
         Budget of products for this search, beyond `max_hvps`.
-    basis_memory, basis_on
+    seed, verify, basis_memory, basis_on
         As for `hvpspec.eigsh`.
     callback : callable, optional
         Called with a `Progress` before the first product, with the planned number of products, and after each step. An
@@ -136,7 +132,7 @@ def spectrum(
     Raises
     ------
     InputError
-        For options out of range, an operator that is not symmetric, or too little memory.
+        As for `hvpspec.eigsh`, and for quantities or blocks that A does not have.
 
     Notes
     -----

@@ -35,8 +35,8 @@ def trace(
 
     Parameters
     ----------
-    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
-        The symmetric operator.
+    A, seed, basis_memory, basis_on
+        As for `hvpspec.eigsh`; the memory is for basis and probes.
     rtol, atol : float, default 0.01 and 0
         Stop when the half-width of the interval is at most ``max(rtol · |trace|, atol)``. If the trace is smaller than
         the Frobenius norm, positive and negative eigenvalues cancel, and it cannot be estimated to a small fraction of
@@ -44,8 +44,6 @@ def trace(
         "frobenius_norm".
     confidence : float, default 0.95
         The probability that the interval contains the trace.
-    seed : int, default 0
-        Of the random vectors, which are the same on every device.
     max_hvps : int, optional
         Budget of products; None for no budget. When it is spent, the current estimate is returned with
         ``converged=False``.
@@ -53,10 +51,6 @@ def trace(
         "krylov" divides the products between a Lanczos basis, on which the trace is known, and random sign probes of
         its complement, wherever each saves more. It makes no basis where that does not pay, and is exact when the basis
         spans the whole space. "hutchinson" uses probes only and needs no memory for a basis.
-    basis_memory : int or str, optional
-        Most memory for basis and probes, in bytes or as ``"2GiB"``; by default a quarter of what is free.
-    basis_on : {"device", "cpu", "disk"}, default "device"
-        Where the basis is kept.
     callback : callable, optional
         Called with the current `Estimate` after each step.
 
@@ -68,7 +62,7 @@ def trace(
     Raises
     ------
     InputError
-        For options out of range, or an operator that is not symmetric.
+        For options out of range, an operator that is not symmetric, or ``rtol=0`` with nothing that ends the run.
 
     Notes
     -----
@@ -110,12 +104,10 @@ def frobenius_norm(
 
     Parameters
     ----------
-    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
-        The symmetric operator.
+    A, confidence, seed, max_hvps, basis_memory, basis_on, callback
+        As for `hvpspec.trace`.
     rtol, atol : float, default 0.01 and 0
         Stop when the half-width of the interval is at most ``max(rtol · ‖A‖_F, atol)``.
-    confidence, seed, max_hvps, basis_memory, basis_on, callback
-        As for `hvpspec.trace`.
     method : {"krylov", "hutchinson"}, default "krylov"
         As for `hvpspec.trace`; "hutchinson" estimates tr A² with two uses of each product.
 
@@ -127,7 +119,7 @@ def frobenius_norm(
     Raises
     ------
     InputError
-        For options out of range, or an operator that is not symmetric.
+        As for `hvpspec.trace`.
 
     Notes
     -----

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from hvpspec.results.codec import decode, encode
+from hvpspec.results.codec import Stored
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.wording import counted, listed
 
@@ -15,7 +14,7 @@ BRACKET_WIDTH = 0.01  # that a block's λ_max is brought to, relative to it, whe
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Stored):
     """One diagonal block H_bb of the matrix: that of a group of parameters.
 
     A quantity that was not asked for, or not reached, is None.
@@ -43,34 +42,9 @@ class Block:
         """λ_max(H_bb): another name of `largest`."""
         return self.largest
 
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; infinite and undefined numbers become None.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Block:
-        """Reads what `to_dict` gives.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Block
-        """
-        return decode(cls, data)
-
 
 @dataclass(frozen=True, repr=False)
-class Blocks(Mapping[str, Block]):
+class Blocks(Stored, Mapping[str, Block]):
     """Quantities of each diagonal block: a mapping from names to `Block`.
 
     Attributes
@@ -112,28 +86,3 @@ class Blocks(Mapping[str, Block]):
 
     def __repr__(self) -> str:
         return f"<Blocks: {counted(len(self), 'block')}: {listed(self, 4)}>"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; infinite and undefined numbers become None.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Blocks:
-        """Reads what `to_dict` gives.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Blocks
-        """
-        return decode(cls, data)

@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -111,6 +111,35 @@ def decode(cls: type[Result], data: Mapping[str, Any]) -> Result:
         if field.name not in values and _required(field):
             values[field.name] = None
     return cls(**{name: value for name, value in values.items() if value is not MISSING})
+
+
+class Stored:
+    """A result that goes into a file as JSON: a base of dataclasses."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As spectrum.json has it; infinite and undefined numbers become None, and eigenvectors are left out.
+
+        Returns
+        -------
+        dict
+            What `json.dump` accepts.
+        """
+        return encode(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` gives, and spectrum.json, of this version or an older one.
+
+        Parameters
+        ----------
+        data : mapping
+            Unknown keys are ignored.
+
+        Returns
+        -------
+        object of this class
+        """
+        return decode(cls, data)
 
 
 @dataclass(frozen=True)

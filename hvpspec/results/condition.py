@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from hvpspec.results.codec import decode, encode
+from hvpspec.results.codec import Stored
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket, Estimate
 from hvpspec.wording import counted
@@ -15,7 +14,7 @@ Definite = Literal["positive", "negative", "indefinite", "unknown"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Condition:
+class Condition(Stored):
     """How well conditioned H + δI is, where δ is `damping`, and what follows from it.
 
     An Estimate or a Bracket holds at its own confidence. Intervals are lopsided where one end is certain: see
@@ -163,31 +162,6 @@ class Condition:
             if (quantity := getattr(self, name)) is not None:
                 lines.append(f"  {name:<19} {quantity}")
         return "\n".join(lines) + ">"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; infinite and undefined numbers become None.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Condition:
-        """Reads what `to_dict` gives.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Condition
-        """
-        return decode(cls, data)
 
 
 _SHOWN = (

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc
 
 from hvpspec.errors import InputError
-from hvpspec.results.codec import LEFT_OUT, NonFinite, decode, encode
+from hvpspec.results.codec import LEFT_OUT, NonFinite, Stored
 from hvpspec.results.estimate import Estimate
 from hvpspec.wording import counted
 
@@ -20,7 +19,7 @@ _ROUNDING = 1e-12  # of sums of weights
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Density:
+class Density(Stored):
     """The distribution of the n eigenvalues, as weights on nodes.
 
     Attributes
@@ -240,28 +239,3 @@ class Density:
             low, high = np.where(below, p, low), np.where(below, high, p)
         p = np.where((q <= 0) | (q >= 1), q, (low + high) / 2)
         return mass * p
-
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; infinite and undefined numbers become None.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Density:
-        """Reads what `to_dict` gives.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Density
-        """
-        return decode(cls, data)

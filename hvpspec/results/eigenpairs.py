@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, decode, encode
+from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, Stored
 from hvpspec.results.estimate import Bracket
 from hvpspec.wording import abridged, counted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Eigenpairs:
+class Eigenpairs(Stored):
     """Approximate eigenpairs (θ, v) of a symmetric matrix A.
 
     Attributes
@@ -89,28 +88,3 @@ class Eigenpairs:
         if self.vectors is not None:
             lines.append(f"  {'vectors':<11} {self.vectors.dtype}, shape {self.vectors.shape}")
         return "\n".join(lines) + ">"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; infinite and undefined numbers become None, and the vectors are left out.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Eigenpairs:
-        """Reads what `to_dict` gives.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Eigenpairs
-        """
-        return decode(cls, data)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from hvpspec.results.codec import LEFT_OUT, NonFinite, decode, encode
+from hvpspec.results.codec import LEFT_OUT, NonFinite, Stored
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Stored):
     """A number with its error bar.
 
     Attributes
@@ -102,34 +101,9 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.6g} ± {self.error:.2g} ({self.confidence:.4g})"
 
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; infinite and undefined numbers become None.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Estimate:
-        """Reads what `to_dict` gives.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Estimate
-        """
-        return decode(cls, data)
-
 
 @dataclass(frozen=True)
-class Bracket:
+class Bracket(Stored):
     """Bounds that hold together with probability ≥ `confidence`.
 
     Attributes
@@ -168,31 +142,6 @@ class Bracket:
     def __str__(self) -> str:
         return f"{self.lower:.6g} … {self.upper:.6g} ({self.confidence:.4g})"
 
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; infinite ends become None.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Bracket:
-        """Reads what `to_dict` gives.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Bracket
-        """
-        return decode(cls, data)
-
 
 def finite(value: float) -> float | None:
     """For JSON, which has no infinity."""
@@ -200,7 +149,7 @@ def finite(value: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(Stored):
     """A number that the true value is not below (kind "lower") or not above (kind "upper").
 
     Attributes
@@ -226,28 +175,3 @@ class Bound:
     def __str__(self) -> str:
         sign = {"lower": "≥", "upper": "≤", "rule": "~"}[self.kind]
         return f"{sign} {self.value:.6g} ({self.confidence:.4g})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; an infinite value becomes None.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Bound:
-        """Reads what `to_dict` gives.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Bound
-        """
-        return decode(cls, data)

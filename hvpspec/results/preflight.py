@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from hvpspec.results.codec import Within, decode, encode
+from hvpspec.results.codec import Stored, Within
 
 SEVERITIES = ("fixed", "note", "refused")
 
@@ -50,7 +49,7 @@ _Count = Annotated[int | None, Within("measured")]
 
 
 @dataclass(frozen=True)
-class Preflight:
+class Preflight(Stored):
     """Findings and measurements before a run; None for a measurement that was not made.
 
     Attributes
@@ -108,12 +107,3 @@ class Preflight:
         """What eval mode changes in this model, in one sentence; None where it changes nothing."""
         changes = [_IN_EVAL_MODE[finding.kind] for finding in self.findings if finding.kind in _IN_EVAL_MODE]
         return f"the model is measured in eval mode: {' and '.join(changes)}" if changes else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json and check.json have it."""
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Preflight:
-        """Reads what `to_dict` gives, of other versions too: unknown keys are ignored."""
-        return decode(cls, data)

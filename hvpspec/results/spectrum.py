@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Annotated, ClassVar, overload
 
 from hvpspec.options import QUANTITIES, Which
 from hvpspec.presentation import presented
 from hvpspec.results.blocks import Blocks
-from hvpspec.results.codec import Flattened, Key, decode, encode
+from hvpspec.results.codec import Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
@@ -27,7 +26,7 @@ SCHEMA = "hvpspec/spectrum/1"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Spectrum:
+class Spectrum(Stored):
     """All quantities of one matrix, each with its error.
 
     A quantity that was not asked for, or not reached, is None.
@@ -248,31 +247,6 @@ class Spectrum:
         """
         frame: pandas.DataFrame = presented("to_frame", self)
         return frame
-
-    def to_dict(self) -> dict[str, Any]:
-        """As spectrum.json has it; infinite and undefined numbers become None.
-
-        Returns
-        -------
-        dict
-            What `json.dump` accepts.
-        """
-        return encode(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Spectrum:
-        """Reads what `to_dict` gives, and spectrum.json, of this version or an older one.
-
-        Parameters
-        ----------
-        data : mapping
-            Unknown keys are ignored.
-
-        Returns
-        -------
-        Spectrum
-        """
-        return decode(cls, data)
 
 
 @dataclass(frozen=True)

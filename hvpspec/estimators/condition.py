@@ -46,7 +46,9 @@ def condition(
 
     Parameters
     ----------
-    A, confidence, seed, max_hvps, tol, basis_memory, basis_on, callback
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    confidence, seed, max_hvps, tol, basis_memory, basis_on, callback
         As for `hvpspec.spectrum`.
     damping : float, default 0
         δ ≥ 0. Effective dimension, log-determinant and an upper bound on the condition number need A + δI to be

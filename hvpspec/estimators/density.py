@@ -42,7 +42,9 @@ def spectral_density(
 
     Parameters
     ----------
-    A, seed, basis_memory, basis_on
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    seed, basis_memory, basis_on
         As for `hvpspec.eigsh`.
     rtol : float, default 0.02
         Stop when the Wasserstein-1 distance to the true distribution is, with probability `confidence`, at most `rtol`

@@ -35,7 +35,9 @@ def trace(
 
     Parameters
     ----------
-    A, seed, basis_memory, basis_on
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    seed, basis_memory, basis_on
         As for `hvpspec.eigsh`; the memory is for basis and probes.
     rtol, atol : float, default 0.01 and 0
         Stop when the half-width of the interval is at most ``max(rtol · |trace|, atol)``. If the trace is smaller than
@@ -104,7 +106,9 @@ def frobenius_norm(
 
     Parameters
     ----------
-    A, confidence, seed, max_hvps, basis_memory, basis_on, callback
+    A : HessianOperator, LinearOperator, sparse or dense array, or torch tensor, shape (n, n)
+        The symmetric operator.
+    confidence, seed, max_hvps, basis_memory, basis_on, callback
         As for `hvpspec.trace`.
     rtol, atol : float, default 0.01 and 0
         Stop when the half-width of the interval is at most ``max(rtol · ‖A‖_F, atol)``.

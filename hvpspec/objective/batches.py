@@ -38,6 +38,11 @@ def frozen(data: Iterable[Any]) -> list[Any]:
 
 def sample_count(index: int, batch: Any) -> float:
     """The length that all tensors in the batch share. Raises InputError, naming the batch, when lengths differ."""
+    if isinstance(batch, (tuple, list)) and batch and not any(isinstance(part, Tensor | np.ndarray) for part in batch):
+        raise InputError(
+            f"batch {index}: cannot tell what its loss is a mean over (it is a {type(batch).__name__} of "
+            f"{type(batch[0]).__name__}s, perhaps one for each sample); let the loss return (mean loss, weight)."
+        )
     lengths = {tensor.shape[0] for tensor in tensors(batch) if tensor.ndim > 0}
     if len(lengths) != 1:
         found = f"its tensors have lengths {sorted(lengths)}" if lengths else "it holds no tensor"

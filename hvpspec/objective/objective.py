@@ -3,8 +3,8 @@
     L(p) = Σ_b w_b · loss_b(p) / Σ_b w_b
 
 where w_b is what the mean of batch b was taken over (samples, say), so that L does not depend on how the data are split
-into batches. The model itself is never written to: losses are evaluated on copies of its values, through
-`torch.func.functional_call`.
+into batches. The function is the user's own module with its own parameters in place: see
+`hvpspec.objective.live_model`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,9 +22,20 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.batches import check_data, move, sample_count, samples_or_nan
+from hvpspec.objective.frozen_values import frozen_values
+from hvpspec.objective.live_model import (
+    changed_by_modes,
+    differentiated_in,
+    eval_mode,
+    in_precision,
+    named_tensors,
+    ordinary_tensors,
+    with_values,
+)
 from hvpspec.objective.losses import LossFunction, loss_name, resolve_loss
 from hvpspec.objective.parameters import ParameterSpace, choose_parameters
-from hvpspec.objective.torch_kernels import recomputing_with, twice_differentiable
+from hvpspec.objective.torch_kernels import twice_differentiable
+from hvpspec.wording import listed
 
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
 _MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
@@ -67,18 +78,6 @@ class LossValue:
     samples: int | None = None
 
 
-class _LossModule(nn.Module):
-    """Puts loss(model, batch) into a forward, so that functional_call swaps the parameters for the whole loss."""
-
-    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = loss
-
-    def forward(self, batch: Any) -> Any:
-        return self._loss(self.model, batch)
-
-
 class Objective:
     """The weighted mean loss of `model` over `data` as a function of its chosen parameters.
 
@@ -115,54 +114,76 @@ class Objective:
         self.dtype = dtype or _working_dtype(chosen)
         self.device = chosen[0].device if device is None else _check_device(device)
         self.data = check_data(data)
-        self._module = _LossModule(self.model, resolve_loss(loss))
+        self._loss = resolve_loss(loss)
         self.loss = loss
+        self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
+        self._afresh: Callable[[], None] = lambda: None  # forgets what an evaluation left in the model's attributes
+        self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
+        self._modes_are_safe = False
         self._weight: float | None = None
         self._batches: int | None = None
         self._samples: int | None = None
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Eval mode, gradients on, and only kernels that are exact and twice differentiable; restored at the end."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        with twice_differentiable(self.device):
-            try:
-                self.model.eval()
-                yield
-            finally:
-                for module, training in modes:
-                    module.training = training
+    def evaluating(self) -> Iterator[tuple[nn.Parameter, ...]]:
+        """The chosen parameters, which are the model's own, while losses can be evaluated on it.
 
-    def snapshot(self, *, to_keep: bool = False) -> Snapshot:
-        """Copies of the model's current values.
-
-        to_keep: copies the constants too, so that the snapshot outlasts a change of the model.
+        Eval mode, gradients on, the objective's dtype and device, and only kernels that are exact and can be
+        differentiated twice; all restored afterwards. Raises InputError where going to eval mode changes the model's
+        values: the function would be another one.
         """
-        named, chosen = dict(self.model.named_parameters()), set(self.space.names)
-        constants = {name: self._cast(parameter.detach()) for name, parameter in named.items() if name not in chosen}
-        constants.update({name: self._cast(buffer) for name, buffer in self.model.named_buffers()})
-        if to_keep:
-            constants = {name: tensor.clone() for name, tensor in constants.items()}
-        parameters = tuple(
-            named[name].detach().to(self.device, self.dtype, copy=True).requires_grad_() for name in self.space.names
-        )
-        return Snapshot(parameters, constants)
+        if self._parameters is not None:
+            yield self._parameters
+            return
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(twice_differentiable(self.device))
+            stack.enter_context(ordinary_tensors(self.model))
+            self._check_modes()
+            self._afresh = stack.enter_context(eval_mode(self.model))
+            stack.enter_context(in_precision(self.model, self.dtype, self.device))
+            named = dict(self.model.named_parameters(remove_duplicate=False))
+            chosen = tuple(named[name] for name in self.space.names)
+            stack.enter_context(differentiated_in(self.model, chosen))
+            self._parameters = chosen
+            self._buffers = [(buffer, buffer.data) for buffer in self.model.buffers()]
+            try:
+                yield chosen
+            finally:
+                self._parameters, self._buffers = None, []
 
-    def losses(self, snapshot: Snapshot) -> Iterator[tuple[int, Tensor, float]]:
+    def _check_modes(self) -> None:
+        if self._modes_are_safe:
+            return
+        if changed := changed_by_modes(self.model):
+            raise InputError(
+                f"train() and eval() change the model's values ({listed(changed, 3)}), as layers that merge weights "
+                "do, so that the loss in eval mode is another function of the parameters; turn the merging off."
+            )
+        self._modes_are_safe = True
+
+    def snapshot(self) -> Snapshot:
+        """Copies of the model's current values."""
+        chosen = set(self.space.names)
+        values = {name: self._cast(tensor.detach()).clone() for name, tensor in named_tensors(self.model)}
+        constants = {name: value for name, value in values.items() if name not in chosen}
+        return Snapshot(tuple(values[name] for name in self.space.names), constants)
+
+    def losses(self) -> Iterator[tuple[int, Tensor, float]]:
         """For each batch of weight > 0: its number, its mean loss (a graph over the parameters) and its weight.
 
         Use within `evaluating()`. Raises InputError, naming the batch, for a loss that cannot be used, and when the
         data are empty or their total weight differs from that of the pass before.
         """
         for index, evaluate in self.batch_losses():
-            loss, weight = evaluate(snapshot)
+            loss, weight = evaluate()
             if weight > 0:
                 yield index, loss, weight
 
-    def batch_losses(self) -> Iterator[tuple[int, Callable[[Snapshot], tuple[Tensor, float]]]]:
-        """One pass over the data: each batch's number, and its mean loss and weight as a function of a snapshot.
+    def batch_losses(self) -> Iterator[tuple[int, Callable[[], tuple[Tensor, float]]]]:
+        """One pass over the data: each batch's number, and a call that gives its mean loss and weight.
 
-        For evaluating each batch at several points; otherwise used as `losses`, with the same errors.
+        For evaluating each batch at several points, with other values in the parameters; otherwise used as `losses`,
+        with the same errors.
         """
         total, batches, samples = 0.0, 0, 0.0
         for index, batch in enumerate(self.data):
@@ -189,12 +210,20 @@ class Objective:
 
     def value(self) -> LossValue:
         """The loss over all the data. Costs one forward pass and no HVP."""
+        try:
+            with torch.no_grad():
+                return self._value()
+        except InputError:  # a loss that differentiates itself needs gradients, and what else is wrong raises again
+            return self._value()
+
+    def _value(self) -> LossValue:
         total = size = weight = 0.0
-        batches = 0
-        with self.evaluating(), torch.no_grad():
-            for _, loss, w in self.losses(self.snapshot()):
-                total += w * float(loss)
-                size += w * abs(float(loss))
+        batches, needs_gradients = 0, torch.is_grad_enabled()
+        with self.evaluating(), torch.set_grad_enabled(needs_gradients):
+            for _, loss, w in self.losses():
+                value = float(loss.detach())
+                total += w * value
+                size += w * abs(value)
                 weight += w
                 batches += 1
         return LossValue(total / weight, weight, batches, size / weight, self._samples)
@@ -230,30 +259,39 @@ class Objective:
             torch.equal(self._cast(tensor.detach()), then[name].detach()) for name, tensor in named.items()
         )
 
+    def frozen_values(self) -> tuple[Hashable, ...]:
+        """What a recording of the loss takes for constants: see `hvpspec.objective.frozen_values`."""
+        return frozen_values(self.model, self.loss)
+
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
-    def raw_loss(self, batch: Any, snapshot: Snapshot) -> Any:
-        """What the loss function returns for a batch that is already on the device. Use within `evaluating()`."""
+    def raw_loss(self, batch: Any) -> Any:
+        """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
+        self._afresh()
+        for buffer, data in self._buffers:  # what the last batch's forward wrote to them must not reach this one
+            buffer.data = data.clone()
+        return self._loss(self.model, batch)
+
+    @contextlib.contextmanager
+    def raw_loss_with(self, batch: Any, snapshot: Snapshot) -> Iterator[Callable[[], Any]]:
+        """The same for recording: stand-ins are in the places of the model's values until the context ends."""
         buffers = {name for name, _ in self.model.named_buffers()}
-        # Buffers are copied for each batch: one that the forward writes to must not reach the next batch.
         values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
-        values = {f"model.{name}": value for name, value in values.items()}
-        with recomputing_with(self._module, values):
-            return torch.func.functional_call(self._module, values, (batch,))
+        self._afresh()
+        with with_values(self.model, values):
+            yield lambda: self._loss(self.model, batch)
 
-    def _recorded_loss(
-        self, weights: list[float], index: int, batch: Any, snapshot: Snapshot
-    ) -> tuple[Tensor, float]:  # fmt: skip
-        loss, weight = self._batch_loss(index, batch, snapshot)
+    def _recorded_loss(self, weights: list[float], index: int, batch: Any) -> tuple[Tensor, float]:
+        loss, weight = self._batch_loss(index, batch)
         weights.append(weight)
         return loss, weight
 
-    def _batch_loss(self, index: int, batch: Any, snapshot: Snapshot) -> tuple[Tensor, float]:
+    def _batch_loss(self, index: int, batch: Any) -> tuple[Tensor, float]:
         batch = move(batch, self.device, self.dtype)
         try:
-            result = self.raw_loss(batch, snapshot)
+            result = self.raw_loss(batch)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:

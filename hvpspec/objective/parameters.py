@@ -148,6 +148,16 @@ class ParameterSpace:
         parts = torch.split(vector, list(self.sizes))
         return tuple(part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
 
+    def pieces(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """The same for products: with copies where a model may view pairs of numbers as complex ones.
+
+        torch views only such memory so that begins at an even position.
+        """
+        return tuple(
+            piece.clone() if shape[-1:] == (2,) else piece
+            for piece, shape in zip(self.split(vector), self.shapes, strict=True)
+        )
+
     def unflatten(self, vector: Vector) -> dict[str, Vector]:
         """Cuts a vector into pieces shaped like the parameters, by name; the inverse of `flatten`.
 

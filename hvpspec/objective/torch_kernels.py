@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
 
 ATTENTION_BACKEND = "math"
@@ -22,16 +20,17 @@ ATTENTION_BACKEND = "math"
 
 @dataclass(frozen=True)
 class Replaced:
-    """Names of what was replaced, and rows of parameters that are treated as constants: (tensor, number of the row)."""
+    """Names of what was replaced."""
 
     names: set[str]
-    constant_rows: list[tuple[torch.Tensor, int]]
 
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
+PaddingRows = dict[tuple[int, int], tuple[torch.Tensor, int, torch.Tensor]]
+"""By the weight's identity and the number of the row: the weight, that number, and the values."""
+_PADDING_ROWS: ContextVar[PaddingRows | None] = ContextVar("padding_rows", default=None)
 _REPLACED: ContextVar[Replaced | None] = ContextVar("replaced", default=None)
-_SWAPPED: ContextVar[tuple[nn.Module, dict[str, torch.Tensor]] | None] = ContextVar("swapped", default=None)
 
 
 @contextlib.contextmanager
@@ -72,12 +71,26 @@ def noting_replacements() -> Iterator[Replaced]:
     Also collects what is not replaced: "batch_statistics" where a batch is normalised with its own statistics, and
     "training_norm" too where a layer with running statistics does that because the forward sets its training mode.
     """
-    replaced = Replaced(set(), [])
+    replaced = Replaced(set())
     token = _REPLACED.set(replaced)
     try:
         yield replaced
     finally:
         _REPLACED.reset(token)
+
+
+@contextlib.contextmanager
+def holding_padding_rows(known: Iterable[tuple[torch.Tensor, int]] = ()) -> Iterator[PaddingRows]:
+    """Padding rows of embeddings, which are constants, stay what they are now while the parameters are moved.
+
+    known: weights and numbers of rows. What the context gives fills with all that are looked up meanwhile.
+    """
+    rows = {(id(weight), row): (weight, row, weight[row].detach().clone()) for weight, row in known}
+    token = _PADDING_ROWS.set(rows)
+    try:
+        yield rows
+    finally:
+        _PADDING_ROWS.reset(token)
 
 
 def _note(name: str) -> None:
@@ -137,9 +150,11 @@ def _embedding(
     if padding_idx is None:
         return found
     _note("padding")
-    if (replaced := _REPLACED.get()) is not None:
-        replaced.constant_rows.append((weight, padding_idx % len(weight)))
-    return torch.where((ids == padding_idx % len(weight))[..., None], found.detach(), found)
+    row = padding_idx % len(weight)
+    constant = found.detach()
+    if (rows := _PADDING_ROWS.get()) is not None:
+        constant = rows.setdefault((id(weight), row), (weight, row, weight[row].detach().clone()))[2]
+    return torch.where((ids == row)[..., None], constant, found)
 
 
 @contextlib.contextmanager
@@ -163,31 +178,6 @@ def _uncompiled() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def recomputing_with(module: nn.Module, values: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Makes activation checkpointing recompute with these values in the module.
-
-    torch.func.functional_call swaps them in for the forward pass only.
-    """
-    token = _SWAPPED.set((module, values))
-    try:
-        yield
-    finally:
-        _SWAPPED.reset(token)
-
-
-def _swapping(function: Callable[..., Any]) -> Callable[..., Any]:
-    swapped = _SWAPPED.get()
-    if swapped is None:
-        return function
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with _reparametrize_module(*swapped):
-            return function(*args, **kwargs)
-
-    return run
-
-
 class _NonReentrant:
     """Replaces torch.utils.checkpoint.CheckpointFunction, whose backward cannot be differentiated."""
 
@@ -202,16 +192,11 @@ class _NonReentrant:
 @contextlib.contextmanager
 def _without_reentrant_checkpoints() -> Iterator[None]:
     module: Any = torch.utils.checkpoint
-    reentrant, other = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
-
-    def generator(function: Any, *args: Any, **kwargs: Any) -> Any:
-        return other(_swapping(function), *args, **kwargs)
-
-    module.CheckpointFunction, module._checkpoint_without_reentrant_generator = _NonReentrant, generator
+    reentrant, module.CheckpointFunction = module.CheckpointFunction, _NonReentrant
     try:
         yield
     finally:
-        module.CheckpointFunction, module._checkpoint_without_reentrant_generator = reentrant, other
+        module.CheckpointFunction = reentrant
 
 
 @contextlib.contextmanager

@@ -58,6 +58,10 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
         Every engine except the last-resort finite differences is compared with "autograd" before it is used.
     memory_limit : int or str, optional
         What the saved activations may take, in bytes or as "2GiB". By default 40 % of the free memory.
+    verify : bool, optional
+        Before the first product, evaluate the first batch's loss again and compare one product with differences of its
+        gradient: one product and two gradients of that batch. With False, a loss that is random, or that torch
+        differentiates wrongly, is not noticed.
     dtype : str, torch.dtype or numpy.dtype, optional
         float32 or float64. By default the model's own, and float32 for half precision.
     device : str or torch.device, optional
@@ -114,12 +118,13 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
         parameters: str | Sequence[str] | None = None,
         engine: Engine = "auto",
         memory_limit: int | str | None = None,
+        verify: bool = True,
         dtype: str | torch.dtype | np.dtype[Any] | type | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         limit = check_size("memory_limit", memory_limit)
         self.objective = Objective(model, loss, data, parameters=parameters, dtype=_torch_dtype(dtype), device=device)
-        self._product = Chooser(self.objective, engine, limit)
+        self._product = Chooser(self.objective, engine, limit, verified=not verify)
         self.torch_dtype = self.objective.dtype
         self.device = self.objective.device
         self.hvps = 0
@@ -145,6 +150,10 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
     def plan(self) -> str:
         """How products are computed, in one line: the engine, what it has saved, or why another one is not used."""
         return self._product.plan
+
+    def verified(self) -> None:
+        """Says that products need not be verified before the first one: a preflight does that more thoroughly."""
+        self._product.verified()
 
     def expect(self, products: int) -> None:
         """Announces how many products are about to be asked for.

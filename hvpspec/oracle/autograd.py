@@ -33,16 +33,15 @@ def hvp(objective: Objective, columns: Tensor, on_batch: OnBatch | None = None) 
     weights = 0.0
     depends = False
     first = True
-    with objective.evaluating():
+    with objective.evaluating() as parameters:
         rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
         total = torch.zeros_like(rows)
-        snapshot = objective.snapshot()
-        for index, loss, weight in objective.losses(snapshot):
+        for index, loss, weight in objective.losses():
             depends |= loss.requires_grad
             if first:
-                _refuse_once_differentiable(index, loss)
+                refuse_once_differentiable(index, loss)
                 first = False
-            product = _batch_hvp(objective, index, loss, snapshot.parameters, rows)
+            product = _batch_hvp(objective, index, loss, parameters, rows)
             if product is not None:
                 _check_finite(index, product, rows)
                 total.add_(product, alpha=weight)
@@ -74,7 +73,7 @@ def _batch_hvp(
         outputs = [g for _, g in curved]
         result = torch.empty_like(rows)
         for row, vector in zip(result, rows, strict=True):
-            pieces = objective.space.split(vector)
+            pieces = objective.space.pieces(vector)
             second = torch.autograd.grad(
                 outputs,
                 parameters,
@@ -92,7 +91,7 @@ def _batch_hvp(
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
 
 
-def _refuse_once_differentiable(index: int, loss: Tensor) -> None:
+def refuse_once_differentiable(index: int, loss: Tensor) -> None:
     """Refuses a loss with a custom Function whose backward is marked @once_differentiable.
 
     torch.autograd.grad silently treats the result of such a backward as a constant, so that the Hessian would be

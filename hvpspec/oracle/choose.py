@@ -21,6 +21,7 @@ from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.linearized import Linearized
 from hvpspec.oracle.saved_activations import SAVED_SHARE
 from hvpspec.oracle.tracing import NotRecordable
+from hvpspec.oracle.verify import verify
 from hvpspec.validation import all_finite
 
 _LOG = logging.getLogger("hvpspec")
@@ -44,7 +45,9 @@ class Chooser:
     How many products are still to come is what `expect` was told, or else as many as have been made.
     """
 
-    def __init__(self, objective: Objective, name: Engine, memory_limit: int | None = None) -> None:
+    def __init__(
+        self, objective: Objective, name: Engine, memory_limit: int | None = None, *, verified: bool = False
+    ) -> None:
         if name not in ENGINES:
             names = ", ".join(f"'{key}'" for key in ENGINES)
             raise InputError(f"no engine is named '{name}'; choose one of {names}.")
@@ -56,6 +59,7 @@ class Chooser:
         self._settled = name in ("autograd", "finite-difference")  # no other engine is left to try
         self._most_columns = 1  # for which it was measured how many vectors are best computed together
         self._made = 0
+        self._verified = verified or name == "finite-difference"
         self._expected = 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
 
@@ -70,6 +74,10 @@ class Chooser:
     def noise(self) -> float:
         """Relative error of the products beyond rounding: 0 except for finite differences."""
         return self._differences.noise if self._differences is not None else 0.0
+
+    def verified(self) -> None:
+        """Says that products have been compared with differences of the gradient by other means."""
+        self._verified = True
 
     def expect(self, products: int) -> None:
         """Says how many products are about to be asked for."""
@@ -95,6 +103,9 @@ class Chooser:
         return min(self.objective.batch_count() * max(taken - vectors, 0) // _PEAK_TO_SAVED_RATIO, limit)
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
+        if not self._verified:
+            verify(self.objective)
+            self._verified = True
         if not self._settled:
             self._consider(columns.shape[1])
         if self._fast is not None and columns.shape[1] >= 2 * self._most_columns:

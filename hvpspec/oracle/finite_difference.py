@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.objective.objective import Objective, Snapshot
-from hvpspec.objective.torch_kernels import noting_replacements
+from hvpspec.objective.objective import Objective
+from hvpspec.objective.torch_kernels import holding_padding_rows
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
+from hvpspec.oracle.verify import moved
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 
@@ -52,7 +53,7 @@ class FiniteDifference:
         self._working: Objective | None = None
         self._step = 0.0
         self._noise = 0.0
-        self._variable: Tensor | None = None
+        self._padding: list[tuple[Tensor, int]] | None = None
 
     @property
     def noise(self) -> float:
@@ -156,7 +157,6 @@ class FiniteDifference:
             v = (v / v.norm()).to(objective.device, objective.dtype)
             unit = torch.finfo(objective.dtype).eps ** 0.2 * _size(objective)
             tried: list[tuple[float, float, Tensor]] = []
-            self._variable = None
             try:
                 for factor in factors:
                     found, errors, _ = self._differences(objective, v, factor * unit)
@@ -183,22 +183,18 @@ class FiniteDifference:
             for part, size in enumerate((step, step / 2))
             for sign in (1, -1)
         ]
-        with objective.evaluating():
-            centre = objective.snapshot()
-            if self._variable is None:
-                self._variable = _variable(objective, centre)
-            units = units * self._variable
+        with objective.evaluating() as parameters, holding_padding_rows(self._padding_rows(objective)):
             total = torch.zeros(2, *units.shape, dtype=objective.dtype, device=objective.device)
             lengths, weights = torch.zeros_like(total[0, :, 0]), 0.0
             for index, evaluate in objective.batch_losses():
                 shares = torch.zeros_like(total) if on_batch is not None else total
                 for row, part, factor, move in plan:
-                    point = _shifted(objective, centre, units[row], move)
-                    loss, weight = evaluate(point)
-                    if weight == 0:
-                        break
-                    gradient = _gradient(objective, loss, point)
-                    del loss, point  # frees memory for the next
+                    with moved(objective, parameters, units[row], move):
+                        loss, weight = evaluate()
+                        if weight == 0:
+                            break
+                        gradient = _gradient(objective, loss, parameters)
+                        del loss  # frees memory for the next
                     shares[part, row].add_(gradient, alpha=weight * factor)
                     lengths[row] += weight * gradient.norm() / 4
                 weights += weight
@@ -209,6 +205,15 @@ class FiniteDifference:
         found, apart = _extrapolated(*total)
         lengths /= weights
         return found, apart / 3 + _rounding(lengths, step), lengths
+
+    def _padding_rows(self, objective: Objective) -> Sequence[tuple[Tensor, int]]:
+        """Padding rows of the model's embeddings, found by one pass over the data; use within `evaluating()`."""
+        if self._padding is None:
+            with holding_padding_rows() as rows:
+                for _ in objective.losses():
+                    pass
+            self._padding = [(weight, row) for weight, row, _ in rows.values()]
+        return self._padding
 
 
 def _extrapolated(coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,35 +226,16 @@ def _rounding(gradients: Tensor, step: float) -> Tensor:
     return 4 * torch.finfo(gradients.dtype).eps * gradients / step
 
 
-def _gradient(objective: Objective, loss: Tensor, point: Snapshot) -> Tensor:
+def _gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     if not loss.requires_grad:
         return torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
     try:
-        pieces = torch.autograd.grad(loss, point.parameters, allow_unused=True, materialize_grads=True)
+        pieces = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise InputError(f"the loss cannot be differentiated: {error}") from error
     return torch.cat([piece.reshape(-1) for piece in pieces])
-
-
-def _shifted(objective: Objective, centre: Snapshot, unit: Tensor, step: float) -> Snapshot:
-    pieces = objective.space.split(unit)
-    moved = [(p.detach() + step * piece).requires_grad_() for p, piece in zip(centre.parameters, pieces, strict=True)]
-    return Snapshot(tuple(moved), centre.constants)
-
-
-def _variable(objective: Objective, centre: Snapshot) -> Tensor:
-    """1 for entries that the loss treats as variables, 0 for constants (padding rows of embeddings): shape (n,)."""
-    with noting_replacements() as replaced, torch.no_grad():
-        for _ in objective.losses(centre):
-            pass
-    masks = [torch.ones_like(p, requires_grad=False) for p in centre.parameters]
-    for tensor, row in replaced.constant_rows:
-        for mask, parameter in zip(masks, centre.parameters, strict=True):
-            if tensor is parameter:
-                mask[row] = 0
-    return torch.cat([mask.reshape(-1) for mask in masks])
 
 
 def _size(objective: Objective) -> float:

@@ -39,6 +39,7 @@ class Linearized:
         self._limit = memory_limit
         self._programs: dict[Hashable, Program] = {}
         self._saved: SavedActivations | None = None
+        self._frozen: tuple[Hashable, ...] | None = None
         self._together = 1  # vectors that are computed together
 
     # --- the product --------------------------------------------------------------------------------------------
@@ -78,8 +79,13 @@ class Linearized:
 
     def _current(self) -> SavedActivations:
         """What is saved for the model's present values; empty where these or saved batches have changed."""
+        frozen = self.objective.frozen_values()
+        if frozen != self._frozen:
+            if self._frozen is not None:  # numbers that the recordings hold have changed
+                self._programs, self._saved, self.form = {}, None, "eager"
+            self._frozen = frozen
         if self._saved is None or not self._saved.valid():
-            self._saved = SavedActivations(self.objective, self.objective.snapshot(to_keep=True), self._limit)
+            self._saved = SavedActivations(self.objective, self.objective.snapshot(), self._limit)
         return self._saved
 
     def _prepare(self, index: int, batch: Any, snapshot: Snapshot) -> SavedBatch:

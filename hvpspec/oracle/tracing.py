@@ -127,7 +127,10 @@ def record(objective: Objective, snapshot: Snapshot, form: Any) -> Recording:
         batch = pytree.tree_unflatten([next(remaining) if isinstance(x, Tensor) else x for x in leaves], spec)
         primal = tuple(p.detach().requires_grad_() for p in parameters)
         values = Snapshot(primal, dict(zip(names, constants, strict=True)))
-        result = objective.raw_loss(batch, values)
+        with objective.raw_loss_with(batch, values) as evaluate:
+            return derivatives(evaluate(), primal, v)
+
+    def derivatives(result: Any, primal: tuple[Tensor, ...], v: Tensor) -> list[Any]:
         loss, weight = result if isinstance(result, (tuple, list)) and len(result) == 2 else (result, None)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise NotRecordable("the loss is not a scalar tensor")
@@ -137,7 +140,7 @@ def record(objective: Objective, snapshot: Snapshot, form: Any) -> Recording:
         curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         if not curved:
             raise NotRecordable("the loss has no curvature")
-        pieces = objective.space.split(v)
+        pieces = objective.space.pieces(v)
         second = torch.autograd.grad(
             [g for _, g in curved], primal, [pieces[i] for i, _ in curved], allow_unused=True, materialize_grads=True
         )
@@ -160,10 +163,23 @@ def record(objective: Objective, snapshot: Snapshot, form: Any) -> Recording:
         raise
     except Exception as error:  # a model may do anything
         raise NotRecordable(f"recording failed: {described(error)}") from error
+    _refuse_what_changes(graph, objective)
     if not any(_writes(node) for node in graph.graph.nodes):
         simplify(graph.graph)
     prepare, apply = _split(graph)
     return Recording(prepare, apply, graph, found["weight"], found["pair"])
+
+
+def _refuse_what_changes(graph: fx.GraphModule, objective: Objective) -> None:
+    """Random numbers would be drawn once and kept; parameters reached past the model would be constants."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in objective.model.parameters()}
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise NotRecordable(f"the loss draws random numbers ({node.target})")
+        if node.op == "get_attr":
+            held = getattr(graph, node.target)
+            if isinstance(held, Tensor) and (held.requires_grad or held.untyped_storage().data_ptr() in own):
+                raise NotRecordable("the loss reaches parameters by another way than through the model")
 
 
 def _recorded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:

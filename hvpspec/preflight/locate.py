@@ -37,12 +37,11 @@ def once_differentiable(objective: Objective, error: NotTwiceDifferentiable) -> 
 
     handles = [module.register_forward_hook(check) for module in names]
     try:
-        with objective.evaluating():
-            snapshot = objective.snapshot()
-            _, loss, _ = next(objective.losses(snapshot))
+        with objective.evaluating() as parameters:
+            _, loss, _ = next(objective.losses())
             if found:
                 return found[0] or "the model's own forward"
-            return "the loss" if arises(loss, snapshot.parameters) else None
+            return "the loss" if arises(loss, parameters) else None
     except (InputError, StopIteration):
         return None
     finally:

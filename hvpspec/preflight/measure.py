@@ -89,6 +89,7 @@ def inspect_operator(
             )
     if not measure:
         return known
+    H.verified()  # what follows tells more
     with noting_replacements() as replaced:
         again, unused = _with_gradient(H.objective)
     if "training_norm" in replaced.names:  # the forward sets its own layers to training mode again
@@ -129,14 +130,13 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
     """The loss again, and a finding on parameters that no batch's loss depends on. Costs one gradient."""
     unused = set(objective.space.names)
     total = weights = 0.0
-    with objective.evaluating():
-        snapshot = objective.snapshot()
-        for _, loss, weight in objective.losses(snapshot):
+    with objective.evaluating() as parameters:
+        for _, loss, weight in objective.losses():
             total, weights = total + weight * float(loss.detach()), weights + weight
             if not loss.requires_grad:
                 continue
             try:
-                gradients = torch.autograd.grad(loss, snapshot.parameters, allow_unused=True)
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             except RuntimeError as error:
                 raise InputError(f"the loss cannot be differentiated: {error}") from error
             unused -= {name for name, g in zip(objective.space.names, gradients, strict=True) if g is not None}

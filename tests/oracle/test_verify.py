@@ -1,0 +1,165 @@
+"""The first product is checked once: a loss that is random, of another model, or wrongly differentiated is refused."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo import CASES
+
+import hvpspec
+from hvpspec.errors import InputError
+
+DATA = [(torch.randn(6, 4), torch.randn(6, 3)), (torch.randn(4, 4), torch.randn(4, 3))]
+
+
+def mlp(activation=nn.Tanh):
+    return nn.Sequential(nn.Linear(4, 6), activation(), nn.Linear(6, 3))
+
+
+class Detached(torch.autograd.Function):
+    """x³ whose backward cannot be differentiated: it forgets what it saved."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.saved = x.detach()
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 3 * ctx.saved**2
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator: no function has this gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(4 * x) / 4
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def wrong(model, batch):
+    return F.mse_loss(Detached.apply(model(batch[0])), batch[1])
+
+
+def slightly_wrong(model, batch):
+    outputs = model(batch[0])
+    return F.mse_loss(outputs + 1e-3 * Detached.apply(outputs), batch[1])
+
+
+def straight_through(model, batch):
+    return F.mse_loss(Rounded.apply(torch.tanh(model(batch[0]))), batch[1])
+
+
+def stopped(model, batch):
+    outputs = model(batch[0])
+    return (outputs * outputs.detach()).square().mean()
+
+
+@pytest.mark.parametrize("loss", [wrong, slightly_wrong, straight_through, stopped])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("engine", ["autograd", "linearized", "auto"])
+def test_a_wrong_second_derivative_is_refused(loss, dtype, engine):
+    H = hvpspec.HessianOperator(mlp(), loss, DATA, dtype=dtype, engine=engine)
+    with pytest.raises(InputError, match="differences of its gradient"):
+        H @ np.ones(H.shape[0])
+    assert np.isfinite(
+        hvpspec.HessianOperator(mlp(), loss, DATA, dtype=dtype, verify=False) @ np.ones(H.shape[0])
+    ).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_right_one_is(case, dtype):
+    made = CASES[case]()
+    H = hvpspec.HessianOperator(made.model, made.loss, made.data, dtype=dtype)
+    H @ torch.randn(H.shape[0], dtype=dtype)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Hardtanh, nn.GELU, nn.SiLU, nn.LeakyReLU])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kinks_are_no_contradiction(activation, dtype):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 3))
+        H = hvpspec.HessianOperator(model, "mse", DATA, dtype=dtype)
+        H @ np.ones(H.shape[0], dtype)
+
+
+def test_a_random_loss_is_refused():
+    def loss(model, batch):
+        return F.mse_loss(model(batch[0] + 0.5 * torch.randn_like(batch[0])), batch[1])
+
+    for engine in ("autograd", "linearized", "auto"):
+        H = hvpspec.HessianOperator(mlp(), loss, DATA, engine=engine)
+        with pytest.raises(InputError, match="the loss is random"):
+            hvpspec.spectrum(H, 1, rtol=0.5)
+
+
+@pytest.mark.parametrize("engine", ["autograd", "linearized"])
+def test_noise_of_a_generator_that_is_seeded_in_the_loss_stays_the_same(engine):
+    """A recording would go on drawing from the generator that it holds."""
+
+    def loss(model, batch):
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(batch[0].shape, generator=generator, dtype=batch[0].dtype)
+        return F.mse_loss(model(batch[0] + noise), batch[1])
+
+    model = mlp()
+    H = hvpspec.HessianOperator(model, loss, DATA, dtype="float64", engine=engine)
+    plain = hvpspec.HessianOperator(model, loss, DATA, dtype="float64", engine="autograd")
+    v = np.ones(H.shape[0])
+    for _ in range(3):
+        np.testing.assert_allclose(H @ v, plain @ v, rtol=1e-12)
+
+
+def test_a_loss_of_another_model_is_refused():
+    other = mlp()
+    H = hvpspec.HessianOperator(mlp(), lambda model, batch: F.mse_loss(other(batch[0]), batch[1]), DATA)
+    with pytest.raises(InputError, match="is it computed with another model"):
+        H @ np.ones(H.shape[0])
+
+
+def test_a_teacher_is_a_constant():
+    teacher, model = mlp(), mlp()
+
+    def loss(m, batch):
+        return F.mse_loss(m(batch[0]), teacher(batch[0]))
+
+    v = torch.randn(sum(p.numel() for p in model.parameters()))
+    fixed = [(x, teacher(x).detach()) for x, _ in DATA]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(
+            hvpspec.HessianOperator(model, loss, DATA) @ v,
+            hvpspec.HessianOperator(model, lambda m, batch: F.mse_loss(m(batch[0]), batch[1]), fixed) @ v,
+        )
+
+
+def test_it_is_looked_at_once():
+    calls = 0
+
+    def loss(model, batch):
+        nonlocal calls
+        calls += 1
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    H = hvpspec.HessianOperator(mlp(), loss, DATA, engine="autograd")
+    H @ np.ones(H.shape[0])
+    first, calls = calls, 0
+    H @ np.ones(H.shape[0])
+    assert calls == len(DATA)
+    assert first <= len(DATA) + 5  # twice at the point, once on either side, and once to know its weight
+
+
+@pytest.mark.parametrize("batch", [[(torch.randn(4), torch.randn(3)) for _ in range(5)], [{"x": torch.randn(4)}] * 3])
+def test_a_list_of_samples_does_not_say_what_it_weighs(batch):
+    H = hvpspec.HessianOperator(mlp(), lambda model, batch: model(torch.ones(1, 4)).square().mean(), [batch])
+    with pytest.raises(InputError, match=r"return \(mean loss, weight\)"):
+        H.loss()

@@ -1,13 +1,13 @@
-"""The options of a run, checked before any product is made, and how many products a run with them is expected to take.
+"""The options of a run, checked before any product is made, and how many products such a run is expected to take.
 
 They are one frozen dataclass for the estimators, the forecast, the command line and the provenance. Neither torch nor
-NumPy is imported here, so that `hvpspec --help` has them at once.
+NumPy is imported here, so that `hvpspec --help` is fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from hvpspec.errors import InputError
@@ -36,24 +36,67 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
 
 SERIES_QUANTITIES: tuple[Quantity, ...] = ("eigenvalues", "trace", "frobenius_norm")  # the density allows no warm start
-DEFAULT_MAX_HVPS = 1000  # of a call that names no budget and has no other end
+DEFAULT_MAX_HVPS = 1000  # of a call without a budget that might otherwise not end
 DEFAULT_REFINE_HVPS = 500
-PILOT_PROBES = 8  # the fewest probes that an interval is taken from
+SMALLEST_PLANNED_RTOL = 1e-9  # plans for smaller tolerances are those for this one
+PILOT_PROBES = 8  # the fewest probes that an interval is computed from
 
-_STEPS_FOR_DENSITY = 25  # Lanczos steps, where no eigenvalues are asked for
-_HVPS_PER_BLOCK = 15  # for the largest eigenvalue of one block
+_STEPS_FOR_DENSITY = 25  # planned Lanczos steps if no eigenvalues are asked for
+_HVPS_PER_BLOCK = 15  # planned for the largest eigenvalue of one block
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumOptions:
-    """What is asked of `hvpspec.spectrum`; its parameters are described there.
+    """The options of a spectrum, checked when they are given.
 
-    `only` comes out as a tuple in the usual order, `basis_memory` in bytes, `blocks` as a tuple of globs or a mapping.
+    Parameters
+    ----------
+    k : int, default 10
+        How many eigenpairs.
+    which : {"LM", "LA", "SA", "BE"}, default "LM"
+        Which ones: of largest magnitude, largest, smallest, or half from each end.
+    rtol : float, default 0.01
+        Relative half-width of the intervals of trace and norm.
+    confidence : float, default 0.95
+        The probability that an interval contains the true value.
+    tol : float, default 1e-3
+        Relative residual of the eigenpairs.
+    seed : int, default 0
+        Of all random vectors.
+    max_hvps : int, optional
+        Budget of products, except those of a refinement; None for no budget.
+    only : str or iterable of str, optional
+        The quantities asked for; stored as a tuple in the usual order.
+    verify : bool, default False
+        Whether to measure the residuals with k further products.
+    damping : float, default 0
+        δ of the conditioning, which is that of H + δI.
+    refine : bool, default False
+        Whether to search for the eigenvalue nearest to −`damping`.
+    refine_hvps : int, default 500
+        Budget of products for this search.
+    blocks : str, iterable of str, or mapping, optional
+        The diagonal blocks asked for; several globs are stored as a tuple.
+    basis_memory : int or str, optional
+        Most memory for long vectors; stored in bytes.
+    basis_on : {"device", "cpu", "disk"}, default "device"
+        Where the basis is kept.
 
     Raises
     ------
     InputError
         For an option that is out of range, and for `refine` without the density.
+
+    Notes
+    -----
+    The options are described in full in `hvpspec.spectrum`. No product is made.
+
+    Examples
+    --------
+    >>> import hvpspec
+    >>> options = hvpspec.SpectrumOptions(k=3, only=["trace", "eigenvalues"], basis_memory="2MiB")
+    >>> options.only, options.basis_memory
+    (('eigenvalues', 'trace'), 2097152)
     """
 
     k: int = 10
@@ -78,7 +121,9 @@ class SpectrumOptions:
 
         put("k", check_count("k", self.k))
         check_choice("which", self.which, Which)
-        Tolerance(self.rtol, 0.0, self.confidence)
+        tolerance = Tolerance(self.rtol, 0.0, self.confidence)
+        put("rtol", float(tolerance.rtol))
+        put("confidence", float(tolerance.confidence))
         put("tol", check_tol(self.tol))
         put("seed", check_seed(self.seed))
         put("max_hvps", check_budget(self.max_hvps))
@@ -121,27 +166,25 @@ class SpectrumOptions:
         return Tolerance(self.rtol, 0.0, self.confidence)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, by name. Positions of blocks are left out: their names stand for them."""
-        values = {**asdict(self), "blocks": None, "only": list(self.quantities)}
-        if self.blocks is not None:
-            values["blocks"] = list(self.blocks)
-        return values
+        """JSON-ready, by name. Blocks that are given by positions are represented by their names only."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        blocks = None if self.blocks is None else list(self.blocks)
+        return {**values, "blocks": blocks, "only": list(self.quantities)}
 
 
 def planned_hvps(options: SpectrumOptions, n: int, block_sizes: Sequence[int] = ()) -> int:
-    """Products that a spectrum of an n × n matrix is expected to take, if it has some outliers over a bulk.
+    """Products that a spectrum of an n × n matrix is expected to take if it has some outliers over a bulk.
 
-    block_sizes: rows of each block that is asked for. The products of a refinement are beyond the budget, and half as
-    many where a damping keeps zero away.
+    block_sizes: rows of each block that is asked for. The products of a refinement are beyond the budget.
     """
-    return min(_within_budget(options, n, block_sizes), options.max_hvps or _MANY) + refinement_hvps(options)
-
-
-_MANY = 1 << 62
+    within_budget = _planned_without_refinement(options, n, block_sizes)
+    if options.max_hvps is not None:
+        within_budget = min(within_budget, options.max_hvps)
+    return within_budget + refinement_hvps(options)
 
 
 def refinement_hvps(options: SpectrumOptions) -> int:
-    """Products that are planned for a refinement."""
+    """Products that are planned for a refinement: half of its budget with damping, where it is faster."""
     return options.refine_hvps // (2 if options.damping else 1) if options.refine else 0
 
 
@@ -154,37 +197,38 @@ def planned_steps(options: SpectrumOptions, n: int) -> int:
 
 def planned_probes(options: SpectrumOptions) -> float:
     """Random probes among the planned products."""
-    return PILOT_PROBES + 0.5 / max(options.rtol, 1e-9) if options.sampled else 0.0
+    return PILOT_PROBES + 0.5 / max(options.rtol, SMALLEST_PLANNED_RTOL) if options.sampled else 0.0
 
 
 def verification_hvps(options: SpectrumOptions, n: int) -> int:
-    """Products that are kept for measuring the residuals at the end."""
+    """Products that are reserved for measuring the residuals at the end."""
     k = min(options.k, n)
     affordable = options.max_hvps is None or options.max_hvps > k + 1
     return k if options.verify and options.pairs and affordable else 0
 
 
-def _within_budget(options: SpectrumOptions, n: int, block_sizes: Sequence[int]) -> int:
+def _planned_without_refinement(options: SpectrumOptions, n: int, block_sizes: Sequence[int]) -> int:
     pilots = PILOT_PROBES if options.sampled else 0
-    shared = min(planned_steps(options, n) + planned_probes(options), n + pilots)  # n steps are the whole space
+    shared = min(planned_steps(options, n) + planned_probes(options), n + pilots)  # n steps span the whole space
     blocks = sum(min(_HVPS_PER_BLOCK, size) for size in block_sizes) if options.pairs else 0
     return int(shared + verification_hvps(options, n) + blocks)
 
 
 def check_only(only: str | Iterable[str] | None) -> tuple[Quantity, ...]:
-    """The quantities asked for, in the usual order; InputError for others or none."""
+    """The quantities asked for, in the usual order; InputError if there are none, or unknown ones."""
     if only is None:
         return QUANTITIES
     wanted = (only,) if isinstance(only, str) else tuple(only)
     unknown = [name for name in wanted if name not in QUANTITIES]
     if unknown or not wanted:
         names = ", ".join(f'"{name}"' for name in QUANTITIES)
-        raise InputError(f"only must name quantities among {names}; got {unknown[0] if unknown else 'none'!r}.")
+        got = repr(unknown[0]) if unknown else "nothing"
+        raise InputError(f"only must name quantities among {names}; got {got}.")
     return tuple(name for name in QUANTITIES if name in wanted)
 
 
 def _blocks(blocks: Any) -> Any:
-    """Globs as a tuple; what is no mapping and no globs is left for the operator's own check to refuse."""
+    """Globs as a tuple. Anything else than globs or a mapping is refused later, by `find_blocks`."""
     if blocks is None or isinstance(blocks, Mapping):
         return blocks
     if isinstance(blocks, str):

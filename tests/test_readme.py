@@ -18,7 +18,8 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CONSOLE = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
 
-def test_the_library_examples_run_one_after_the_other():
+def test_the_library_examples_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they save what they find
     space = {}
     for block in PYTHON:
         if not block.startswith("# train.py"):
@@ -91,14 +92,11 @@ def test_the_comparison_with_other_packages_is_the_measured_one():
     assert "\n".join(measured) in README
 
 
-def test_the_costs_of_a_product_are_the_measured_ones():
-    shown = README[README.index("| one HVP | MLP") :].split("\n\n")[0].splitlines()[2:]
-    measured = re.split(r"^## ", (ROOT / "results/oracle.md").read_text(), flags=re.MULTILINE)[1:5]
-    assert len(shown) == 8
-    for line in shown:
-        name, *costs = (cell.strip() for cell in line.strip("|").split("|"))
-        for cost, section in zip(costs, measured, strict=True):
-            assert f"| {name} | {cost} |" in section, name
+def test_the_cost_of_a_product_is_the_measured_one():
+    least, most = map(float, re.search(r"on two CPU cores (\S+) to (\S+) gradients a\s+product", README).groups())
+    sections = re.split(r"^## ", (ROOT / "results/oracle.md").read_text(), flags=re.MULTILINE)[1:5]
+    costs = [float(re.search(r"^\| hvpspec, compiled \| (\S+) \|", part, re.MULTILINE).group(1)) for part in sections]
+    assert (least, most) == (round(min(costs), 1), round(max(costs), 1))
 
 
 def test_the_picture_is_there_and_its_script_makes_one(tmp_path, monkeypatch):

@@ -22,7 +22,14 @@ from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.probes import MAX_LIVE_PROBES
 from hvpspec.krylov.vectors import inner
 from hvpspec.operators.hessian import HessianOperator
-from hvpspec.options import PILOT_PROBES, SpectrumOptions, planned_hvps, planned_probes, planned_steps
+from hvpspec.options import (
+    PILOT_PROBES,
+    SMALLEST_PLANNED_RTOL,
+    SpectrumOptions,
+    planned_hvps,
+    planned_probes,
+    planned_steps,
+)
 from hvpspec.results.preflight import Preflight
 
 _SECONDS_PER_STEP = 5e-3  # of an estimator besides a product, however short the vectors
@@ -93,7 +100,7 @@ def forecast(
 def _probes(moments: Moments | None, options: SpectrumOptions, removed: int) -> tuple[float, float]:
     """Probes that are expected, and at most. removed: eigenvalues that the basis removes."""
     usual = planned_probes(options)
-    without_basis = 2 * (_QUANTILE / max(options.rtol, 1e-9)) ** 2  # for a trace as large as the norm
+    without_basis = 2 * (_QUANTILE / max(options.rtol, SMALLEST_PLANNED_RTOL)) ** 2  # for a trace as large as the norm
     if moments is None:
         return usual, math.inf
     if "trace" not in options.sampled:  # a sample of the squared norm has a variance of 2 ‖H²‖_F²

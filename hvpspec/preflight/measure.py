@@ -65,8 +65,7 @@ def inspect_operator(
     """Inspects an operator before a run, and predicts what the run will take.
 
     findings: those that are already known. loss: the loss on the data, where it is known. expect: what the loss must
-    be, as text. measure: False evaluates the loss and nothing more. options: what the run is to be
-    asked for (None: the defaults).
+    be, as text. measure: False evaluates the loss and nothing more. options: those of the run (None: the defaults).
 
     Costs one gradient (and a forward pass where the loss is not known), 3 or 4 HVPs, and 4 to 12 gradients of the first
     batch in float64. A measurement is None where something was refused before it. Raises InputError when the loss or

@@ -139,7 +139,7 @@ class TestRefusals:
             (b"PK\x03\x04 truncated", "is cut short, or damaged"),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS.*git lfs pull"),
             (b"<!DOCTYPE html><html><body>404</body></html>", "is a web page"),
-            (gzip.compress(b"weights"), r"\(gzip\): unpack it first"),
+            (gzip.compress(b"weights", mtime=0), r"\(gzip\): unpack it first"),
             (bytes(257) + b"ustar\x0000" + bytes(248), r"\(tar\): unpack it first"),
             (b"\x10\0\0\0\0\0\0\0{" + b" " * 40, "not a safetensors file, or it is damaged"),
         ],

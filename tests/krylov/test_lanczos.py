@@ -1,8 +1,5 @@
 """The Krylov relation itself, in both precisions, with blocks, restarts, added vectors, and the basis anywhere."""
 
-import gc
-import tempfile
-
 import numpy as np
 import pytest
 import scipy.sparse.linalg as sla
@@ -11,7 +8,6 @@ from estimators.spectra import matrix, rotated
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.krylov.basis import Basis, Storage, check_storage
 from hvpspec.krylov.lanczos import add_random, extend, favour, restart, start
 from hvpspec.krylov.operator_view import as_symmetric
 
@@ -82,37 +78,6 @@ def test_every_end_survives_restarts(which):
     tight = hvpspec.eigsh(A, 5, which, tol=1e-6, basis_memory="104 kB", basis_on="cpu")
     assert tight.converged
     np.testing.assert_allclose(tight.values, free.values, rtol=1e-9)
-
-
-def test_the_file_is_there_while_it_is_needed_and_gone_afterwards(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    A = matrix("polynomial")
-    krylov = start(as_symmetric(A), seed=0, place="disk")
-    extend(krylov, as_symmetric(A).__matmul__)
-    (file,) = tmp_path.iterdir()
-    assert file.stat().st_size >= A.shape[0] * 8
-    del krylov
-    gc.collect()
-    assert not list(tmp_path.iterdir())
-    hvpspec.eigsh(A, 3, basis_on="disk")
-    gc.collect()
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="no room for the basis"):
-        Basis(2**50, torch.float64, torch.device("cpu"), "disk").append(torch.empty(2**50, 1, device="meta"))
-
-
-def test_storage_options():
-    assert check_storage("2GiB", "cpu") == Storage(2 * 2**30, "cpu")
-    assert check_storage("1.5 kB", "disk").memory == 1500
-    assert check_storage(4096, "device").vectors(8, torch.float64, torch.device("cpu")) == 64
-    assert check_storage(None, "device").vectors(1000, torch.float64, torch.device("cpu")) > 1000
-    for memory in ("much", "2 apples", -1, 0, True, float("nan"), "", "1.2.3GB"):
-        with pytest.raises(InputError, match="basis_memory must be"):
-            check_storage(memory, "cpu")
-    with pytest.raises(InputError, match='basis_on must be one of "device"'):
-        check_storage(None, "gpu")
-    with pytest.raises(InputError, match="raise basis_memory"):
-        hvpspec.eigsh(np.eye(100), 6, basis_memory=3 * 800)
 
 
 def test_no_ghosts_in_float32():

@@ -285,9 +285,3 @@ def test_callbacks_see_every_step_and_may_stop_it():
 def test_options_out_of_range(figure, options, message):
     with pytest.raises(InputError, match=message):
         FIGURES[figure][0](np.eye(3), **options)
-
-
-def test_allowed_width():
-    assert Tolerance(0.1, 2.0).allowed(-30) == 3
-    assert Tolerance(0.1, 2.0).allowed(5) == 2
-    assert Tolerance(0.1, 2.0).allowed(5, 40) == 4

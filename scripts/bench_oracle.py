@@ -193,10 +193,10 @@ def budgets(device: str) -> list[str]:
             device=device,
         )
         H @ v
-        state = H._product._fast._state
-        held, above = state.size / mib, peak(H.__matmul__, v) / mib
+        saved = H._product._fast._saved
+        held, above = saved.size / mib, peak(H.__matmul__, v) / mib
         over = held + above - budget
-        lines.append(f"| {budget} | {len(state.kept)} of 4 batches | {held:.0f} | {above:.0f} | {over:.0f} |")
+        lines.append(f"| {budget} | {len(saved.batches)} of 4 batches | {held:.0f} | {above:.0f} | {over:.0f} |")
     return lines
 
 

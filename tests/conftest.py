@@ -1,8 +1,12 @@
-"""Shared by all tests: threads, and the folder that the tests' own helpers are imported from."""
+"""Shared by all tests: threads, the order, and the folders that the tests' own helpers are imported from."""
 
 import os
 import sys
 from pathlib import Path
+
+# One thread for each process, here and in the command lines that tests start: the problems are small, and threads of
+# several busy processes wait for one another most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -11,10 +15,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "scripts"))
 
-torch.set_num_threads(1)  # the problems are small: threads would only wait for one another
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not {"slow", "real"} & set(item.keywords))  # first what takes long: cores end together
     if torch.cuda.is_available():
         return
     for item in items:

@@ -12,6 +12,7 @@ are the largest in magnitude.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,10 +51,10 @@ def interval_of_rest(
 def shows_outside(direction: Direction, low: float, high: float) -> bool:
     """Whether the direction shows that B has an eigenvalue outside [low, high]; one end may be infinite."""
     if math.isinf(low):
-        return direction.first > high
+        return direction.first > high * direction.zeroth
     if math.isinf(high):
-        return direction.first < low
-    return direction.second - (low + high) * direction.first + low * high > 0
+        return direction.first < low * direction.zeroth
+    return direction.second - (low + high) * direction.first + low * high * direction.zeroth > 0
 
 
 def suspect(pool: Pool, which: Which, interval: tuple[float, float]) -> Direction | None:
@@ -65,6 +66,8 @@ def suspect(pool: Pool, which: Which, interval: tuple[float, float]) -> Directio
     centre = 0.0 if by_magnitude else pool.grams()[-1].centre
     for number in range(1 if by_magnitude else _DIRECTIONS_TO_SEARCH):
         found = pool.direction(number, centre)
+        if found is not None and by_magnitude:
+            found = replace(found, zeroth=1.0)  # as in all versions so far: a seed keeps its meaning
         if found is not None and shows_outside(found, *interval):
             return found
     return None
@@ -77,4 +80,5 @@ def proved(A: Symmetric, krylov: Krylov, direction: Direction, interval: tuple[f
         image = image - krylov.basis.combine(krylov.basis.inner(image))
     first, second = float(inner(direction.vector, image)), float(column_inner(image, image))
     noise = float(krylov.ritz().noise.max())
-    return shows_outside(Direction(direction.vector, first, second), interval[0] - noise, interval[1] + noise)
+    measured = Direction(direction.vector, 1.0, first, second)
+    return shows_outside(measured, interval[0] - noise, interval[1] + noise)

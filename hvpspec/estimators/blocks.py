@@ -58,7 +58,7 @@ class BlockProbes:
         self.blocks = blocks
         self._basis_grams: tuple[int, list[np.ndarray]] = (-1, [])  # at which size of the basis, and the matrices
         if blocks:
-            shared.pool.gather = self._gather
+            shared.gather = self._gather
 
     def estimates(self, tolerance: Tolerance) -> list[tuple[Estimate, Estimate]]:
         """Trace and norm of each block; no HVP."""

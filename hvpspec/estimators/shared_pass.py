@@ -11,7 +11,7 @@ Hutchinson: arXiv:2010.09649.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,8 @@ def share_room(room: int, n: int, itemsize: int, least: int, *, probes: bool) ->
 class SharedPass:
     """The state of a pass, and what can be done next: `extend` the basis, or `probe` its complement.
 
-    capacity: basis vectors that fit in memory. history: (m, tr T, ‖T‖_F² + 2 ‖C‖_F²) after each step.
+    capacity: basis vectors that fit in memory. history: (m, tr T, ‖T‖_F² + 2 ‖C‖_F²) after each step. gather: what is
+    to be collected from probes that are no longer kept, see `Pool`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SharedPass:
         first_draw: how many of the seed's first Gaussians are skipped. towards: vectors of a warm start.
         """
         self.A = A
+        self.gather: Callable[[Sequence[int], Tensor], Any] = lambda numbers, images: None
         self._grows = basis
         self._already = A.hvps
         room = storage.vectors(A.n, A.dtype, A.device)
@@ -85,7 +87,7 @@ class SharedPass:
 
     def _begin(self, towards: Tensor | None) -> None:
         self.krylov = self._start(towards=towards)
-        self.pool = Pool(self.krylov, self._live, self._together)
+        self.pool = Pool(self.krylov, self._live, self._together, lambda numbers, images: self.gather(numbers, images))
         self.spread = BatchSpread(self.A, self.krylov, self.pool)
         self.history: list[tuple[int, float, float]] = [(0, 0.0, 0.0)]
         self._width: int | None = None

@@ -48,9 +48,13 @@ class Grams:
 
 @dataclass(frozen=True)
 class Direction:
-    """A unit vector w of the complement, (n, 1), with first = wᵀBw and second = ‖B w‖²."""
+    """A unit vector w of the complement, (n, 1), with zeroth = ‖w‖², first = wᵀBw and second = ‖B w‖².
+
+    The three are measured, or estimated with the same probes; then also the first one is not exactly 1.
+    """
 
     vector: Tensor
+    zeroth: float
     first: float
     second: float
 
@@ -63,13 +67,19 @@ class Pool:
     that are kept as vectors.
     """
 
-    def __init__(self, krylov: Krylov, capacity: int, together: int = 1) -> None:
+    def __init__(
+        self,
+        krylov: Krylov,
+        capacity: int,
+        together: int = 1,
+        gather: Callable[[Sequence[int], Tensor], Any] = lambda numbers, images: None,
+    ) -> None:
         """capacity: probes that may be kept as vectors. together: basis vectors to deflate them against at once."""
         self._krylov = krylov
         self._capacity = capacity
         self._together = together
         self._drawn = 0
-        self.gather: Callable[[Sequence[int], Tensor], Any] = lambda numbers, images: None
+        self._gather = gather
         self.clear()
 
     def clear(self) -> None:
@@ -133,8 +143,8 @@ class Pool:
         numbers = list(range(self._drawn - probes.shape[1], self._drawn))
         if self.full(probes.shape[1]):
             if self.numbers:
-                self.gathered.append(self.gather(self.numbers, self.images))
-            self.gathered.append(self.gather(numbers, images))
+                self.gathered.append(self._gather(self.numbers, self.images))
+            self.gathered.append(self._gather(numbers, images))
             self.numbers = []
             self._retired += self.grams()[len(self._retired) :]
             self._probes, self._images, self._live = probes[:, :0], images[:, :0], None
@@ -176,19 +186,20 @@ class Pool:
         grams = self.grams()[-1]
         yw = grams.wy.T - centre * grams.ww  # the images, less c times the probes, with the probes
         yy = grams.yy - centre * (grams.wy + yw)
-        first, second = [], []
+        moments = []
         for j in range(len(yy)):
             others = np.delete(np.arange(len(yy)), j)
             values, vectors = np.linalg.eigh(yy[np.ix_(others, others)])
             if values[-1 - number] <= 0:
                 return None
             image = float(vectors[:, -1 - number] @ (yy + centre * yw)[others, j])
-            first.append(image * float(vectors[:, -1 - number] @ yw[others, j]) / values[-1 - number])
-            second.append(image**2 / values[-1 - number])
+            sign = float(vectors[:, -1 - number] @ yw[others, j])
+            moments.append([product / values[-1 - number] for product in (sign**2, sign * image, image**2)])
         values, vectors = np.linalg.eigh(yy)
         coefficients = torch.from_numpy(vectors[:, [-1 - number]] / math.sqrt(values[-1 - number])).to(self.images)
         images = self.images - centre * self.probes if centre else self.images
-        return Direction(images @ coefficients, float(np.mean(first)), float(np.mean(second)))
+        zeroth, first, second = (float(np.mean(column)) for column in zip(*moments, strict=True))
+        return Direction(images @ coefficients, zeroth, first, second)
 
 
 def _complement(basis: Basis, X: Tensor) -> tuple[Tensor, np.ndarray]:

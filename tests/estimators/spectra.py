@@ -6,8 +6,18 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import pytest
 
 N = 1000
+
+# A calibration over 100 seeds in two parts: a short one that always runs, and the rest.
+SEEDS = pytest.mark.parametrize(
+    "seeds",
+    [
+        pytest.param(range(25), id="25 seeds"),
+        pytest.param(range(25, 100), id="75 seeds", marks=pytest.mark.slow),
+    ],
+)
 
 
 def eigenvalues(name: str, n: int = N) -> np.ndarray:

@@ -37,9 +37,9 @@ def bulk(values, found):
 
 @pytest.fixture(scope="module")
 def digits():
-    """The explicit Hessian, of which some columns are made anew by plain autograd, and its eigenvalues."""
+    """The explicit Hessian, some columns of which are compared with plain autograd, and its eigenvalues."""
     model = hvpspec.load_checkpoint(demo.CHECKPOINT, demo.build())
-    operator = hvpspec.HessianOperator(model, "cross_entropy", demo.batches(), dtype="float64")
+    operator = hvpspec.HessianOperator(model, "cross_entropy", demo.batches(10_000), dtype="float64")
     H = operator @ np.eye(operator.shape[0])
     ((images, labels),) = demo.batches(10_000)
     parameters = list(model.double().parameters())

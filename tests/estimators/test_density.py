@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from estimators.spectra import COPIES, NAMES, eigenvalues, matrix, rotated
+from estimators.spectra import COPIES, NAMES, SEEDS, eigenvalues, matrix, rotated
 from zoo import explicit_hessian, mlp
 
 import hvpspec
@@ -100,14 +100,15 @@ def test_a_later_segment_shows_that_no_copies_are_left():
     assert few.error < 1e-6
 
 
-def test_counts_hold_at_their_rate():
+@SEEDS
+def test_counts_hold_at_their_rate(seeds):
     A, values = torch.from_numpy(matrix("flat", 300)), eigenvalues("flat", 300)
     held = 0
-    for seed in range(100):
+    for seed in seeds:
         count = hvpspec.spectral_density(A, seed=seed, max_hvps=20).count(1.5, 2.2)
         held += abs(count.value - ((values > 1.5) & (values <= 2.2)).sum()) <= count.error
         assert count.error < 150
-    assert held >= 90
+    assert held >= {25: 22, 75: 68}[len(seeds)]
 
 
 @pytest.mark.parametrize("values", [np.zeros(40), np.full(40, 2.0), np.r_[3, 3, 1, np.zeros(37)], [4.0], [1.0, -1.0]])

@@ -193,3 +193,83 @@ def test_options_are_checked_before_any_product():
         with pytest.raises(InputError):
             hvpspec.spectrum(H, **options)
     assert H.hvps == 0
+
+
+# --- which eigenpairs ---------------------------------------------------------------------------------------------
+
+ENDS = {
+    "copies at both ends": np.r_[5, 5, 5, 4, 3, -3.5, -3.5, 0.1 * np.linspace(-1, 1, 293)],
+    "a strong other end": np.r_[50, 50, 20, -2, -2, -1.5, 0.05 * np.linspace(-1, 1, 294)],
+    "all negative": -np.r_[5, 5, 5, 4, 3, 0.5 + 0.1 * np.linspace(-1, 1, 295)],
+}
+
+
+def asked(values, k, which):
+    """The k eigenvalues that SciPy's eigsh would return, in hvpspec's order."""
+    down = np.sort(values)[::-1]
+    return {
+        "LM": largest(values, k),
+        "LA": down[:k],
+        "SA": down[::-1][:k],
+        "BE": np.r_[down[: (k + 1) // 2], down[len(down) - k // 2 :]],
+    }[which]
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "BE"])
+def test_the_eigenvalues_asked_for_with_their_copies(which):
+    """Each value is an eigenvalue. A copy may be missed in a few runs, as the search is by random probes."""
+    complete = runs = 0
+    for values in ENDS.values():
+        A = rotated(values)
+        for k in (1, 3, 6):
+            true = asked(values, k, which)
+            for seed in range(4):
+                found = hvpspec.spectrum(A, k, which=which, rtol=0.3, seed=seed)
+                pairs, runs = found.eigenpairs, runs + 1
+                complete += np.allclose(pairs.values, true, rtol=2e-3)
+                nearest = np.abs(pairs.values[:, None] - values).min(1)
+                assert (nearest <= pairs.error + 1e-12).all()
+                residuals = np.linalg.norm(A @ pairs.vectors - pairs.vectors * pairs.values, axis=0)
+                assert (residuals <= 1e-3 * np.abs(pairs.values) + 1e-12).all()
+                assert np.abs(pairs.vectors.T @ pairs.vectors - np.eye(k)).max() < 1e-8
+                assert pairs.largest.lower <= values.max() + 1e-9
+                assert pairs.smallest.upper >= values.min() - 1e-9
+    assert complete >= runs - 3, complete
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "BE"])
+def test_the_other_eigenvalues_are_those_not_asked_for(which):
+    """Mean and spread of the bulk of the conditioning, whichever eigenvalues were found; and the verified residuals."""
+    values = ENDS["copies at both ends"]
+    found = hvpspec.spectrum(rotated(values), 4, which=which, rtol=0.01, verify=True)
+    assert found.eigenpairs.verified
+    rest = list(values)
+    for value in asked(values, 4, which):
+        rest.remove(value)
+    mean, spread = found.condition.bulk_mean, found.condition.bulk_spread
+    assert found.condition.bulk_count == len(rest)
+    assert abs(mean.value - np.mean(rest)) <= mean.error
+    assert spread.interval[0] <= np.std(rest) <= spread.interval[1]
+    assert found.condition.largest.lower <= 5 <= found.condition.largest.upper + 1e-9
+    assert found.condition.negative.value == pytest.approx((values < 0).sum(), abs=found.condition.negative.error)
+
+
+def test_largest_magnitude_is_the_default():
+    A = matrix("indefinite with outliers")
+    plain, same = hvpspec.spectrum(A, 5, rtol=0.1), hvpspec.spectrum(A, 5, which="LM", rtol=0.1)
+    assert plain.hvps == same.hvps
+    assert (plain.eigenpairs.values == same.eigenpairs.values).all()
+    with pytest.raises(InputError, match="which must be one of"):
+        hvpspec.spectrum(A, 5, which="SM")
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "BE"])
+def test_a_warm_start_finds_what_is_asked_for(which):
+    values = np.r_[6.0, 4.0, -3.0, -5.0, 0.2 * np.linspace(-1, 1, 200)]
+    A = rotated(values)
+    options = {"which": which, "rtol": 0.3, "only": ("eigenvalues", "trace")}
+    cold = hvpspec.spectrum(A, 2, **options)
+    warm = hvpspec.spectrum(A, 2, **options, seed=1, start=cold.eigenpairs.vectors)
+    wrong = hvpspec.spectrum(A, 2, **options, seed=1, start=np.linalg.eigh(A)[1][:, 50:53])
+    for found in (cold, warm, wrong):
+        np.testing.assert_allclose(found.eigenpairs.values, asked(values, 2, which), rtol=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from estimators.spectra import NAMES, matrix
+from estimators.spectra import NAMES, SEEDS, matrix
 from scipy import stats
 from zoo import explicit_hessian, mlp
 
@@ -109,20 +109,22 @@ def test_estimates_are_unbiased():
 # --- intervals ---------------------------------------------------------------------------------------------------
 
 
+@SEEDS
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("figure", FIGURES)
-def test_intervals_hold_the_truth(figure, name):
+def test_intervals_hold_the_truth(figure, name, seeds):
     """95 % intervals at fixed budgets and stopping by themselves; `scripts/bench_estimators.py` is the long form."""
     estimate, exact = FIGURES[figure]
     A = torch.from_numpy(matrix(name, 200))
-    truth, seeds = exact(A.numpy()), 100
+    truth = exact(A.numpy())
     for options in ({"rtol": 0, "max_hvps": 12}, {"rtol": 0, "max_hvps": 30}, {"rtol": 0.1}, {"rtol": 0.03}):
         held = 0
-        for seed in range(seeds):
+        for seed in seeds:
             found = estimate(A, seed=seed, **options)
             held += abs(found.value - truth) <= found.error
             assert found.converged or "max_hvps" in options
-        assert held / seeds >= 0.87, (options, held)  # chance makes it vary by 0.02, and there are 56 of these
+        # of 25, chance makes it vary by 1.1, of 75 by 1.9; and there are 56 of each
+        assert held >= {25: 20, 75: 66}[len(seeds)], (options, held)
 
 
 @pytest.mark.parametrize("figure", FIGURES)

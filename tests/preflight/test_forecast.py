@@ -1,4 +1,4 @@
-"""What is foreseen of a run, beside what it takes: products, seconds, memory."""
+"""What a run is expected to take, compared with what it does take: products, seconds, memory."""
 
 import json
 import subprocess
@@ -88,6 +88,19 @@ def test_without_moments_the_worst_is_the_budget_and_nothing_is_beyond_it():
     assert forecast(1000, options, cancelling).hvps == 300
     only = forecast(1000, SpectrumOptions(k=3, only=["eigenvalues"], max_hvps=1000), cancelling)
     assert (only.hvps, only.probes) == (16, 0)
+
+
+def test_the_forecast_includes_a_refinement():
+    plain = forecast(200, SpectrumOptions()).hvps
+    assert forecast(200, SpectrumOptions(refine=True, refine_hvps=300)).hvps == plain + 300
+    assert forecast(200, SpectrumOptions(refine=True, refine_hvps=300, damping=0.1)).hvps == plain + 150
+
+
+def test_a_forecast_is_never_negative():
+    """Where the budget is smaller than the probes that are usual."""
+    options = SpectrumOptions(only=("frobenius_norm",), rtol=1e-3, max_hvps=300)
+    found = forecast(1000, options, Moments(3.0, 0.8, 400.0))
+    assert 0 < found.probes <= found.hvps <= found.most_hvps <= 300
 
 
 def test_seconds_of_slow_products():

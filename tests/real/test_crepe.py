@@ -15,7 +15,7 @@ import torch
 import hvpspec
 
 pytestmark = pytest.mark.real
-TONES = 32
+TONES = 8
 
 
 @pytest.fixture(scope="module")

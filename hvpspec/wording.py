@@ -37,12 +37,6 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
-def eigenvalues_asked_for(which: str) -> str:
-    """ "smallest eigenvalues" for "SA"."""
-    names = {"LM": "eigenvalues of largest magnitude", "LA": "largest eigenvalues", "SA": "smallest eigenvalues"}
-    return names.get(which, "outermost eigenvalues")
-
-
 def percent(confidence: float) -> str:
     """A probability as a reader has it: "95 %"."""
     return f"{100 * confidence:g} %"

@@ -22,9 +22,11 @@ from hvpspec.report.write_report import write_report
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress, Spectrum
-from hvpspec.wording import counted, eigenvalues_asked_for
+from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times the products expected so far: an expectation that grows by this factor is worth a line
+
+_KINDS = {"LM": "", "LA": "largest", "SA": "smallest", "BE": "outermost"}  # of the eigenvalues asked for
 
 
 def measure(
@@ -121,9 +123,8 @@ class _Course:
     def _named(self, quantity: str) -> str:
         if quantity != "eigenvalues":
             return QUANTITY_NAMES[quantity]
-        which = self.options.which
-        kind = "eigenvalue" if which == "LM" else eigenvalues_asked_for(which).removesuffix("s")
-        return counted(self.options.k, kind)
+        kind = _KINDS[self.options.which]
+        return counted(self.options.k, f"{kind} eigenvalue" if kind else "eigenvalue")
 
     def _show_more(self, step: Progress) -> None:
         """What the first probes have shown: next to the progress bar, as it is not part of the results."""

@@ -190,10 +190,10 @@ class Pass:
         self.reserved, self.checks = 0.0, verification_hvps(options, operator.n)
         self.afterwards = refinement_hvps(options)
         self.start = time.perf_counter()
+        predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         self.known = Spectrum(
-            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, which=options.which,
-            predicted=planned_hvps(options, operator.n, [block.size for block in self.blocks]),
-        )  # fmt: skip
+            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted
+        )
 
     @property
     def left(self) -> float:

@@ -21,7 +21,7 @@ from hvpspec.plots.style import (
     whole_numbers,
 )
 from hvpspec.results.comparison import Comparison, Run
-from hvpspec.wording import eigenvalues_asked_for, shortened
+from hvpspec.wording import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,9 +109,8 @@ def _draw_eigenvalues(axes: Axes, runs: tuple[Run, ...]) -> None:
         axes.set_ylim(low or -least, high or least)
         signed_ticks(axes.yaxis, least, *axes.get_ylim())
     whole_numbers(axes.xaxis)
-    kinds = {run.spectrum.which for run in runs if run.spectrum.eigenpairs is not None}
-    axes.set_title(eigenvalues_asked_for(kinds.pop()).capitalize() if len(kinds) == 1 else "Eigenvalues asked for")
-    axes.set_xlabel("rank")
+    axes.set_title("Eigenvalues of largest magnitude")
+    axes.set_xlabel("rank by magnitude")
     axes.set_ylabel("eigenvalue ± error")
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     if any(value < 0 for value in shown):

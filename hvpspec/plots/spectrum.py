@@ -27,7 +27,6 @@ from hvpspec.plots.style import (
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.wording import eigenvalues_asked_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,9 +43,8 @@ def panels(spectrum: Spectrum) -> list[Panel]:
             Panel("density", "All eigenvalues", _density_alt(density), lambda axes: _draw_density(axes, density, pairs))
         )
     if pairs is not None and len(pairs.values):
-        title = eigenvalues_asked_for(spectrum.which).capitalize()
-        by = " by magnitude" if spectrum.which == "LM" else ""
-        found.append(Panel("scree", title, _scree_alt(pairs), lambda axes: _draw_scree(axes, pairs, f"rank{by}")))
+        title = "Eigenvalues of largest magnitude"
+        found.append(Panel("scree", title, _scree_alt(pairs), lambda axes: _draw_scree(axes, pairs)))
     if spectrum.blocks is not None and (blocks := blocks_panel(spectrum.blocks)) is not None:
         found.append(blocks)
     return found
@@ -119,7 +117,7 @@ def _draw_density(axes: Axes, density: Density, pairs: Eigenpairs | None) -> Non
     axes.legend(loc="upper right")
 
 
-def _draw_scree(axes: Axes, pairs: Eigenpairs, label: str) -> None:
+def _draw_scree(axes: Axes, pairs: Eigenpairs) -> None:
     size = np.abs(pairs.values)
     ranks = np.arange(1, len(size) + 1)
     if pairs.data_error is not None:
@@ -145,7 +143,7 @@ def _draw_scree(axes: Axes, pairs: Eigenpairs, label: str) -> None:
     axes.set_xlim(0.4, len(size) + 0.6)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel(label)
+    axes.set_xlabel("rank by magnitude")
     axes.set_ylabel("|eigenvalue| ± error")
     axes.legend(loc="upper right")
 

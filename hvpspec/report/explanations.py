@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from hvpspec.report.numbers import QUANTITY_NAMES
 
 EXPLANATIONS = {
-    "eigenvalues": "Curvature of the loss along the eigenvectors: its most curved directions, unless others were asked "
-    "for. Along a direction with a negative one the loss curves downwards.",
+    "eigenvalues": "Curvature of the loss along its most curved directions, the largest magnitude first. Along a "
+    "direction with a negative one the loss curves downwards.",
     "trace": "Sum of all eigenvalues. Noise of variance σ² in every parameter raises the loss by about σ²/2 times the "
     "trace.",
     "frobenius_norm": "Square root of the sum of all squared eigenvalues: the overall size of the curvature, mostly of "

@@ -16,7 +16,7 @@ from hvpspec.results.estimate import Estimate
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.wording import eigenvalues_asked_for, percent
+from hvpspec.wording import percent
 
 
 def sentences(record: Record) -> list[str]:
@@ -106,9 +106,8 @@ def _trace_and_norm(spectrum: Spectrum) -> list[str]:
         )
     if norm is not None and norm.value > 0 and pairs is not None and math.isfinite(norm.error):
         share = math.sqrt(float((pairs.values**2).sum())) / norm.value
-        kind = "largest eigenvalues" if spectrum.which == "LM" else eigenvalues_asked_for(spectrum.which)
         said.append(
-            f"The {len(pairs.values)} {kind} make up about {min(share**2, 1):.1%} of the squared "
+            f"The {len(pairs.values)} largest eigenvalues make up about {min(share**2, 1):.1%} of the squared "
             f"Frobenius norm; the norm is {plus_minus(norm.value, norm.error)}."
         )
     elif norm is not None:

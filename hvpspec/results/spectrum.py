@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, overload
 
-from hvpspec.options import QUANTITIES, Which
+from hvpspec.options import QUANTITIES
 from hvpspec.presentation import presented
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import Flattened, Key, decode, encode
@@ -37,8 +37,7 @@ class Spectrum:
     parameters : int
         n: the matrix is n × n.
     eigenpairs : Eigenpairs or None
-        Those that `which` says: largest magnitude first for "LM", from the top for "LA" and "BE", from the bottom for
-        "SA".
+        Largest magnitude first.
     trace, frobenius_norm : Estimate or None
         Of the whole matrix.
     hvps : int
@@ -57,8 +56,6 @@ class Spectrum:
         What the same products tell of the conditioning.
     blocks : Blocks or None
         Quantities of each group of parameters, where they were asked for.
-    which : str
-        Which eigenvalues were asked for: "LM", "LA", "SA" or "BE", as for `hvpspec.eigsh`.
 
     Examples
     --------
@@ -82,11 +79,10 @@ class Spectrum:
     predicted: Annotated[int | None, Key("predicted_hvps")] = None
     condition: Condition | None = None
     blocks: Blocks | None = None
-    which: Which = "LM"
 
     json_order: ClassVar = (
-        "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
-        "density", "condition", "blocks", "hvps", "predicted", "seconds",
+        "schema", "complete", "converged", "parameters", "asked", "eigenpairs", "trace", "frobenius_norm", "density",
+        "condition", "blocks", "hvps", "predicted", "seconds",
     )  # fmt: skip
 
     @property

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from hvpspec.report.condition_rows import shifted_name
 from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, with_error
 from hvpspec.results.comparison import Value
 from hvpspec.results.condition import Condition
-from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.results.spectrum import Spectrum
 
@@ -21,13 +18,19 @@ _OF_CONDITION = ("negative_mass", "stable_rank", "participation_ratio", "effecti
 def values_of(spectrum: Spectrum) -> dict[str, Value]:
     """The quantities of a run, by names that mean the same in every run.
 
-    Eigenvalues are counted from either end of the spectrum.
+    Eigenvalues are counted from either end of the spectrum: among those of largest magnitude, the i-th from the top
+    is the i-th largest of all.
     """
     found: dict[str, Value] = {}
     pairs, known = spectrum.eigenpairs, spectrum.condition
     if pairs is not None:
-        for end, (values, errors) in _from_the_ends(pairs, spectrum.which).items():
-            for i, (value, error) in enumerate(zip(values.tolist(), errors.tolist(), strict=True), start=1):
+        for end, sign in (("top", 1), ("bottom", -1)):
+            mine = [
+                (float(value), float(error))
+                for value, error in zip(pairs.values, pairs.error, strict=True)
+                if sign * value > 0
+            ]
+            for i, (value, error) in enumerate(sorted(mine, key=lambda pair: -abs(pair[0])), start=1):
                 found[f"λ{i} from the {end}"] = Value(value, error, None, about="eigenvalues")
     high = known.largest if known is not None else pairs.largest if pairs is not None else None
     low = known.smallest if known is not None else pairs.smallest if pairs is not None else None
@@ -44,21 +47,6 @@ def values_of(spectrum: Spectrum) -> dict[str, Value]:
         if block.largest is not None:
             found |= _bracket(f"λ_max of {block.name}", block.largest, 1, about="block")
     return found
-
-
-def _from_the_ends(pairs: Eigenpairs, which: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Eigenvalues and their errors, counted from the top and from the bottom.
-
-    Among those of largest magnitude, the i-th positive one from the top is the i-th largest of all, and likewise below.
-    """
-    order = np.argsort(-pairs.values, kind="stable")
-    values, errors = pairs.values[order], pairs.error[order]
-    top, bottom = int((values > 0).sum()), int((values < 0).sum())
-    if which != "LM":
-        top = {"LA": len(values), "SA": 0}.get(which, (len(values) + 1) // 2)
-        bottom = len(values) - top
-    below = slice(len(values) - bottom, None)
-    return {"top": (values[:top], errors[:top]), "bottom": (values[below][::-1], errors[below][::-1])}
 
 
 def _of_condition(known: Condition) -> dict[str, Value]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from report import examples
 
-from hvpspec.plots.spectrum import panels
 from hvpspec.report.documents import read_record
 from hvpspec.report.explanations import EXPLANATIONS
 from hvpspec.report.html import notebook_html, report_html
@@ -139,13 +138,6 @@ def test_findings_come_first_and_say_what_holds(page):
     assert said[4].startswith("The condition number of H + 0.1 I is at least 12500, so that a solve loses 4.1 or more")
     assert "1 problem was fixed, exactly, 1 finding is worth knowing" in said[5]
     assert said[-1] == "Every figure asked for is within its tolerance, after 42 Hessian-vector products."
-
-
-@pytest.mark.parametrize(("which", "kind"), [("LA", "largest"), ("SA", "smallest"), ("BE", "outermost")])
-def test_the_eigenvalues_are_those_asked_for(which, kind):
-    record = examples.record(blocks=None, which=which)
-    assert any(sentence.startswith(f"The 4 {kind} eigenvalues make up") for sentence in sentences(record))
-    assert f"{kind.capitalize()} eigenvalues" in [panel.title for panel in panels(record.spectrum)]
 
 
 def refined(converged):

@@ -22,7 +22,6 @@ from hvpspec.results.estimate import Estimate
 from hvpspec.results.record import Record
 from hvpspec.runs.compare import combined, compared, read_runs
 from hvpspec.runs.compare_table import comparison_explanations, comparison_notes, comparison_tables
-from hvpspec.runs.compare_values import values_of
 
 
 def runs(tmp_path, *documents, shared=False):
@@ -126,23 +125,6 @@ def test_eigenvalues_are_counted_from_their_end_of_the_spectrum(tmp_path):
     assert rows["λ1 from the bottom"].difference == pytest.approx(-0.02)
     assert rows["λ1 from the bottom"].significant
     assert rows["λ2 from the top"].difference == 0
-
-
-@pytest.mark.parametrize(
-    ("which", "top", "bottom"),
-    [
-        ("LM", [3.0, 1.0], [-2.0]),
-        ("LA", [3.0, 1.0, -2.0], []),
-        ("SA", [], [-2.0, 1.0, 3.0]),
-        ("BE", [3.0, 1.0], [-2.0]),
-    ],
-)
-def test_eigenvalues_are_counted_from_the_end_that_was_asked_for(which, top, bottom):
-    """The smallest eigenvalues of a positive matrix are not the largest ones, whatever their sign."""
-    pairs = Eigenpairs(np.array([3.0, -2.0, 1.0]), None, np.zeros(3), np.full(3, 1e-3), True, 9)
-    values = values_of(examples.spectrum(eigenpairs=pairs, which=which))
-    for end, expected in (("top", top), ("bottom", bottom)):
-        assert [value.value for name, value in values.items() if name.endswith(f"from the {end}")] == expected
 
 
 def test_conditioning_is_compared_where_the_damping_is_the_same(tmp_path):

@@ -36,6 +36,12 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
 
 SERIES_QUANTITIES: tuple[Quantity, ...] = ("eigenvalues", "trace", "frobenius_norm")  # the density allows no warm start
+EIGENVALUE_KINDS: dict[Which, str] = {
+    "LM": "eigenvalues of largest magnitude",
+    "LA": "largest eigenvalues",
+    "SA": "smallest eigenvalues",
+    "BE": "outermost eigenvalues",
+}
 DEFAULT_MAX_HVPS = 1000  # of a call without a budget that might otherwise not end
 DEFAULT_REFINE_HVPS = 500
 SMALLEST_PLANNED_RTOL = 1e-9  # plans for smaller tolerances are those for this one

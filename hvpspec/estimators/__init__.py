@@ -1,1 +1,1 @@
-"""Spectral figures of any symmetric operator from its products alone. Nothing here knows models, losses or data."""
+"""The public calls: spectral quantities of any symmetric operator, from its products. Models and data are not known."""

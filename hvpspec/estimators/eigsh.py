@@ -26,6 +26,7 @@ _RESOLUTION = 0.02  # relative distance to a found eigenvalue within which a war
 _PROBABILITY_OF_MISS = 0.05  # that a warm start has missed an eigenvalue at a point farther from those found
 _SMALLEST_SCALE = 0.1  # of the largest magnitude found: smaller values have at least this resolution
 _ROUNDOFFS_OF_RESIDUAL = 20  # of ‖H‖: a residual this small is rounding
+_LEAST_CHECKS_TO_EXTRAPOLATE = 4  # of the residuals
 _CHECKS_PER_BASIS = 150  # convergence is checked after each growth of a large basis by one part in this many
 
 
@@ -212,6 +213,22 @@ def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz
         hvps=shared.hvps,
         verified=True,
     )
+
+
+def relative_residuals(pairs: Eigenpairs) -> np.ndarray:
+    """‖A v − θ v‖ / |θ| of each pair."""
+    relative: np.ndarray = pairs.residuals / np.maximum(np.abs(pairs.values), np.finfo(float).tiny)
+    return relative
+
+
+def steps_to_tolerance(history: list[tuple[int, float]], tol: float) -> int | None:
+    """Steps until the residuals reach the tolerance if they decrease as before; None if they do not decrease."""
+    if len(history) < _LEAST_CHECKS_TO_EXTRAPOLATE:
+        return None
+    (m, now), (m_before, before) = history[-1], history[-1 - len(history) // 2]
+    if not 0 < now < before < math.inf or tol <= 0:
+        return None
+    return math.ceil(max(0.0, math.log(now / tol)) * (m - m_before) / math.log(before / now))
 
 
 def _finished(krylov: Krylov, ritz: Ritz, chosen: np.ndarray, wanted: Wanted) -> bool:

@@ -19,7 +19,15 @@ from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.errors import InputError
 from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
 from hvpspec.estimators.condition_figures import read_condition
-from hvpspec.estimators.eigsh import Wanted, converged, current, finish, worth_checking
+from hvpspec.estimators.eigsh import (
+    Wanted,
+    converged,
+    current,
+    finish,
+    relative_residuals,
+    steps_to_tolerance,
+    worth_checking,
+)
 from hvpspec.estimators.extend_or_probe import choose, ends
 from hvpspec.estimators.refine import refined
 from hvpspec.estimators.shared_pass import SharedPass
@@ -47,8 +55,6 @@ from hvpspec.results.spectrum import Progress, Spectrum
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
 _RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
 _MAX_VAIN_SEARCHES = 8  # for missed eigenvalues
-_LEAST_CHECKS_TO_EXTRAPOLATE = 4  # of the residuals
-_TINY = np.finfo(float).tiny
 
 
 def spectrum(
@@ -192,7 +198,16 @@ class Pass:
         self.start = time.perf_counter()
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         self.known = Spectrum(
-            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted
+            operator.n,
+            None,
+            None,
+            None,
+            0,
+            0.0,
+            complete=False,
+            asked=options.quantities,
+            predicted=predicted,
+            which=options.which,
         )
 
     @property
@@ -216,8 +231,6 @@ class Pass:
     def finished(self) -> Spectrum:
         seconds = time.perf_counter() - self.start
         return replace(self.known, hvps=self.shared.hvps, seconds=seconds, complete=True)
-
-    # --- the parts of a run -------------------------------------------------------------------------------------
 
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""
@@ -279,8 +292,6 @@ class Pass:
             )  # fmt: skip
             self.report("blocks", (remaining - 1) * (self.shared.hvps - before) / (i + 1), blocks=known(largest))
 
-    # --- the stages of `measure` --------------------------------------------------------------------------------
-
     def _find_eigenpairs(self) -> None:
         shared = self.shared
         for_probes = min(_RESERVED_HVPS, self.left // 2) if self.options.sampled else 0
@@ -292,8 +303,8 @@ class Pass:
                 continue
             pairs, _, _ = current(shared, self.wanted, self.tolerance.confidence)
             if len(pairs.values) == self.k:
-                history.append((shared.hvps, float(_relative_residuals(pairs).max())))
-            steps = _steps_to_tolerance(history, self.wanted.tol)
+                history.append((shared.hvps, float(relative_residuals(pairs).max())))
+            steps = steps_to_tolerance(history, self.wanted.tol)
             after = 2 * PILOT_PROBES if self.options.sampled else 0
             self.report("eigenvalues", None if steps is None else min(steps, left - 1) + after, eigenpairs=pairs)
             if pairs.converged:
@@ -370,7 +381,7 @@ class Pass:
                 pairs, chosen, ritz = current(shared, self.wanted, self.tolerance.confidence)
                 self.report("missed eigenvalues", None, eigenpairs=pairs, **self._estimates())
                 if not pairs.converged:
-                    worst = chosen[np.argmax(_relative_residuals(pairs))]
+                    worst = chosen[np.argmax(relative_residuals(pairs))]
                     favour(shared.krylov, ritz.coefficients[:, worst])
                 elif shared.krylov.m - added >= PILOT_PROBES or self._suspect(pairs) is None:
                     break
@@ -383,18 +394,3 @@ class Pass:
         rest = interval_of_rest(pairs.values, wanted.which, wanted.tol, pairs.smallest, pairs.largest)
         found = suspect(self.shared.pool, wanted.which, rest)
         return None if found is None else (found, rest)
-
-
-def _relative_residuals(pairs: Eigenpairs) -> np.ndarray:
-    relative: np.ndarray = pairs.residuals / np.maximum(np.abs(pairs.values), _TINY)
-    return relative
-
-
-def _steps_to_tolerance(history: list[tuple[int, float]], tol: float) -> int | None:
-    """Steps until the residuals reach the tolerance if they decrease as before; None if they do not decrease."""
-    if len(history) < _LEAST_CHECKS_TO_EXTRAPOLATE:
-        return None
-    (m, now), (m_before, before) = history[-1], history[-1 - len(history) // 2]
-    if not 0 < now < before < math.inf or tol <= 0:
-        return None
-    return math.ceil(max(0.0, math.log(now / tol)) * (m - m_before) / math.log(before / now))

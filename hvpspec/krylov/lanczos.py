@@ -30,13 +30,10 @@ from hvpspec.options import Place
 
 COINCIDING = 1e-8  # of ‖H‖: Ritz values that are closer than this are copies of one eigenvalue
 _ROUNDOFFS_PER_SUM = 16  # the error of a sum over the basis, in unit roundoffs of ‖H‖ √(1 + m)
-_ROUNDOFFS_OF_CLOSED_SPACE = (
-    100  # a remainder below this many unit roundoffs of ‖T‖ is rounding: the space is invariant
-)
+_ROUNDOFFS_OF_CLOSED_SPACE = 100  # of ‖T‖: a shorter remainder is rounding, and the space is invariant
 _SECOND_PASS_SHARE = 0.5  # of the squared length: if less is left after Gram-Schmidt, it is applied once more
-_LARGE_LOSS = (
-    0.1  # of the length: if less is left by the other new columns, a vector may not be orthogonal to the basis
-)
+# Of the length of a new vector: if less is left by the other new ones, it may have components in the basis again.
+_LARGE_LOSS = 0.1
 
 
 @dataclass(frozen=True)

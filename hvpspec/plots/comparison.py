@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.plots.bins import binned_alike
 from hvpspec.plots.spectrum import LEAST_COUNT
 from hvpspec.plots.style import (
@@ -109,8 +110,10 @@ def _draw_eigenvalues(axes: Axes, runs: tuple[Run, ...]) -> None:
         axes.set_ylim(low or -least, high or least)
         signed_ticks(axes.yaxis, least, *axes.get_ylim())
     whole_numbers(axes.xaxis)
-    axes.set_title("Eigenvalues of largest magnitude")
-    axes.set_xlabel("rank by magnitude")
+    kinds = {EIGENVALUE_KINDS[run.spectrum.which] for run in runs}
+    title = kinds.pop() if len(kinds) == 1 else "eigenvalues"
+    axes.set_title(title[0].upper() + title[1:])
+    axes.set_xlabel("rank")
     axes.set_ylabel("eigenvalue ± error")
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     if any(value < 0 for value in shown):

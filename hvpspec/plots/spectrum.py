@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from hvpspec.errors import InputError
+from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.plots.bins import binned
 from hvpspec.plots.blocks import blocks_panel
 from hvpspec.plots.style import (
@@ -43,8 +44,9 @@ def panels(spectrum: Spectrum) -> list[Panel]:
             Panel("density", "All eigenvalues", _density_alt(density), lambda axes: _draw_density(axes, density, pairs))
         )
     if pairs is not None and len(pairs.values):
-        title = "Eigenvalues of largest magnitude"
-        found.append(Panel("scree", title, _scree_alt(pairs), lambda axes: _draw_scree(axes, pairs)))
+        kind = EIGENVALUE_KINDS[spectrum.which]
+        title = kind[0].upper() + kind[1:]
+        found.append(Panel("scree", title, _scree_alt(pairs, kind), lambda axes: _draw_scree(axes, pairs)))
     if spectrum.blocks is not None and (blocks := blocks_panel(spectrum.blocks)) is not None:
         found.append(blocks)
     return found
@@ -143,7 +145,7 @@ def _draw_scree(axes: Axes, pairs: Eigenpairs) -> None:
     axes.set_xlim(0.4, len(size) + 0.6)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("rank by magnitude")
+    axes.set_xlabel("rank")
     axes.set_ylabel("|eigenvalue| ± error")
     axes.legend(loc="upper right")
 
@@ -161,7 +163,7 @@ def _negative_share(density: Density) -> str:
     return f"about {share:.0%} are estimated to be negative" if share >= 0.005 else "hardly any is negative"
 
 
-def _scree_alt(pairs: Eigenpairs) -> str:
+def _scree_alt(pairs: Eigenpairs, kind: str) -> str:
     values = ", ".join(f"{value:.3g}" for value in pairs.values[:5])
     rest = ", and so on" if len(pairs.values) > 5 else ""
-    return f"The magnitudes of the {len(pairs.values)} largest eigenvalues with error bars: {values}{rest}."
+    return f"The magnitudes of the {len(pairs.values)} {kind} with error bars: {values}{rest}."

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hvpspec.report.numbers import QUANTITY_NAMES
 
 EXPLANATIONS = {
-    "eigenvalues": "Curvature of the loss along its most curved directions, the largest magnitude first. Along a "
+    "eigenvalues": "Curvature of the loss along single directions, by default the most curved ones first. Along a "
     "direction with a negative one the loss curves downwards.",
     "trace": "Sum of all eigenvalues. Noise of variance σ² in every parameter raises the loss by about σ²/2 times the "
     "trace.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from hvpspec.bounds.stability import Stability, edge_of_stability, stability
+from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.condition_rows import shifted_name
 from hvpspec.report.notes import shortfalls
 from hvpspec.report.numbers import between, down, plus_minus, rounded, with_error
@@ -107,8 +108,8 @@ def _trace_and_norm(spectrum: Spectrum) -> list[str]:
     if norm is not None and norm.value > 0 and pairs is not None and math.isfinite(norm.error):
         share = math.sqrt(float((pairs.values**2).sum())) / norm.value
         said.append(
-            f"The {len(pairs.values)} largest eigenvalues make up about {min(share**2, 1):.1%} of the squared "
-            f"Frobenius norm; the norm is {plus_minus(norm.value, norm.error)}."
+            f"The {len(pairs.values)} {EIGENVALUE_KINDS[spectrum.which]} make up about {min(share**2, 1):.1%} of the "
+            f"squared Frobenius norm; the norm is {plus_minus(norm.value, norm.error)}."
         )
     elif norm is not None:
         said.append(f"The Frobenius norm is {plus_minus(norm.value, norm.error)}.")

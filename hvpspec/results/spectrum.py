@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, overload
 
-from hvpspec.options import QUANTITIES
+from hvpspec.options import QUANTITIES, Which
 from hvpspec.presentation import presented
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import Flattened, Key, decode, encode
@@ -37,7 +37,7 @@ class Spectrum:
     parameters : int
         n: the matrix is n × n.
     eigenpairs : Eigenpairs or None
-        Largest magnitude first.
+        Those that `which` names, in its order.
     trace, frobenius_norm : Estimate or None
         Of the whole matrix.
     hvps : int
@@ -56,6 +56,8 @@ class Spectrum:
         What the same products tell of the conditioning.
     blocks : Blocks or None
         Quantities of each group of parameters, where they were asked for.
+    which : {"LM", "LA", "SA", "BE"}
+        Which eigenpairs were asked for, see `hvpspec.spectrum`.
 
     Examples
     --------
@@ -79,10 +81,11 @@ class Spectrum:
     predicted: Annotated[int | None, Key("predicted_hvps")] = None
     condition: Condition | None = None
     blocks: Blocks | None = None
+    which: Which = "LM"
 
     json_order: ClassVar = (
-        "schema", "complete", "converged", "parameters", "asked", "eigenpairs", "trace", "frobenius_norm", "density",
-        "condition", "blocks", "hvps", "predicted", "seconds",
+        "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
+        "density", "condition", "blocks", "hvps", "predicted", "seconds",
     )  # fmt: skip
 
     @property

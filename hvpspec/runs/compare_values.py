@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
+from hvpspec.options import Which
 from hvpspec.report.condition_rows import shifted_name
 from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, with_error
 from hvpspec.results.comparison import Value
 from hvpspec.results.condition import Condition
+from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.results.spectrum import Spectrum
 
@@ -18,19 +22,14 @@ _OF_CONDITION = ("negative_mass", "stable_rank", "participation_ratio", "effecti
 def values_of(spectrum: Spectrum) -> dict[str, Value]:
     """The quantities of a run, by names that mean the same in every run.
 
-    Eigenvalues are counted from either end of the spectrum: among those of largest magnitude, the i-th from the top
-    is the i-th largest of all.
+    Eigenvalues are counted from the end of the spectrum that they are known to be next to.
     """
     found: dict[str, Value] = {}
     pairs, known = spectrum.eigenpairs, spectrum.condition
     if pairs is not None:
-        for end, sign in (("top", 1), ("bottom", -1)):
-            mine = [
-                (float(value), float(error))
-                for value, error in zip(pairs.values, pairs.error, strict=True)
-                if sign * value > 0
-            ]
-            for i, (value, error) in enumerate(sorted(mine, key=lambda pair: -abs(pair[0])), start=1):
+        for end, mine in _by_end(pairs, spectrum.which).items():
+            for i, index in enumerate(mine, start=1):
+                value, error = float(pairs.values[index]), float(pairs.error[index])
                 found[f"λ{i} from the {end}"] = Value(value, error, None, about="eigenvalues")
     high = known.largest if known is not None else pairs.largest if pairs is not None else None
     low = known.smallest if known is not None else pairs.smallest if pairs is not None else None
@@ -40,7 +39,7 @@ def values_of(spectrum: Spectrum) -> dict[str, Value]:
     for key in ("trace", "frobenius_norm"):
         found |= _estimate(QUANTITY_NAMES[key], getattr(spectrum, key), about=key)
     if known is not None:
-        found |= _of_condition(known)
+        found |= _of_condition(known, spectrum.which)
     for block in spectrum.blocks.blocks if spectrum.blocks is not None else ():
         found |= _estimate(f"trace of {block.name}", block.trace, about="block")
         found |= _estimate(f"norm of {block.name}", block.frobenius_norm, about="block")
@@ -49,7 +48,19 @@ def values_of(spectrum: Spectrum) -> dict[str, Value]:
     return found
 
 
-def _of_condition(known: Condition) -> dict[str, Value]:
+def _by_end(pairs: Eigenpairs, which: Which) -> dict[str, np.ndarray]:
+    """The indices of the eigenvalues that are known to be the outermost ones at either end, from the outside.
+
+    Among those of largest magnitude, the i-th positive one is the i-th largest of all.
+    """
+    values, order = pairs.values, np.argsort(pairs.values, kind="stable")
+    if which == "LM":
+        return {"top": order[::-1][: (values > 0).sum()], "bottom": order[: (values < 0).sum()]}
+    at_top = {"LA": len(values), "SA": 0, "BE": (len(values) + 1) // 2}[which]
+    return {"top": order[::-1][:at_top], "bottom": order[: len(values) - at_top]}
+
+
+def _of_condition(known: Condition, which: Which) -> dict[str, Value]:
     """Their names tell which can be compared: those of H + δI name δ, and means over the rest how many it is of."""
     shifted = shifted_name(known)
     found: dict[str, Value] = {}
@@ -66,7 +77,8 @@ def _of_condition(known: Condition) -> dict[str, Value]:
         damped = key in ("effective_dimension", "log_determinant") and known.damping
         found |= _estimate(f"{name} of {shifted}" if damped else name, getattr(known, key), about=key)
     for key, name in (("bulk_mean", "mean"), ("bulk_spread", "spread")):
-        found |= _estimate(f"{name} of {known.bulk_count:,} others", getattr(known, key), about=key)
+        others = f"{known.bulk_count:,} others" if which == "LM" else f"{known.bulk_count:,} others ({which})"
+        found |= _estimate(f"{name} of {others}", getattr(known, key), about=key)
     found |= _bracket(f"κ of {shifted}", known.kappa, 0, _kappa_ends(known), about="kappa")
     if known.step is not None:
         found |= _bracket(f"stable step, {shifted}", known.step, 0, _step_ends(known), about="step")

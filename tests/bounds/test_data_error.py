@@ -47,7 +47,7 @@ def expected(matrices, weights, k):
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_it_is_the_spread_over_batches(ragged):
-    """With a basis of the whole space nothing is sampled, and all three follow the definition."""
+    """With a basis of the whole space nothing is sampled, and all three agree with the definition."""
     case = Case(batches=5)
     if ragged:
         x, y = case.data[-1]
@@ -64,7 +64,7 @@ def test_it_is_the_spread_over_batches(ragged):
 
 
 def test_with_probes_it_is_about_right():
-    """Sampled, and over more batches than there are folds: neighbours count as one."""
+    """With probes, and more batches than folds: neighbouring batches make one fold."""
     case = Case(batches=20, size=16)
     groups = [[b for i, b in enumerate(case.data) if i * MAX_FOLDS // 20 == g] for g in range(MAX_FOLDS)]
     matrices = np.array([dense(case.operator(group)) for group in groups])
@@ -79,8 +79,8 @@ def test_with_probes_it_is_about_right():
     assert (np.abs(np.median(ratios, 0) - 1) < 0.3).all()
 
 
-def test_it_foretells_how_figures_differ_on_other_data():
-    """Between data sets drawn anew the trace scatters by its data error."""
+def test_it_predicts_how_estimates_differ_on_other_data():
+    """Over newly drawn data sets, the trace varies by its data error."""
     case = Case(batches=8)
     traces, errors = [], []
     for seed in range(24):

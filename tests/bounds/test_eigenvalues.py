@@ -25,7 +25,7 @@ def steps(A, count, *, seed, block=1):
 @pytest.mark.parametrize("block", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_brackets_hold_at_their_rate(name, block, seeds):
-    """λ_max and λ_min lie inside in at least 95 % of the runs, however early they stop; the bounds are of use, too."""
+    """λ_max and λ_min lie inside in at least 95 % of the runs, however early they stop, and the bounds are useful."""
     A, values = torch.from_numpy(matrix(name, 300)), eigenvalues(name, 300)
     for count in (3, 12):
         missed, widths = np.zeros(2), []
@@ -45,7 +45,7 @@ def test_brackets_hold_at_their_rate(name, block, seeds):
 
 
 def test_a_bracket_is_not_wider_than_it_must_be():
-    """At 50 % the bound is missed now and then: a bound that never fails would be too wide."""
+    """At 50 % the bound fails now and then: one that never fails would be too wide."""
     A, held = torch.from_numpy(matrix("rank one", 300)), 0
     for seed in range(200):
         krylov = steps(A, 1, seed=seed)
@@ -82,7 +82,7 @@ def test_errors_bound_the_distance_to_an_eigenvalue(name):
 
 
 def test_nothing_is_called_isolated_beside_a_cluster():
-    """A pair of eigenvalues 1e-6 apart that no Krylov space of a few steps can tell apart: the error stays ‖r‖."""
+    """A pair of eigenvalues 1e-6 apart that a Krylov space of a few steps cannot separate: the error remains ‖r‖."""
     A = rotated(np.r_[2.0, 2.0 + 1e-6, np.linspace(-1, 1, 300)])
     for seed in range(20):
         found = hvpspec.eigsh(A, 1, tol=1e-3, seed=seed)
@@ -133,7 +133,7 @@ def test_brackets_come_with_the_eigenpairs():
 
 
 def test_an_unlucky_start_proves_nothing():
-    """With little of the top eigenvector in the start, all beyond the Ritz value would be excluded, which cannot be."""
+    """A start with a tiny component in the top eigenvector would exclude everything beyond the Ritz value, wrongly."""
     values, A = eigenvalues("indefinite with outliers", 300), torch.from_numpy(matrix("indefinite with outliers", 300))
     operator, held = as_symmetric(A), 0
     for seed in range(100):

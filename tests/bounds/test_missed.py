@@ -1,4 +1,4 @@
-"""Eigenvalues that the basis lacks: what is claimed of them is certain, and they are suspected where they are."""
+"""Eigenvalues that the basis lacks: they are suspected where there are any, and no claim is wrong."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Diagonal blocks, each against the explicit Hessian's."""
+"""Diagonal blocks, compared with those of the explicit Hessian."""
 
 import json
 
@@ -17,7 +17,7 @@ BLOCKS = {"head": slice(0, 60), "middle": np.arange(60, 200), "odd": np.arange(2
 
 
 def test_every_figure_of_every_block_holds():
-    """Coverage over seeds: trace and norm of three blocks, in as many of 40 runs as their confidence says."""
+    """Coverage over seeds: trace and norm of three blocks, in as many of 40 runs as the confidence promises."""
     A = matrix("indefinite with outliers", 300)
     held = {(name, figure): 0 for name in BLOCKS for figure in ("trace", "norm", "largest")}
     for seed in range(40):
@@ -39,7 +39,7 @@ def test_every_figure_of_every_block_holds():
 
 @pytest.mark.parametrize("budget", [60, 100, 150])
 def test_trace_and_norm_leave_something_of_the_budget_for_each_largest_eigenvalue(budget):
-    """A tolerance that no budget meets: it is not spent on trace and norm alone."""
+    """With a tolerance that the budget cannot meet, not all of it is spent on trace and norm."""
     blocks = {f"block {i}": slice(30 * i, 30 * i + 30) for i in range(10)}
     found = hvpspec.spectrum(matrix("indefinite with outliers", 300), 5, rtol=1e-6, blocks=blocks, max_hvps=budget)
     assert found.hvps <= budget

@@ -1,4 +1,4 @@
-"""The conditioning figures, each against the eigenvalues."""
+"""The conditioning, each quantity compared with the eigenvalues."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def test_every_figure_holds(name, damping):
             assert math.isinf(found.kappa.upper) or found.definite == "negative"
         for figure, true in truth.items():
             held.setdefault(figure, []).append(within(getattr(found, figure), true))
-    assert all(sum(seen) >= 2 for seen in held.values()), held  # 95 % each; chance alone makes all of them hold rarely
+    assert all(sum(seen) >= 2 for seen in held.values()), held  # 95 % each: rarely do all of them hold
 
 
 def test_errors_are_not_only_safe_but_tight():
@@ -81,7 +81,7 @@ def test_the_intervals_of_the_sums_are_calibrated():
 
 @pytest.mark.parametrize("name", COPIES)
 def test_the_sums_hold_where_eigenvalues_coincide(name):
-    """A random vector takes copies for one: trace and norm must tell, or the error must leave room."""
+    """A random vector does not show copies: trace and norm must show them, or the error must allow for them."""
     values, A = eigenvalues(name, N), torch.from_numpy(matrix(name, N))
     damping = 0.05 - min(values.min(), 0.0) + (0.5 if values.min() < 0 else 0.0)
     truth = {
@@ -129,7 +129,7 @@ def test_further_vectors_and_steps_narrow_the_counts():
 
 
 def test_ends_that_are_certain_are_kept():
-    """No fewer than those that interlacing shows, no negative mass, both ends of what is bracketed."""
+    """Counts are not below what interlacing shows, masses are not negative, and brackets have both ends."""
     A, values = matrix("indefinite with outliers", N), eigenvalues("indefinite with outliers", N)
     found = hvpspec.condition(A, damping=7.0)
     for figure, true in (("negative", (values < 0).sum()), ("rank", N), ("negative_mass", -values[values < 0].sum())):
@@ -165,7 +165,7 @@ def test_it_costs_a_spectrum_nothing():
 
 
 def test_what_it_means():
-    """Against the solvers themselves: gradient descent and CG on a matrix whose condition number is known."""
+    """Compared with the solvers themselves: gradient descent and CG on a matrix whose condition number is known."""
     values = np.geomspace(0.1, 10, 60)
     A = rotated(values)
     found = hvpspec.condition(A, rtol=1e-9)

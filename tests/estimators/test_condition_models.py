@@ -1,4 +1,4 @@
-"""The conditioning and block figures of trained models beside their explicit Hessians, and a Hessian by differences."""
+"""Conditioning and blocks of trained models, compared with explicit Hessians and a Hessian by finite differences."""
 
 import math
 
@@ -54,7 +54,7 @@ def digits():
 
 
 def test_every_figure_of_the_digits_checkpoint(digits):
-    """All at once: at 95 % each, one or two of some thirty may be out by a little, but not by much."""
+    """At 95 % each, one or two of some thirty may be outside their intervals, but not by much."""
     dense, values = digits
     model = hvpspec.load_checkpoint(demo.CHECKPOINT, demo.build())
     H = hvpspec.HessianOperator(model, "cross_entropy", demo.batches(), dtype="float64")

@@ -30,7 +30,7 @@ def test_known_spectra(name, which):
     # the matrix has these eigenvalues up to the rounding errors it was made with
     assert (np.abs(values[:, None] - found.values).min(0) <= found.error + 1e-13).all()
     expected = pick(values, 5, which)
-    if which == "LM" or name != "polynomial":  # its small eigenvalues lie closer than any tolerance tells apart
+    if which == "LM" or name != "polynomial":  # its small eigenvalues are closer than any tolerance
         np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=2e-7)
     np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(5), atol=1e-8)
 

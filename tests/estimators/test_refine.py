@@ -1,4 +1,4 @@
-"""The eigenvalues nearest to zero, against dense ones."""
+"""The eigenvalues nearest to zero, compared with dense ones."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_singular_and_crowded_spectra():
 
 
 def test_a_budget_too_small_for_a_round():
-    """What the Krylov space knows comes back; where it knows too little, that is said."""
+    """The best of the Krylov space is returned, or the reason why there is none."""
     A = rotated(INSIDE)
     found = hvpspec.condition(A, refine=True, refine_hvps=1, max_hvps=40)
     assert found.refined.hvps == 0
@@ -61,7 +61,7 @@ def test_a_budget_too_small_for_a_round():
 
 
 def test_nothing_is_spent_on_what_is_known():
-    """Of a definite matrix the eigenvalue nearest to 0 is the lowest one, whose bracket the pass has."""
+    """The eigenvalue of a definite matrix that is nearest to 0 is at its end, and the pass has its bracket."""
     values = np.concatenate([np.linspace(0.5, 1, 3), np.linspace(3, 5, 197)])
     for sign in (1, -1):
         found = hvpspec.condition(rotated(sign * values), refine=True)
@@ -74,7 +74,7 @@ def test_nothing_is_spent_on_what_is_known():
 
 
 def test_the_first_directions_need_no_product():
-    """(H + δI) X from the Krylov relation, against the products themselves."""
+    """(H + δI) X from the Krylov relation, compared with the products."""
     A = as_symmetric(rotated(INSIDE))
     one = SharedPass(A, seed=1, storage=check_storage(None, "device"), probes=False)
     for _ in range(40):

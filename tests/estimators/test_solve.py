@@ -1,4 +1,4 @@
-"""Linear systems, against dense solutions."""
+"""Linear systems, compared with dense solutions."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_a_hessian_in_single_precision_and_tensors():
 
 @pytest.mark.parametrize("damping", [0.0, 0.05, 0.3])
 def test_single_precision_stops_where_rounding_does(damping):
-    """Not at a fixed number of roundoffs: what can be reached is a matter of ‖A‖ ‖x‖ / ‖b‖."""
+    """Not at a fixed number of roundoffs: what can be reached depends on ‖A‖ ‖x‖ / ‖b‖."""
     values = np.concatenate([np.geomspace(1, 10, 15), -np.geomspace(0.5, 6, 15), 0.05 * np.sin(np.arange(170.0))])
     A, b = torch.from_numpy(rotated(values)).float(), np.random.default_rng(0).standard_normal(200)
     found = hvpspec.solve(A, b, damping=damping)

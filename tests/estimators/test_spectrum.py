@@ -1,4 +1,4 @@
-"""All figures in one pass."""
+"""All quantities in one pass."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_probes_expose_what_a_single_start_vector_has_missed(bulk, seed):
     """A top eigenvalue of multiplicity three, and one of two at the other end."""
     values = np.r_[5, 5, 5, 4, 3, -3.5, -3.5, bulk * np.linspace(-1, 1, 293)]
     A = torch.from_numpy(rotated(values))
-    assert hvpspec.eigsh(A, 4, seed=seed).values[1] < 4.5  # alone it does not see them
+    assert hvpspec.eigsh(A, 4, seed=seed).values[1] < 4.5  # one start vector does not show the copies
     found = hvpspec.spectrum(A, 6, rtol=0.05, seed=seed)
     np.testing.assert_allclose(found.eigenpairs.values, [5, 5, 5, 4, -3.5, -3.5], rtol=1e-5)
     assert found.converged
@@ -69,7 +69,7 @@ def test_probes_expose_what_a_single_start_vector_has_missed(bulk, seed):
 
 
 def test_a_search_in_vain_costs_little_and_ends():
-    """A bulk as strong as the k-th eigenvalue makes the probes suspicious; nothing is missing."""
+    """A bulk as large as the k-th eigenvalue raises suspicion though nothing is missing."""
     A = rotated(np.r_[4.0, 3.0, np.linspace(-2.5, 2.5, 500)])
     found = hvpspec.spectrum(A, 2, rtol=0.3)
     np.testing.assert_allclose(found.eigenpairs.values, [4, 3], rtol=1e-5)
@@ -146,7 +146,7 @@ def test_more_eigenvalues_than_there_are():
 
 
 def test_the_plan_comes_first_and_is_about_right():
-    """The prediction knows no spectrum; on those with outliers over a bulk it is right within a factor of some two."""
+    """The plan does not know the spectrum. For outliers over a bulk it is right to a factor of about two."""
     for name in ("indefinite with outliers", "exponential, slow"):
         steps = []
         found = hvpspec.spectrum(matrix(name), 10, rtol=0.01, callback=steps.append)
@@ -154,7 +154,7 @@ def test_the_plan_comes_first_and_is_about_right():
         assert steps[0].stage == "plan"
         assert steps[0].expected == found.predicted
         assert found.hvps / 2.1 <= found.predicted <= 2.1 * found.hvps
-        # once probes have been made, the rest is foreseen from what they show
+        # once probes have been made, the expected rest follows from them
         later = [step.expected for step in steps if step.stage == "trace and norm" and step.expected]
         assert later
         assert np.median(np.array(later) / found.hvps) < 2

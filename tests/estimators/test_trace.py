@@ -1,4 +1,4 @@
-"""Trace and Frobenius norm: right, calibrated, within budget, and honest about it."""
+"""Trace and Frobenius norm: values, calibration of the intervals, budgets."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def naive_krylov_aware(A, steps, probes, seed):
 
 
 def test_probes_serve_the_basis_of_the_moment():
-    """However steps and probes follow one another, the samples are those of the definition."""
+    """In whatever order steps and probes are made, the samples agree with the definition."""
     A = matrix("indefinite with outliers", 200)
     one = SharedPass(as_symmetric(A), seed=3, storage=Storage(None))
     for action in (1, 1, -4, 1, 1, 1, -4, 1):
@@ -129,7 +129,7 @@ def test_intervals_hold_the_truth(figure, name, seeds):
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_intervals_are_no_wider_than_they_must_be(figure):
-    """On a spectrum whose samples are nearly normal the width is that of the textbook interval."""
+    """If the samples are nearly normal, the width is that of the textbook interval."""
     A = matrix("step")
     W = signs(len(A), range(400), 0)
     samples = (W * (A @ W)).sum(0) if figure == "trace" else np.linalg.norm(A @ W, axis=0)
@@ -224,7 +224,7 @@ def test_multiples_of_the_identity(figure, scale):
 
 
 def test_a_nearly_diagonal_matrix_is_not_charged_for_its_diagonal():
-    """Sign probes see off-diagonal entries only: diag(1 … 200) plus little has a nearly exact trace."""
+    """The variance of sign probes comes from off-diagonal entries: here the trace is nearly exact."""
     A = np.diag(np.arange(1.0, 201)) + 1e-3 * matrix("flat", 200)
     found = hvpspec.trace(A, max_hvps=16, rtol=0, method="hutchinson")
     assert abs(found.value - np.trace(A)) <= found.error < 0.05
@@ -245,7 +245,7 @@ def test_a_neural_network(dtype):
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_probes_beyond_what_memory_holds(figure):
-    """Probes that no longer fit are kept as inner products; the figures are the same as those of plain probes."""
+    """Probes that no longer fit are kept as inner products; the estimates are the same as from plain probes."""
     A = matrix("step")
     tight = FIGURES[figure][0](A, rtol=0, max_hvps=200, basis_memory=30 * 8000, seed=1)
     assert tight.hvps == 200

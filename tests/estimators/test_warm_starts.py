@@ -1,4 +1,4 @@
-"""Warm starts: a series of matrices, and what a start vector that leans somewhere may do."""
+"""Warm starts: a series of matrices, and the effect of the given vectors."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ STARTS = {
 
 @pytest.mark.parametrize("name", STARTS)
 def test_a_warm_start_finds_the_same_and_its_brackets_hold(name):
-    """Whatever the start leans to: brackets of 90 % hold in as many of 60 runs, and no eigenvalue is missed in 95 %."""
+    """Whatever vectors are given, brackets at 90 % hold in as many of 60 runs, and in 95 % no eigenvalue is missed."""
     A, Q = _matrix(SPECTRUM)
     held = missed = 0
     for seed in range(60):

@@ -1,4 +1,4 @@
-"""Eigenvalues nearest to a point inside the spectrum, against dense ones."""
+"""Eigenvalues nearest to a point inside the spectrum, compared with dense ones."""
 
 import numpy as np
 import pytest

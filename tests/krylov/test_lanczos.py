@@ -113,7 +113,7 @@ def test_unit_lengths_hold_for_long_float32_vectors():
     ids=["zero", "multiple of I", "multiple", "low rank", "n = 1", "n = 2"],
 )
 def test_breakdown_runs_on_to_the_whole_space(values, block):
-    """Invariant subspaces end a segment; with n vectors T has every eigenvalue, and nothing is left to couple to."""
+    """Invariant subspaces end a segment; with n vectors, T has all eigenvalues and the frontier is empty."""
     A = torch.from_numpy(rotated(values))
     krylov = start(as_symmetric(A), seed=1, block=block)
     products = 0

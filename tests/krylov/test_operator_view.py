@@ -1,4 +1,4 @@
-"""What the estimators take for a symmetric operator, and what they refuse."""
+"""What the estimators accept as a symmetric operator, and what they refuse."""
 
 import numpy as np
 import pytest

@@ -10,7 +10,7 @@ OPTIONS = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inner_products_accumulate_in_float64(monkeypatch, dtype):
-    """Of whole numbers, whose sums over a piece are exact in float32: the whole is, though one swamps the others."""
+    """Whole numbers: sums over a piece are exact in float32, and so is the total, though one term is far larger."""
     monkeypatch.setattr(vectors, "_FLOAT32_SUM", 7)  # several pieces, the last ragged
     A, B = torch.randint(-9, 9, (40, 3)).to(dtype), torch.randint(-9, 9, (40, 2)).to(dtype)
     A[:7], B[:7] = 0, 0

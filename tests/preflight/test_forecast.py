@@ -55,7 +55,7 @@ def network(kind):
 
 @pytest.mark.parametrize("kind", ["trained", "untrained"])
 def test_products_of_networks(kind):
-    """Without training the trace cancels, as to its size: what 2k + 10 steps leave takes plain probes."""
+    """Without training, positive and negative eigenvalues cancel in the trace, and many probes are needed."""
     H = network(kind)
     options = {"k": 10, "rtol": 0.05, "max_hvps": 1000}
     found = inspect_operator(H, options=SpectrumOptions(**options))
@@ -65,7 +65,7 @@ def test_products_of_networks(kind):
     assert found.expected_hvps / 3 <= made <= 3 * found.expected_hvps
     assert made <= found.most_hvps <= 1000
     pilots = next(step for step in steps if step.stage == "trace and norm")
-    assert made / 1.7 <= pilots.expected <= 1.7 * made  # once there are probes, they tell
+    assert made / 1.7 <= pilots.expected <= 1.7 * made  # once there are probes, it follows from them
 
 
 def test_moments_are_those_of_the_spectrum():

@@ -134,7 +134,7 @@ def test_findings_come_first_and_say_what_holds(page):
     assert "not at a minimum" in said[1]
     assert "at least 2 eigenvalues are negative" in said[1]
     assert "36.2 ± 1.5 (95 %): a mean curvature of 0.0905 over 400 parameters" in said[2]
-    assert "The 4 largest eigenvalues make up about 99.9%" in said[3]
+    assert "The 4 eigenvalues of largest magnitude make up about 99.9%" in said[3]
     assert said[4].startswith("The condition number of H + 0.1 I is at least 12500, so that a solve loses 4.1 or more")
     assert "1 problem was fixed, exactly, 1 finding is worth knowing" in said[5]
     assert said[-1] == "Every figure asked for is within its tolerance, after 42 Hessian-vector products."

@@ -85,7 +85,7 @@ def _spectrum(opened: Opened, options: Options, screen: Screen) -> Spectrum:
 
 
 class _Course:
-    """The course of a run: what is known so far, and how many products the user has been told to expect."""
+    """The course of a run: what is known so far, and how many products the user expects."""
 
     def __init__(self, opened: Opened, options: Options, screen: Screen, show: Callable[[Progress], None]) -> None:
         self.opened, self.options, self.screen, self.show = opened, options, screen, show

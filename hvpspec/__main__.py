@@ -23,7 +23,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:  # importing torch takes a while
+    except KeyboardInterrupt:  # while the command line itself was imported
         sys.exit(130)
     sys.exit(run())
 

@@ -90,7 +90,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         command = "hvpspec" if context is None else context.command_path
-        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        message = error.format_message().replace("Value error, ", "").rstrip(".")  # Pydantic's words
         return f"{message}. {command} --help lists the options.", 2
     if isinstance(error, InputError):
         return " ".join(str(error).split()), 2

@@ -9,7 +9,7 @@ import typer
 
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
-from hvpspec.cli.options import OUTPUT, Debug, option
+from hvpspec.cli.options import OUTPUT, Debug, Explain, option
 
 
 @expanded()
@@ -27,6 +27,7 @@ def compare(
         Path | None,
         option(OUTPUT, "Write compare.json, compare.svg and compare.png there.", "--out", "--output", metavar="DIR"),
     ] = None,
+    explain: Explain = False,
     debug: Debug = False,
 ) -> None:
     """Runs side by side: how each differs from the first, and which differences exceed the combined error.
@@ -39,7 +40,7 @@ def compare(
     from hvpspec.plots.comparison import plot_comparison
     from hvpspec.plots.style import to_bytes
     from hvpspec.runs.compare import compared, read_runs
-    from hvpspec.runs.compare_table import comparison_notes, comparison_tables
+    from hvpspec.runs.compare_table import comparison_explanations, comparison_notes, comparison_tables
 
     comparison = compared(read_runs(runs), confidence=confidence)
     if output is not None:
@@ -49,7 +50,8 @@ def compare(
     for table in comparison_tables(comparison, screen.width):
         screen.table(table)
         screen.line()
-    for note in comparison_notes(comparison):
+    explained = ["", "What the figures mean:", *comparison_explanations(comparison)] if explain else []
+    for note in [*comparison_notes(comparison), *explained]:
         screen.sentence(note)
     paths = []
     if output is not None:

@@ -15,6 +15,7 @@ from hvpspec.cli.console import INTERRUPTED, Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.estimators.spectrum import spectrum
+from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.documents import to_document
 from hvpspec.report.numbers import QUANTITY_NAMES, duration
 from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
@@ -25,8 +26,6 @@ from hvpspec.results.spectrum import Progress, Spectrum
 from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times the products expected so far: an expectation that grows by this factor is worth a line
-
-_KINDS = {"LM": "", "LA": "largest", "SA": "smallest", "BE": "outermost"}  # of the eigenvalues asked for
 
 
 def measure(
@@ -86,7 +85,7 @@ def _spectrum(opened: Opened, options: Options, screen: Screen) -> Spectrum:
 
 
 class _Course:
-    """The course of a run: what is known so far, and how many products the user has been told to expect."""
+    """The course of a run: what is known so far, and how many products the user expects."""
 
     def __init__(self, opened: Opened, options: Options, screen: Screen, show: Callable[[Progress], None]) -> None:
         self.opened, self.options, self.screen, self.show = opened, options, screen, show
@@ -123,8 +122,9 @@ class _Course:
     def _named(self, quantity: str) -> str:
         if quantity != "eigenvalues":
             return QUANTITY_NAMES[quantity]
-        kind = _KINDS[self.options.which]
-        return counted(self.options.k, f"{kind} eigenvalue" if kind else "eigenvalue")
+        which = self.options.which
+        kind = "eigenvalue" if which == "LM" else EIGENVALUE_KINDS[which].removesuffix("s")
+        return counted(self.options.k, kind)
 
     def _show_more(self, step: Progress) -> None:
         """What the first probes have shown: next to the progress bar, as it is not part of the results."""

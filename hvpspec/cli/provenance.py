@@ -1,4 +1,4 @@
-"""Where figures come from: all that someone needs to make them again, and to judge whether they are comparable."""
+"""Where results come from: what is needed to compute them again, and to judge whether two are comparable."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _described(checkpoint: Path, key: str | None) -> CheckpointFile:
 
 
 def _shown(path: Path) -> str:
-    """As the user would write it: relative to the current folder when it lies in it."""
+    """As the user would write it: relative to the current folder if it lies inside."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -1,4 +1,4 @@
-"""`FILE_OR_MODULE:name` to the object it names: the user's model, data and loss functions."""
+"""What `file.py:name` and `package.module:name` mean: the user's model, data and loss functions."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def load_data(spec: str) -> Iterable[Any]:
     """The batches that a function named by `spec` returns, or that `spec` names itself."""
     data: Iterable[Any] = _call(spec, "--data")
     if inspect.isgenerator(data):
-        raise InputError(f"--data {spec}: a generator passes once only; return a list of batches or a DataLoader.")
+        raise InputError(f"--data {spec}: a generator can be read only once; return a list of batches or a DataLoader.")
     return data
 
 
 def load_loss(spec: str) -> str | Callable[..., Any] | nn.Module:
-    """A loss's name as it is; else the function (or torch criterion) that `spec` names."""
+    """The name of a loss, unchanged; otherwise the function or torch criterion that `spec` names."""
     if ":" not in spec:
         if spec not in LOSS_NAMES:
             raise InputError(
@@ -48,7 +48,7 @@ def load_loss(spec: str) -> str | Callable[..., Any] | nn.Module:
 
 
 def load_object(spec: str, option: str) -> Any:
-    """What `FILE_OR_MODULE:name` names. Raises InputError, naming the option, when it is not there."""
+    """What `file.py:name` names. Raises InputError, naming the option, when there is no such thing."""
     found: Any = import_module(spec, option)
     place, _, name = spec.rpartition(":")
     for part in name.split("."):

@@ -93,7 +93,7 @@ def exact(training_run):
     for name in track_files.NAMES:
         model = hvpspec.load_checkpoint(training_run / name, space["build"]()).double()
         case = Case(model, "cross_entropy", [], lambda m: nn.functional.cross_entropy(m(x.double()), y))
-        found[name] = (*np.linalg.eigh(explicit_hessian(case)), float(case.whole(model)))
+        found[name] = (*np.linalg.eigh(explicit_hessian(case)), float(case.whole(model).detach()))
     return found
 
 

@@ -102,7 +102,7 @@ def test_bad_input_in_a_process_of_its_own(folder):
     assert done.stderr == "hvpspec: nowhere.pt: no such file.\n"
 
 
-def test_an_unforeseen_error_is_one_line_and_exit_1(folder, monkeypatch, capsys):
+def test_an_unexpected_error_is_one_line_and_exit_1(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("hvpspec.cli.measure.spectrum", lambda *args, **options: 1 / 0)
     assert cli.run(["spectrum", *USUAL]) == 1

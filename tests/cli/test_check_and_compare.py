@@ -32,8 +32,8 @@ def test_what_is_refused_stops_check_and_spectrum_with_exit_2(folder, monkeypatc
     for command, file in (("check", "check.json"), ("spectrum", "spectrum.json")):
         out = folder / f"refused-{command}"
         assert cli.run([command, *USUAL, "--expect-loss", "77.25", "--out", str(out)]) == 2
-        told = capsys.readouterr()
-        assert "not 77.25" in (told.out if command == "check" else told.err)
+        printed = capsys.readouterr()
+        assert "not 77.25" in (printed.out if command == "check" else printed.err)
         assert (out / file).exists() == (command == "check")
 
 
@@ -68,6 +68,9 @@ def test_compare_says_what_differs(stage, monkeypatch, capsys):
     starred = {line.split("  ")[0] for line in shown.out.splitlines() if line.rstrip().endswith("  *")}
     assert {"λ1 from the top", "λ2 from the top", "trace", "Frobenius norm"} <= starred
     assert "part has 330 parameters, before 3,466" in " ".join(shown.err.split())
+    assert cli.run(["compare", "before", "part", "--explain"]) == 0
+    assert "trace: Sum of all eigenvalues." in capsys.readouterr().out
+    assert "Sum of all eigenvalues" not in shown.out
     assert cli.run(["compare", "before"]) == 2
     assert "two spectrum.json files or more" in capsys.readouterr().err
     assert cli.run(["compare", "before", "nowhere"]) == 2

@@ -112,7 +112,7 @@ def test_ctrl_c_before_anything_is_known(folder):
     assert not (folder / "never/spectrum.json").exists()
 
 
-def test_json_alone_goes_to_stdout(folder, monkeypatch, capsys):
+def test_only_json_goes_to_stdout(folder, monkeypatch, capsys):
     """Even where the user's own files print."""
     monkeypatch.chdir(folder)
     (folder / "loud.py").write_text(TRAIN + "print('loading')\n")
@@ -125,7 +125,7 @@ def test_json_alone_goes_to_stdout(folder, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["schema"] == "hvpspec/compare/1"
 
 
-def test_quiet_prints_errors_alone(folder, monkeypatch, capsys):
+def test_quiet_prints_only_errors(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert cli.run(["spectrum", *USUAL, "-k", "1", "--rtol", "0.2", "--quiet", "--out", "quiet"]) == 0
     assert capsys.readouterr() == ("", "")

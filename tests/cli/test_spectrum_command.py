@@ -133,7 +133,7 @@ def test_shuffled_data_are_refused_or_frozen(folder, monkeypatch, capsys):
     assert written["preflight"]["findings"] == []
 
 
-def test_pictures_and_page_are_written_beside(stage):
+def test_pictures_and_page_are_written_as_well(stage):
     folder = stage / "before"
     assert {"spectrum.json", "spectrum.svg", "spectrum.png", "report.html"} == {path.name for path in folder.iterdir()}
     assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG")

@@ -54,7 +54,9 @@ def test_which_eigenvalues(folder, dense, which):
     }[which]  # fmt: skip
     done = call(folder, "spectrum", *USUAL, *QUICK, "-k", "4", "--which", which, "--out", f"which-{which}")
     assert done.returncode == 0, done.stderr
-    found = read_spectrum(folder / f"which-{which}/spectrum.json").eigenpairs
+    spectrum = read_spectrum(folder / f"which-{which}/spectrum.json")
+    assert spectrum.which == which
+    found = spectrum.eigenpairs
     order = np.argsort(found.values)
     assert np.all(np.abs(found.values[order] - np.sort(wanted)) <= found.error[order] + 1e-12)
     kind = {"LM": "", "LA": "largest ", "SA": "smallest ", "BE": "outermost "}[which]

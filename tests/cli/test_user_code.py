@@ -8,13 +8,13 @@ from hvpspec.errors import InputError
 
 SOURCE = """
 from torch import nn
-import helper_beside_it
+import helper_next_to_it
 
 runs = []
 
 class Net(nn.Linear):
     def __init__(self):
-        super().__init__(helper_beside_it.WIDTH, 1)
+        super().__init__(helper_next_to_it.WIDTH, 1)
 
 def build(): return Net()
 def needs(x): return Net()
@@ -33,9 +33,9 @@ class Space:
 def file(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "train.py").write_text(SOURCE)
-    (tmp_path / "helper_beside_it.py").write_text("WIDTH = 5")
+    (tmp_path / "helper_next_to_it.py").write_text("WIDTH = 5")
     yield tmp_path / "train.py"
-    for name in ("_hvpspec_user_train", "helper_beside_it", "train"):
+    for name in ("_hvpspec_user_train", "helper_next_to_it", "train"):
         sys.modules.pop(name, None)
 
 
@@ -93,7 +93,7 @@ def test_files_that_do_not_run(tmp_path):
 
 
 def test_generators_and_unknown_losses(file):
-    with pytest.raises(InputError, match="a generator passes once only"):
+    with pytest.raises(InputError, match="a generator can be read only once"):
         load_data(f"{file}:once")
     with pytest.raises(InputError, match=r"--loss mean_squares: no loss has that name; choose one of cross_entropy"):
         load_loss("mean_squares")

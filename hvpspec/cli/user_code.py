@@ -30,7 +30,7 @@ def load_data(spec: str) -> Iterable[Any]:
     """The batches that a function named by `spec` returns, or that `spec` names itself."""
     data: Iterable[Any] = _call(spec, "--data")
     if inspect.isgenerator(data):
-        raise InputError(f"--data {spec}: a generator passes once only; return a list of batches or a DataLoader.")
+        raise InputError(f"--data {spec}: a generator can be read only once; return a list of batches or a DataLoader.")
     return data
 
 

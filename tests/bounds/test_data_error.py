@@ -80,7 +80,7 @@ def test_with_probes_it_is_about_right():
 
 
 def test_it_foretells_how_figures_differ_on_other_data():
-    """Between data sets drawn anew the trace scatters by its data error."""
+    """Between data sets drawn again the trace scatters by its data error."""
     case = Case(batches=8)
     traces, errors = [], []
     for seed in range(24):

@@ -98,12 +98,12 @@ def test_savings_are_estimated_and_where_the_rows_come_from_is_written(run_folde
     for entry in others:
         assert entry["hvps_saved_estimate"] == first["eigenvalue_hvps"] - entry["eigenvalue_hvps"]
         assert entry["hvps_saved"] is None
-    begun, later = document["runs"]
-    assert (begun["done_before"], later["done_before"]) == (0, 2)
-    assert begun["preflight"]["measured"]["symmetry"] is not None
+    initial, later = document["runs"]
+    assert (initial["done_before"], later["done_before"]) == (0, 2)
+    assert initial["preflight"]["measured"]["symmetry"] is not None
     assert later["preflight"]["measured"]["symmetry"] is None
-    assert {"hvpspec", "torch", "numpy"} <= set(begun["versions"])
-    assert (begun["dtype"], begun["device"]) == ("float64", "cpu")
+    assert {"hvpspec", "torch", "numpy"} <= set(initial["versions"])
+    assert (initial["dtype"], initial["device"]) == ("float64", "cpu")
 
 
 def test_folders_of_directories(run_folder, capsys):

@@ -93,7 +93,7 @@ def test_files_that_do_not_run(tmp_path):
 
 
 def test_generators_and_unknown_losses(file):
-    with pytest.raises(InputError, match="a generator passes once only"):
+    with pytest.raises(InputError, match="a generator can be read only once"):
         load_data(f"{file}:once")
     with pytest.raises(InputError, match=r"--loss mean_squares: no loss has that name; choose one of cross_entropy"):
         load_loss("mean_squares")

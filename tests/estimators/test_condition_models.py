@@ -1,4 +1,4 @@
-"""The conditioning and block figures of trained models beside their explicit Hessians, and a Hessian by differences."""
+"""The conditioning and block figures of trained models against explicit Hessians, and a Hessian by differences."""
 
 import math
 

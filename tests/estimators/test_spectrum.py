@@ -154,7 +154,7 @@ def test_the_plan_comes_first_and_is_about_right():
         assert steps[0].stage == "plan"
         assert steps[0].expected == found.predicted
         assert found.hvps / 2.1 <= found.predicted <= 2.1 * found.hvps
-        # once probes have been made, the rest is foreseen from what they show
+        # once probes have been made, the rest is estimated from what they show
         later = [step.expected for step in steps if step.stage == "trace and norm" and step.expected]
         assert later
         assert np.median(np.array(later) / found.hvps) < 2

@@ -84,7 +84,7 @@ class SpectrumOptions:
     blocks : str, iterable of str, or mapping, optional
         The diagonal blocks asked for; several globs are stored as a tuple.
     basis_memory : int or str, optional
-        Most memory for long vectors; stored in bytes.
+        Memory limit for long vectors; stored in bytes.
     basis_on : {"device", "cpu", "disk"}, default "device"
         Where the basis is kept.
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/bench_estimators.py                   some forty minutes; writes results/estimators.md
     .venv/bin/python scripts/bench_estimators.py --quick           a few minutes, fewer seeds; prints only
-    .venv/bin/python scripts/bench_estimators.py --table claims    writes that table anew
+    .venv/bin/python scripts/bench_estimators.py --table claims    writes that table again
 
 The matrices have the spectra of the XTrace paper's tests (arXiv:2301.07825), an indefinite one with 30 outliers and one
 of rank one (the hardest for an interval: its samples are χ²₁), each with n = 1000 in a random eigenbasis; and the

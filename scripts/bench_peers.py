@@ -1,4 +1,4 @@
-"""hvpspec beside PyHessian, hessian-eigenthings and curvlinops: the same four figures at the same true accuracy.
+"""hvpspec compared with PyHessian, hessian-eigenthings and curvlinops: the same four figures at the same true accuracy.
 
     pip install -c scripts/constraints.txt torch -e ".[cli,test,bench]" && pip install --no-deps pyhessian==0.1
     .venv/bin/python scripts/bench_peers.py      about ten minutes; writes results/peers.md
@@ -281,7 +281,7 @@ def main() -> None:
         rows.append(f"| {name} | {' | '.join(cells)} | {total:,.0f} | {statistics.median(seconds[name]):.1f} |")
     text = " ".join((__doc__ or "").split("\n\n")[2].split())
     lines = [
-        "# hvpspec beside its peers",
+        "# hvpspec compared with its peers",
         "",
         f"Made by `python scripts/bench_peers.py`, torch {version} on the CPU, {threads} threads.",
         "",

@@ -1,5 +1,5 @@
 """What a warm start saves: HVPs of `eigsh` from a random start, from one that leans towards the eigenvectors of the
-matrix before, and with those in the basis beside a random Krylov space.
+matrix before, and with those in the basis next to a random Krylov space.
 
     .venv/bin/python scripts/bench_warm_start.py        a minute; writes results/warm_start.md
 
@@ -29,7 +29,7 @@ OUTLIERS = [20, 15, 12, 9, 7, -5, 4, 3.5, 3, 2.5]
 SIZE, STEPS, EVERY = 600, 4, 500
 
 
-def beside(A: Any, U: np.ndarray, k: int, tol: float, seed: int) -> int:
+def augmented(A: Any, U: np.ndarray, k: int, tol: float, seed: int) -> int:
     """HVPs until the k largest in magnitude have relative residuals ≤ tol on span{U, g, A g, A² g, …}."""
     U = np.linalg.qr(U)[0]
     q = np.random.default_rng(seed).standard_normal(len(U))
@@ -71,11 +71,11 @@ def digits(folder: Path) -> list[hvpspec.HessianOperator]:
 
 
 def compare(series: list[Any], k: int, tol: float) -> str:
-    counts: dict[str, list[int]] = {"cold": [], "leaning": [], "beside": []}
+    counts: dict[str, list[int]] = {"cold": [], "leaning": [], "augmented": []}
     ways: dict[str, Callable[[Any, np.ndarray, int], int]] = {
         "cold": lambda A, U, seed: hvpspec.eigsh(A, k, tol=tol, seed=seed).hvps,
         "leaning": lambda A, U, seed: hvpspec.eigsh(A, k, tol=tol, seed=seed, start=U).hvps,
-        "beside": lambda A, U, seed: beside(A, U, k, tol, seed),
+        "augmented": lambda A, U, seed: augmented(A, U, k, tol, seed),
     }
     for number in range(1, len(series)):
         before = hvpspec.eigsh(series[number - 1], k, tol=tol, seed=10_000).vectors
@@ -95,11 +95,11 @@ def main() -> None:
         "# What a warm start saves",
         "",
         f"Made by `python scripts/bench_warm_start.py`: HVPs of `eigsh`, the mean over a series and {SEEDS} seeds. "
-        "*Leaning* is what `start=` and `hvpspec track` do; *beside* has the old vectors in the basis beside a random "
-        "Krylov space, at the least it could take (nothing is shown to have been missed). *Saved* is by leaning; "
-        "*worst* is the most that a leaning start took beyond the cold one.",
+        "*Leaning* is what `start=` and `hvpspec track` do; *augmented* has the old vectors in the basis next to a "
+        "random Krylov space, at the least it could take (nothing is shown to have been missed). *Saved* is by "
+        "leaning; *worst* is the most that a leaning start took beyond the cold one.",
         "",
-        "| series | k | tolerance | cold | leaning | beside | saved | worst |",
+        "| series | k | tolerance | cold | leaning | augmented | saved | worst |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for part in (1e-1, 1e-2, 1e-3, 1e-5):

@@ -2,7 +2,7 @@
 
     python scripts/calibrate_condition.py [--seeds 200] [--size 300] [--digits] [--short]
 
---digits: the digits checkpoint beside its explicit Hessian as well (3,466 HVPs and a dense eigenvalue problem).
+--digits: the digits checkpoint compared with its explicit Hessian as well (3,466 HVPs and a dense eigenvalue problem).
 --short: ten seeds, printed and not written.
 """
 
@@ -217,7 +217,7 @@ def digits() -> list[str]:
     H = hvpspec.HessianOperator(model, "cross_entropy", batches(), dtype="float64")
     dense = H @ np.eye(H.shape[0])
     values = np.linalg.eigvalsh((dense + dense.T) / 2)
-    lines = ["## The digits classifier beside its explicit Hessian", ""]
+    lines = ["## The digits classifier compared with its explicit Hessian", ""]
     for damping in (0.0, 0.1):
         found = hvpspec.condition(H, damping=damping)
         exact, held = truth(values, found), dict(checks(values, found))

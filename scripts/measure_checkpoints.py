@@ -1,4 +1,4 @@
-"""Runs the command line on three trained checkpoints and sets its figures beside figures made another way.
+"""Runs the command line on three trained checkpoints and compares its figures with figures obtained another way.
 
     .venv/bin/python scripts/measure_checkpoints.py demo     about a minute; writes results/demo.md and .json
     .venv/bin/python scripts/measure_checkpoints.py crepe    about ten minutes; writes results/crepe.md and .json
@@ -57,14 +57,14 @@ def report(name: str, title: str, arguments: list[str], printed: str, rows: list
         *(line.rstrip() for line in printed.strip().splitlines() if not line.startswith("written")),
         "```",
         "",
-        "| figure | hvpspec | stated error | made another way | difference | within |",
+        "| figure | hvpspec | stated error | obtained another way | difference | within |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for figure, value, error, other, *own in rows:
         difference = abs(value - other)
         within = "yes" if difference <= error + sum(own) else "**no**"
-        beside = f"{other:.9g}" + (f" ± {own[0]:.1e}" if own else "")
-        lines.append(f"| {figure} | {value:.9g} | {error:.1e} | {beside} | {difference:.1e} | {within} |")
+        compared = f"{other:.9g}" + (f" ± {own[0]:.1e}" if own else "")
+        lines.append(f"| {figure} | {value:.9g} | {error:.1e} | {compared} | {difference:.1e} | {within} |")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     print((RESULTS / f"{name}.md").read_text())
 
@@ -80,7 +80,7 @@ def measure_demo() -> None:
     ]
     others = {"trace": values.sum(), "frobenius_norm": np.linalg.norm(values)}
     rows += [(name, document[name]["value"], document[name]["error"], other) for name, other in others.items()]
-    report("demo", "The digits classifier, beside its explicit Hessian", arguments, printed, rows)
+    report("demo", "The digits classifier, compared with its explicit Hessian", arguments, printed, rows)
 
 
 def explicit_demo_hessian() -> np.ndarray:

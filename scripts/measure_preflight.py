@@ -1,4 +1,4 @@
-"""How well `hvpspec check` foresees a run: products, seconds, peak memory, likely and at most, beside the run itself.
+"""How well `hvpspec check` predicts a run: products, seconds, peak memory, expected and at most, compared with the run.
 
     .venv/bin/python scripts/measure_preflight.py        some ten minutes; writes results/preflight.md
 
@@ -82,13 +82,13 @@ def main() -> None:
     (ROOT / ".cache").mkdir(exist_ok=True)
     torch.save(build().state_dict(), ROOT / ".cache/untrained.pt")
     lines = [
-        "# What the preflight foresees, and what came",
+        "# What the preflight predicts, and what the run took",
         "",
         f"Made by `python scripts/measure_preflight.py`; torch {torch.__version__.split('+')[0]}, "
         f"{torch.get_num_threads()} threads. Seconds: of the products and what the estimators do, without loading; "
-        "memory: the most that the process held. Foreseen: what is likely, and what it may come to.",
+        "memory: the most that the process held. Predicted: what is expected, and the most it may be.",
         "",
-        "| checkpoint | HVPs foreseen | made | seconds foreseen | taken | MiB foreseen | held "
+        "| checkpoint | HVPs predicted | made | seconds predicted | taken | MiB predicted | held "
         "| one product and differences | preflight alone, s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]

@@ -90,7 +90,7 @@ def without_rounding(
     if casts:
         _warn(
             "precision",
-            f"{path} holds parameters in less precision than the model has ({', '.join(sorted(casts))})",
+            f"{path} holds parameters in lower precision than the model ({', '.join(sorted(casts))})",
             "they are cast: the model with the rounded values is measured",
         )
 

@@ -228,14 +228,14 @@ class Options:
         str | None,
         option(
             ENGINE,
-            "Most memory for saved activations, such as 2GiB; by default 40 % of what is free.",
+            "Memory limit for saved activations, such as 2GiB; by default 40 % of what is free.",
             "--memory-limit",
             metavar="SIZE",
         ),
     ] = None
     basis_memory: Annotated[
         str | None,
-        option(ENGINE, "Most memory for long vectors, such as 2GiB.", "--basis-memory", metavar="SIZE"),
+        option(ENGINE, "Memory limit for long vectors, such as 2GiB.", "--basis-memory", metavar="SIZE"),
     ] = None
     basis_on: Annotated[Place, option(ENGINE, "Where the long vectors are kept.", "--basis-on")] = (
         SpectrumOptions.basis_on

@@ -150,8 +150,8 @@ def _check_same_series(series: Series, source: Source, loss: LossValue, rounding
         first = series.rows[0]
         if not abs(first["loss"] - value) <= off + rounding * max(loss.size, abs(value)):
             raise InputError(
-                f"the loss at {first['checkpoint']}, the first, was {first['loss']:.6g}, not {source.expect_loss}; "
-                "check checkpoint, data and loss."
+                f"the loss at {first['checkpoint']}, the first checkpoint, was {first['loss']:.6g}, not "
+                f"{source.expect_loss}; check checkpoint, data and loss."
             )
 
 

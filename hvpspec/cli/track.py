@@ -58,7 +58,7 @@ def track(
         bool,
         flag(
             ACCURACY,
-            "Do each checkpoint from a random start as well, to measure what the warm starts save.",
+            "Measure each checkpoint from a random start as well, to measure what the warm starts save.",
             "--measure-savings",
         ),
     ] = False,

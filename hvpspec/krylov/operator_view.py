@@ -85,9 +85,11 @@ class Symmetric:
     def _checked(self, X: Tensor, product: Tensor) -> Tensor:
         self.hvps += X.shape[1]
         if product.shape != X.shape:
-            raise InputError(f"the operator turned shape {tuple(X.shape)} into {tuple(product.shape)}.")
+            raise InputError(
+                f"the operator returned shape {tuple(product.shape)} for {tuple(X.shape)}; the two must be equal."
+            )
         if not all_finite(product):
-            raise InputError("the operator gave a product with NaN or Inf entries; fix the operator first.")
+            raise InputError("the operator returned a product with NaN or Inf entries; fix the operator first.")
         return product
 
 
@@ -159,7 +161,7 @@ def _from_matmat(n: int, dtype: Any, matmat: Any) -> Symmetric:
     def multiply(X: Tensor, /) -> Tensor:
         product = np.asarray(matmat(X.numpy()))
         if product.dtype.kind == "c":
-            raise InputError("the operator gave a complex product; it must be real and symmetric.")
+            raise InputError("the operator returned a complex product; it must be real and symmetric.")
         return torch.from_numpy(np.ascontiguousarray(product, dtype=numpy_dtype))
 
     torch_dtype = torch.float32 if numpy_dtype == np.float32 else torch.float64

@@ -196,7 +196,7 @@ class Objective:
             if self._weight is None:
                 raise InputError("data has no batches.")
             raise InputError(
-                "data gave no batches on a further pass; it must be re-iterable, such as a list or a DataLoader."
+                "data gave no batches on a later pass; it must be re-iterable, such as a list or a DataLoader."
             )
         if total == 0:
             raise InputError(NO_WEIGHT)

@@ -87,7 +87,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
 
     Notes
     -----
-    A product costs 1 HVP a vector: about 3 gradients of the loss with "autograd" and 1 to 2 with the recorded engines.
+    A product costs 1 HVP per vector: about 3 gradients of the loss with "autograd", 1 to 2 with the recorded engines.
     Double backward is that of Pearlmutter, Neural Computation 6 (1994), doi:10.1162/neco.1994.6.1.147.
 
     The operator is symmetric, so that ``H.T is H``. SciPy's solvers accept it.

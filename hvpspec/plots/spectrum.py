@@ -160,7 +160,7 @@ def _density_alt(density: Density) -> str:
 
 def _negative_share(density: Density) -> str:
     share = float(density.weights[density.nodes < 0].sum())
-    return f"about {share:.0%} are estimated to be negative" if share >= 0.005 else "hardly any is negative"
+    return f"about {share:.0%} are estimated to be negative" if share >= 0.005 else "hardly any are negative"
 
 
 def _scree_alt(pairs: Eigenpairs, kind: str) -> str:

@@ -71,7 +71,7 @@ def _validated(checked: Validation) -> str:
     if not agree(checked.difference, checked.bound):
         return (
             f"{on}, and there autograd and finite differences differ by {checked.difference:.1%}, more than the "
-            f"{checked.bound:.1g} expected: the loss has kinks, or a backward is wrong"
+            f"{checked.bound:.1g} expected: the loss has kinks, or a backward function is wrong"
         )
     return (
         f"{on}, and there autograd and finite differences agree to {checked.difference:.1g} "

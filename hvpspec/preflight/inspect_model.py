@@ -19,7 +19,7 @@ MAX_LISTED_NAMES = 3  # that a finding spells out
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NORM = nn.modules.batchnorm._NormBase
-_ON_BATCHES = "the Hessian depends on how the data are split into batches: use those of training"
+_ON_BATCHES = "the Hessian depends on how the data are split into batches: use the same batches as in training"
 
 
 def make_differentiable(model: nn.Module) -> tuple[nn.Module, list[Finding]]:
@@ -105,7 +105,7 @@ def _parameters(model: nn.Module) -> Iterator[Finding]:
         yield Finding("precision", f"parameters in {' and '.join(half)}", done, "note")
     integers = [name for name, p in model.named_parameters() if p.dtype in (torch.int8, torch.uint8)]
     if integers:
-        done = "treated as constants: the Hessian is in the other parameters"
+        done = "treated as constants: the Hessian is taken with respect to the other parameters"
         yield Finding("quantised", f"weights stored as integers: {_list(integers)}", done, "note")
     tied = _tied(unwrapped(model))
     if tied:

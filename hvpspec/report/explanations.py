@@ -13,8 +13,8 @@ EXPLANATIONS = {
     "trace.",
     "frobenius_norm": "Square root of the sum of all squared eigenvalues: the overall size of the curvature, mostly of "
     "the largest eigenvalues.",
-    "density": "How many eigenvalues lie where. Trained networks often have a few large ones, and most close to zero: "
-    "directions along which the loss hardly changes.",
+    "density": "How the eigenvalues are distributed. Trained networks often have a few large ones, and most close to "
+    "zero: directions along which the loss hardly changes.",
     "largest": "The largest eigenvalue, also called the sharpness. It limits the learning rate.",
     "smallest": "The smallest eigenvalue. Where it is negative, the parameters are not at a minimum of the loss.",
     "norm": "The largest magnitude of an eigenvalue.",
@@ -25,7 +25,7 @@ EXPLANATIONS = {
     "edge_ratio": "Below 1, the learning rate is stable. Above 1, updates along the sharpest direction grow from step "
     "to step.",
     "negative": "Number of independent directions in which the loss curves downwards; none at a minimum.",
-    "negative_mass": "Magnitudes of the negative eigenvalues, added up. If that is little compared with the trace, the "
+    "negative_mass": "Magnitudes of the negative eigenvalues, added up. If that is small compared with the trace, the "
     "loss is nearly convex here.",
     "stable_rank": "How many eigenvalues of the largest magnitude would make up the Frobenius norm. Near 1, a single "
     "direction dominates.",
@@ -37,19 +37,19 @@ EXPLANATIONS = {
     "bulk_spread": "Standard deviation of the eigenvalues that were not computed one by one. Little compared with "
     "‖H‖₂ means that the other directions are all about equally curved.",
     "kappa": "The largest |λ| divided by the smallest. The larger it is, the slower gradient descent converges, and "
-    "the less accurate is the solution of a linear system with this matrix.",
+    "the less accurate the solution of a linear system with this matrix.",
     "nearest_zero": "Curvature along the flattest direction.",
     "refined": "The eigenvalue nearest to zero, from a search of its own (--refine).",
     "effective_dimension": "Number of directions that are curved by more than the damping δ, each counted as "
     "λ/(λ + δ): roughly, how many parameters the data determine.",
     "log_determinant": "Sum of the logarithms of all eigenvalues, which a Laplace approximation of the evidence needs.",
     "gradient_descent": "How many iterations gradient descent needs with the best fixed learning rate, from the worst "
-    "start.",
+    "starting point.",
     "conjugate_gradients": "How many iterations the method of conjugate gradients needs at most, without rounding.",
-    "digits_lost": "Decimal digits that solving a linear system with this matrix may lose, of those that the number "
-    "format has: log₁₀ κ.",
+    "digits_lost": "Decimal digits of the number format that solving a linear system with this matrix may lose: "
+    "log₁₀ κ.",
     "finite_difference": "Error of a Hessian from finite differences of the gradient in this number format, relative "
-    "to the smallest |λ|. From 1 on, it says nothing about the smallest eigenvalues, not even their signs.",
+    "to the smallest |λ|. From 1 on, such a Hessian says nothing about the smallest eigenvalues, not even their signs.",
     "block": "Of the Hessian with respect to this group's parameters only, with all others held fixed.",
 }
 

@@ -80,7 +80,9 @@ def shortfalls(spectrum: Spectrum, *, rtol: float | None = None, tol: float | No
     density = spectrum.density
     if "density" in spectrum.asked and (density is None or not density.converged):
         notes.append("The density is coarser than asked for." if density else "The density was not reached.")
-    notes = [f"{note} More products (--max-hvps) would narrow it." for note in notes]
+    notes = [
+        f"{note} More products (--max-hvps) would {'find' if 'not reached' in note else 'narrow'} it." for note in notes
+    ]
     notes += _refinement(spectrum.condition)
     if spectrum.blocks is not None:
         narrowed = all(estimate is not None and estimate.converged for estimate in asked.values())

@@ -49,7 +49,7 @@ class Series:
             raise InputError(f"{path} was made with other options ({named}); {ELSEWHERE}.")
         for entry, checkpoint in zip(rows, self.checkpoints, strict=False):
             if entry["checkpoint"] != str(checkpoint):
-                raise InputError(f"{path} has {entry['checkpoint']} in the place of {checkpoint}; {ELSEWHERE}.")
+                raise InputError(f"{path} has {entry['checkpoint']} in place of {checkpoint}; {ELSEWHERE}.")
             if entry["sha256"] != sha256(checkpoint):
                 raise InputError(f"{checkpoint} has changed since {path} was made; {ELSEWHERE}.")
         if len(rows) > len(self.checkpoints):

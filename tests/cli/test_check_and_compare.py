@@ -45,7 +45,7 @@ def test_what_is_said_of_the_file_is_found(folder, monkeypatch, capsys, tmp_path
     options = [str(tmp_path / "m.pt"), *USUAL[1:], "--out", str(tmp_path)]
     assert cli.run(["check", *options, "--trust-pickle"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.count("less precision than the model has (float16 → float32)") == 1
+    assert captured.out.count("lower precision than the model (float16 → float32)") == 1
     assert captured.err.startswith("hvpspec: warning: ")
     assert "any code in it was run" in captured.err
     assert "precision" not in captured.err

@@ -139,7 +139,7 @@ def test_what_may_change_on_the_way_and_what_may_not(run_folder, monkeypatch, ca
     then, loss = (run_folder / "x/track.json").read_bytes(), found[0]["loss"]
     capsys.readouterr()
     assert cli.run([*command, *NAMES[:3], "--expect-loss", "0.1"]) == 2
-    assert f"the loss at ckpt-0.pt, the first, was {loss:.6g}, not 0.1" in capsys.readouterr().err
+    assert f"the loss at ckpt-0.pt, the first checkpoint, was {loss:.6g}, not 0.1" in capsys.readouterr().err
     monkeypatch.setenv("DATA", "2")
     assert cli.run([*command, *NAMES[:3]]) == 2
     printed = capsys.readouterr()

@@ -95,7 +95,7 @@ def test_several_figures_widen_the_intervals(tmp_path):
 
 
 def test_false_alarms_are_as_rare_as_stated(tmp_path):
-    """The same Hessian measured anew: of 800 sets of six figures, at most one in twenty shows a difference."""
+    """The same Hessian measured again: of 800 sets of six figures, at most one in twenty shows a difference."""
     rng = np.random.default_rng(0)
     half = {nu: stats.t.ppf(0.975, nu) for nu in (7, 30)}
     alarms = 0

@@ -55,7 +55,7 @@ def foreign(path: Path) -> CheckpointError:
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises CheckpointError where it is not valid."""
     if path.stat().st_size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} is too large to be the JSON file that its name says.")
+        raise CheckpointError(f"{path} is too large for the JSON file that its name suggests.")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
@@ -66,7 +66,7 @@ def inside(folder: Path, name: Any, said_by: Path) -> Path:
     """A file that an index names, which must be in the folder of the index."""
     path = folder / str(name)
     if not isinstance(name, str) or not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{said_by} names {name!r}, which is not in its own folder.")
+        raise CheckpointError(f"{said_by} names {name!r}, which lies outside its folder.")
     if not path.is_file():
         raise CheckpointError(f"{said_by} names {name}, which does not exist; the checkpoint is incomplete.")
     return path

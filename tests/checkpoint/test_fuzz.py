@@ -175,7 +175,7 @@ def exported_payload(folder):
         (twice, "a name occurs twice"),
         (hostile_metadata, "is not a checkpoint of torch.distributed.checkpoint"),
         (hostile_entry, "is not a checkpoint|holds more than tensors"),
-        (outside_entry, "not in its own folder"),
+        (outside_entry, "outside its folder"),
         (endless_arguments, "is not a checkpoint of torch.distributed.checkpoint"),
         (huge_storage, "it is damaged"),
         (exported_payload, "holds more than tensors"),

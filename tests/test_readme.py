@@ -93,7 +93,7 @@ def test_the_comparison_with_other_packages_is_the_measured_one():
 
 
 def test_the_cost_of_a_product_is_the_measured_one():
-    least, most = map(float, re.search(r"on two CPU cores (\S+) to (\S+) gradients a\s+product", README).groups())
+    least, most = map(float, re.search(r"on two CPU cores (\S+) to (\S+) gradients per\s+product", README).groups())
     sections = re.split(r"^## ", (ROOT / "results/oracle.md").read_text(), flags=re.MULTILINE)[1:5]
     costs = [float(re.search(r"^\| hvpspec, compiled \| (\S+) \|", part, re.MULTILINE).group(1)) for part in sections]
     assert (least, most) == (round(min(costs), 1), round(max(costs), 1))

@@ -213,8 +213,10 @@ class Objective:
         try:
             with torch.no_grad():
                 return self._value()
-        except InputError:  # a loss that differentiates itself needs gradients, and what else is wrong raises again
-            return self._value()
+        except InputError as error:
+            if not isinstance(error.__cause__, RuntimeError):
+                raise
+            return self._value()  # a loss that differentiates needs gradients; what else is wrong raises again
 
     def _value(self) -> LossValue:
         total = size = weight = 0.0

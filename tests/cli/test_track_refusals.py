@@ -28,7 +28,7 @@ def test_what_is_not_the_same_series_is_refused(training_run, monkeypatch, capsy
 
     refused([*NAMES[:2], *base, "--rtol", "0.3"], "other options (rtol)")
     refused([NAMES[0], *base], "more checkpoints than are given")
-    refused([NAMES[0], NAMES[2], *base], "in the place of ckpt-4.pt")
+    refused([NAMES[0], NAMES[2], *base], "in place of ckpt-4.pt")
     refused([*NAMES[:3], *base, "--lr", "-1"], "--lr must be a finite number > 0")
     refused([*NAMES[:2], "gone-99.pt", *base], "gone-99.pt")
     refused([*NAMES[:2], *base, "--only", "trace", "--out", "e"], "--only eigenvalues")

@@ -260,7 +260,7 @@ def test_data_that_cannot_be_used(data, message):
 def test_data_that_change_between_passes_are_noticed():
     objective = Objective(nn.Linear(2, 1), "mse", Once())
     objective.value()
-    with pytest.raises(InputError, match="gave no batches on a further pass"):
+    with pytest.raises(InputError, match="gave no batches on a later pass"):
         objective.value()
 
     class Growing(list):

@@ -14,13 +14,16 @@ import numpy as np
 from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_MAX_ENTRIES = 1000  # of a container that is looked into
+_MAX_ARRAY_BYTES = 1 << 16  # of an array whose contents are compared
 _DEEPEST = 3  # levels of attributes and containers that are looked into
 
 
 def frozen_values(model: nn.Module, loss: Any) -> tuple[Hashable, ...]:
     """Equal as long as no such value has changed; for comparison alone.
 
-    Tensors count by identity and version, so that a change in place is seen; arrays by their contents.
+    Tensors count by identity and version, so that a change in place is seen; arrays by their contents. This runs before
+    every product: long containers and large arrays, such as a whole data set, count by identity alone.
     """
     found: list[Hashable] = []
     for name, module in model.named_modules():
@@ -60,7 +63,9 @@ def _values(value: Any, depth: int) -> Iterator[Hashable]:
     elif isinstance(value, Tensor):
         yield id(value), value._version if not value.is_inference() else -1
     elif isinstance(value, np.ndarray):
-        yield value.tobytes() if value.dtype != object else id(value)
+        yield value.tobytes() if value.dtype != object and value.nbytes <= _MAX_ARRAY_BYTES else id(value)
+    elif isinstance(value, dict | list | tuple) and len(value) > _MAX_ENTRIES:
+        yield id(value), len(value)
     elif depth >= _DEEPEST or isinstance(value, types.ModuleType | type | Callable | nn.Module):
         if isinstance(value, nn.Module):  # one that the loss function holds: its attributes count as well
             yield from _values({k: v for k, v in vars(value).items() if not k.startswith("_")}, depth + 1)

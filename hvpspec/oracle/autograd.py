@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -66,29 +66,36 @@ def _batch_hvp(
         return None
     try:
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        # A parameter that the loss does not use has no gradient; one in which it is affine has a constant gradient.
-        curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
-        if not curved:
-            return None
-        outputs = [g for _, g in curved]
-        result = torch.empty_like(rows)
-        for row, vector in zip(result, rows, strict=True):
-            pieces = objective.space.pieces(vector)
-            second = torch.autograd.grad(
-                outputs,
-                parameters,
-                [pieces[i] for i, _ in curved],
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            torch.cat([piece.reshape(-1) for piece in second], out=row)
-        return result
+        return products(objective, gradients, parameters, rows)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         reason = first_line(error)
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
+
+
+def products(
+    objective: Objective, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], rows: Tensor
+) -> Tensor | None:
+    """The derivative of gradients with a graph along each of the rows, shape (b, n); None where it is zero."""
+    # A parameter that the loss does not use has no gradient; one in which it is affine has a constant gradient.
+    curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+    if not curved:
+        return None
+    outputs = [g for _, g in curved]
+    result = torch.empty_like(rows)
+    for row, vector in zip(result, rows, strict=True):
+        pieces = objective.space.pieces(vector)
+        second = torch.autograd.grad(
+            outputs,
+            parameters,
+            [pieces[i] for i, _ in curved],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        torch.cat([piece.reshape(-1) for piece in second], out=row)
+    return result
 
 
 def refuse_once_differentiable(index: int, loss: Tensor) -> None:
@@ -97,19 +104,24 @@ def refuse_once_differentiable(index: int, loss: Tensor) -> None:
     torch.autograd.grad silently treats the result of such a backward as a constant, so that the Hessian would be
     wrong. The mark can be recognised: `backward` is then a wrapper defined in torch.autograd.function.
     """
-    seen: set[Any] = set()
-    stack = [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in graph_nodes([loss]):
         function: Any = getattr(node, "_forward_cls", None)
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if code is not None and code.co_filename == torch.autograd.function.__file__:
             name = function.__name__
             raise NotTwiceDifferentiable(index, name, f"the backward of '{name}' is marked @once_differentiable")
-        stack += [parent for parent, _ in node.next_functions]
+
+
+def graph_nodes(tensors: Iterable[Tensor]) -> set[Any]:
+    """All nodes of the autograd graph behind the tensors."""
+    stack: list[Any] = [tensor.grad_fn for tensor in tensors]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [parent for parent, _ in node.next_functions]
+    return seen
 
 
 def operation_named(message: str) -> str:

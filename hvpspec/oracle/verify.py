@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.torch_kernels import holding_padding_rows
-from hvpspec.oracle.autograd import refuse_once_differentiable
+from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
 
 _TOLERATED = {torch.float64: 1e-6, torch.float32: 2e-2}  # relative difference beyond ten bounds that proves nothing
 _REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
@@ -57,7 +56,7 @@ def _verify(objective: Objective) -> None:
         if off > _REPEATED[objective.dtype] * max(float(loss.detach().abs()), float(again.abs())):
             raise InputError(
                 f"the loss is random: one batch gives {float(loss):.9g}, then {float(again):.9g}; make model and loss "
-                "deterministic, for instance with a generator that is seeded anew in each call."
+                "deterministic, for instance with a generator that is seeded again in each call."
             )
         others = _other_leaves(loss, parameters)
         if not loss.requires_grad:
@@ -98,7 +97,8 @@ def _compare(
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(objective.space.n, generator=generator, dtype=torch.float64)
         v = (v / v.norm()).to(objective.device, objective.dtype)
-        exact = _product(objective, parameters, gradients, v)
+        found = products(objective, gradients, parameters, v[None])
+        exact = torch.zeros_like(v) if found is None else found[0]
     except torch.OutOfMemoryError as error:
         raise _CannotTell from error
     except RuntimeError as error:  # the product itself says what cannot be differentiated
@@ -118,15 +118,6 @@ def _compare(
             "constant saved in forward), or no function has that gradient (detach(), straight-through estimators). Use "
             "the engine finite-difference, which needs first derivatives alone, or verify=False to go on all the same."
         )
-
-
-def _product(objective: Objective, parameters: Sequence[Tensor], gradients: Any, v: Tensor) -> Tensor:
-    pieces = objective.space.pieces(v)
-    curved = [(g, piece) for g, piece in zip(gradients, pieces, strict=True) if g is not None and g.requires_grad]
-    if not curved:
-        return torch.zeros_like(v)
-    found = torch.autograd.grad([g for g, _ in curved], parameters, [piece for _, piece in curved], allow_unused=True)
-    return _flat(parameters, found)
 
 
 def _flat(parameters: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor:
@@ -162,18 +153,8 @@ def moved(objective: Objective, parameters: Sequence[Tensor], v: Tensor, step: f
 def _other_leaves(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Tensors that the loss depends on and that require a gradient, but are none of the parameters."""
     mine = {id(parameter) for parameter in parameters}
-    seen: set[Any] = set()
-    stack, found = [loss.grad_fn], []
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in mine:
-            found.append(leaf)
-        stack += [parent for parent, _ in node.next_functions]
-    return found
+    leaves = [getattr(node, "variable", None) for node in graph_nodes([loss])]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in mine]
 
 
 def _described(tensors: Sequence[Tensor]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.objective.batches import tensors
 from hvpspec.objective.objective import Objective
-from hvpspec.oracle.autograd import first_line
+from hvpspec.oracle.autograd import first_line, graph_nodes
 
 
 def once_differentiable(objective: Objective, error: NotTwiceDifferentiable) -> str | None:
@@ -26,7 +26,7 @@ def once_differentiable(objective: Objective, error: NotTwiceDifferentiable) -> 
 
     def arises(outputs: Any, sources: Iterable[Tensor]) -> bool:
         sources = list(sources)
-        inside = _nodes(outputs) - _nodes(sources)
+        inside = graph_nodes(tensors(outputs)) - graph_nodes(tensors(sources))
         if any(node.name() == f"{error.operation}Backward" for node in inside):
             return True
         return _reason_against_twice(list(tensors(outputs)), sources) == error.reason
@@ -65,15 +65,3 @@ def _reason_against_twice(outputs: Sequence[Tensor], sources: Iterable[Tensor]) 
     except RuntimeError as error:
         return first_line(error)
     return None
-
-
-def _nodes(value: Any) -> set[Any]:
-    """All nodes of the autograd graph behind the tensors in a value."""
-    stack = [tensor.grad_fn for tensor in tensors(value)]
-    seen: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack += [parent for parent, _ in node.next_functions]
-    return seen

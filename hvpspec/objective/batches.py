@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -34,30 +33,6 @@ def check_data(data: Iterable[Any]) -> Iterable[Any]:
 def frozen(data: Iterable[Any]) -> list[Any]:
     """Copies of the batches of one pass over the data, for later passes to repeat."""
     return [copy.deepcopy(batch) for batch in check_data(data)]
-
-
-def sample_count(index: int, batch: Any) -> float:
-    """The length that all tensors in the batch share. Raises InputError, naming the batch, when lengths differ."""
-    if isinstance(batch, (tuple, list)) and batch and not any(isinstance(part, Tensor | np.ndarray) for part in batch):
-        raise InputError(
-            f"batch {index}: cannot tell what its loss is a mean over (it is a {type(batch).__name__} of "
-            f"{type(batch[0]).__name__}s, perhaps one for each sample); let the loss return (mean loss, weight)."
-        )
-    lengths = {tensor.shape[0] for tensor in tensors(batch) if tensor.ndim > 0}
-    if len(lengths) != 1:
-        found = f"its tensors have lengths {sorted(lengths)}" if lengths else "it holds no tensor"
-        raise InputError(
-            f"batch {index}: the number of samples is not clear ({found}); let the loss return (mean loss, weight)."
-        )
-    return float(lengths.pop())
-
-
-def samples_or_nan(index: int, batch: Any) -> float:
-    """The same; NaN where lengths differ."""
-    try:
-        return sample_count(index, batch)
-    except InputError:
-        return math.nan
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:

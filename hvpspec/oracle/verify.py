@@ -32,6 +32,7 @@ def verify(objective: Objective) -> None:
 
     Costs one product and two gradients of the first batch, and a forward pass.
     """
+    objective.settle()
     first = next(iter(objective.data), None)
     if first is None:
         return  # the product itself says so

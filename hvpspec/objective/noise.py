@@ -40,12 +40,15 @@ def fixed_noise(seed: int | None, index: int, device: torch.device) -> Iterator[
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-class ConstantNoise(TorchDispatchMode):
+class ConstantNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every random number that torch draws is one and the same, whatever the seed and the shape.
 
     A loss with noise is then the same function of each sample wherever in a batch the sample is, so that batches can be
     cut and joined.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

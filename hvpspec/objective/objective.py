@@ -37,7 +37,7 @@ from hvpspec.objective.losses import Loss, LossFunction, resolve_loss
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, choose_parameters
 from hvpspec.objective.torch_kernels import twice_differentiable
-from hvpspec.objective.weights import Counting, Evaluate, Place, measured, samples_or_nan
+from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.wording import listed
 
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
@@ -274,7 +274,12 @@ class Objective:
         """Finds out how the loss is called and how batches are weighed, if that is not known yet."""
         if self._counting is None:
             self._counting = measured(
-                self.data, self._places(), guessed=self.loss.given == "model", trust=not self._measure
+                self.data,
+                self._place,
+                self.dtype,
+                guessed=self.loss.given == "model",
+                seeded=self.noise_seed is not None,
+                trust=not self._measure,
             )
 
     @property
@@ -282,17 +287,9 @@ class Objective:
         """How batches are weighed; known once an evaluation has begun."""
         return self._counting or Counting()
 
-    def _places(self) -> list[Place]:
-        """Where losses can be measured: best in float64 away from the model's values, where samples differ most."""
-        return [
-            (dtype, partial(self._place, dtype, moved, gradients))
-            for dtype in dict.fromkeys((torch.float64, self.dtype))
-            for moved in (True, False)
-            for gradients in (False, True)
-        ]
-
     @contextlib.contextmanager
     def _place(self, dtype: torch.dtype, moved: bool, gradients: bool) -> Iterator[Evaluate]:
+        """Evaluates losses for the measurement of weights."""
         objective = self.with_(dtype=dtype)
         objective._counting = Counting()
 

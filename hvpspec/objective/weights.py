@@ -37,8 +37,8 @@ from hvpspec.objective.cutting import (
 
 Evaluate = Callable[[int, Any], tuple[float, float | None]]
 """The loss of a batch (NaN where it has none), which errors name by the number given, and the weight returned."""
-Place = tuple[torch.dtype, Callable[[], AbstractContextManager[Evaluate]]]
-"""Where losses are evaluated: in which precision, and at which parameters."""
+Place = Callable[[torch.dtype, bool, bool], AbstractContextManager[Evaluate]]
+"""Evaluates losses in a dtype, at parameters that are moved or the model's own, and with gradients or without."""
 
 GIVEN = "the weight returned"
 SAMPLES = "samples"
@@ -47,6 +47,16 @@ _IGNORED = (-100, 255, 0, -1, 1)  # values of targets that losses leave out
 _ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5}  # relative deviations that come from adding in another order
 _LARGEST_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}  # parts of a model may compute in single precision
 _BATCHES_FOR_GIVEN = 2  # with which a weight that a loss returns is tried
+
+
+def is_random(value: float, again: float) -> str:
+    """The refusal of a loss that is no function."""
+    return (
+        f"the loss is random: one batch gives {value:.9g}, then {again:.9g}; make model and loss deterministic, or fix "
+        "their noise with noise_seed=0 (--noise-seed 0). A generator of the program's own must be seeded again in each "
+        "call."
+    )
+
 
 ADVICE = "let the loss return (mean loss, weight), where the weight is what the mean is taken over"
 
@@ -121,41 +131,65 @@ def samples_or_nan(batch: Any, axis: Axis = FIRST) -> float:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measured(data: Iterable[Any], places: Sequence[Place], *, guessed: bool = False, trust: bool = False) -> Counting:
+def measured(
+    data: Iterable[Any],
+    place: Place,
+    dtype: torch.dtype,
+    *,
+    guessed: bool = False,
+    seeded: bool = False,
+    trust: bool = False,
+) -> Counting:
     """How the batches are to be weighed. Costs three forward passes over the data; over two batches where the loss
     returns its weights.
 
-    places: the first at which the first batch has a finite loss is used. guessed: whether a weight that the loss
-    returns is a guess, one among others. trust: evaluates the first batch only, and measures nothing. Raises InputError
-    for a loss that is no mean where there are several batches, and what the first batch's loss raises at the last of
-    the places.
+    dtype: the objective's. guessed: whether a weight that the loss returns is a guess, one among others. seeded:
+    whether its noise is fixed by a seed. trust: evaluates the first batch only, and measures nothing. Raises InputError
+    for a loss that is no mean where there are several batches, and what the first batch's loss raises.
     """
     for first in data:
+        gradients, given = _first_evaluation(first, place, dtype)
+        if trust:
+            return Counting(SAMPLES if given is None else GIVEN)
         with contextlib.ExitStack() as stack:
-            dtype, evaluate, given = _settled(first, places, stack)
-            if trust:
-                return Counting(SAMPLES if given is None else GIVEN)
-            return _Measurement(evaluate, dtype, given is not None and not guessed).over(data)
+            dtype, evaluate = _best_place(first, place, dtype, gradients, stack)
+            return _Measurement(evaluate, dtype, given is not None and not guessed, seeded).over(data)
     return Counting()
 
 
-def _settled(
-    batch: Any, places: Sequence[Place], stack: contextlib.ExitStack
-) -> tuple[torch.dtype, Evaluate, float | None]:
-    """The first place at which the batch has a finite loss, entered, and the weight that the loss returns there."""
-    for number, (dtype, place) in enumerate(places, start=1):
-        with contextlib.ExitStack() as inside:
-            try:
-                evaluate = inside.enter_context(place())
-                loss, given = evaluate(0, batch)
-            except Exception as error:  # what the model cannot do in this precision, or with these parameters
-                if number == len(places) or isinstance(error, torch.OutOfMemoryError):
-                    raise
-                continue
-            if math.isfinite(loss) or number == len(places):
-                stack.push(inside.pop_all())
-                return dtype, evaluate, given
-    raise AssertionError("there is no place")
+def _first_evaluation(batch: Any, place: Place, dtype: torch.dtype) -> tuple[bool, float | None]:
+    """Whether the loss needs gradients, and the weight that it returns.
+
+    At the model's own values, as what a program computes at its first call it may keep.
+    """
+    try:
+        with place(dtype, False, False) as evaluate:
+            return False, evaluate(0, batch)[1]
+    except InputError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            raise
+        with place(dtype, False, True) as evaluate:  # what else is wrong raises again
+            return True, evaluate(0, batch)[1]
+
+
+def _best_place(
+    batch: Any, place: Place, dtype: torch.dtype, gradients: bool, stack: contextlib.ExitStack
+) -> tuple[torch.dtype, Evaluate]:
+    """In float64 away from the model's values, where samples differ most; or as close to it as the loss can be evaluated."""
+    for precision in dict.fromkeys((torch.float64, dtype)):
+        for moved in (True, False):
+            with contextlib.ExitStack() as inside:
+                try:
+                    evaluate = inside.enter_context(place(precision, moved, gradients))
+                    finite = math.isfinite(evaluate(0, batch)[0])
+                except Exception as error:
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    continue
+                if finite:
+                    stack.push(inside.pop_all())
+                    return precision, evaluate
+    return dtype, stack.enter_context(place(dtype, False, gradients))
 
 
 @dataclass(frozen=True)
@@ -170,8 +204,8 @@ class _Part:
 class _Measurement:
     """What the batches so far have shown."""
 
-    def __init__(self, evaluate: Evaluate, dtype: torch.dtype, given: bool) -> None:
-        self.evaluate, self.given = evaluate, given
+    def __init__(self, evaluate: Evaluate, dtype: torch.dtype, given: bool, seeded: bool) -> None:
+        self.evaluate, self.given, self.seeded = evaluate, given, seeded
         self.rounding, self.largest_rounding = _ROUNDING[dtype], _LARGEST_ROUNDING[dtype]
         self.axis: Axis | None = None
         self.worst: dict[str, float] = {}  # the largest relative deviation of each count that was compared
@@ -183,6 +217,7 @@ class _Measurement:
         self.is_sum = False
         self.alike = True  # whether all batches have tensors of the same shapes
         self.first: Any = None
+        self.batch: Any = None  # the present one
         self.last: _Part | None = None
 
     def over(self, data: Iterable[Any]) -> Counting:
@@ -212,7 +247,7 @@ class _Measurement:
         parts = self._cut(batch, loss, given)
         if self.last is not None and parts:
             self._join(index, self.last, parts[0])
-        self.first = batch if self.first is None else self.first
+        self.batch, self.first = batch, batch if self.first is None else self.first
         self.alike = self.alike and _shapes(batch) == _shapes(self.first)
         if self.refusal is None:
             self.refusal = self._no_mean(index, loss, given, parts)
@@ -223,6 +258,7 @@ class _Measurement:
     def _cut(self, batch: Any, loss: float, given: float | None) -> list[_Part]:
         """The halves of a batch. The axis is the first along which some count agrees with the losses."""
         fallback: tuple[Axis, _Part, list[_Part]] | None = None
+        single: tuple[Axis, _Part] | None = None  # one sample, along the first axis with that
         for axis in AXES if self.axis is None else (self.axis,):
             try:
                 size = length(batch, axis)
@@ -234,14 +270,17 @@ class _Measurement:
             except Exception:  # what a model cannot do with half a batch
                 continue
             if not parts:
-                self.axis = self.axis or axis
-                return [whole]
+                single = single or (axis, whole)
+                continue
             if self._agrees(_deviations(whole, parts)):
                 fallback = (axis, whole, parts)
                 break
             fallback = fallback or (axis, whole, parts)
-        if fallback is None:
-            return []
+        if fallback is None or (single is not None and not self._agrees(_deviations(*fallback[1:]))):
+            if single is None:
+                return []
+            self.axis, whole = single
+            return [whole]
         self.axis, whole, parts = fallback
         self._note(whole, parts)
         return parts
@@ -317,6 +356,13 @@ class _Measurement:
             return f"batch {index}: what its loss is a mean over cannot be measured, as the batch cannot be cut in two"
         if possible:
             return None
+        again = self.evaluate(index + 1, self.batch)[0]  # another number has another seed
+        if abs(again - loss) > self.rounding * max(abs(again), abs(loss)):
+            if not self.seeded:
+                raise InputError(is_random(loss, again))
+            if self.alike and not math.isnan(samples_or_nan(self.first)):
+                return None
+            return f"batch {index}: what its loss is a mean over cannot be measured, as it has noise of NumPy or Python"
         losses = [part.loss for part in parts]
         if len(losses) > 1 and abs(sum(losses) - loss) <= self.largest_rounding * max(map(abs, losses)):
             self.is_sum = True

@@ -175,7 +175,7 @@ def _first_evaluation(batch: Any, place: Place, dtype: torch.dtype) -> tuple[boo
 def _best_place(
     batch: Any, place: Place, dtype: torch.dtype, gradients: bool, stack: contextlib.ExitStack
 ) -> tuple[torch.dtype, Evaluate]:
-    """In float64 away from the model's values, where samples differ most; or as close to it as the loss can be evaluated."""
+    """In float64 away from the model's values, where samples differ most; or as close to that as is possible."""
     for precision in dict.fromkeys((torch.float64, dtype)):
         for moved in (True, False):
             with contextlib.ExitStack() as inside:

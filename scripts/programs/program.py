@@ -34,9 +34,9 @@ class Case:
 class Program:
     """A kind of program.
 
-    `refused`: the engines in which a refusal is an answer, with a part of its sentence; the others must be right. Finite
-    differences may always refuse, and are right within the error that they claim. `tolerance`: the relative error that
-    is right for a program that rounds to single precision itself.
+    `refused`: the engines in which a refusal is an answer, with a part of its sentence; the others must be right.
+    Finite differences may always refuse, and are right within the error that they claim. `tolerance`: the relative
+    error that is right for a program that rounds to single precision itself.
     """
 
     name: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
+_DICTS = (dict, OrderedDict, defaultdict)  # hooks are in OrderedDicts
+_SEQUENCES = (list, deque)
 _RESTORED_OTHERWISE = ("_parameters", "_buffers", "_modules", "training")
 
 
@@ -91,7 +94,7 @@ def _restore(held: _Held) -> None:
 
 def _can_change(value: Any) -> bool:
     """Plain containers, and tensors that are no parameters: cached masks, the states of recurrent layers."""
-    return type(value) in (dict, list, set) or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter))
+    return type(value) in (*_DICTS, *_SEQUENCES, set) or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter))
 
 
 def _contents(value: Any) -> Any:
@@ -100,7 +103,7 @@ def _contents(value: Any) -> Any:
         return value._version, value.detach().clone()
     if type(value) is set:
         return set(value)
-    entries = value.items() if type(value) is dict else enumerate(value)
+    entries = value.items() if type(value) in _DICTS else enumerate(value)
     return [(key, entry, _contents(entry) if _can_change(entry) else None) for key, entry in entries]
 
 
@@ -116,12 +119,13 @@ def _refill(value: Any, contents: Any) -> None:
             value.clear()
             value.update(contents)
         return
-    if type(value) is dict:
+    if type(value) in _DICTS:
         if list(value) != [key for key, _, _ in contents] or any(value[key] is not entry for key, entry, _ in contents):
             value.clear()
             value.update({key: entry for key, entry, _ in contents})
     elif len(value) != len(contents) or any(value[key] is not entry for key, entry, _ in contents):
-        value[:] = [entry for _, entry, _ in contents]
+        value.clear()
+        value.extend(entry for _, entry, _ in contents)
     for _, entry, inside in contents:
         if inside is not None:
             _refill(entry, inside)

@@ -119,7 +119,7 @@ def _content(path: Path, trust: Trust | None) -> Any:
     if path.is_dir():
         return read_distributed(path)
     first = head(path)
-    if path.name.endswith(".json") and first.lstrip().startswith(b"{"):
+    if _is_index(first, path):
         return read_shards(path, lambda shard: read_state(shard, None, trust).tensors)
     if is_safetensors(first, path):
         return read_safetensors(path)
@@ -132,6 +132,17 @@ def _content(path: Path, trust: Trust | None) -> Any:
     elif not _is_known(first, path):
         raise foreign(path)
     return read_torch(path, path, trust)
+
+
+def recognise(path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError where a path holds no checkpoint of a known format, as its first bytes tell."""
+    path = _resolve(Path(path))
+    if path.is_file() and not _is_index(head(path), path) and not _is_known(head(path), path):
+        raise foreign(path)
+
+
+def _is_index(first: bytes, path: Path) -> bool:
+    return path.name.endswith(".json") and first.lstrip().startswith(b"{")
 
 
 def _is_known(first: bytes, path: Path) -> bool:

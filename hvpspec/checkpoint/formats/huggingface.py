@@ -63,7 +63,17 @@ def huggingface_model(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
     if unexpected:
         found = f"{folder}: {architecture.__name__} has no parameter for {listed(unexpected)}"
         warnings.warn(CheckpointWarning("unexpected", found, "these weights are left out"), stacklevel=2)
+    _take_out_of_file(model, weights)
     return model.eval()
+
+
+def _take_out_of_file(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies what transformers has put into the model as it is: safetensors maps its files into memory, so that a file
+    written to while a run goes on would change the model."""
+    mapped = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.untyped_storage().data_ptr() in mapped:
+            tensor.data = tensor.data.clone()
 
 
 def _architecture(transformers: Any, folder: Path) -> tuple[Any, Any]:

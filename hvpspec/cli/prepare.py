@@ -26,7 +26,7 @@ from hvpspec.krylov.blocks import find_blocks
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
-from hvpspec.preflight import Finding, Preflight, examine, inspect_operator, make_differentiable
+from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.results.record import CheckpointFile, Provenance
 from hvpspec.runs.checkpoint_order import step_in
 from hvpspec.wording import counted
@@ -80,8 +80,21 @@ def load(checkpoint: Path, source: Source, screen: Screen, *, with_step: bool = 
 
     model, was_read = read(checkpoint, source, built, screen, note, with_step=with_step)
     model, findings = make_differentiable(model)
+    if built is None:
+        _refuse_frozen(checkpoint, model)
     data = load_data(source.data)
     return Loaded(model, frozen(data) if source.freeze_data else data, loss, [*found, *findings], was_read)
+
+
+def _refuse_frozen(checkpoint: Path, model: nn.Module) -> None:
+    """A model that comes with its checkpoint may be frozen as a whole, as for inference."""
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        raise InputError(
+            f"{checkpoint}: all {len(parameters)} parameter tensors of its model are frozen (requires_grad is False), "
+            "so that there is nothing to differentiate with respect to; name a function with --model FILE:FUNCTION "
+            "that builds the network, or loads it, and calls requires_grad_() on its parameters."
+        )
 
 
 def read(
@@ -161,7 +174,8 @@ def inspect(
 
 def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:
     """Prints what was loaded, and its loss: a model that was loaded wrongly shows there."""
-    screen.line(f"{checkpoint.name} · {H.parameters.n:,} parameters · {H.dtype.name} on {H.device}")
+    count = count_parameters(H.objective.model, H.parameters.n)
+    screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}")
     batches = f"{loss.batches} batch" + ("es" if loss.batches > 1 else "")
     screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
     screen.line()

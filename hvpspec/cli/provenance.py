@@ -15,6 +15,7 @@ from hvpspec.checkpoint.fingerprint import Fingerprint
 from hvpspec.objective.objective import LossValue
 from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.preflight import count_parameters
 from hvpspec.results.record import CheckpointFile, DataSource, Provenance
 
 
@@ -37,6 +38,7 @@ def describe(
         model=sources["model"] or "the checkpoint's own",
         data=DataSource(sources["data"], loss.batches, loss.weight),
         loss=sources["loss"],
+        parameters=count_parameters(H.objective.model, H.parameters.n),
         options=options,
         seed=options["seed"],
         dtype=H.dtype.name,

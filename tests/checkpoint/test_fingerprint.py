@@ -62,9 +62,14 @@ def test_a_change_while_it_is_read_is_refused(make, change, tmp_path):
     with fingerprinted(path) as taken:
         hvpspec.load_checkpoint(path, net())
     assert taken.sha256 == sha256(path)
-    with pytest.raises(CheckpointError, match="has changed while it was read"), fingerprinted(path):
-        hvpspec.load_checkpoint(path, net())
-        change(part_of(path))
+
+    def load_while_it_changes():
+        with fingerprinted(path):
+            hvpspec.load_checkpoint(path, net())
+            change(part_of(path))
+
+    with pytest.raises(CheckpointError, match="has changed while it was read"):
+        load_while_it_changes()
 
 
 def test_what_is_no_checkpoint_is_refused_first(tmp_path):

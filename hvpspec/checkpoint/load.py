@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvpspec.checkpoint.dtypes import convert, dense, dequantised, of_another_type, precision
+from hvpspec.checkpoint.formats.huggingface import names_by_transformers
 from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.matching import Fit, fitting_parts, possible_fits, tied
 from hvpspec.checkpoint.own_code import (
@@ -203,6 +204,10 @@ def _load(
     model, expected = target.model, target.expected
     buffers = dict(model.named_buffers())
     fits = possible_fits(saved.tensors, expected, buffers)
+    if fits[0].missing or fits[0].unexpected:
+        renamed = names_by_transformers(model, target.path, saved.tensors)
+        if renamed is not None:
+            saved, fits = replace(saved, tensors=renamed), possible_fits(renamed, expected, buffers)
     fit = fits[0]
     way, complaints = _comparable(fitted(saved, fit, model), expected, model)
     unmatched = {"missing": fit.missing, "unexpected": fit.unexpected}
@@ -322,7 +327,7 @@ def _comparable(way: Way, expected: Mapping[str, Any], model: nn.Module) -> tupl
     other_shape = [
         f"{name} (file {tuple(tensor.shape)}, model {tuple(expected[name].shape)})"
         for name, tensor in entries.items()
-        if not is_lazy(expected[name]) and tensor.shape != expected[name].shape
+        if not is_lazy(expected[name]) and not _shapes_fit(tensor.shape, expected[name].shape)
     ]
     complaints: dict[str, list[str]] = {"different shape": other_shape, **{about: [] for about in _ABOUT_VALUES}}
     if other_shape:  # it is not known how much memory the values would take
@@ -347,6 +352,11 @@ def _advice(fit: Fit, complaints: Mapping[str, list[str]], parts: list[str], at:
             "the older one: use the newer one in the function of --model"
         )
     return "check that --model builds the network that was saved" if fit.matched else "they have no name in common"
+
+
+def _shapes_fit(given: torch.Size, own: torch.Size) -> bool:
+    """Whether torch copies one to the other. Before version 0.4 it saved single numbers as vectors."""
+    return given == own or (given == (1,) and own == ())
 
 
 def _new_weight_norm(complaints: Mapping[str, list[str]]) -> bool:

@@ -167,6 +167,13 @@ class TestNamesOfTheFile:
             assert model.seen == [1]
             assert_equal(values_of(model), before)
 
+    def test_numbers_of_old_files_are_vectors(self, tmp_path):
+        model = nn.Module()
+        model.scale = nn.Parameter(torch.tensor(1.0))
+        hvpspec.load_checkpoint(save({"scale": torch.tensor([3.0])}, tmp_path / "m.pt"), model)
+        assert model.scale.shape == ()
+        assert model.scale == 3
+
 
 class TestVersions:
     @pytest.mark.parametrize("version", [1, 2])

@@ -126,6 +126,10 @@ def load_checkpoint(
     ``_orig_mod.``, ``_fsdp_wrapped_module.``, …) are ignored, and so is a prefix that all names share (``model.``),
     where more names match without it.
 
+    What the model's own loading code makes of a file is loaded, as by ``model.load_state_dict``: hooks and methods that
+    rename, split or convert entries see the names, versions and extra states of the file. A trainable parameter that
+    then still depends on the values the model was built with is refused, a frozen one named in a CheckpointWarning.
+
     No value is rounded: a model in half precision is converted to the file's float32. Half-precision and quantised
     parameters in the file are converted to the model's dtype.
 

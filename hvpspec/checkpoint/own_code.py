@@ -109,7 +109,7 @@ def load(model: nn.Module, way: Way, expected: Mapping[str, Any]) -> Answer:
         return Answer([], [], f"{kind}{one_line(error)}")
     missing = list(getattr(said, "missing_keys", ()))
     return Answer(
-        _needed(missing, way, expected), _unknown(list(getattr(said, "unexpected_keys", ())), way, model, expected)
+        _needed(missing, expected), _unknown(list(getattr(said, "unexpected_keys", ())), way, model, expected)
     )
 
 
@@ -128,7 +128,7 @@ def _torchs_answer(model: nn.Module, state: Mapping[str, Any]) -> Any:
         return said
 
 
-def _needed(missing: list[str], way: Way, expected: Mapping[str, Any]) -> list[str]:
+def _needed(missing: list[str], expected: Mapping[str, Any]) -> list[str]:
     """Without those that are loaded under another name, BatchNorm's counter, which old files lack, and extra states of
     which there are none. Of several names of one tensor, the first."""
     absent = set(missing)

@@ -340,6 +340,24 @@ class TestNothingKeepsItsValuesInSilence:
         path = save({"both": torch.cat([model.query.weight, model.key.weight]).detach()}, tmp_path / "m.pt")
         hvpspec.load_checkpoint(path, model)
 
+    def test_a_module_that_loads_once(self, tmp_path):
+        """That it is loaded twice here, to see what arrives, is not to be noticed by its code."""
+
+        class Once(Split):
+            def __init__(self):
+                super().__init__()
+                self.seen = []
+
+            def _private(self, state_dict, prefix, *rest):
+                if not self.seen:
+                    super()._private(state_dict, prefix, *rest)
+                self.seen.append(prefix)
+
+        content = {"both": torch.randn(6, 2)}
+        model = hvpspec.load_checkpoint(save(content, tmp_path / "m.pt"), Once())
+        assert_equal(values_of(model), by_torch(Once, content))
+        assert model.seen == [""]
+
     def test_a_state_dict_that_load_state_dict_does_not_take(self, tmp_path):
         model = nn.Linear(2, 2)
         model._register_state_dict_hook(lambda _, state, *__: {f"old_{name}": value for name, value in state.items()})

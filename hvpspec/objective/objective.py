@@ -38,6 +38,7 @@ from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, choose_parameters
 from hvpspec.objective.torch_kernels import twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
+from hvpspec.validation import check_seed
 from hvpspec.wording import listed
 
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
@@ -121,7 +122,7 @@ class Objective:
         self.device = chosen[0].device if device is None else _check_device(device)
         self.data = check_data(data)
         self.loss: Loss = resolve_loss(loss)
-        self.noise_seed = noise_seed
+        self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
         self._measure = measure
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 _MOST_PARTS = 3  # of a batch of tensors: inputs, targets, weights
 
 

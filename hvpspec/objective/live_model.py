@@ -17,10 +17,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvpspec.errors import InputError
+
 _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
 _DICTS = (dict, OrderedDict, defaultdict)  # hooks are in OrderedDicts
 _SEQUENCES = (list, deque)
 _RESTORED_OTHERWISE = ("_parameters", "_buffers", "_modules", "training")
+
+
+# --- what is evaluated, and where ---
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper, however nested."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any parameter is; else float32, as half precision is too coarse to differentiate twice."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device. Raises InputError where it cannot be used."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # which depends on what is missing
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
 
 
 # --- modes and attributes -------------------------------------------------------------------------------------------
@@ -94,7 +124,9 @@ def _restore(held: _Held) -> None:
 
 def _can_change(value: Any) -> bool:
     """Plain containers, and tensors that are no parameters: cached masks, the states of recurrent layers."""
-    return type(value) in (*_DICTS, *_SEQUENCES, set) or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter))
+    if isinstance(value, Tensor):
+        return not isinstance(value, nn.Parameter)
+    return type(value) in (*_DICTS, *_SEQUENCES, set)
 
 
 def _contents(value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hvpspec.errors import InputError
-from hvpspec.objective.objective import unwrapped
+from hvpspec.objective.live_model import unwrapped
 from hvpspec.objective.torch_kernels import tf32_is_on
 from hvpspec.results.preflight import Finding
 from hvpspec.results.record import ParameterCount

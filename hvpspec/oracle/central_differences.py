@@ -27,10 +27,14 @@ from hvpspec.objective.objective import Objective
 from hvpspec.objective.torch_kernels import holding_padding_rows
 from hvpspec.oracle.autograd import OnBatch, graph_nodes
 
+Evaluate = Callable[[], tuple[Tensor, float]]
+"""A batch's loss and its weight."""
 GradientAt = Callable[[float], Tensor]
 """A batch's gradient as a function of the way along v."""
-Improve = Callable[[GradientAt, Tensor, Tensor, float], tuple[Tensor, float]]
-"""From these, the gradient at p, what `estimated` gives and its least error: better ones of the last two."""
+Estimate = Callable[[float], tuple[Tensor, float]]
+"""From a step: what `estimated` gives for a batch and a vector, and its least error."""
+Improve = Callable[[Estimate, Tensor, float], tuple[Tensor, float]]
+"""From this and what it gave: something better, or the same."""
 
 _WEIGHT_OF_APART, _WEIGHT_OF_ROUGH = 7 / 3, 1.5  # in the error
 
@@ -51,7 +55,7 @@ def differences(
     units: Tensor,
     step: float,
     on_batch: OnBatch | None = None,
-    improve: Improve = lambda gradient_at, centre, found, least: (found, least),
+    improve: Improve = lambda estimate, found, least: (found, least),
 ) -> Differences:
     """Products with unit vectors (b, n), in one pass over the data and at 4 b + 1 gradients.
 
@@ -60,6 +64,7 @@ def differences(
     total = torch.zeros(3, *units.shape, dtype=objective.dtype, device=objective.device)
     least, weights, loudest = torch.zeros_like(total[0, :, 0]), 0.0, 0.0
     with objective.evaluating() as parameters, holding_padding_rows():
+        length = size(parameters)
         for index, evaluate in objective.batch_losses():
             loss, weight = evaluate()
             if weight == 0:
@@ -69,15 +74,19 @@ def differences(
             shares = torch.zeros_like(units) if on_batch is not None else None
             for row, v in enumerate(units):
 
-                def gradient_at(
-                    way: float, v: Tensor = v, evaluate: Callable[[], tuple[Tensor, float]] = evaluate
-                ) -> Tensor:
+                def gradient_at(way: float, v: Tensor = v, evaluate: Evaluate = evaluate) -> Tensor:
                     with moved(objective, parameters, v, way):
                         return gradient(objective, evaluate()[0], parameters)
 
-                found, off = estimated(gradient_at, centre, step), least_error(centre, step)
+                def estimate(
+                    step: float, at: GradientAt = gradient_at, centre: Tensor = centre
+                ) -> tuple[Tensor, float]:
+                    found = estimated(at, centre, step)
+                    return found, least_error(centre, step) + least_error(found[0], step) * length
+
+                found, off = estimate(step)
                 loudest = max(loudest, noise(found, off))
-                found, off = improve(gradient_at, centre, found, off)
+                found, off = improve(estimate, found, off)
                 total[:, row].add_(found, alpha=weight)
                 least[row] += weight * off
                 if shares is not None:
@@ -111,9 +120,12 @@ def noise(found: Tensor, least: float) -> float:
     return _WEIGHT_OF_ROUGH * float(found[2].norm()) + least
 
 
-def least_error(centre: Tensor, step: float) -> float:
-    """From rounding of the gradient's own digits, whatever is measured."""
-    return torch.finfo(centre.dtype).eps * float(centre.norm()) / step
+def least_error(rounded: Tensor, step: float) -> float:
+    """From rounding in the last digit of a gradient, or of p where a product says what that changes, over the step.
+
+    It is part of the error whatever is measured: a few numbers may happen to be rounded alike.
+    """
+    return 2 * torch.finfo(rounded.dtype).eps * float(rounded.norm()) / step
 
 
 def gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:

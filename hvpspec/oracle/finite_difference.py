@@ -22,12 +22,10 @@ from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.oracle.central_differences import (
     Differences,
-    GradientAt,
+    Estimate,
     coarsest_unit,
     differences,
     error,
-    estimated,
-    least_error,
     noise,
     size,
 )
@@ -73,7 +71,7 @@ class FiniteDifference:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self._working: Objective | None = None
-        self._step = 0.0
+        self._step = self._least_step = 0.0
         self._noise = 0.0
         self._rounding = 0.0  # error × step of a batch's product: as far as it is noise, larger for smaller steps
         self._largest = 0.0  # product with a unit vector
@@ -82,7 +80,8 @@ class FiniteDifference:
     def noise(self) -> float:
         """The largest relative error estimated so far; before the first product, that for a random vector.
 
-        A product that is as small as its error is compared with at least 1e-6 of the largest product so far.
+        A product that is as small as its error is compared with at least 1e-6 of the largest product so far. 1 or more
+        says that some product is not known at all.
         """
         self._prepare()
         return self._noise
@@ -111,7 +110,8 @@ class FiniteDifference:
     def _note(self, products: Tensor, errors: Tensor) -> None:
         sizes = products.norm(dim=1)
         self._largest = max(self._largest, float(sizes.max()))
-        compared_with = torch.where(errors < sizes / 2, sizes, sizes.clamp(min=_AS_GOOD_AS_ZERO * self._largest))
+        exact = torch.maximum(sizes - errors, sizes / 4)  # the length of the exact product is at least about that
+        compared_with = torch.where(errors < sizes / 2, exact, exact.clamp(min=_AS_GOOD_AS_ZERO * self._largest))
         if self._largest > 0:
             self._noise = max(self._noise, float((errors / compared_with).nan_to_num(0.0).max()))
 
@@ -154,13 +154,13 @@ class FiniteDifference:
         """The objective whose gradient is differenced; chooses the step at the first call."""
         if self._working is not None:
             return self._working
-        working, _, best = _with_best_step(self.objective, _ENOUGH)
+        working, _, best, self._least_step = _with_best_step(self.objective, _ENOUGH)
         self._step, self._rounding = best.step, best.noise * best.step
         self._note(best.products, best.errors)
         self._working = working
         return working
 
-    def _improved(self, gradient_at: GradientAt, centre: Tensor, found: Tensor, least: float) -> tuple[Tensor, float]:
+    def _improved(self, estimate: Estimate, found: Tensor, least: float) -> tuple[Tensor, float]:
         """Once more with a smaller step where most of the error comes from kinks or curvature; the better of the two.
 
         If the smaller step is worse, there is more noise than was known, and such steps are not tried again.
@@ -169,8 +169,8 @@ class FiniteDifference:
         known = self._rounding / self._step
         if off <= max(_WORTH_REPEATING * float(found[0].norm()), _TIMES_NOISE * known):
             return found, least
-        step = self._step * max((known / off) ** 0.5, _LEAST_REDUCTION)
-        again, other = estimated(gradient_at, centre, step), least_error(centre, step)
+        step = max(self._step * max((known / off) ** 0.5, _LEAST_REDUCTION), self._least_step)
+        again, other = estimate(step)
         if float(error(again)) + other < off:
             return again, other
         self._rounding = max(self._rounding, noise(again, other) * step)
@@ -183,7 +183,7 @@ def compared(objective: Objective) -> tuple[float, float]:
     Both are relative to the longer product, in float64 where that is possible. Costs a product, and 5 gradients where
     the loss is smooth, up to 60 otherwise.
     """
-    working, v, best = _with_best_step(objective, _ENOUGH_TO_COMPARE)
+    working, v, best, _ = _with_best_step(objective, _ENOUGH_TO_COMPARE)
     exact = autograd.hvp(working, v.T).T
     longer = max(float(exact.norm()), float(best.products.norm())) or 1.0
     return float((best.products - exact).norm()) / longer, float(best.errors[0]) / longer
@@ -203,8 +203,9 @@ def is_gradient(objective: Objective) -> bool:
     return float((x @ y_times - y @ x_times).abs()) <= explained
 
 
-def _with_best_step(objective: Objective, enough: float) -> tuple[Objective, Tensor, Differences]:
-    """The objective, in float64 where that exists, a random unit vector (1, n), and differences by the best step."""
+def _with_best_step(objective: Objective, enough: float) -> tuple[Objective, Tensor, Differences, float]:
+    """The objective, in float64 where that exists, a random unit vector (1, n), differences by the best step, and the
+    least step: a smaller one changes less than the last digit of the coarsest numbers that the loss is made of."""
     last: InputError | None = None
     for working in (objective.in_float64(), objective):
         v = torch.randn(1, working.space.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -212,8 +213,8 @@ def _with_best_step(objective: Objective, enough: float) -> tuple[Objective, Ten
         try:
             with working.evaluating() as parameters:
                 unit, length = coarsest_unit(next(working.losses())[1]), size(parameters)
-            attempt = partial(differences, working, v)
-            return working, v, _best(attempt, unit**_FIRST_STEP * length, unit * length, enough)
+            attempt, least = partial(differences, working, v), unit * length
+            return working, v, _best(attempt, unit**_FIRST_STEP * length, least, enough), least
         except InputError as raised:  # an operation does not exist in float64
             last = raised
     assert last is not None

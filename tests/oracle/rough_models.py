@@ -193,6 +193,11 @@ def uneven(made: Rough) -> Rough:
     return Rough(made.model, made.loss, (made.batch[0] / 1e3, *made.batch[1:]))
 
 
+def cubic() -> Rough:
+    return _double(Rough(nn.Linear(2, 1, bias=False), lambda m, b: (m(b[0]) ** 3).sum() + m.weight.cos().sum(),
+                         (torch.randn(3, 2),)))  # fmt: skip
+
+
 def _double(made: Rough) -> Rough:
     made.model.double()
     return Rough(made.model, made.loss, tuple(t.double() if t.is_floating_point() else t for t in made.batch),
@@ -218,10 +223,10 @@ MODELS: dict[str, Callable[[], Rough]] = {
     "MLP, loss × 1e-6": lambda: times(mlp(nn.Tanh()), 1e-6),
     "MLP, loss × 1e-6 + 1": lambda: times(mlp(nn.Tanh()), 1e-6, 1.0),
     "MLP, ReLU, 8 wide": lambda: mlp(nn.ReLU()),
-    "MLP, ReLU, 40 wide": lambda: mlp(nn.ReLU(), 40, samples=100),
+    "MLP, ReLU, 20 wide, 1000 samples": lambda: mlp(nn.ReLU(), 20, samples=1000),
     "CNN, max pooling": lambda: images(nn.MaxPool2d(2), nn.ReLU()),
     "MLP, hard tanh": lambda: mlp(nn.Hardtanh(-0.3, 0.3), 16),
-    "absolute error": lambda: mlp(nn.Tanh(), loss=l1),
+    "absolute error, 1000 samples": lambda: mlp(nn.Tanh(), loss=l1, samples=1000),
     "Huber": lambda: mlp(nn.Tanh(), loss=huber, samples=200),
     "clamped outputs": lambda: mlp(nn.Tanh(), loss=clamped, samples=100),
     "hinge": lambda: mlp(nn.Tanh(), loss=hinge),
@@ -231,6 +236,8 @@ MODELS: dict[str, Callable[[], Rough]] = {
     "quadratic in float32 inside": steep_single,
     "MLP, tanh, float32 only": lambda: only_single(mlp(nn.Tanh(), loss=cross_entropy)),
     "MLP, ReLU, float32 only": lambda: only_single(mlp(nn.ReLU(), 16)),
+    "absolute error, float32 only": lambda: only_single(mlp(nn.Tanh(), loss=l1, samples=200)),
+    "cubic in two parameters": cubic,
 }
 
 

@@ -74,6 +74,45 @@ def test_an_asymmetric_hessian_shows_however_many_parameters_there_are():
     assert kinds(inspect_operator(H), "refused") == {"asymmetric"}
 
 
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator: its forward rounds, its backward does not know."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(100 * x) / 100
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Quantised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)) + Rounded.apply(torch.tanh(self.first(x))) / 20)
+
+
+@pytest.mark.parametrize("engine", ["auto", "finite-difference"])
+def test_a_straight_through_estimator_has_no_hessian(engine):
+    """Here it changes a product by less than 5 %, with either engine."""
+    found = inspect_operator(problem(model=Quantised(), dtype="float64", engine=engine))
+    assert kinds(found, "refused") == {"differences" if engine == "auto" else "asymmetric"}
+    assert "no function has this gradient" in found.refused[0].done
+    assert "--engine finite-difference" not in found.refused[0].done
+    if engine == "auto":
+        assert 10 * found.difference_bound < found.difference < 0.05
+
+
+def test_a_small_difference_is_reported_where_its_bound_is_smaller():
+    found = inspect_operator(problem(model=Crossed(3, 1e-4), dtype="float64"))
+    assert kinds(found, "refused") == {"differences"}
+    assert found.difference_bound < 1e-8 < found.difference < 1e-3
+    assert "--engine finite-difference" in found.refused[0].done
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_kinks_are_stepped_around(dtype):
     """Wide layers of ReLU, which steps of a usual size would cross by the hundred."""

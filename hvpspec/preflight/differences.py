@@ -34,7 +34,7 @@ def compare_with_differences(H: HessianOperator, known: Preflight) -> Preflight:
         done = (
             "the second derivative of some operation is wrong: look for a custom backward; --engine finite-difference "
             "needs first derivatives only"
-            if is_gradient(on_first_batch(H.objective))
+            if _may_be_gradient(H)
             else NO_FUNCTION
         )
         finding = Finding(
@@ -103,6 +103,7 @@ def refuse_asymmetric(H: HessianOperator, known: Preflight, off: float) -> Prefl
     found = f"the Hessian is not symmetric (off by {two_digits_percent(off)})"
     if H.engine == "finite-difference":
         found = f"finite differences of the gradient are not symmetric (off by {two_digits_percent(off)})"
+    if H.engine == "finite-difference" or not _may_be_gradient(H):
         done = f"{NO_FUNCTION}; replace that operation, or leave its parameters out"
         return replace(known, findings=(*known.findings, Finding("asymmetric", found, done, "refused")))
     noise, _ = _tried(H, validate=False)
@@ -113,6 +114,13 @@ def refuse_asymmetric(H: HessianOperator, known: Preflight, off: float) -> Prefl
     return replace(
         known, findings=(*known.findings, Finding("asymmetric", found, done, "refused")), difference_bound=noise
     )
+
+
+def _may_be_gradient(H: HessianOperator) -> bool:
+    try:
+        return is_gradient(on_first_batch(H.objective))
+    except (InputError, torch.OutOfMemoryError):  # not known
+        return True
 
 
 def _tried(H: HessianOperator, *, validate: bool) -> tuple[float | None, Validation | None]:

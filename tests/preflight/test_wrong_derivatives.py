@@ -106,6 +106,30 @@ def test_a_straight_through_estimator_has_no_hessian(engine):
         assert 10 * found.difference_bound < found.difference < 0.05
 
 
+class TwoWays(torch.autograd.Function):
+    """a · b, whose backward gives only one of the factors a gradient that varies."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx, gradient):
+        a, b = ctx.saved_tensors
+        return gradient * torch.round(b), gradient * a
+
+
+def test_an_asymmetric_product_of_no_function_is_not_sent_to_finite_differences():
+    class Model(Crossed):
+        def forward(self, x):
+            return TwoWays.apply(self.a(x), self.b(x))
+
+    (finding,) = inspect_operator(problem(model=Model(3, 1.0), dtype="float64")).refused
+    assert finding.kind == "asymmetric"
+    assert "no function has this gradient" in finding.done
+
+
 def test_a_small_difference_is_reported_where_its_bound_is_smaller():
     found = inspect_operator(problem(model=Crossed(3, 1e-4), dtype="float64"))
     assert kinds(found, "refused") == {"differences"}

@@ -21,7 +21,7 @@ from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.linearized import Linearized
 from hvpspec.oracle.saved_activations import SAVED_SHARE
 from hvpspec.oracle.tracing import NotRecordable
-from hvpspec.oracle.verify import verify
+from hvpspec.oracle.verify import verify, verify_differences
 from hvpspec.validation import all_finite
 
 _LOG = logging.getLogger("hvpspec")
@@ -59,7 +59,7 @@ class Chooser:
         self._settled = name in ("autograd", "finite-difference")  # no other engine is left to try
         self._most_columns = 1  # for which it was measured how many vectors are best computed together
         self._made = 0
-        self._verified = verified or name == "finite-difference"
+        self._verified = verified
         self._expected = 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
 
@@ -104,7 +104,7 @@ class Chooser:
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
         if not self._verified:
-            verify(self.objective)
+            (verify if self._differences is None else verify_differences)(self.objective)
             self._verified = True
         if not self._settled:
             self._consider(columns.shape[1])

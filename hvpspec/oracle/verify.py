@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.objective.objective import Objective
+from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.torch_kernels import holding_padding_rows
 from hvpspec.objective.weights import is_random
 from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
@@ -29,7 +29,6 @@ from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
 from hvpspec.results.preflight import agree
 from hvpspec.wording import two_digits_percent
 
-_REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
 _NAMED = 3  # tensors that a message names
 
 
@@ -53,6 +52,33 @@ def verify(objective: Objective) -> None:
             doubtful = _is_doubtful(alone)
     if doubtful:
         _judge(alone)
+
+
+def verify_differences(objective: Objective) -> None:
+    """The same for products by finite differences, which need no second derivatives but a function to differentiate.
+
+    Raises InputError for a loss that is random, of another model, or without a function that its gradient belongs to;
+    and for data that differ between two passes. Costs two forward passes over the data, and 14 gradients of the first
+    batch where the loss is smooth.
+    """
+    objective.settle()
+    first = next(iter(objective.data), None)
+    if first is None:
+        return
+    alone = objective.with_(data=[first])
+    with contextlib.suppress(_CannotTell), alone.evaluating() as parameters:
+        loss = _repeated(alone, _evaluations(alone))
+        if loss.requires_grad and not is_gradient(alone):
+            raise InputError(
+                f"{NO_FUNCTION}. Replace that operation, leave its parameters out, or pass verify=False to go on all "
+                "the same."
+            )
+        others = _other_leaves(loss, parameters)
+        if others and not _reached(loss, parameters):
+            raise InputError(_of_another_model(others))
+    with objective.evaluating():
+        for _ in range(2):
+            objective.check_repeats([(weight, loss.detach()) for _, loss, weight in objective.losses()])
 
 
 class _CannotTell(Exception):
@@ -81,16 +107,22 @@ def _is_doubtful(objective: Objective) -> bool:
     """Whether a product is further from two gradients than these show themselves to be good for; other errors raise."""
     with objective.evaluating() as parameters, holding_padding_rows():
         evaluations = _evaluations(objective)
-        loss = evaluations()
-        again = evaluations().detach()
-        off = float((again - loss.detach()).abs())
-        if off > _REPEATED[objective.dtype] * max(float(loss.detach().abs()), float(again.abs())):
-            raise InputError(is_random(float(loss.detach()), float(again)))
+        loss = _repeated(objective, evaluations)
         others = _other_leaves(loss, parameters)
         if not loss.requires_grad:
             return False
         refuse_once_differentiable(0, loss)
         return _differs(objective, parameters, loss, evaluations, others)
+
+
+def _repeated(objective: Objective, evaluate: Callable[[], Tensor]) -> Tensor:
+    """The loss. Raises InputError where a second evaluation gives another one."""
+    loss = evaluate()
+    again = evaluate().detach()
+    off = float((again - loss.detach()).abs())
+    if off > REPEATED[objective.dtype] * max(float(loss.detach().abs()), float(again.abs())):
+        raise InputError(is_random(float(loss.detach()), float(again)))
+    return loss
 
 
 def _evaluations(objective: Objective) -> Callable[[], Tensor]:
@@ -117,10 +149,7 @@ def _differs(
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         if all(gradient is None for gradient in gradients):
             if others:
-                raise InputError(
-                    f"the loss does not depend on the model's parameters, but on others ({_described(others)}): is it "
-                    "computed with another model?"
-                )
+                raise InputError(_of_another_model(others))
             return False
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(objective.space.n, generator=generator, dtype=torch.float64)
@@ -149,6 +178,19 @@ def _other_leaves(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     mine = {id(parameter) for parameter in parameters}
     leaves = [getattr(node, "variable", None) for node in graph_nodes([loss])]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in mine]
+
+
+def _reached(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Those of the parameters that the loss depends on."""
+    leaves = {id(getattr(node, "variable", None)) for node in graph_nodes([loss])}
+    return [parameter for parameter in parameters if id(parameter) in leaves]
+
+
+def _of_another_model(others: Sequence[Tensor]) -> str:
+    return (
+        f"the loss does not depend on the model's parameters, but on others ({_described(others)}): is it computed "
+        "with another model?"
+    )
 
 
 def _described(tensors: Sequence[Tensor]) -> str:

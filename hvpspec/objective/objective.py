@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 from hvpspec.objective.batches import check_data, move, sample_count, samples_or_nan
 from hvpspec.objective.frozen_values import frozen_values
+from hvpspec.objective.inner_derivatives import InnerDerivatives
 from hvpspec.objective.live_model import (
     changed_by_modes,
     differentiated_in,
@@ -116,6 +117,7 @@ class Objective:
         self.data = check_data(data)
         self._loss = resolve_loss(loss)
         self.loss = loss
+        self._inner = InnerDerivatives()
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
         self._afresh: Callable[[], None] = lambda: None  # forgets what an evaluation left in the model's attributes
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
@@ -136,7 +138,7 @@ class Objective:
             yield self._parameters
             return
         with contextlib.ExitStack() as stack:
-            stack.enter_context(twice_differentiable(self.device))
+            stack.enter_context(twice_differentiable(self.device, self._inner))
             stack.enter_context(ordinary_tensors(self.model))
             self._check_modes()
             self._afresh = stack.enter_context(eval_mode(self.model))
@@ -270,6 +272,9 @@ class Objective:
 
     def raw_loss(self, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
+        return self._inner.evaluate(partial(self._one_loss, batch))
+
+    def _one_loss(self, batch: Any) -> Any:
         self._afresh()
         for buffer, data in self._buffers:  # what the last batch's forward wrote to them must not reach this one
             buffer.data = data.clone()
@@ -283,7 +288,7 @@ class Objective:
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
         self._afresh()
         with with_values(self.model, values):
-            yield lambda: self._loss(self.model, batch)
+            yield lambda: self._inner.evaluate(partial(self._loss, self.model, batch))
 
     def _recorded_loss(self, weights: list[float], index: int, batch: Any) -> tuple[Tensor, float]:
         loss, weight = self._batch_loss(index, batch)

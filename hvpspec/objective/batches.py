@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.objective.containers import mapped
 
 
 def check_data(data: Iterable[Any]) -> Iterable[Any]:
@@ -76,20 +77,28 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The batch with every tensor in it on `device` and its floating-point ones in `dtype`, however nested."""
-    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
-        batch = torch.from_numpy(batch)
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None)
-    if isinstance(batch, Mapping):
-        return {key: move(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device, dtype) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(move(value, device, dtype) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {f.name: move(getattr(batch, f.name), device, dtype) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **fields)
-    if callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    return batch
+    """A copy of the batch with every tensor in it on `device` and its floating-point ones in `dtype`, however nested.
+
+    Arrays become tensors, except in the attributes of objects that are no dataclasses. Complex tensors get the same
+    precision. Objects that hold no tensor are asked to move by their method `to`.
+    """
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.device):  # what an object knows of where it is
+            return device
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
+            value = _tensor(value)
+        if not isinstance(value, Tensor):
+            can_move = callable(getattr(value, "to", None)) and not isinstance(value, (type, torch.nn.Module))
+            return value.to(device) if can_move else value
+        precision = dtype if value.is_floating_point() else dtype.to_complex() if value.is_complex() else None
+        return value.to(device, precision)
+
+    return mapped(batch, moved)
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    kind = array.dtype.kind
+    if kind in "fc" and array.dtype.itemsize > np.dtype(f"{kind}{8 if kind == 'f' else 16}").itemsize:  # extended
+        array = array.astype(np.float64 if kind == "f" else np.complex128)
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))

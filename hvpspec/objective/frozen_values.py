@@ -69,7 +69,7 @@ def _values(value: Any, depth: int) -> Iterator[Hashable]:
     elif depth >= _DEEPEST or isinstance(value, types.ModuleType | type | Callable | nn.Module):
         if isinstance(value, nn.Module):  # one that the loss function holds: its attributes count as well
             yield from _values({k: v for k, v in vars(value).items() if not k.startswith("_")}, depth + 1)
-            yield from ((id(p), p._version) for p in value.parameters())
+            yield from ((id(t), t._version) for t in (*value.parameters(), *value.buffers()))
         return
     elif isinstance(value, dict):
         for key, entry in value.items():

@@ -8,6 +8,7 @@ precision, buffers, what modules keep as attributes) is undone when it ends, wha
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
 _RESTORED_OTHERWISE = ("_parameters", "_buffers", "_modules", "training")
 
 
@@ -200,6 +202,23 @@ def with_values(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None
     finally:
         for slots, name, tensor in replaced:
             slots[name] = tensor
+
+
+@contextlib.contextmanager
+def shaken(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """The parameters moved at random by a tenth of their size, and back when it ends."""
+    kept = [parameter.data for parameter in parameters]
+    count = sum(p.numel() for p in parameters)
+    size = math.sqrt(sum(float(p.detach().double().square().sum()) for p in parameters) / max(count, 1)) or 1.0
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for parameter in parameters:
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device, parameter.dtype)
+            parameter.data = parameter.data + _SHIFT * size * noise
+        yield
+    finally:
+        for parameter, data in zip(parameters, kept, strict=True):
+            parameter.data = data
 
 
 def _equal(tensor: Tensor, other: Tensor) -> bool:

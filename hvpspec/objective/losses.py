@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,30 +16,55 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.objective.conventions import UserLoss, call_model, logits_of, loss_of
 from hvpspec.options import LOSS_NAMES
 
-LossFunction = Callable[[nn.Module, Any], Any]
-"""`loss(model, batch) -> mean loss` or `-> (mean loss, weight)`."""
+LossFunction = Callable[..., Any]
+"""`loss(model, batch)` or `loss(outputs, targets)`; it returns the mean loss, or (mean loss, weight)."""
 
 
-def resolve_loss(loss: str | LossFunction | nn.Module) -> LossFunction:
-    """The loss function that a name, a torch criterion (such as `nn.CrossEntropyLoss()`) or a function stands for.
+@dataclass(frozen=True)
+class Loss:
+    """A loss as `function(model, batch)`.
+
+    `weighs_exactly`: the weight that it returns is known to be what its mean is taken over. `given`: what it was made
+    from. `criterion`: the module that computes it, if it is one, whose own values have to be in the model's dtype.
+    """
+
+    function: Callable[[nn.Module, Any], Any]
+    weighs_exactly: bool
+    given: Any
+    criterion: nn.Module | None = None
+
+    @property
+    def name(self) -> str:
+        """As reports show it."""
+        return loss_name(self.given)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        return self.function(model, batch)
+
+
+def resolve_loss(loss: str | LossFunction | nn.Module | Loss) -> Loss:
+    """The loss that a name, a torch criterion (such as `nn.CrossEntropyLoss()`), a module or a function stands for.
 
     Raises InputError for an unknown name, a criterion whose reduction is not "mean", or an object that is not callable.
     """
+    if isinstance(loss, Loss):
+        return loss
     if isinstance(loss, str):
         try:
-            return NAMED_LOSSES[loss]
+            return Loss(NAMED_LOSSES[loss], loss != "model", loss)
         except KeyError:
             names = ", ".join(f"'{name}'" for name in LOSS_NAMES)
             raise InputError(
                 f"no loss is named '{loss}'; choose one of {names}, or give a function loss(model, batch)."
             ) from None
-    if isinstance(loss, _CRITERIA):
-        return _criterion(loss)
+    if type(loss) in _CRITERIA and "forward" not in vars(loss):  # a subclass may compute anything
+        return Loss(_criterion(loss), True, loss)
     if not callable(loss):
         raise InputError(f"loss must be a name or a function loss(model, batch); got {type(loss).__name__}.")
-    return loss
+    return Loss(UserLoss(loss), False, loss, loss if isinstance(loss, nn.Module) else None)
 
 
 def loss_name(loss: str | LossFunction | nn.Module) -> str:
@@ -85,7 +111,7 @@ def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
         labels = ids
         if batch.get("attention_mask") is not None:
             labels = ids.masked_fill(batch["attention_mask"] == 0, -100)
-    logits = _logits(_call_language_model(model, batch))
+    logits = logits_of(_call_language_model(model, batch))
     if logits.ndim != 3 or logits.shape[:2] != ids.shape:
         raise InputError(
             f"the model gave outputs of shape {tuple(logits.shape)} for input_ids of shape {tuple(ids.shape)}; "
@@ -94,20 +120,23 @@ def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
     return _cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
-def own(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
-    """The model's own loss (`output.loss`), as Hugging Face models return it for a batch with "labels".
+def own(model: nn.Module, batch: Any) -> Any:
+    """The model's own loss: `output.loss`, as Hugging Face models return it for a batch with "labels"; the entry "loss"
+    of a dict; or the only scalar in a tuple.
 
-    Batch: a dict of the forward's arguments. The weight is the number of labels that are not −100 (without the first of
-    each sequence where the model predicts the next token), or the number of elements of floating-point labels.
+    Batch: what the model is called with, such as a dict of the forward's arguments. Where the labels are a tensor, the
+    weight is the number of labels that are not −100 (without the first of each sequence where the model predicts the
+    next token), or the number of elements of floating-point labels. Models differ in that, so that it is measured.
     """
-    if not isinstance(batch, Mapping) or not isinstance(batch.get("labels"), Tensor):
-        raise InputError('the loss "model" needs batches that are dicts of the model\'s arguments, including "labels".')
-    loss = getattr(model(**batch), "loss", None)
-    if not isinstance(loss, Tensor):
+    loss = loss_of(call_model(model, batch))
+    if loss is None:
         raise InputError(
-            'the loss "model" is the .loss of the output that a model returns for labels; this model returns none.'
+            'the loss "model" is the .loss (or the entry "loss") of what a model returns for a batch with labels; this '
+            "model returns none. Give batches that hold what its loss needs, or another loss."
         )
-    labels = batch["labels"]
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor):
+        return loss
     if labels.is_floating_point():
         return loss, labels.numel()
     if labels.ndim > 1 and _predicts_next(model):
@@ -133,7 +162,7 @@ def cosine_similarity(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
 
 
 # The keys are hvpspec.options.LOSS_NAMES, which the command line reads without importing torch.
-NAMED_LOSSES: dict[str, LossFunction] = {
+NAMED_LOSSES: dict[str, Callable[[nn.Module, Any], Any]] = {
     "cross_entropy": cross_entropy,
     "mse": mse,
     "bce_with_logits": bce_with_logits,
@@ -151,7 +180,7 @@ _ELEMENTWISE = (
 _CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, *_ELEMENTWISE)
 
 
-def _criterion(criterion: Any) -> LossFunction:
+def _criterion(criterion: Any) -> Callable[[nn.Module, Any], Any]:
     name = type(criterion).__name__
     if criterion.reduction != "mean":
         raise InputError(f'{name} has reduction="{criterion.reduction}"; hvpspec needs reduction="mean".')
@@ -204,26 +233,10 @@ def _outputs_and_targets(model: nn.Module, batch: Any, name: str) -> tuple[Tenso
             "For one batch, give data=[(inputs, targets)]."
         )
     inputs, targets = batch
-    if isinstance(inputs, Mapping):
-        outputs = model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        outputs = model(*inputs)
-    else:
-        outputs = model(inputs)
+    outputs = call_model(model, inputs)
     if not isinstance(targets, Tensor):
         raise InputError(f'the loss "{name}" needs targets that are a tensor; got {type(targets).__name__}.')
-    return _logits(outputs), targets
-
-
-def _logits(outputs: Any) -> Tensor:
-    """The model's output tensor, or the `logits` of a Hugging Face style output."""
-    logits = getattr(outputs, "logits", outputs)
-    if not isinstance(logits, Tensor):
-        raise InputError(
-            f"the model returned {type(outputs).__name__}, not a tensor or an object with .logits; give a function "
-            "loss(model, batch) that uses the right part of it."
-        )
-    return logits
+    return logits_of(outputs), targets
 
 
 def _same_shape(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.batches import check_data, move, sample_count, samples_or_nan
+from hvpspec.objective.batches import check_data, move
+from hvpspec.objective.conventions import returned, said_by
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.inner_derivatives import InnerDerivatives
 from hvpspec.objective.live_model import (
@@ -31,15 +31,17 @@ from hvpspec.objective.live_model import (
     in_precision,
     named_tensors,
     ordinary_tensors,
+    shaken,
     with_values,
 )
-from hvpspec.objective.losses import LossFunction, loss_name, resolve_loss
+from hvpspec.objective.losses import Loss, LossFunction, resolve_loss
+from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, choose_parameters
 from hvpspec.objective.torch_kernels import twice_differentiable
+from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.wording import listed
 
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
-_MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
 
 
 @dataclass(frozen=True)
@@ -85,39 +87,45 @@ class Objective:
     model: an nn.Module, which is evaluated in eval mode and left unchanged. Of a wrapper (DataParallel, DDP, what
         torch.compile returns) the module inside is used. The model's values are read again for each product, so that
         an Objective follows a model that is being trained.
-    loss: the name of a loss (`hvpspec.options.LOSS_NAMES`), a torch criterion, or a function
-        `loss(model, batch) -> mean loss` or `-> (mean loss, weight)`. Without a weight, the number of samples (the
-        length of the batch's tensors) is used.
+    loss: the name of a loss (`hvpspec.options.LOSS_NAMES`), a torch criterion, or a function or module
+        `loss(model, batch)` or `loss(outputs, targets)` that returns the mean loss, or (mean loss, weight). What that
+        is a mean over is measured: see `hvpspec.objective.weights`.
     data: a re-iterable of batches (a list, a DataLoader); not a generator.
     parameters: names or globs that choose parameters, see `choose_parameters`; None chooses all that require a
         gradient.
     dtype: torch.float32 or torch.float64; None keeps the parameters' own (half precision becomes float32).
     device: None keeps the parameters' own.
+    noise_seed: None refuses random numbers; a seed fixes those that the model or the loss draws, the same at each
+        evaluation of a batch.
+    measure: False trusts what the loss returns, without measuring what it is a mean over.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        loss: str | LossFunction | nn.Module,
+        loss: str | LossFunction | nn.Module | Loss,
         data: Iterable[Any],
         *,
         parameters: str | Sequence[str] | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        noise_seed: int | None = None,
+        measure: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
         self.model = unwrapped(model)
-        self.loss_name = loss_name(loss)
         self.space: ParameterSpace = choose_parameters(self.model, parameters)
         named = dict(self.model.named_parameters(remove_duplicate=False))
         chosen = [named[name] for name in self.space.names]
         self.dtype = dtype or _working_dtype(chosen)
         self.device = chosen[0].device if device is None else _check_device(device)
         self.data = check_data(data)
-        self._loss = resolve_loss(loss)
-        self.loss = loss
+        self.loss: Loss = resolve_loss(loss)
         self._inner = InnerDerivatives()
+        self.noise_seed = noise_seed
+        self._measure = measure
+        self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
         self._afresh: Callable[[], None] = lambda: None  # forgets what an evaluation left in the model's attributes
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
@@ -137,12 +145,16 @@ class Objective:
         if self._parameters is not None:
             yield self._parameters
             return
+        self.settle()
         with contextlib.ExitStack() as stack:
             stack.enter_context(twice_differentiable(self.device, self._inner))
             stack.enter_context(ordinary_tensors(self.model))
             self._check_modes()
             self._afresh = stack.enter_context(eval_mode(self.model))
             stack.enter_context(in_precision(self.model, self.dtype, self.device))
+            if self.loss.criterion is not None:
+                stack.enter_context(eval_mode(self.loss.criterion))
+                stack.enter_context(in_precision(self.loss.criterion, self.dtype, self.device))
             named = dict(self.model.named_parameters(remove_duplicate=False))
             chosen = tuple(named[name] for name in self.space.names)
             stack.enter_context(differentiated_in(self.model, chosen))
@@ -190,7 +202,7 @@ class Objective:
         total, batches, samples = 0.0, 0, 0.0
         for index, batch in enumerate(self.data):
             batches += 1
-            samples += samples_or_nan(index, batch)
+            samples += samples_or_nan(batch, self.counting.axis)
             weights: list[float] = []
             yield index, partial(self._recorded_loss, weights, index, batch)
             total += weights[0]
@@ -252,8 +264,48 @@ class Objective:
             "parameters": self.space.names,
             "dtype": self.dtype,
             "device": self.device,
+            "noise_seed": self.noise_seed,
         }
-        return Objective(self.model, self.loss, **(same | changes))
+        other = Objective(self.model, self.loss, **(same | changes))
+        other._counting, other._inner = self._counting, self._inner
+        return other
+
+    # --- weights ---
+
+    def settle(self) -> None:
+        """Finds out how the loss is called and how batches are weighed, if that is not known yet."""
+        if self._counting is None:
+            self._counting = measured(
+                self.data,
+                self._place,
+                self.dtype,
+                guessed=self.loss.given == "model",
+                seeded=self.noise_seed is not None,
+                trust=not self._measure,
+            )
+
+    @property
+    def counting(self) -> Counting:
+        """How batches are weighed; known once an evaluation has begun."""
+        return self._counting or Counting()
+
+    @contextlib.contextmanager
+    def _place(self, dtype: torch.dtype, moved: bool, gradients: bool) -> Iterator[Evaluate]:
+        """Evaluates losses for the measurement of weights."""
+        objective = self.with_(dtype=dtype)
+        objective._counting = Counting()
+
+        def evaluate(index: int, batch: Any) -> tuple[float, float | None]:
+            loss, weight = returned(index, objective._raw(index, move(batch, objective.device, dtype)))
+            return float(loss.detach()), weight
+
+        with contextlib.ExitStack() as stack:
+            parameters = stack.enter_context(objective.evaluating())
+            stack.enter_context(ConstantNoise())
+            stack.enter_context(torch.set_grad_enabled(gradients))
+            if moved:
+                stack.enter_context(shaken(parameters))
+            yield evaluate
 
     def unchanged(self, snapshot: Snapshot) -> bool:
         """Whether the model still has the values of the snapshot. Costs one pass over the parameters."""
@@ -265,20 +317,21 @@ class Objective:
 
     def frozen_values(self) -> tuple[Hashable, ...]:
         """What a recording of the loss takes for constants: see `hvpspec.objective.frozen_values`."""
-        return frozen_values(self.model, self.loss)
+        return frozen_values(self.model, self.loss.given)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
-    def raw_loss(self, batch: Any) -> Any:
+    def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
-        return self._inner.evaluate(partial(self._one_loss, batch))
+        return self._inner.evaluate(partial(self._one_loss, index, batch))
 
-    def _one_loss(self, batch: Any) -> Any:
+    def _one_loss(self, index: int, batch: Any) -> Any:
         self._afresh()
         for buffer, data in self._buffers:  # what the last batch's forward wrote to them must not reach this one
             buffer.data = data.clone()
-        return self._loss(self.model, batch)
+        with fixed_noise(self.noise_seed, index, self.device):
+            return self.loss(self.model, batch)
 
     @contextlib.contextmanager
     def raw_loss_with(self, batch: Any, snapshot: Snapshot) -> Iterator[Callable[[], Any]]:
@@ -288,36 +341,34 @@ class Objective:
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
         self._afresh()
         with with_values(self.model, values):
-            yield lambda: self._inner.evaluate(partial(self._loss, self.model, batch))
+            yield lambda: self._inner.evaluate(partial(self.loss, self.model, batch))
 
     def _recorded_loss(self, weights: list[float], index: int, batch: Any) -> tuple[Tensor, float]:
-        loss, weight = self._batch_loss(index, batch)
+        batch = move(batch, self.device, self.dtype)
+        loss, weight = self.weighed(index, self._raw(index, batch), batch)
         weights.append(weight)
         return loss, weight
 
-    def _batch_loss(self, index: int, batch: Any) -> tuple[Tensor, float]:
-        batch = move(batch, self.device, self.dtype)
+    def _raw(self, index: int, batch: Any) -> Any:
         try:
-            result = self.raw_loss(batch)
+            return self.raw_loss(index, batch)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise InputError(f"batch {index}: {_said_by(self.model, error)}") from error
-        return check_loss(index, result, batch)
+            raise InputError(f"batch {index}: {said_by(self.model, error)}") from error
 
-
-def _said_by(model: nn.Module, error: Exception) -> str:
-    """What an error says, and whether the loss raised it or the model's forward; of the latter, in which module."""
-    names = {id(module): name for name, module in model.named_modules()}
-    running = [
-        names[id(frame.f_locals["self"])]
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_name in _MODULE_CALLS and id(frame.f_locals.get("self")) in names
-    ]
-    what = f"{type(error).__name__}: {error}"
-    if not running:
-        return f"the loss raised {what}"
-    return f"the model's forward raised {what}" + (f" (in '{running[-1]}')" if running[-1] else "")
+    def weighed(self, index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
+        """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch."""
+        loss, given = returned(index, result)
+        weight = self.counting(index, batch, given)
+        for one in (weight if given is None else given, weight):
+            if not (math.isfinite(one) and one >= 0):
+                raise InputError(f"batch {index}: the loss's weight is {one}; it must be finite and not negative.")
+        if weight > 0 and not bool(torch.isfinite(loss)):
+            raise InputError(
+                f"batch {index}: the loss is {float(loss)}; look at that batch, and at the checkpoint's values."
+            )
+        return loss, weight
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -342,27 +393,3 @@ def _check_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # which depends on what is missing
         reason = str(error).splitlines()[0]
         raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
-
-
-def check_loss(index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
-    """The mean loss and its weight from what a loss function returned. Raises InputError, naming the batch."""
-    loss, weight = result, None
-    if isinstance(result, (tuple, list)):
-        if len(result) != 2:
-            raise InputError(
-                f"batch {index}: the loss returned {len(result)} values; it must return (mean loss, weight)."
-            )
-        loss, weight = result
-    if not isinstance(loss, Tensor):
-        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; it must be a scalar tensor.")
-    if loss.numel() != 1 or loss.is_complex():
-        kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
-        raise InputError(f"batch {index}: the loss is {kind}; it must be a real scalar (the mean over the batch).")
-    weight = sample_count(index, batch) if weight is None else float(weight)
-    if not (math.isfinite(weight) and weight >= 0):
-        raise InputError(f"batch {index}: the loss's weight is {weight}; it must be finite and not negative.")
-    if weight > 0 and not bool(torch.isfinite(loss)):
-        raise InputError(
-            f"batch {index}: the loss is {float(loss)}; look at that batch, and at the checkpoint's values."
-        )
-    return loss.reshape(()), weight

@@ -36,8 +36,10 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
         Of a wrapper (DataParallel, DistributedDataParallel, what `torch.compile` returns), the module inside is used.
     loss : str, nn.Module or callable
         "cross_entropy", "mse", "bce_with_logits", "causal_lm", "model" (the loss that a Hugging Face model returns) or
-        "cosine_similarity"; a torch criterion with ``reduction="mean"``; or a function ``loss(model, batch)`` that
-        returns the mean loss over the batch, or (mean loss, weight). Without a weight, the number of samples is used.
+        "cosine_similarity"; a torch criterion with ``reduction="mean"``; or a function or module, called as
+        ``loss(model, batch)`` or ``loss(outputs, targets)``, that returns the mean loss over the batch, or
+        (mean loss, weight). Without a weight, what the mean is taken over (samples, targets that are not ignored, …) is
+        measured by cutting batches in two and joining parts of neighbours; a loss that is no such mean is refused.
     data : iterable of batches
         A list, a DataLoader, or anything else that gives the same batches each time it is iterated over.
     parameters : str or sequence of str, optional
@@ -60,12 +62,16 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
         What the saved activations may take, in bytes or as "2GiB". By default 40 % of the free memory.
     verify : bool, optional
         Before the first product, evaluate the first batch's loss again and compare one product with differences of its
-        gradient: one product and two gradients of that batch. With False, a loss that is random, or that torch
-        differentiates wrongly, is not noticed.
+        gradient: one product and two gradients of that batch. Also measure what a user's loss is a mean over, in three
+        forward passes over the data. With False, a loss that is random, that torch differentiates wrongly, or that is
+        a mean over something else than samples, is not noticed.
     dtype : str, torch.dtype or numpy.dtype, optional
         float32 or float64. By default the model's own, and float32 for half precision.
     device : str or torch.device, optional
         Where products are computed. By default the model's own.
+    noise_seed : int, optional
+        Fixes the random numbers that the model or the loss draws (of torch, NumPy and Python): the same ones for a
+        batch in every product and every engine. By default a random loss is refused.
 
     Attributes
     ----------
@@ -121,9 +127,19 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
         verify: bool = True,
         dtype: str | torch.dtype | np.dtype[Any] | type | None = None,
         device: str | torch.device | None = None,
+        noise_seed: int | None = None,
     ) -> None:
         limit = check_size("memory_limit", memory_limit)
-        self.objective = Objective(model, loss, data, parameters=parameters, dtype=_torch_dtype(dtype), device=device)
+        self.objective = Objective(
+            model,
+            loss,
+            data,
+            parameters=parameters,
+            dtype=_torch_dtype(dtype),
+            device=device,
+            noise_seed=noise_seed,
+            measure=verify,
+        )
         self._product = Chooser(self.objective, engine, limit, verified=not verify)
         self.torch_dtype = self.objective.dtype
         self.device = self.objective.device

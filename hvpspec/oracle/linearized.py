@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.memory import free_memory, readable
-from hvpspec.objective.objective import Objective, Snapshot, check_loss
+from hvpspec.objective.objective import Objective, Snapshot
 from hvpspec.objective.torch_kernels import exact_arithmetic
 from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
@@ -92,7 +92,7 @@ class Linearized:
         program, tensors = self._program(batch, snapshot)
         values = [p.detach() for p in snapshot.parameters]
         activations, loss, weight = program.prepare(*values, *snapshot.constants.values(), *tensors)
-        _, number = check_loss(index, program.recording.result(loss, weight), batch)
+        _, number = self.objective.weighed(index, program.recording.result(loss, weight), batch)
         return SavedBatch(program, number, tensors, [tensor._version for tensor in tensors], list(activations))
 
     def _program(self, batch: Any, snapshot: Snapshot) -> tuple[Program, list[Tensor]]:

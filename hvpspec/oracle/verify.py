@@ -19,6 +19,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.torch_kernels import holding_padding_rows
+from hvpspec.objective.weights import is_random
 from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
 
 _TOLERATED = {torch.float64: 1e-6, torch.float32: 2e-2}  # relative difference beyond ten bounds that proves nothing
@@ -32,6 +33,7 @@ def verify(objective: Objective) -> None:
 
     Costs one product and two gradients of the first batch, and a forward pass.
     """
+    objective.settle()
     first = next(iter(objective.data), None)
     if first is None:
         return  # the product itself says so
@@ -54,10 +56,7 @@ def _verify(objective: Objective) -> None:
         again = evaluations().detach()
         off = float((again - loss.detach()).abs())
         if off > _REPEATED[objective.dtype] * max(float(loss.detach().abs()), float(again.abs())):
-            raise InputError(
-                f"the loss is random: one batch gives {float(loss):.9g}, then {float(again):.9g}; make model and loss "
-                "deterministic, for instance with a generator that is seeded again in each call."
-            )
+            raise InputError(is_random(float(loss.detach()), float(again)))
         others = _other_leaves(loss, parameters)
         if not loss.requires_grad:
             return

@@ -129,7 +129,7 @@ class Graph:
         self._store.update(entries)
 
     def __getattr__(self, name):
-        if name.startswith("_"):
+        if name.startswith("_") or name not in self._store:
             raise AttributeError(name)
         return self._store[name]
 

@@ -1,0 +1,173 @@
+"""How models and losses are called, and where in what they return the outputs or the loss are.
+
+A user's loss is `loss(model, batch)` or, as torch's criteria, `loss(outputs, targets)`. Which one is found by trying.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvpspec.errors import InputError
+
+_MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """The model's output: a dict is its keyword arguments, a tuple or list its arguments, and all else its argument."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The model's output tensor, or the `logits` of a Hugging Face style output or of a dict."""
+    logits = _entry(outputs, "logits")
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the model returned {type(outputs).__name__}, not a tensor or an object with .logits; give a function "
+            "loss(model, batch) that uses the right part of it."
+        )
+    return logits
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in what a model returns: its `loss`, or the only scalar tensor of a tuple; None where there is none."""
+    if isinstance(output, Tensor):
+        return output if output.numel() == 1 else None
+    if isinstance(output, (tuple, list)) and not hasattr(output, "loss"):
+        scalars = [part for part in output if isinstance(part, Tensor) and part.numel() == 1]
+        return scalars[0] if len(scalars) == 1 else None
+    loss = _entry(output, "loss")
+    return loss if isinstance(loss, Tensor) else None
+
+
+def _entry(output: Any, name: str) -> Any:
+    """An attribute or an entry of that name; the output itself where it has neither."""
+    found = getattr(output, name, None)
+    if found is None and isinstance(output, Mapping):
+        found = output.get(name)
+    return output if found is None else found
+
+
+def returned(index: int, result: Any) -> tuple[Tensor, float | None]:
+    """The mean loss and the weight, or None, that a loss function returned. Raises InputError, naming the batch."""
+    loss, weight = result, None
+    if isinstance(result, (tuple, list)):
+        if len(result) != 2:
+            raise InputError(
+                f"batch {index}: the loss returned {len(result)} values; it must return (mean loss, weight)."
+            )
+        loss, weight = result
+    if not isinstance(loss, Tensor):
+        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; it must be a scalar tensor.")
+    if loss.numel() != 1 or loss.is_complex():
+        kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
+        raise InputError(f"batch {index}: the loss is {kind}; it must be a real scalar (the mean over the batch).")
+    if weight is None:
+        return loss.reshape(()), None
+    try:
+        return loss.reshape(()), float(weight)
+    except (TypeError, ValueError, RuntimeError):
+        kind = f"a tensor of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise InputError(
+            f"batch {index}: the second value that the loss returned is {kind}; return the mean loss alone, or with "
+            "its weight, a number."
+        ) from None
+
+
+def said_by(model: nn.Module, error: Exception) -> str:
+    """What an error says, and whether the loss raised it or the model's forward; of the latter, in which module."""
+    names = {id(module): name for name, module in model.named_modules()}
+    running = [
+        names[id(frame.f_locals["self"])]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name in _MODULE_CALLS and id(frame.f_locals.get("self")) in names
+    ]
+    what = f"{type(error).__name__}: {error}"
+    if not running:
+        return f"the loss raised {what}"
+    return f"the model's forward raised {what}" + (f" (in '{running[-1]}')" if running[-1] else "")
+
+
+# --- losses of users ------------------------------------------------------------------------------------------------
+
+
+class UserLoss:
+    """A user's function or module as `loss(model, batch)`, whichever of the two ways it is to be called.
+
+    The first call tries. A function that evaluates the model is `loss(model, batch)`, whatever else goes wrong in it;
+    one that fails before it does is `loss(outputs, targets)`. A module is tried the other way round.
+    """
+
+    def __init__(self, loss: Callable[..., Any]) -> None:
+        self.loss = loss
+        self._call: Callable[[nn.Module, Any], Any] | None = None
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        if self._call is not None:
+            return self._call(model, batch)
+        of_outputs_first = isinstance(self.loss, nn.Module)
+        ways = [self._of_model, self._of_outputs] if _is_pair(batch) or of_outputs_first else [self._of_model]
+        failed: dict[str, Exception] = {}
+        for way in reversed(ways) if of_outputs_first else ways:
+            with _watching(model) as evaluated:
+                try:
+                    result = way(model, batch)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:  # a user's function may raise anything
+                    if len(ways) == 1 or (way == self._of_model and evaluated):
+                        raise
+                    failed[way.__name__] = error
+                    continue
+            self._call = way
+            return result
+        first, second = failed["_of_model"], failed["_of_outputs"]
+        raise InputError(
+            f"called as loss(model, batch), the loss raises {type(first).__name__}: {first}; called as "
+            f"loss(outputs, targets), it raises {type(second).__name__}: {second}."
+        ) from second
+
+    def _of_model(self, model: nn.Module, batch: Any) -> Any:
+        return self.loss(model, batch)
+
+    def _of_outputs(self, model: nn.Module, batch: Any) -> Any:
+        if not _is_pair(batch):
+            raise InputError(
+                "a loss(outputs, targets) needs batches that are pairs (inputs, targets); give a function "
+                "loss(model, batch) for other ones."
+            )
+        inputs, targets = batch
+        outputs = call_model(model, inputs)
+        if not isinstance(outputs, Tensor) and isinstance(found := _entry(outputs, "logits"), Tensor):
+            outputs = found
+        return self.loss(outputs, targets)
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, (tuple, list)) and len(batch) == 2
+
+
+@contextlib.contextmanager
+def _watching(model: nn.Module) -> Iterator[list[str]]:
+    """Fills with the names of the model's modules that are called meanwhile."""
+    names = {id(module): name for name, module in model.named_modules()}
+    called: list[str] = []
+
+    def note(module: nn.Module, arguments: Any) -> None:
+        if id(module) in names:
+            called.append(names[id(module)])
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield called
+    finally:
+        handle.remove()

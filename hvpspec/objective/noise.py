@@ -1,0 +1,67 @@
+"""Random numbers that a model or a loss draws: the same at each evaluation, or none at all."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+_SEEDS = 2**63
+_SEED_STEP = 1_000_003  # between the seeds of two batches
+
+
+@contextlib.contextmanager
+def fixed_noise(seed: int | None, index: int, device: torch.device) -> Iterator[None]:
+    """The global generators of torch, NumPy and Python start from `seed` and the number of the batch, and are as they
+    were when it ends. None leaves them alone.
+
+    A generator that the model or the loss holds itself is not reached.
+    """
+    if seed is None:
+        yield
+        return
+    start = (seed + _SEED_STEP * index) % _SEEDS
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global generator is meant
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(start)
+        np.random.seed(start % 2**32)  # noqa: NPY002
+        random.seed(start)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+class ConstantNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every random number that torch draws is one and the same, whatever the seed and the shape.
+
+    A loss with noise is then the same function of each sample wherever in a batch the sample is, so that batches can be
+    cut and joined.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return result
+        lowest = args[0] if func.overloadpacket._qualified_op_name == "aten::randint" and "low" in func.name() else 0
+        return tree_map_only(Tensor, lambda drawn: _settled(func.name(), drawn, lowest), result)
+
+
+def _settled(name: str, drawn: Tensor, lowest: int) -> Tensor:
+    """Filled in place, as the operation may have been (`normal_`)."""
+    if "randperm" in name:
+        return drawn.copy_(torch.arange(len(drawn)))
+    if drawn.is_floating_point() or drawn.is_complex():
+        return drawn.fill_(1.0 if "bernoulli" in name or "dropout" in name else 0.3)
+    return drawn.fill_(True) if drawn.dtype == torch.bool else drawn.fill_(lowest)

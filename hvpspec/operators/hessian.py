@@ -82,7 +82,8 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
     device : torch.device
         Where products are computed.
     hvps : int
-        Number of Hessian-vector products so far; b vectors together count as b.
+        Number of Hessian-vector products so far; b vectors together count as b. What verifies the operator before the
+        first one is of one batch, and does not count.
 
     Raises
     ------

@@ -17,6 +17,7 @@ from hvpspec.objective.objective import LossValue, Objective
 from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
+from hvpspec.oracle.verify import verify
 from hvpspec.preflight.differences import (
     compare_with_differences,
     on_first_batch,
@@ -140,7 +141,10 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
             except RuntimeError as error:
                 raise InputError(f"the loss cannot be differentiated: {error}") from error
             unused -= {name for name, g in zip(objective.space.names, gradients, strict=True) if g is not None}
-    if not unused or len(unused) == len(objective.space.names):  # depending on none is an error of its own
+    if len(unused) == len(objective.space.names):
+        verify(objective)  # refuses a loss of another model; a zero Hessian is an error of its own
+        return total / weights, []
+    if not unused:
         return total / weights, []
     shown = listed((name for name in objective.space.names if name in unused), MAX_LISTED_NAMES)
     finding = Finding(

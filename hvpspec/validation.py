@@ -45,9 +45,9 @@ def check_budget(max_hvps: Any) -> int | None:
     return None if max_hvps is None else check_count("max_hvps", max_hvps)
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: Any, name: str = "seed") -> int:
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= int(seed) < 2**64:
-        raise InputError(f"seed must be a whole number from 0 to 2**64 − 1; got {seed!r}.")
+        raise InputError(f"{name} must be a whole number from 0 to 2**64 − 1; got {seed!r}.")
     return int(seed)
 
 

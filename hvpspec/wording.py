@@ -42,6 +42,11 @@ def percent(confidence: float) -> str:
     return f"{100 * confidence:g} %"
 
 
+def two_digits_percent(share: float) -> str:
+    """A relative difference: "33 %", "0.0012 %"."""
+    return percent(float(f"{share:.2g}"))
+
+
 def columns_taken(text: str) -> int:
     """Columns that a text takes on a terminal: two for a wide character, none for a combining one."""
     marks = ("Mn", "Me", "Cf")

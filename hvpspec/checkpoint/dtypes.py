@@ -21,7 +21,8 @@ def dequantised(path: Path, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     quantised = {tensor.dtype for tensor in entries.values() if tensor.is_quantized}
     if quantised:
         found = f"{path} holds quantised parameters ({_names(quantised)})"
-        _warn("dequantised", found, "they are converted to float32: the model with the rounded values is measured")
+        done = "they are converted to float32: the model with the rounded values is measured"
+        warnings.warn(CheckpointWarning("dequantised", found, done), stacklevel=3)
     return {name: tensor.dequantize() if tensor.is_quantized else tensor for name, tensor in entries.items()}
 
 
@@ -59,13 +60,11 @@ def _holds(dtype: torch.dtype, tensor: Tensor) -> bool:
     return bool((same | (tensor != tensor) if dtype.is_floating_point else same).all())
 
 
-def without_rounding(
-    path: Path, entries: Mapping[str, Tensor], model: nn.Module, expected: Mapping[str, Tensor]
-) -> None:
-    """Converts the floating-point tensors of `model` to a dtype that holds those `entries` which they would round.
-
-    With a CheckpointWarning about that, or about entries that have less precision than the model.
-    """
+def precision(
+    path: Path, entries: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[torch.dtype | None, list[CheckpointWarning]]:
+    """A dtype that holds those `entries` which the model would round, and a warning about that, or about entries that
+    have less precision than the model. None: the model's own dtypes hold them all."""
     pairs = [
         (tensor, expected[name].dtype)
         for name, tensor in entries.items()
@@ -76,23 +75,25 @@ def without_rounding(
     ]
     if rounded:
         finest = functools.reduce(_common, itertools.chain(*rounded))
-        _warn(
-            "precision",
+        found = (
             f"{path} holds {_names(dtype for dtype, _ in rounded)} parameters and the model is built in "
-            f"{_names(own for _, own in rounded)}",
-            f"the model is converted to {dtype_name(finest)}, so that no value is rounded",
+            f"{_names(own for _, own in rounded)}"
         )
-        model._apply(lambda tensor: tensor.to(finest) if _is_coarser(tensor, finest) else tensor)  # type: ignore[no-untyped-call]
-        return
+        done = f"the model is converted to {dtype_name(finest)}, so that no value is rounded"
+        return finest, [CheckpointWarning("precision", found, done)]
     casts = {
         f"{dtype_name(t.dtype)} → {dtype_name(own)}" for t, own in pairs if t.dtype.itemsize < min(4, own.itemsize)
     }
-    if casts:
-        _warn(
-            "precision",
-            f"{path} holds parameters in lower precision than the model ({', '.join(sorted(casts))})",
-            "they are cast: the model with the rounded values is measured",
-        )
+    if not casts:
+        return None, []
+    found = f"{path} holds parameters in lower precision than the model ({', '.join(sorted(casts))})"
+    done = "they are cast: the model with the rounded values is measured"
+    return None, [CheckpointWarning("precision", found, done)]
+
+
+def convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Converts the floating-point tensors of `model` that are less precise than `dtype`."""
+    model._apply(lambda tensor: tensor.to(dtype) if _is_coarser(tensor, dtype) else tensor)  # type: ignore[no-untyped-call]
 
 
 def _common(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
@@ -106,10 +107,6 @@ def _common(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 def _is_coarser(tensor: Tensor, dtype: torch.dtype) -> bool:
     return not is_lazy(tensor) and tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize
-
-
-def _warn(kind: str, found: str, done: str) -> None:
-    warnings.warn(CheckpointWarning(kind, found, done), stacklevel=4)
 
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:

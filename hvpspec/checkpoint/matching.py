@@ -19,17 +19,22 @@ _WRAPPERS = frozenset(
         "_forward_module",  # Lightning Fabric
     }
 )
-_COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm and AveragedModel: no output depends on them
+COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm and AveragedModel: no output depends on them
 _MAX_LEVELS = 8  # of names that are searched for parts that fit
 
 
 @dataclass(frozen=True)
 class Fit:
-    """`matched`: {name in the model: name in the file}. Unmatched names: `missing` in the file, `unexpected` there."""
+    """`matched`: {name in the model: name in the file}. Unmatched names: `missing` in the file, `unexpected` there.
+
+    ours, theirs: the prefixes that were removed, in the model and in the file.
+    """
 
     matched: dict[str, str]
     missing: list[str]
     unexpected: list[str]
+    ours: str = ""
+    theirs: str = ""
 
 
 def match_names(
@@ -40,14 +45,21 @@ def match_names(
     buffers: the model's. An entry for a buffer that the model does not save (position_ids in old files) is not
     unexpected.
     """
+    return possible_fits(found, expected, buffers)[0]
+
+
+def possible_fits(
+    found: Mapping[str, Tensor], expected: Mapping[str, Any], buffers: Mapping[str, Tensor] | None = None
+) -> list[Fit]:
+    """All ways to match names that `match_names` considers, the best one first."""
     plain = _fit(found, expected, buffers or {}, "", "")
     fits = [plain]
     for ours, theirs in product(_leading(expected), _leading(found)):
-        if not (plain.missing or plain.unexpected) or (ours and theirs):
+        if not (plain.missing or plain.unexpected) or bool(ours) == bool(theirs):
             continue
         fits.append(_fit(found, expected, buffers or {}, ours, theirs))
     # A prefix is removed only where more names match without it; of equals, the first is the simplest.
-    return min(fits, key=lambda fit: len(fit.missing) + len(fit.unexpected))
+    return sorted(fits, key=lambda fit: len(fit.missing) + len(fit.unexpected))
 
 
 def _fit(
@@ -67,20 +79,51 @@ def _fit(
         candidates = [exact[name]] if name in exact else plain.get(_unwrapped(name), [])
         if len(candidates) == 1 and candidates[0] not in matched and entry.startswith(theirs):
             matched[candidates[0]] = entry
-        elif _unwrapped(name) not in made and not (found[entry].numel() == 1 and name.endswith(_COUNTERS)):
+        elif _unwrapped(name) not in made and not (found[entry].numel() == 1 and name.endswith(COUNTERS)):
             unexpected.append(entry)
     missing = [
         names[0]
         for names in tied(expected)
         # An entry tied to a matched one is set with it. Old files lack BatchNorm's counter, which only training needs.
-        if not any(name in matched for name in names) and not names[0].endswith(_COUNTERS)
+        if not any(name in matched for name in names) and not names[0].endswith(COUNTERS)
     ]
-    return Fit(matched, missing, unexpected)
+    return Fit(matched, missing, unexpected, ours, theirs)
+
+
+def names_in_model(fit: Fit, entries: Iterable[str], modules: Iterable[str]) -> dict[str, str]:
+    """{name in the file: name in the model}, for entries without a match as well: loading code may know those.
+
+    modules: the model's, by name. An entry without a match keeps its own name below the innermost module that both
+    have.
+    """
+    places = {_path(module, fit.ours): module for module in modules}  # of wrapper and wrapped, the wrapped
+    given = {entry: name for name, entry in fit.matched.items()}
+    for entry in entries:
+        if entry not in given:
+            parts = _unwrapped(entry.removeprefix(fit.theirs)).split(".")
+            depth = next(n for n in range(len(parts) - 1, -1, -1) if n == 0 or ".".join(parts[:n]) in places)
+            place = places.get(".".join(parts[:depth]), "")
+            given[entry] = ".".join([*([place] if place else []), *parts[depth:]])
+    return given
+
+
+def versions_in_model(
+    fit: Fit, versions: Mapping[str, Mapping[str, Any]], modules: Iterable[str]
+) -> dict[str, Mapping[str, Any]]:
+    """The versions that a file says, by the names of the model's modules."""
+    by_path = {_path(module, fit.theirs): entry for module, entry in versions.items()}
+    paths = {module: _path(module, fit.ours) for module in modules}
+    return {module: by_path[path] for module, path in paths.items() if path in by_path}
+
+
+def _path(module: str, prefix: str) -> str:
+    """The name of a module without a prefix and without wrappers."""
+    return _unwrapped(f"{module}.".removeprefix(prefix)).strip(".")
 
 
 def _leading(names: Iterable[str]) -> list[str]:
     """Prefixes to try without: "", then those that most names have, each one level longer."""
-    names = [name for name in names if not name.endswith(_COUNTERS)]
+    names = [name for name in names if not name.endswith(COUNTERS)]
     found, prefix = [""], ""
     while True:
         counts: dict[str, int] = {}
@@ -126,7 +169,7 @@ def fitting_parts(
         for length in range(1, min(len(parts), _MAX_LEVELS) + 1):
             prefix = ".".join(parts[:length])
             counts[prefix] = counts.get(prefix, 0) + 1
-    needed = sum(not names[0].endswith(_COUNTERS) for names in tied(expected))
+    needed = sum(not names[0].endswith(COUNTERS) for names in tied(expected))
     fitting: list[str] = []
     for prefix in sorted(counts, key=lambda prefix: prefix.count(".")):
         if not needed <= counts[prefix] < len(found) or any(prefix.startswith(f"{above}.") for above in fitting):

@@ -20,7 +20,7 @@ from hvpspec.checkpoint.formats.safetensors_files import is_safetensors, read_sa
 from hvpspec.checkpoint.formats.torch_export import export_model, export_tensors
 from hvpspec.checkpoint.formats.torch_pickle import Trust, read_torch
 from hvpspec.checkpoint.formats.torchscript import script_model, script_tensors
-from hvpspec.checkpoint.state_dict import find_state_dict, tensors
+from hvpspec.checkpoint.state_dict import SavedState, find_state_dict, levels, saved_state
 from hvpspec.errors import CheckpointError
 
 _WEIGHTS = (
@@ -48,16 +48,18 @@ def read_checkpoint(
     Raises CheckpointError when the file is missing, unreadable or damaged, would run code, or holds no state dict.
     Takes the memory of the tensors once; nothing is allocated for data that a file declares and does not hold.
     """
-    return read_state(path, key, Trust(tuple(allow_classes), trust_pickle))[0]
+    return read_state(path, key, Trust(tuple(allow_classes), trust_pickle)).tensors
 
 
-def read_state(
-    path: str | os.PathLike[str], key: str | None = None, trust: Trust | None = None
-) -> tuple[dict[str, Tensor], str]:
-    """What `read_checkpoint` returns, and the key under which it was found."""
+def read_state(path: str | os.PathLike[str], key: str | None = None, trust: Trust | None = None) -> SavedState:
+    """The tensors that `read_checkpoint` returns, and what was saved with them."""
     path = _resolve(Path(path))
-    found, at = find_state_dict(_content(path, trust), key, path)
-    return tensors(found), at
+    return saved_state(*find_state_dict(_content(path, trust), key, path))
+
+
+def read_levels(path: str | os.PathLike[str], trust: Trust | None = None) -> list[Any]:
+    """All that a checkpoint holds: the state dict under the usual names, then the levels around it, the whole last."""
+    return levels(_content(_resolve(Path(path)), trust))
 
 
 def read_step(path: str | os.PathLike[str], trust: Trust | None = None) -> int | None:
@@ -84,7 +86,7 @@ def read_model(path: str | os.PathLike[str], key: str | None = None, trust: Trus
     path, trust = Path(path), trust or Trust()
     if path.is_dir() and _described(path):
         _no_key(key, path)
-        return huggingface_model(path, read_state(path, None, trust)[0])
+        return huggingface_model(path, read_state(path, None, trust).tensors)
     path = _resolve(path)
     if path.is_file() and head(path).startswith(b"PK"):
         with Archive(path) as archive:
@@ -117,8 +119,8 @@ def _content(path: Path, trust: Trust | None) -> Any:
     if path.is_dir():
         return read_distributed(path)
     first = head(path)
-    if path.name.endswith(".json") and first.lstrip().startswith(b"{"):
-        return read_shards(path, lambda shard: tensors(find_state_dict(_content(shard, trust), None, shard)[0]))
+    if _is_index(first, path):
+        return read_shards(path, lambda shard: read_state(shard, None, trust).tensors)
     if is_safetensors(first, path):
         return read_safetensors(path)
     if first.startswith(b"PK\x03\x04"):
@@ -130,6 +132,17 @@ def _content(path: Path, trust: Trust | None) -> Any:
     elif not _is_known(first, path):
         raise foreign(path)
     return read_torch(path, path, trust)
+
+
+def recognise(path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError where a path holds no checkpoint of a known format, as its first bytes tell."""
+    path = _resolve(Path(path))
+    if path.is_file() and not _is_index(head(path), path) and not _is_known(head(path), path):
+        raise foreign(path)
+
+
+def _is_index(first: bytes, path: Path) -> bool:
+    return path.name.endswith(".json") and first.lstrip().startswith(b"{")
 
 
 def _is_known(first: bytes, path: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,24 @@ from hvpspec.wording import listed
 USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 """Names under which training scripts store the model's state dict, in the order in which they are tried."""
 
+EXTRA_STATE = "_extra_state"  # ends the name that torch gives to what a module's get_extra_state returns
+
 _MAX_DEPTH = 4  # of nested keys
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state dict as it was saved.
+
+    tensors: by name. others: by name, what is no tensor, such as the extra state of modules. versions: what torch wrote
+    on each module, by the module's name: its `_version`, by which it decides how to load; None where the file has none.
+    key: where the state dict lies in the file.
+    """
+
+    tensors: dict[str, Tensor]
+    others: Mapping[str, Any]
+    versions: Mapping[str, Mapping[str, Any]] | None
+    key: str
 
 
 def find_state_dict(content: Any, key: str | None, path: Path) -> tuple[Mapping[str, Any] | nn.Module, str]:
@@ -66,14 +85,45 @@ def _joined(key: str, more: str) -> str:
     return f"{key}.{more}" if key else more
 
 
-def tensors(found: Mapping[str, Any] | nn.Module) -> dict[str, Tensor]:
-    """The tensors by name, including NumPy arrays."""
+def saved_state(found: Mapping[str, Any] | nn.Module, key: str) -> SavedState:
+    """What `find_state_dict` has found, with NumPy arrays as tensors."""
     try:
         entries = found.state_dict() if isinstance(found, nn.Module) else found
     except Exception as error:  # a module from a pickle
         raise CheckpointError(f"the module in the file is incomplete ({type(error).__name__}: {error}).") from error
     made = {name: _tensor(value) for name, value in entries.items()}
-    return {name: tensor for name, tensor in made.items() if tensor is not None}
+    held = {name: tensor for name, tensor in made.items() if tensor is not None}
+    others = {name: _plain(value) for name, value in entries.items() if made[name] is None or _is_extra(name, value)}
+    return SavedState({name: held[name] for name in held if name not in others}, others, _versions(entries), key)
+
+
+def levels(content: Any) -> list[Any]:
+    """The levels from the state dict under the usual names up to the whole content, with NumPy's arrays in them."""
+    return [_plain(level) for _, level in reversed(_levels(content))]
+
+
+def _is_extra(name: str, value: Any) -> bool:
+    """Whether an entry is the extra state of a module, which is the module's own affair, arrays included."""
+    return name.endswith(EXTRA_STATE) and not isinstance(value, Tensor)
+
+
+def _plain(value: Any) -> Any:
+    """With NumPy's arrays in the places of those that stand in for them."""
+    if isinstance(value, Array):
+        return value.values
+    if type(value) in (dict, OrderedDict):
+        made = type(value)((name, _plain(entry)) for name, entry in value.items())
+        if type(value) is OrderedDict:
+            vars(made).update(vars(value))  # torch's versions
+        return made
+    return [_plain(entry) for entry in value] if type(value) is list else value
+
+
+def _versions(entries: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]] | None:
+    found = getattr(entries, "_metadata", None)
+    if not isinstance(found, Mapping):
+        return None
+    return {str(name): entry for name, entry in found.items() if isinstance(entry, Mapping)}
 
 
 def _tensor(value: Any) -> Tensor | None:
@@ -103,7 +153,11 @@ def _descend(content: Any, parts: list[str]) -> Any:
         if name in content:
             return _descend(content[name], parts[length:])
     prefix = ".".join(parts) + "."
-    picked = {name.removeprefix(prefix): value for name, value in content.items() if str(name).startswith(prefix)}
+    picked = OrderedDict((n.removeprefix(prefix), value) for n, value in content.items() if str(n).startswith(prefix))
+    if (versions := _versions(content)) is not None:
+        below = {f"{name}.".removeprefix(prefix).removesuffix("."): entry for name, entry in versions.items()
+                 if f"{name}.".startswith(prefix)}  # fmt: skip
+        picked._metadata = below  # type: ignore[attr-defined]
     return picked or None
 
 

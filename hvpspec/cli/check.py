@@ -37,7 +37,7 @@ def check(checkpoint: Checkpoint, source: Source, options: Options, screen: Scre
         "schema": CHECK_SCHEMA,
         "ok": not preflight.refused,
         **preflight.to_dict(),
-        "provenance": made_by(opened.H, checkpoint, source, opened.loss, options, start).to_dict(),
+        "provenance": made_by(opened.H, opened.checkpoint, source, opened.loss, options, start).to_dict(),
     }
     write_json(path, document)
     screen.announce(document, path)

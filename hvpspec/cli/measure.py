@@ -51,7 +51,7 @@ def measure(
     except KeyboardInterrupt:
         screen.error("interrupted before the first figure was known; nothing was written.")
         raise typer.Exit(INTERRUPTED) from None
-    provenance = made_by(opened.H, checkpoint, source, opened.loss, options, start, lr=lr, momentum=momentum)
+    provenance = made_by(opened.H, opened.checkpoint, source, opened.loss, options, start, lr=lr, momentum=momentum)
     record = Record(found, opened.loss.value, opened.preflight, provenance)
     paths = write_report(options.out, record)
     sections = report_sections(found, rtol=options.rtol, tol=options.tol, lr=lr, momentum=momentum, explain=explain)

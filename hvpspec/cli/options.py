@@ -17,6 +17,7 @@ import typer
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
 from hvpspec.options import DEFAULT_MAX_HVPS, ENGINES, LOSS_NAMES, QUANTITIES, Engine, Place, SpectrumOptions, Which
+from hvpspec.validation import check_seed
 
 if TYPE_CHECKING:
     QuantityName = str
@@ -28,6 +29,8 @@ WANTED = "Quantities"
 ACCURACY = "Accuracy and budget"
 ENGINE = "Engine and memory"
 OUTPUT = "Output"
+
+_OF_OPERATOR = ("parameters", "engine", "memory_limit", "dtype", "device", "noise_seed")  # what HessianOperator takes
 
 
 def option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
@@ -100,7 +103,12 @@ class Source:
     ]
     loss: Annotated[
         str,
-        option(SOURCE, f"{', '.join(LOSS_NAMES)}; or FILE:FUNCTION, a function of (model, batch).", metavar="LOSS"),
+        option(
+            SOURCE,
+            f"{', '.join(LOSS_NAMES)}; or FILE:NAME, a function of (model, batch) or of (outputs, targets), or a "
+            "criterion.",
+            metavar="LOSS",
+        ),
     ]
     key: Annotated[
         str | None,
@@ -212,6 +220,15 @@ class Options:
         flag(ACCURACY, "Measure the residuals at the end, with k more products.", "--verify"),
     ] = SpectrumOptions.verify
     seed: Annotated[int, option(ACCURACY, "Seed of all random vectors.")] = SpectrumOptions.seed
+    noise_seed: Annotated[
+        int | None,
+        option(
+            ACCURACY,
+            "Fix the random numbers that model and loss draw: the same for every product. Without it, a random loss is "
+            "refused.",
+            "--noise-seed",
+        ),
+    ] = None
     engine: Annotated[
         Engine,
         option(ENGINE, f"How a product is computed: {_alternatives(ENGINES)}.", metavar="ENGINE"),
@@ -244,6 +261,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_size("--memory-limit", self.memory_limit)
+        if self.noise_seed is not None:
+            check_seed(self.noise_seed, "--noise-seed")
         try:
             self.spectrum()
         except InputError as error:
@@ -265,11 +284,12 @@ class Options:
             "k", "which", "rtol", "tol", "confidence", "seed", "max_hvps", "only", "verify", "damping", "refine",
             "refine_hvps", "blocks",
         )  # fmt: skip
-        return {"parameters": self.parameters, **{name: run[name] for name in names}}
+        described = {"parameters": self.parameters, **{name: run[name] for name in names}}
+        return described if self.noise_seed is None else {**described, "noise_seed": self.noise_seed}
 
     def operator(self) -> dict[str, Any]:
         """What `HessianOperator` is given."""
-        return {name: getattr(self, name) for name in ("parameters", "engine", "memory_limit", "dtype", "device")}
+        return {name: getattr(self, name) for name in _OF_OPERATOR}
 
 
 def flag_name(name: str) -> str:

@@ -14,19 +14,21 @@ from typing import Any
 
 from torch import nn
 
+from hvpspec.checkpoint.fingerprint import Fingerprint, fingerprinted
 from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.provenance import describe
+from hvpspec.cli.provenance import checkpoint_file, describe
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
-from hvpspec.preflight import Finding, Preflight, examine, inspect_operator, make_differentiable
-from hvpspec.results.record import Provenance
+from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
+from hvpspec.results.record import CheckpointFile, Provenance
+from hvpspec.runs.checkpoint_order import step_in
 from hvpspec.wording import counted
 
 _RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
@@ -34,25 +36,38 @@ _RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoi
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model with the checkpoint's parameters, data and loss, and what is known already of file and model."""
+    """The model with the checkpoint's parameters, data and loss, and what is known already of file and model.
+
+    read: what is known of the checkpoint that was read, which may be replaced from then on.
+    """
 
     model: nn.Module
     data: Any
     loss: Any
     findings: list[Finding]
+    read: Read
+
+
+@dataclass(frozen=True)
+class Read:
+    """A checkpoint as it was when it was read; its training step where that is asked for and known."""
+
+    fingerprint: Fingerprint
+    step: int | None = None
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An operator, the loss on its data, what the preflight says, and how many blocks were asked for."""
+    """An operator, the checkpoint in it, the loss on its data, the preflight, and how many blocks were asked for."""
 
     H: HessianOperator
+    checkpoint: CheckpointFile
     loss: LossValue
     preflight: Preflight
     blocks: int = 0
 
 
-def load(checkpoint: Path, source: Source, screen: Screen) -> Loaded:
+def load(checkpoint: Path, source: Source, screen: Screen, *, with_step: bool = False) -> Loaded:
     """Everything that the options name."""
     loss = load_loss(source.loss)
     built = load_model(source.model) if source.model is not None else None
@@ -63,9 +78,23 @@ def load(checkpoint: Path, source: Source, screen: Screen) -> Loaded:
         if warning.kind in _RAN_CODE:
             screen.warning(warning)  # at once: code was run, and what follows may fail
 
-    model, findings = make_differentiable(read(checkpoint, source, built, screen, note))
+    model, was_read = read(checkpoint, source, built, screen, note, with_step=with_step)
+    model, findings = make_differentiable(model)
+    if built is None:
+        _refuse_frozen(checkpoint, model)
     data = load_data(source.data)
-    return Loaded(model, frozen(data) if source.freeze_data else data, loss, [*found, *findings])
+    return Loaded(model, frozen(data) if source.freeze_data else data, loss, [*found, *findings], was_read)
+
+
+def _refuse_frozen(checkpoint: Path, model: nn.Module) -> None:
+    """A model that comes with its checkpoint may be frozen as a whole, as for inference."""
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        raise InputError(
+            f"{checkpoint}: all {len(parameters)} parameter tensors of its model are frozen (requires_grad is False), "
+            "so that there is nothing to differentiate with respect to; name a function with --model FILE:FUNCTION "
+            "that builds the network, or loads it, and calls requires_grad_() on its parameters."
+        )
 
 
 def read(
@@ -74,8 +103,13 @@ def read(
     model: nn.Module | None,
     screen: Screen,
     note: Callable[[CheckpointWarning], None] | None = None,
-) -> nn.Module:
-    """The checkpoint's parameters in the model, or in the checkpoint's own. note: takes what its reader warns of."""
+    *,
+    with_step: bool = False,
+) -> tuple[nn.Module, Read]:
+    """The checkpoint's parameters in the model, or in the checkpoint's own, and what was read.
+
+    note: takes what the reader warns of. with_step: reads the training step as well.
+    """
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if note is not None and isinstance(message, CheckpointWarning):
@@ -83,10 +117,10 @@ def read(
         else:
             screen.warning(message)
 
-    with warnings.catch_warnings():
+    with fingerprinted(checkpoint) as fingerprint, warnings.catch_warnings():
         warnings.simplefilter("always", CheckpointWarning)
         warnings.showwarning = show
-        return load_checkpoint(
+        loaded = load_checkpoint(
             checkpoint,
             model,
             key=source.key,
@@ -94,6 +128,8 @@ def read(
             trust_pickle=source.trust_pickle,
             main_modules=trust(source).main_modules,
         )
+        step = step_in(checkpoint, trust(source)) if with_step else None
+    return loaded, Read(fingerprint, step)
 
 
 def trust(source: Source) -> Trust:
@@ -119,7 +155,8 @@ def open_checkpoint(
     loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
     preflight = inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
-    return Opened(H, loss, preflight, len(blocks))
+    file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint)
+    return Opened(H, file, loss, preflight, len(blocks))
 
 
 def inspect(
@@ -137,7 +174,8 @@ def inspect(
 
 def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:
     """Prints what was loaded, and its loss: a model that was loaded wrongly shows there."""
-    screen.line(f"{checkpoint.name} · {H.parameters.n:,} parameters · {H.dtype.name} on {H.device}")
+    count = count_parameters(H.objective.model, H.parameters.n)
+    screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}")
     batches = f"{loss.batches} batch" + ("es" if loss.batches > 1 else "")
     screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
     screen.line()
@@ -152,7 +190,7 @@ def _weight(loss: LossValue) -> str:
 
 def made_by(
     H: HessianOperator,
-    checkpoint: Path | None,
+    checkpoint: CheckpointFile | None,
     source: Source,
     loss: LossValue,
     options: Options,

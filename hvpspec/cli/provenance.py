@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from hvpspec.checkpoint.formats.files import checkpoint_files, sha256
+from hvpspec.checkpoint.fingerprint import Fingerprint
 from hvpspec.objective.objective import LossValue
 from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.preflight import count_parameters
 from hvpspec.results.record import CheckpointFile, DataSource, Provenance
 
 
 def describe(
     H: HessianOperator,
     *,
-    checkpoint: Path | None,
+    checkpoint: CheckpointFile | None,
     sources: Mapping[str, Any],
     loss: LossValue,
     options: Mapping[str, Any],
@@ -33,10 +34,11 @@ def describe(
     sources: how model, data and loss were named. options: what was asked for. seconds: the whole run, loading included.
     """
     return Provenance(
-        checkpoint=None if checkpoint is None else _described(checkpoint, sources["key"]),
+        checkpoint=checkpoint,
         model=sources["model"] or "the checkpoint's own",
         data=DataSource(sources["data"], loss.batches, loss.weight),
         loss=sources["loss"],
+        parameters=count_parameters(H.objective.model, H.parameters.n),
         options=options,
         seed=options["seed"],
         dtype=H.dtype.name,
@@ -56,9 +58,9 @@ def describe(
     )
 
 
-def _described(checkpoint: Path, key: str | None) -> CheckpointFile:
-    size = sum(file.stat().st_size for file in checkpoint_files(checkpoint))
-    return CheckpointFile(_shown(checkpoint), key, sha256(checkpoint), size)
+def checkpoint_file(path: Path, key: str | None, read: Fingerprint) -> CheckpointFile:
+    """What is said of the checkpoint that was loaded. read: taken while it was."""
+    return CheckpointFile(_shown(path), key, read.sha256, read.bytes)
 
 
 def _shown(path: Path) -> str:

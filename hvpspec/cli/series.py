@@ -15,10 +15,9 @@ import typer
 from torch import nn
 
 from hvpspec.atomic_files import prepare_folder
-from hvpspec.checkpoint.formats.files import sha256
 from hvpspec.cli.console import INTERRUPTED, Screen
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.prepare import inspect, load, made_by, read, refuse, trust, zero_hessian_refused
+from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero_hessian_refused
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.estimators.track import track
@@ -28,7 +27,7 @@ from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
 from hvpspec.report.numbers import duration, with_error
 from hvpspec.report.terminal import findings_lines
 from hvpspec.results.tracked import Tracked
-from hvpspec.runs.checkpoint_order import find_checkpoints, natural, step_in
+from hvpspec.runs.checkpoint_order import find_checkpoints, natural
 from hvpspec.runs.series_rows import row as row_of
 from hvpspec.runs.series_store import ELSEWHERE, Series
 
@@ -62,6 +61,7 @@ class _Opened:
     H: HessianOperator
     loss: LossValue
     preflight: Preflight
+    first: Read
 
 
 def follow(checkpoints: Sequence[Path], request: Request, *, as_given: bool) -> None:
@@ -107,9 +107,9 @@ def _continue(series: Series, request: Request) -> None:
         series.rows[number] |= _savings(series, number, opened, request)
         note_run()
         series.write()
-    for checkpoint, found in _measured(series, opened, request):
+    for checkpoint, read_then, found in _measured(series, opened, request):
         note_run()
-        entry = _row(checkpoint, found, opened.H, series, request)
+        entry = _row(checkpoint, read_then, found, opened.H, series, request)
         assert found.spectrum.eigenpairs is not None
         assert found.spectrum.eigenpairs.vectors is not None
         series.add(entry, found.spectrum.eigenpairs.vectors)
@@ -122,7 +122,11 @@ def _continue(series: Series, request: Request) -> None:
 def _open(series: Series, request: Request) -> _Opened:
     """The last checkpoint that is done, whose loss shows whether this is the same series; or the first."""
     source, options, done = request.source, request.options, len(series.rows)
-    loaded = load(series.checkpoints[max(done - 1, 0)], source, request.screen)
+    number = max(done - 1, 0)
+    checkpoint = series.checkpoints[number]
+    loaded = load(checkpoint, source, request.screen, with_step=True)
+    if done:
+        series.check_unchanged(number, loaded.read.fingerprint.sha256)
     if any(finding.kind == "quantised" and finding.severity == "note" for finding in loaded.findings):
         raise InputError("the checkpoints are of a quantised model; track it as it was before quantisation.")
     H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
@@ -133,7 +137,7 @@ def _open(series: Series, request: Request) -> _Opened:
     expect = None if done else source.expect_loss
     preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)
     refuse(preflight)
-    return _Opened(loaded.model, H, loss, preflight)
+    return _Opened(loaded.model, H, loss, preflight, loaded.read)
 
 
 def _check_same_series(series: Series, source: Source, loss: LossValue, rounding: float) -> None:
@@ -158,20 +162,26 @@ def _check_same_series(series: Series, source: Source, loss: LossValue, rounding
 def _savings(series: Series, number: int, opened: _Opened, request: Request) -> dict[str, int]:
     """What a random start takes at a checkpoint that is done."""
     row, asked = series.rows[number], request.options.estimators()
-    read(series.checkpoints[number], request.source, opened.model, request.screen)
+    series.check_unchanged(number, _read(series.checkpoints[number], opened, request).fingerprint.sha256)
     cold = row["hvps"] if number == 0 else spectrum(opened.H, **{**asked, "seed": asked["seed"] + number}).hvps
     return {"cold_hvps": cold, "hvps_saved": cold - row["hvps"]}
 
 
-def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tuple[Path, Tracked]]:
-    """The checkpoints that are not done yet, each with what was found."""
+def _read(checkpoint: Path, opened: _Opened, request: Request) -> Read:
+    """Puts a checkpoint's parameters into the model."""
+    return read(checkpoint, request.source, opened.model, request.screen, with_step=True)[1]
+
+
+def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tuple[Path, Read, Tracked]]:
+    """The checkpoints that are not done yet, each with what was read and what was found."""
     done, remaining = len(series.rows), series.remaining
+    reads: list[Read] = []
 
     def operators() -> Iterator[HessianOperator]:
         """The same operator with one checkpoint after another in its model: what was traced and compiled stays."""
         for number, checkpoint in enumerate(remaining, start=done):
-            if number > 0:  # the first one is in the model already
-                read(checkpoint, request.source, opened.model, request.screen)
+            # The first one is in the model already.
+            reads.append(_read(checkpoint, opened, request) if number > 0 else opened.first)
             yield opened.H
 
     with request.screen.progress_bar() as show:
@@ -183,19 +193,22 @@ def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tup
             callback=show,
             **request.options.estimators(),
         )
-        yield from zip(remaining, found, strict=True)
+        for number, one in enumerate(found):
+            yield remaining[number], reads[number], one
 
 
-def _row(checkpoint: Path, found: Tracked, H: HessianOperator, series: Series, request: Request) -> dict[str, Any]:
+def _row(
+    checkpoint: Path, read_then: Read, found: Tracked, H: HessianOperator, series: Series, request: Request
+) -> dict[str, Any]:
     warm = not request.options.spectrum().density
     return row_of(
         found,
         checkpoint=str(checkpoint),
-        step=step_in(checkpoint, trust(request.source)),
+        step=read_then.step,
         loss=H.loss().value,
         lr=request.lr,
         momentum=request.momentum,
-        sha256=sha256(checkpoint),
+        sha256=read_then.fingerprint.sha256,
         first=series.first_eigenvalue_hvps if warm else None,
     )
 

@@ -131,8 +131,9 @@ def refuse_asymmetric(defect: float, scale: float) -> None:
     if defect > _ASYMMETRY_LIMIT * scale:
         raise InputError(
             f"the operator is not symmetric, or gives different products for the same vector: off by "
-            f"{defect / scale:.1%} of its norm. Is there randomness in the model, the loss or the data, or an "
-            "operation whose second derivative torch gets wrong?"
+            f"{defect / scale:.1%} of its norm. Is there randomness in the model, the loss or the data, an operation "
+            "whose second derivative torch gets wrong, or one whose gradient is that of no function (detach(), "
+            "straight-through estimators)?"
         )
 
 

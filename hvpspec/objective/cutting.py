@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hvpspec.objective.batches import with_entries
 
+_MOST_PARTS = 3  # of a batch of tensors: inputs, targets, weights
+
 
 class CannotCut(Exception):
     """Why a batch cannot be cut or two cannot be joined."""
@@ -42,6 +44,8 @@ def length(batch: Any, axis: Axis) -> int:
     if axis.itself:
         if not isinstance(batch, (list, tuple)):
             raise CannotCut(f"the batch is a {type(batch).__name__}")
+        if len(batch) <= _MOST_PARTS and any(isinstance(entry, (Tensor, np.ndarray)) for entry in batch):
+            raise CannotCut("the batch is not a list of samples")  # but inputs, and perhaps targets
         return len(batch)
     found = set(_lengths(batch, axis, outermost=True))
     if len(found) == 1 and (only := found.pop()) is not None:

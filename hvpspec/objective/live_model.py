@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvpspec.errors import InputError
+
 _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
+_DICTS = (dict, OrderedDict, defaultdict)  # hooks are in OrderedDicts
+_SEQUENCES = (list, deque)
 _RESTORED_OTHERWISE = ("_parameters", "_buffers", "_modules", "training")
+
+
+# --- what is evaluated, and where ---
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper, however nested."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any parameter is; else float32, as half precision is too coarse to differentiate twice."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device. Raises InputError where it cannot be used."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # which depends on what is missing
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
 
 
 # --- modes and attributes -------------------------------------------------------------------------------------------
@@ -91,7 +124,9 @@ def _restore(held: _Held) -> None:
 
 def _can_change(value: Any) -> bool:
     """Plain containers, and tensors that are no parameters: cached masks, the states of recurrent layers."""
-    return type(value) in (dict, list, set) or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter))
+    if isinstance(value, Tensor):
+        return not isinstance(value, nn.Parameter)
+    return type(value) in (*_DICTS, *_SEQUENCES, set)
 
 
 def _contents(value: Any) -> Any:
@@ -100,7 +135,7 @@ def _contents(value: Any) -> Any:
         return value._version, value.detach().clone()
     if type(value) is set:
         return set(value)
-    entries = value.items() if type(value) is dict else enumerate(value)
+    entries = value.items() if type(value) in _DICTS else enumerate(value)
     return [(key, entry, _contents(entry) if _can_change(entry) else None) for key, entry in entries]
 
 
@@ -116,12 +151,13 @@ def _refill(value: Any, contents: Any) -> None:
             value.clear()
             value.update(contents)
         return
-    if type(value) is dict:
+    if type(value) in _DICTS:
         if list(value) != [key for key, _, _ in contents] or any(value[key] is not entry for key, entry, _ in contents):
             value.clear()
             value.update({key: entry for key, entry, _ in contents})
     elif len(value) != len(contents) or any(value[key] is not entry for key, entry, _ in contents):
-        value[:] = [entry for _, entry, _ in contents]
+        value.clear()
+        value.extend(entry for _, entry, _ in contents)
     for _, entry, inside in contents:
         if inside is not None:
             _refill(entry, inside)

@@ -32,15 +32,20 @@ from hvpspec.objective.live_model import (
     named_tensors,
     ordinary_tensors,
     shaken,
+    unwrapped,
+    usable_device,
     with_values,
+    working_dtype,
 )
 from hvpspec.objective.losses import Loss, LossFunction, resolve_loss
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, choose_parameters
 from hvpspec.objective.torch_kernels import twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
+from hvpspec.validation import check_seed
 from hvpspec.wording import listed
 
+REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
 
 
@@ -118,12 +123,12 @@ class Objective:
         self.space: ParameterSpace = choose_parameters(self.model, parameters)
         named = dict(self.model.named_parameters(remove_duplicate=False))
         chosen = [named[name] for name in self.space.names]
-        self.dtype = dtype or _working_dtype(chosen)
-        self.device = chosen[0].device if device is None else _check_device(device)
+        self.dtype = dtype or working_dtype(chosen)
+        self.device = chosen[0].device if device is None else usable_device(device)
         self.data = check_data(data)
         self.loss: Loss = resolve_loss(loss)
         self._inner = InnerDerivatives()
-        self.noise_seed = noise_seed
+        self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
         self._measure = measure
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
@@ -131,6 +136,7 @@ class Objective:
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
         self._modes_are_safe = False
         self._weight: float | None = None
+        self._last_pass: tuple[float, float] | None = None  # at which parameters, by a sum of norms, and the loss
         self._batches: int | None = None
         self._samples: int | None = None
 
@@ -221,6 +227,28 @@ class Objective:
             )
         self._weight, self._batches = total, batches
         self._samples = int(samples) if math.isfinite(samples) else None
+
+    def check_repeats(self, losses: Sequence[tuple[float, Tensor]]) -> None:
+        """Compares a pass over the data with the one before, at the same parameters; use within `evaluating()`.
+
+        losses: each batch's weight and loss. Raises InputError where the data have changed: they are augmented at
+        random, say, or shuffled, which matters to a loss that couples the samples of a batch.
+        """
+        assert self._parameters is not None
+        weights = torch.tensor([weight for weight, _ in losses], dtype=torch.float64)
+        values = torch.stack([loss for _, loss in losses]).to("cpu", torch.float64)
+        value, size = float(weights @ values / weights.sum()), float(weights @ values.abs() / weights.sum())
+        place = float(torch.stack(torch._foreach_norm([p.detach() for p in self._parameters])).double().sum())
+        last, self._last_pass = self._last_pass, (place, value)
+        if last is None or last[0] != place or abs(value - last[1]) <= REPEATED[self.dtype] * size:
+            return
+        again = self.value().value
+        if abs(value - again) <= REPEATED[self.dtype] * size:
+            return  # something else has changed, such as a number that the loss reads
+        raise InputError(
+            f"two passes over the data give different losses ({value:.9g}, {again:.9g}); turn shuffling and "
+            "augmentation off, or give the batches of one pass (list(data), --freeze-data)."
+        )
 
     def value(self) -> LossValue:
         """The loss over all the data. Costs one forward pass and no HVP."""
@@ -369,27 +397,3 @@ class Objective:
                 f"batch {index}: the loss is {float(loss)}; look at that batch, and at the checkpoint's values."
             )
         return loss, weight
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper, however nested."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def _working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
-    """float64 if any parameter is; else float32, as half precision is too coarse to differentiate twice."""
-    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
-
-
-def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # which depends on what is missing
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device '{device}' cannot be used here ({reason}).") from error

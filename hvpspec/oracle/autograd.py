@@ -31,6 +31,7 @@ def hvp(objective: Objective, columns: Tensor, on_batch: OnBatch | None = None) 
     naming the batch, when the loss has no second derivative (NotTwiceDifferentiable) or a product is not finite.
     """
     weights = 0.0
+    losses: list[tuple[float, Tensor]] = []
     depends = False
     first = True
     with objective.evaluating() as parameters:
@@ -48,6 +49,8 @@ def hvp(objective: Objective, columns: Tensor, on_batch: OnBatch | None = None) 
             if on_batch is not None:
                 on_batch(index, weight, None if product is None else product.T)
             weights += weight
+            losses.append((weight, loss.detach()))
+        objective.check_repeats(losses)
     if not depends:
         warnings.warn(
             "the loss does not depend on the chosen parameters, so that its Hessian is zero; if it should depend on "

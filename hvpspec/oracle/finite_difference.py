@@ -1,34 +1,51 @@
 """The engine for losses with an operation that torch can differentiate only once: central differences of the gradient.
 
-    D(h) = (g(p + h v) − g(p − h v)) / 2h,        H v ≈ (4 D(h/2) − D(h)) / 3,        |v| = 1
-
-The extrapolated value (Richardson 1911, doi:10.1098/rsta.1911.0009) has a truncation error of O(h⁴) and a rounding
-error of O(u |g| / h), where u is the unit roundoff. Both are estimated from the difference between D(h/2) and D(h); of
-several steps, the one with the smallest estimate is used. Computed in float64 where the loss allows it.
+What a product and its error are made of is in `hvpspec.oracle.central_differences`. The step is chosen once, as the one
+with the smallest error for a random vector, and stays: what one vector needs does not depend on those before it. Where
+the loss has a kink or curves more along one vector than along the random one, that product is made once more with a
+smaller step, but never with one so small that the noise that has been measured would be most of its error. Computed in
+float64 where the loss allows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.objective.objective import Objective
-from hvpspec.objective.torch_kernels import holding_padding_rows
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
-from hvpspec.oracle.verify import moved
+from hvpspec.oracle.central_differences import (
+    Differences,
+    Estimate,
+    coarsest_unit,
+    differences,
+    error,
+    noise,
+    size,
+)
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 
-_STEPS = (10.0, 1.0, 0.1)  # in units of u^(1/5) |p|
-_STEPS_TO_COMPARE = (5e-3, 0.2, 2e-4)  # smaller ones cross fewer kinks, and leave enough digits for a comparison
-_ENOUGH_TO_COMPARE = 1e-4  # relative error
-_SAFETY_FACTOR = 2.0  # on the estimated error
-_MAX_TRUNCATION_RATIO = 30.0  # of truncation and rounding error: a smaller step is better above
+NO_FUNCTION = (
+    "no function has this gradient, so that there is no Hessian (a straight-through estimator, detach() of what "
+    "depends on the parameters, a backward that is not the derivative of its forward)"
+)
+
+_FIRST_STEP = 1 / 3  # the power of the unit roundoff, in units of |p|
+_STEP_RATIO = 8.0  # between the steps that are tried
+_MOST_STEPS = 6  # tried in either direction
+_PATIENCE = 3  # smaller steps that are worse before the search ends: among kinks, the error grows until none is left
+_ENOUGH, _ENOUGH_TO_COMPARE = 1e-8, 1e-7  # relative errors with which the search ends
+_WORTH_REPEATING = 1e-5  # relative error of a batch's product, and how many times as large as the noise it is:
+_TIMES_NOISE = 30.0
+_LEAST_REDUCTION = 1e-3  # of the step, where a product is repeated
+_AS_GOOD_AS_ZERO = 1e-6  # a product's size relative to the largest, if its error is as large as the product
 
 
 @dataclass(frozen=True)
@@ -46,23 +63,31 @@ class Validation:
 
 
 class FiniteDifference:
-    """Products by finite differences, at four gradients a vector. `noise` is their estimated relative error."""
+    """Products by finite differences, at four gradients a vector and one for all of them.
+
+    Where the loss has a kink near p, a batch's product costs four gradients more. `noise` is the relative error.
+    """
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self._working: Objective | None = None
-        self._step = 0.0
+        self._step = self._least_step = 0.0
         self._noise = 0.0
-        self._padding: list[tuple[Tensor, int]] | None = None
+        self._rounding = 0.0  # error × step of a batch's product: as far as it is noise, larger for smaller steps
+        self._largest = 0.0  # product with a unit vector
 
     @property
     def noise(self) -> float:
-        """The largest relative error estimated so far; before the first product, that for a random vector."""
+        """The largest relative error estimated so far; before the first product, that for a random vector.
+
+        A product that is as small as its error is compared with at least 1e-6 of the largest product so far. 1 or more
+        says that some product is not known at all.
+        """
         self._prepare()
         return self._noise
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
-        """H @ columns, shape (n, b). Costs 4 b gradients. Raises InputError."""
+        """H @ columns, shape (n, b). Costs 4 b + 1 gradients, and up to 4 b more at kinks. Raises InputError."""
         if not all_finite(columns):
             raise InputError("the vector to multiply has NaN or Inf entries.")
         working = self._prepare()
@@ -75,36 +100,25 @@ class FiniteDifference:
             assert product is not None
             on_batch(index, weight, (product * lengths).T.to(columns.dtype))
 
-        found, errors, gradients = self._differences(
-            working, units, self._step, receive if on_batch is not None else None
-        )
-        sizes = found.norm(dim=1)
-        known = (sizes > 0) & (lengths[:, 0] > 0)
+        made = differences(working, units, self._step, receive if on_batch is not None else None, self._improved)
+        known = lengths[:, 0] > 0
         if bool(known.any()):
-            self._noise = max(self._noise, _SAFETY_FACTOR * float((errors / sizes)[known].max()))
-            self._adapt(errors[known], _rounding(gradients[known], self._step))
-        product: Tensor = (found * lengths).T.to(columns.dtype)
+            self._note(made.products[known], made.errors[known])
+        product: Tensor = (made.products * lengths).T.to(columns.dtype)
         return product
 
-    def _adapt(self, errors: Tensor, rounding: Tensor) -> None:
-        """Reduces the step for later products, where the function curves more along these vectors than along the random
-        one that the step was chosen for."""
-        ratio = float((errors / rounding).max()) - 1
-        if ratio > _MAX_TRUNCATION_RATIO:
-            self._step *= max(ratio ** (-1 / 3), 1 / 8)  # truncation goes as h², rounding as 1/h
+    def _note(self, products: Tensor, errors: Tensor) -> None:
+        sizes = products.norm(dim=1)
+        self._largest = max(self._largest, float(sizes.max()))
+        exact = torch.maximum(sizes - errors, sizes / 4)  # the length of the exact product is at least about that
+        compared_with = torch.where(errors < sizes / 2, exact, exact.clamp(min=_AS_GOOD_AS_ZERO * self._largest))
+        if self._largest > 0:
+            self._noise = max(self._noise, float((errors / compared_with).nan_to_num(0.0).max()))
 
     def describe(self) -> str:
         """The plan in one line."""
         dtype = dtype_name(self._prepare().dtype)
         return f"finite differences of the gradient in {dtype}, relative errors of products up to {self._noise:.1g}"
-
-    def trial(self) -> tuple[Tensor, Tensor, float, Objective]:
-        """For a comparison: a random vector (n, 1), its product, the estimated relative error of that, and the
-        objective that both belong to, in float64 where that is possible. The steps are smaller than the engine's, so
-        that they cross fewer kinks. Costs 4 gradients where the first step is accurate enough, up to 12 otherwise."""
-        working, v, (error, _, found) = self._tried(_STEPS_TO_COMPARE, _ENOUGH_TO_COMPARE)
-        size = float(found.norm())
-        return v.T, found.T, _SAFETY_FACTOR * error / size if size > 0 else 0.0, working
 
     def validate(self, tries: int = 64) -> Validation:
         """Compares with autograd on those parameters in which the loss can be differentiated twice. At most `tries`
@@ -140,105 +154,93 @@ class FiniteDifference:
         """The objective whose gradient is differenced; chooses the step at the first call."""
         if self._working is not None:
             return self._working
-        working, _, (error, self._step, found) = self._tried(_STEPS, 0.0)
-        size = float(found.norm())
-        self._noise = _SAFETY_FACTOR * error / size if size > 0 else 0.0
+        working, _, best, self._least_step = _with_best_step(self.objective, _ENOUGH)
+        self._step, self._rounding = best.step, best.noise * best.step
+        self._note(best.products, best.errors)
         self._working = working
         return working
 
-    def _tried(self, factors: Sequence[float], enough: float) -> tuple[Objective, Tensor, tuple[float, float, Tensor]]:
-        """The objective, a random unit vector (1, n), and the best step for it, as (error, step, product).
+    def _improved(self, estimate: Estimate, found: Tensor, least: float) -> tuple[Tensor, float]:
+        """Once more with a smaller step where most of the error comes from kinks or curvature; the better of the two.
 
-        The search ends early at a step with a relative error of at most `enough`.
+        If the smaller step is worse, there is more noise than was known, and such steps are not tried again.
         """
-        last: InputError | None = None
-        for objective in (self.objective.in_float64(), self.objective):
-            v = torch.randn(1, objective.space.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            v = (v / v.norm()).to(objective.device, objective.dtype)
-            unit = torch.finfo(objective.dtype).eps ** 0.2 * _size(objective)
-            tried: list[tuple[float, float, Tensor]] = []
-            try:
-                for factor in factors:
-                    found, errors, _ = self._differences(objective, v, factor * unit)
-                    tried.append((float(errors[0]), factor * unit, found))
-                    if tried[-1][0] <= enough * float(found.norm()):
-                        break
-            except InputError as raised:  # an operation does not exist in float64
-                last = raised
-                continue
-            return objective, v, min(tried, key=lambda entry: entry[0])
-        assert last is not None
-        raise last
-
-    def _differences(
-        self, objective: Objective, units: Tensor, step: float, on_batch: OnBatch | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Extrapolated products (b, n) of unit vectors (b, n), their errors (b,), and the gradients' mean length (b,).
-
-        The gradients of a batch are computed one after the other, so that only one graph is held at a time.
-        """
-        plan = [
-            (row, part, sign / (2 * size), sign * size)
-            for row in range(len(units))
-            for part, size in enumerate((step, step / 2))
-            for sign in (1, -1)
-        ]
-        with objective.evaluating() as parameters, holding_padding_rows(self._padding_rows(objective)):
-            total = torch.zeros(2, *units.shape, dtype=objective.dtype, device=objective.device)
-            lengths, weights = torch.zeros_like(total[0, :, 0]), 0.0
-            for index, evaluate in objective.batch_losses():
-                shares = torch.zeros_like(total) if on_batch is not None else total
-                for row, part, factor, move in plan:
-                    with moved(objective, parameters, units[row], move):
-                        loss, weight = evaluate()
-                        if weight == 0:
-                            break
-                        gradient = _gradient(objective, loss, parameters)
-                        del loss  # frees memory for the next
-                    shares[part, row].add_(gradient, alpha=weight * factor)
-                    lengths[row] += weight * gradient.norm() / 4
-                weights += weight
-                if on_batch is not None and weight > 0:
-                    total += shares
-                    on_batch(index, weight, _extrapolated(*shares)[0] / weight)
-        total /= weights
-        found, apart = _extrapolated(*total)
-        lengths /= weights
-        return found, apart / 3 + _rounding(lengths, step), lengths
-
-    def _padding_rows(self, objective: Objective) -> Sequence[tuple[Tensor, int]]:
-        """Padding rows of the model's embeddings, found by one pass over the data; use within `evaluating()`."""
-        if self._padding is None:
-            with holding_padding_rows() as rows:
-                for _ in objective.losses():
-                    pass
-            self._padding = [(weight, row) for weight, row, _ in rows.values()]
-        return self._padding
+        off = float(error(found)) + least
+        known = self._rounding / self._step
+        if off <= max(_WORTH_REPEATING * float(found[0].norm()), _TIMES_NOISE * known):
+            return found, least
+        step = max(self._step * max((known / off) ** 0.5, _LEAST_REDUCTION), self._least_step)
+        again, other = estimate(step)
+        if float(error(again)) + other < off:
+            return again, other
+        self._rounding = max(self._rounding, noise(again, other) * step)
+        return found, least
 
 
-def _extrapolated(coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
-    """From D(h) and D(h/2), each (b, n): (4 D(h/2) − D(h)) / 3, and |D(h/2) − D(h)|, shape (b,)."""
-    return (4 * fine - coarse) / 3, (fine - coarse).norm(dim=1)
+def compared(objective: Objective) -> tuple[float, float]:
+    """By how much products by autograd and by differences differ for a random vector, and how good the latter are.
+
+    Both are relative to the longer product, in float64 where that is possible. Costs a product, and 5 gradients where
+    the loss is smooth, up to 60 otherwise.
+    """
+    working, v, best, _ = _with_best_step(objective, _ENOUGH_TO_COMPARE)
+    exact = autograd.hvp(working, v.T).T
+    longer = max(float(exact.norm()), float(best.products.norm())) or 1.0
+    return float((best.products - exact).norm()) / longer, float(best.errors[0]) / longer
 
 
-def _rounding(gradients: Tensor, step: float) -> Tensor:
-    """The error of a product from rounding in gradients of these lengths."""
-    return 4 * torch.finfo(gradients.dtype).eps * gradients / step
+def is_gradient(objective: Objective) -> bool:
+    """Whether the loss's gradient is that of some function, as far as the symmetry of its differences shows.
+
+    Costs 14 gradients where the loss is smooth.
+    """
+    engine = FiniteDifference(objective)
+    generator = torch.Generator().manual_seed(1)
+    X = torch.randn(objective.space.n, 2, generator=generator, dtype=torch.float64).to(objective.device)
+    Y = engine(X)
+    (x, y), (x_times, y_times) = X.T, Y.T
+    explained = engine.noise * float(x.norm() * y_times.norm() + y.norm() * x_times.norm())
+    return float((x @ y_times - y @ x_times).abs()) <= explained
 
 
-def _gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    if not loss.requires_grad:
-        return torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
-    try:
-        pieces = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise InputError(f"the loss cannot be differentiated: {error}") from error
-    return torch.cat([piece.reshape(-1) for piece in pieces])
+def _with_best_step(objective: Objective, enough: float) -> tuple[Objective, Tensor, Differences, float]:
+    """The objective, in float64 where that exists, a random unit vector (1, n), differences by the best step, and the
+    least step: a smaller one changes less than the last digit of the coarsest numbers that the loss is made of."""
+    last: InputError | None = None
+    for working in (objective.in_float64(), objective):
+        v = torch.randn(1, working.space.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        v = (v / v.norm()).to(working.device, working.dtype)
+        try:
+            with working.evaluating() as parameters:
+                unit, length = coarsest_unit(next(working.losses())[1]), size(parameters)
+            attempt, least = partial(differences, working, v), unit * length
+            return working, v, _best(attempt, unit**_FIRST_STEP * length, least, enough), least
+        except InputError as raised:  # an operation does not exist in float64
+            last = raised
+    assert last is not None
+    raise last
 
 
-def _size(objective: Objective) -> float:
-    """|p|, or 1 where that is 0."""
-    squares = sum(float(p.detach().double().square().sum()) for p in objective.snapshot().parameters)
-    return squares**0.5 or 1.0
+def _best(attempt: Callable[[float], Differences], first: float, least: float, enough: float) -> Differences:
+    """Those with the smallest error, from the first step to larger and smaller ones while that helps.
+
+    Their error is raised to what the other steps contradict: many small kinks look like a slope to a large step.
+    """
+    tried = {0: attempt(first)}
+    if float(tried[0].errors[0]) <= enough * float(tried[0].products.norm()):
+        return tried[0]
+    best = 0
+    for side, patience in ((1, 1), (-1, _PATIENCE)):
+        worse = 0
+        for k in range(side, side * (_MOST_STEPS + 1), side):
+            step = first * _STEP_RATIO**k
+            if worse == patience or step < least:
+                break
+            tried[k] = attempt(step)
+            better = float(tried[k].errors[0]) < float(tried[best].errors[0])
+            best, worse = (k, 0) if better else (best, worse + 1)
+    chosen = tried[best]
+    contradicted = [
+        float((chosen.products - other.products).norm()) - float(other.errors[0]) for other in tried.values()
+    ]
+    return replace(chosen, errors=chosen.errors.clamp(min=max(contradicted)))

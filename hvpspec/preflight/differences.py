@@ -9,14 +9,12 @@ import torch
 from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.objective.objective import Objective
 from hvpspec.operators.hessian import HessianOperator
-from hvpspec.oracle import autograd
-from hvpspec.oracle.finite_difference import FiniteDifference, Validation
+from hvpspec.oracle.finite_difference import NO_FUNCTION, FiniteDifference, Validation, compared, is_gradient
 from hvpspec.preflight.locate import once_differentiable
 from hvpspec.results.preflight import Finding, Preflight, agree
+from hvpspec.wording import two_digits_percent
 
-# Kinks make a product and finite differences disagree by less than this relative difference. A larger one, where the
-# differences themselves are ten times as accurate, means that a second derivative is wrong.
-_MAX_KINK_EFFECT = 0.05
+_TOO_ROUGH = 0.01  # relative difference that is worth a note although the error of the differences explains it
 _MAX_VALIDATED_PARAMETERS = 16  # that finite differences are compared with autograd on, before they are suggested
 
 
@@ -25,30 +23,32 @@ def compare_with_differences(H: HessianOperator, known: Preflight) -> Preflight:
     if H.engine == "finite-difference":
         return _describe_engine(H, known)
     try:
-        v, differences, bound, working = FiniteDifference(on_first_batch(H.objective)).trial()
-        exact = autograd.hvp(working, v)
+        off, bound = compared(on_first_batch(H.objective))
     except (InputError, torch.OutOfMemoryError):  # the first batch has weight 0, say: nothing to compare
         return known
-    size = float(exact.norm())
-    off = float((differences - exact).norm()) / size if size else float((differences - exact).norm())
     known = replace(known, difference=off, difference_bound=bound)
-    if agree(off, bound):
+    if agree(off, bound) and off <= _TOO_ROUGH:
         return known
-    what = f"a product on the first batch and finite differences of the gradient differ by {off:.1%}"
-    if off > _MAX_KINK_EFFECT and bound <= _MAX_KINK_EFFECT / 10:
+    what = f"a product on the first batch and finite differences of the gradient differ by {two_digits_percent(off)}"
+    if not agree(off, bound):
+        done = (
+            "the second derivative of some operation is wrong: look for a custom backward; --engine finite-difference "
+            "needs first derivatives only"
+            if _may_be_gradient(H)
+            else NO_FUNCTION
+        )
         finding = Finding(
             "differences",
             f"{what}, and the finite differences are accurate to {bound:.1g}",
-            "the second derivative of some operation is wrong: look for a custom backward or a detach(); --engine "
-            "finite-difference needs first derivatives only, and --no-preflight skips this check",
+            f"{done}; --no-preflight skips this check",
             "refused",
         )
     else:
         finding = Finding(
             "differences",
-            what,
-            "expected where the loss has kinks (ReLU, max, clipping), which the Hessian leaves out; in a smooth loss, "
-            "the second derivative of some operation is wrong",
+            f"{what}, and the finite differences are only accurate to {bound:.1g}, which says nothing of the product",
+            "expected where the loss has kinks at the checkpoint (ReLU, max, clipping), which the Hessian leaves out, "
+            "or is computed with few digits",
             "note",
         )
     return replace(known, findings=(*known.findings, finding))
@@ -70,8 +70,8 @@ def _validated(checked: Validation) -> str:
         return f"{on}, so that finite differences cannot be compared with autograd"
     if not agree(checked.difference, checked.bound):
         return (
-            f"{on}, and there autograd and finite differences differ by {checked.difference:.1%}, more than the "
-            f"{checked.bound:.1g} expected: the loss has kinks, or a backward function is wrong"
+            f"{on}, and there autograd and finite differences differ by {two_digits_percent(checked.difference)}, "
+            f"more than the {checked.bound:.1g} expected: a backward function is wrong"
         )
     return (
         f"{on}, and there autograd and finite differences agree to {checked.difference:.1g} "
@@ -96,14 +96,31 @@ def refuse_once_differentiable(H: HessianOperator, known: Preflight, error: NotT
 
 
 def refuse_asymmetric(H: HessianOperator, known: Preflight, off: float) -> Preflight:
-    """With how accurate finite differences would be. They are not compared with autograd, which is wrong here."""
+    """With how accurate finite differences would be. They are not compared with autograd, which is wrong here.
+
+    Finite differences themselves are not symmetric where the gradient is that of no function.
+    """
+    found = f"the Hessian is not symmetric (off by {two_digits_percent(off)})"
+    if H.engine == "finite-difference":
+        found = f"finite differences of the gradient are not symmetric (off by {two_digits_percent(off)})"
+    if H.engine == "finite-difference" or not _may_be_gradient(H):
+        done = f"{NO_FUNCTION}; replace that operation, or leave its parameters out"
+        return replace(known, findings=(*known.findings, Finding("asymmetric", found, done, "refused")))
     noise, _ = _tried(H, validate=False)
     done = (
         "the second derivative of some operation is wrong: rewrite that operation, leave its parameters out, or "
         f"{_alternative(noise, None)}"
     )
-    finding = Finding("asymmetric", f"the Hessian is not symmetric (off by {off:.1%})", done, "refused")
-    return replace(known, findings=(*known.findings, finding), difference_bound=noise)
+    return replace(
+        known, findings=(*known.findings, Finding("asymmetric", found, done, "refused")), difference_bound=noise
+    )
+
+
+def _may_be_gradient(H: HessianOperator) -> bool:
+    try:
+        return is_gradient(on_first_batch(H.objective))
+    except (InputError, torch.OutOfMemoryError):  # not known
+        return True
 
 
 def _tried(H: HessianOperator, *, validate: bool) -> tuple[float | None, Validation | None]:

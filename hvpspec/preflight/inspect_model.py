@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from hvpspec.errors import InputError
-from hvpspec.objective.objective import unwrapped
+from hvpspec.objective.live_model import unwrapped
 from hvpspec.objective.torch_kernels import tf32_is_on
 from hvpspec.results.preflight import Finding
+from hvpspec.results.record import ParameterCount
 from hvpspec.wording import dtype_name, listed
 
 MAX_LISTED_NAMES = 3  # that a finding spells out
@@ -98,7 +100,28 @@ def _modes(modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
         yield Finding("batch_statistics", found, _ON_BATCHES, "note")
 
 
+def count_parameters(model: nn.Module, chosen: int) -> ParameterCount:
+    """The parameters of a model. chosen: how many entries the matrix is taken with respect to."""
+    entries = [(p.numel(), p.requires_grad) for p in _with_values(model).values()]
+    frozen = sum(size for size, trainable in entries if not trainable)
+    return ParameterCount(sum(size for size, _ in entries), chosen, frozen)
+
+
+def _with_values(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that could be differentiated with respect to; integers cannot."""
+    return {
+        name: p
+        for name, p in unwrapped(model).named_parameters()
+        if (p.is_floating_point() or p.is_complex()) and not is_lazy(p)
+    }
+
+
 def _parameters(model: nn.Module) -> Iterator[Finding]:
+    named = _with_values(model)
+    if frozen := [name for name, p in named.items() if not p.requires_grad]:
+        size, total = sum(named[name].numel() for name in frozen), sum(p.numel() for p in named.values())
+        found = f"{size:,} of {total:,} parameters are frozen, as requires_grad is False: {_list(frozen)}"
+        yield Finding("frozen", found, "left out: the Hessian is taken with respect to other parameters", "note")
     half = sorted({dtype_name(p.dtype) for p in model.parameters() if _is_half(p)})
     if half:
         done = "cast to float32, without changing their values: that model is measured"

@@ -212,7 +212,10 @@ def _title(provenance: Provenance) -> str:
 
 def _facts(record: Record) -> list[str]:
     provenance, spectrum = record.provenance, record.spectrum
-    facts = [f"{spectrum.parameters:,} parameters"]
+    count = provenance.parameters
+    facts = [f"{spectrum.parameters:,} parameters"] if count is None else [str(count)]
+    if count is not None and count.left_out is not None:
+        facts.append(count.left_out)
     if record.loss is not None:
         facts.append(f"loss {record.loss:.6g}" + (f" ({provenance.loss})" if provenance.loss else ""))
     if provenance.data is not None and provenance.data.batches:

@@ -12,12 +12,12 @@ SEVERITIES = ("fixed", "note", "refused")
 # What eval mode changes, by the kind of finding.
 _IN_EVAL_MODE = {"dropout": "dropout is off", "batch_norm": "batch normalisation uses its running statistics"}
 
-_LEAST_TOLERANCE = 1e-2  # relative; kinks in the loss (ReLU, max) make finite differences rough
+_BOUNDS_TO_CONTRADICT = 3.0  # how many times its bound the error of finite differences must be
 
 
 def agree(difference: float, bound: float) -> bool:
     """Whether a product agrees with finite differences whose error is estimated to be at most `bound`."""
-    return difference <= max(_LEAST_TOLERANCE, 10 * bound)
+    return not difference > _BOUNDS_TO_CONTRADICT * bound
 
 
 @dataclass(frozen=True)

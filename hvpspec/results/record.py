@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from hvpspec.results.codec import LEFT_OUT, decode, encode
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.spectrum import Spectrum
+from hvpspec.wording import counted
 
 _Text = Annotated[str | None, LEFT_OUT]
 _Count = Annotated[int | None, LEFT_OUT]
@@ -26,6 +27,27 @@ class CheckpointFile:
 
 
 @dataclass(frozen=True)
+class ParameterCount:
+    """Of a model's parameters (their entries), how many there are in all, how many the matrix is taken with respect to,
+    and how many are frozen (requires_grad is False), and left out for that reason. Tied ones count once."""
+
+    total: int
+    chosen: int
+    frozen: int
+
+    def __str__(self) -> str:
+        if self.chosen == self.total:
+            return counted(self.chosen, "parameter")
+        return f"{self.chosen:,} of {counted(self.total, 'parameter')}"
+
+    @property
+    def left_out(self) -> str | None:
+        """Why some are left out, in a few words; None where none is frozen."""
+        verb = "is" if self.frozen == 1 else "are"
+        return f"{self.frozen:,} frozen {verb} left out, as requires_grad is False" if self.frozen else None
+
+
+@dataclass(frozen=True)
 class DataSource:
     """The data of the loss: how they were named, the number of batches, and the sum of the weights of the batches."""
 
@@ -39,14 +61,16 @@ class Provenance:
     """All that is needed to compute a spectrum again, and to judge whether two spectra are comparable.
 
     Each field may be missing, as some are in files of older versions. model, loss: how they were named. options: what
-    was asked for, by name. versions: of hvpspec, Python and the packages that it uses. command: the command line,
-    argument by argument. finished: date and time (ISO 8601). seconds: the whole run, loading included.
+    was asked for, by name. parameters: how many the model has. versions: of hvpspec, Python and the packages that it
+    uses. command: the command line, argument by argument. finished: date and time (ISO 8601). seconds: the whole run,
+    loading included.
     """
 
     checkpoint: Annotated[CheckpointFile | None, LEFT_OUT] = None
     model: _Text = None
     data: Annotated[DataSource | None, LEFT_OUT] = None
     loss: _Text = None
+    parameters: Annotated[ParameterCount | None, LEFT_OUT] = None
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: _Count = None
     dtype: _Text = None

@@ -47,14 +47,13 @@ class Series:
         if other:
             named = ", ".join(other)
             raise InputError(f"{path} was made with other options ({named}); {ELSEWHERE}.")
-        for entry, checkpoint in zip(rows, self.checkpoints, strict=False):
+        self.rows, self.runs = rows, runs
+        for number, (entry, checkpoint) in enumerate(zip(rows, self.checkpoints, strict=False)):
             if entry["checkpoint"] != str(checkpoint):
                 raise InputError(f"{path} has {entry['checkpoint']} in place of {checkpoint}; {ELSEWHERE}.")
-            if entry["sha256"] != sha256(checkpoint):
-                raise InputError(f"{checkpoint} has changed since {path} was made; {ELSEWHERE}.")
+            self.check_unchanged(number, sha256(checkpoint))
         if len(rows) > len(self.checkpoints):
             raise InputError(f"{path} has more checkpoints than are given; {ELSEWHERE}.")
-        self.rows, self.runs = rows, runs
         for row in rows:
             row |= edge(row["lambda_max"], self.settings["lr"], self.settings.get("momentum"))
         if rows:
@@ -62,6 +61,12 @@ class Series:
             if not kept.exists() or sha256(kept) != document.get("vectors_sha256"):
                 raise InputError(f"{kept}, the eigenvectors to start from, is missing or has changed; {ELSEWHERE}.")
             self.vectors = np.load(kept, allow_pickle=False)
+
+    def check_unchanged(self, number: int, digest: str) -> None:
+        """Raises InputError where a checkpoint that is done has another SHA-256 now."""
+        if self.rows[number]["sha256"] != digest:
+            made = self.folder / "track.json"
+            raise InputError(f"{self.checkpoints[number]} has changed since {made} was made; {ELSEWHERE}.")
 
     @property
     def remaining(self) -> Sequence[Path]:

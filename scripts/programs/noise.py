@@ -108,7 +108,51 @@ def fixed_projections() -> Case:
     return Case(mlp(4, 5, 4), loss, data, lambda m: loss(m, (x, projections)))
 
 
+class Loader:
+    """Batches that are shuffled or augmented anew in each pass, as a DataLoader's."""
+
+    def __init__(self, change: Any) -> None:
+        self.x, self.generator, self.change = torch.randn(8, 4), torch.Generator().manual_seed(0), change
+
+    def __iter__(self) -> Any:
+        yield from self.change(self.x, self.generator).split([3, 5])
+
+
+def shuffled(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x[torch.randperm(len(x), generator=generator)]
+
+
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x + 0.1 * torch.randn(x.shape, generator=generator)
+
+
+def reconstruction(m: nn.Module, x: Tensor) -> Tensor:
+    return F.mse_loss(m(x), x)
+
+
+def statistics(m: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    outputs = m(x)
+    return ((outputs - outputs.mean(0)) / outputs.std(0)).pow(4).mean(), len(x)
+
+
+def passes_that_differ(change: Any, loss: Any) -> Case:
+    loader = Loader(change)
+    whole = (lambda m: loss(m, loader.x)) if change is shuffled and loss is reconstruction else None
+    return Case(mlp(4, 5, 4), loss, loader, whole)
+
+
 PROGRAMS = (
+    Program("a shuffled loader", lambda: passes_that_differ(shuffled, reconstruction)),
+    Program(
+        "a shuffled loader, coupled samples",
+        lambda: passes_that_differ(shuffled, statistics),
+        refused("two passes over the data"),
+    ),
+    Program(
+        "a loader that augments at random",
+        lambda: passes_that_differ(augmented, reconstruction),
+        refused("two passes over the data"),
+    ),
     *(Program(f"random: {loss.__name__}", lambda loss=loss: random(loss), RANDOM) for loss in MODELS),
     *(Program(f"noise_seed: {loss.__name__}", lambda loss=loss: seeded(loss)) for loss in MODELS),
     Program("noise_seed, unequal batches", lambda: seeded(elbo, (3, 5))),

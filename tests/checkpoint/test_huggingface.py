@@ -117,6 +117,43 @@ def test_hugging_face_weights_that_do_not_fill_the_model(tmp_path):
         hvpspec.load_checkpoint(tmp_path)
 
 
+def test_weights_that_a_class_can_do_without(tmp_path, monkeypatch):
+    """transformers does not report them as missing; the model has random values there."""
+    model = bert()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = safetensors.torch.load_file(file)
+    monkeypatch.setattr(type(model), "_keys_to_ignore_on_load_missing", [r"classifier\."], raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        hvpspec.load_checkpoint(tmp_path)
+    content = {name: value.clone() for name, value in whole.items() if name != "classifier.bias"}
+    safetensors.torch.save_file(content, file, metadata={"format": "pt"})
+    with pytest.warns(CheckpointWarning, match=r"does not hold classifier\.bias, .*that it was built with"):
+        hvpspec.load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing: classifier\.bias"):
+        hvpspec.load_checkpoint(tmp_path, bert())
+
+
+def test_names_that_transformers_changes_in_files(tmp_path):
+    """Mixtral's experts are one tensor in the model, and one each in files."""
+    config = transformers.MixtralConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3,
+    )  # fmt: skip
+    saved, model = transformers.MixtralForCausalLM(config), transformers.MixtralForCausalLM(config)
+    saved.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = safetensors.torch.load_file(file)
+    assert len(content) > len(saved.state_dict())
+    hvpspec.load_checkpoint(tmp_path, model)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), saved.parameters(), strict=True))
+    content = {name: value.clone() for name, value in content.items() if ".experts.1.w1." not in name}
+    safetensors.torch.save_file(content, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing: .*experts"):
+        hvpspec.load_checkpoint(tmp_path, model)
+
+
 def test_the_weights_of_a_directory_alone_point_to_it(tmp_path):
     bert().save_pretrained(tmp_path / "tiny", max_shard_size="2KB")
     bert().save_pretrained(tmp_path / "whole")

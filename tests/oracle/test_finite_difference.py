@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle.rough_models import MODELS, vectors
 from torch import nn
 from zoo import CASES, Case, explicit_hessian
 
 import hvpspec
+from hvpspec.objective.objective import Objective
 from hvpspec.oracle.finite_difference import FiniteDifference
+from hvpspec.preflight import inspect_operator
 
 
 class Radial(nn.Module):
@@ -162,3 +165,85 @@ def test_error_bars_hold_along_a_direction_that_curves_more_than_the_rest(freque
     assert abs(found.values[0] - top) <= found.error[0] <= 0.02 * abs(top)
     trace = hvpspec.trace(H)
     assert abs(trace.value - np.trace(exact)) <= trace.error
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_product_is_further_off_than_is_claimed_of_it_alone(name):
+    """Vectors of all kinds in turn; scripts/calibrate_differences.py does this for 200 of them."""
+    torch.manual_seed(0)
+    made = MODELS[name]()
+    hessian = made.hessian()
+    engine = FiniteDifference(Objective(made.model, made.loss, [made.batch]))
+    engine.noise  # noqa: B018 - which finds the step
+    largest = 0.0
+    for v in vectors(hessian, 10).T:
+        engine._noise = 0.0  # the largest claim so far
+        product = engine(torch.tensor(v, dtype=made.dtype)[:, None])[:, 0].double().numpy()
+        claimed, off = engine.noise, np.linalg.norm(product - hessian @ v)
+        largest = max(largest, np.linalg.norm(hessian @ v) / np.linalg.norm(v))
+        if claimed < 1 and np.linalg.norm(hessian @ v) > 1e-13 * largest * np.linalg.norm(v):
+            assert off <= claimed * np.linalg.norm(hessian @ v)
+
+
+def test_the_step_does_not_drift_along_a_steep_direction_in_single_precision():
+    torch.manual_seed(0)
+    made = MODELS["quadratic in float32 inside"]()
+    hessian = made.hessian()
+    top = torch.from_numpy(np.linalg.eigh(hessian)[1][:, -1:])
+    engine = FiniteDifference(Objective(made.model, made.loss, [made.batch]))
+    for _ in range(10):
+        product = engine(top).numpy()
+        assert np.linalg.norm(product[:, 0] - hessian @ top[:, 0].numpy()) <= 1e-3 * np.linalg.norm(product)
+    assert engine.noise <= 1e-3
+
+
+def test_a_product_takes_five_gradients():
+    calls = 0
+
+    def loss(model, batch):
+        nonlocal calls
+        calls += 1
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    engine = FiniteDifference(Objective(model, loss, [(torch.randn(30, 4), torch.arange(30) % 3)]))
+    engine.noise  # noqa: B018 - which finds the step
+    assert calls == 6
+    engine(torch.randn(engine.objective.space.n, 3, dtype=torch.float64))
+    assert calls == 6 + 4 * 3 + 1
+
+
+class TiedBert(nn.Module):
+    """A BERT whose embedding has a padding row and is tied to its head."""
+
+    def __init__(self):
+        super().__init__()
+        transformers = pytest.importorskip("transformers")
+        config = transformers.BertConfig(
+            vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+            max_position_embeddings=8, initializer_range=0.3,
+        )  # fmt: skip
+        self.bert = transformers.BertForMaskedLM(config)
+
+    def forward(self, ids):
+        return self.bert(input_ids=ids, labels=ids).loss
+
+
+def test_the_padding_row_of_an_embedding_that_is_tied_to_the_head_moves_with_the_head():
+    torch.manual_seed(0)
+    model = TiedBert().double()
+    data = [(torch.tensor([[1, 2, 0, 3], [4, 0, 0, 5]]),)]
+    H, exact = (
+        hvpspec.HessianOperator(model, lambda m, batch: m(*batch), data, engine=engine)
+        for engine in ("finite-difference", "autograd")
+    )
+    row = np.zeros(H.shape[0])
+    start = H.parameters.slice("bert.bert.embeddings.word_embeddings.weight").start
+    row[start : start + 8] = 1
+    for v in (row, np.random.default_rng(0).standard_normal(len(row))):
+        assert np.linalg.norm(exact @ v) > 0.1
+        assert np.linalg.norm(H @ v - exact @ v) <= 1e-8 * np.linalg.norm(exact @ v)
+    found = inspect_operator(exact)
+    assert "differences" not in {finding.kind for finding in found.findings}
+    assert found.difference <= found.difference_bound <= 1e-7

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle.rough_models import MODELS, Single, images, net
+from oracle.rough_models import mlp as network
 from torch import nn
 from zoo import CASES
 
 import hvpspec
 from hvpspec.errors import InputError
+from hvpspec.objective.objective import Objective
+from hvpspec.oracle.finite_difference import compared
 from hvpspec.oracle.verify import verify
+from hvpspec.results.preflight import agree
 
 DATA = [(torch.randn(6, 4), torch.randn(6, 3)), (torch.randn(4, 4), torch.randn(4, 3))]
 
@@ -73,6 +78,156 @@ def test_a_wrong_second_derivative_is_refused(loss, dtype, engine):
     assert np.isfinite(
         hvpspec.HessianOperator(mlp(), loss, DATA, dtype=dtype, verify=False) @ np.ones(H.shape[0])
     ).all()
+
+
+class Off(torch.autograd.Function):
+    """x³, whose second derivative is off by a share."""
+
+    @staticmethod
+    def forward(ctx, x, share):
+        ctx.save_for_backward(x)
+        ctx.share = share
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        slope = 3 * ctx.saved_tensors[0] ** 2
+        return gradient * (slope + ctx.share * (slope.detach() - slope)), None
+
+
+class OffAtOnce(torch.autograd.Function):
+    """tanh, whose first derivative is off by a share: no function has this gradient."""
+
+    @staticmethod
+    def forward(ctx, x, share):
+        ctx.save_for_backward(x)
+        ctx.share = share
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1 + ctx.share) * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2), None
+
+
+class SavedOutput(torch.autograd.Function):
+    """Softmax that keeps its output as a constant, as some implementations of entmax do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.kept = torch.softmax(x, -1)
+        return ctx.kept.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.kept * (gradient - (gradient * ctx.kept).sum(-1, keepdim=True))
+
+
+class FusedNorm(torch.autograd.Function):
+    """Weight normalisation whose norm is a constant in the backward, as in torch's fused kernel."""
+
+    @staticmethod
+    def forward(ctx, v, g):
+        ctx.save_for_backward(v, g)
+        ctx.norm = v.norm(dim=1, keepdim=True)
+        return v * (g / ctx.norm)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        v, g = ctx.saved_tensors
+        along = (gradient * v).sum(1, keepdim=True)
+        return gradient * (g / ctx.norm) - v * (g / ctx.norm**3) * along, along / ctx.norm
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.v, self.g = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.rand(3, 1) + 0.5)
+
+    def forward(self, x):
+        return x @ FusedNorm.apply(self.v, self.g).T
+
+
+class Apply(nn.Module):
+    def __init__(self, function, *args):
+        super().__init__()
+        self.function, self.args = function, args
+
+    def forward(self, x):
+        return self.function(x, *self.args)
+
+
+def between(middle):
+    return net(nn.Linear(4, 8), middle, nn.Linear(8, 3))
+
+
+SHARES = (1.0, 1e-3, 1e-4)
+WRONG = {
+    **{f"off by {s}": lambda s=s: between(Apply(Off.apply, s)) for s in SHARES},
+    **{f"off by {s}, ReLU": lambda s=s: between(nn.Sequential(nn.ReLU(), Apply(Off.apply, s))) for s in SHARES},
+    "saved output": lambda: between(Apply(SavedOutput.apply)),
+    "fused weight norm": lambda: net(Normed()),
+}  # fmt: skip
+NO_FUNCTION = {
+    **{f"off at once by {s}": lambda s=s: between(Apply(OffAtOnce.apply, s)) for s in SHARES},
+    "straight through": lambda: between(nn.Sequential(nn.Tanh(), Apply(Rounded.apply))),
+    "stop-gradient": lambda: between(Apply(lambda x: torch.tanh(x) * x.detach())),
+    "stop-gradient in float32": lambda: between(Single(Apply(lambda x: torch.tanh(x) * x.detach()))),
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG, *NO_FUNCTION])
+def test_a_product_that_is_slightly_wrong_is_refused_and_the_reason_told(name):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        made = {**WRONG, **NO_FUNCTION}[name]()
+        with pytest.raises(InputError, match="differences of its gradient") as refused:
+            verify(Objective(made.model, made.loss, [made.batch]))
+        assert ("no function has this gradient" in str(refused.value).lower()) == (name in NO_FUNCTION)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_right_one_is_that_is_hard_to_difference(name):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        made = MODELS[name]()
+        verify(Objective(made.model, made.loss, [made.batch]))
+        assert agree(*compared(Objective(made.model, made.loss, [made.batch])))
+
+
+KINKS = {
+    "ReLU": lambda: network(nn.ReLU(), 100, samples=100),
+    "hard tanh": lambda: network(nn.Hardtanh(-0.3, 0.3), 40, samples=100),
+    "max pooling": lambda: images(nn.MaxPool2d(2), nn.ReLU()),
+    "abs": lambda: net(nn.Linear(4, 40), Apply(torch.abs), nn.Linear(40, 3), samples=60),
+    "ReLU in float32": lambda: net(nn.Linear(4, 32), Single(nn.ReLU()), nn.Linear(32, 3), samples=60),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_no_seed_of_kinks_is_a_contradiction(name):
+    for seed in range(8):
+        torch.manual_seed(seed)
+        made = KINKS[name]()
+        verify(Objective(made.model, made.loss, [made.batch]))
+
+
+def test_a_flat_point_of_a_quartic_is_no_contradiction():
+    """The gradient is odd there, so that one difference has no error to show, and is not the product."""
+    model = nn.Linear(3, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    verify(Objective(model, lambda m, batch: m(batch[0]).pow(4).sum(), [(torch.randn(5, 3),)]))
+
+
+def test_it_costs_two_gradients_and_a_forward_pass():
+    calls = 0
+
+    def loss(model, batch):
+        nonlocal calls
+        calls += 1
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    verify(Objective(mlp(), loss, DATA))
+    assert calls == 4  # for the product, once more, and on either side
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -74,6 +74,69 @@ def test_an_asymmetric_hessian_shows_however_many_parameters_there_are():
     assert kinds(inspect_operator(H), "refused") == {"asymmetric"}
 
 
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator: its forward rounds, its backward does not know."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(100 * x) / 100
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Quantised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)) + Rounded.apply(torch.tanh(self.first(x))) / 20)
+
+
+@pytest.mark.parametrize("engine", ["auto", "finite-difference"])
+def test_a_straight_through_estimator_has_no_hessian(engine):
+    """Here it changes a product by less than 5 %, with either engine."""
+    found = inspect_operator(problem(model=Quantised(), dtype="float64", engine=engine))
+    assert kinds(found, "refused") == {"differences" if engine == "auto" else "asymmetric"}
+    assert "no function has this gradient" in found.refused[0].done
+    assert "--engine finite-difference" not in found.refused[0].done
+    if engine == "auto":
+        assert 10 * found.difference_bound < found.difference < 0.05
+
+
+class TwoWays(torch.autograd.Function):
+    """a · b, whose backward gives only one of the factors a gradient that varies."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx, gradient):
+        a, b = ctx.saved_tensors
+        return gradient * torch.round(b), gradient * a
+
+
+def test_an_asymmetric_product_of_no_function_is_not_sent_to_finite_differences():
+    class Model(Crossed):
+        def forward(self, x):
+            return TwoWays.apply(self.a(x), self.b(x))
+
+    (finding,) = inspect_operator(problem(model=Model(3, 1.0), dtype="float64")).refused
+    assert finding.kind == "asymmetric"
+    assert "no function has this gradient" in finding.done
+
+
+def test_a_small_difference_is_reported_where_its_bound_is_smaller():
+    found = inspect_operator(problem(model=Crossed(3, 1e-4), dtype="float64"))
+    assert kinds(found, "refused") == {"differences"}
+    assert found.difference_bound < 1e-8 < found.difference < 1e-3
+    assert "--engine finite-difference" in found.refused[0].done
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_kinks_are_stepped_around(dtype):
     """Wide layers of ReLU, which steps of a usual size would cross by the hundred."""

@@ -89,8 +89,10 @@ def checkpoint_files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
     if path.name.endswith(".json"):
-        shards = read_json(path).get("weight_map", {}).values()
-        return [path, *sorted(inside(path.parent, name, path) for name in set(shards))]
+        content = read_json(path)
+        places = content.get("weight_map") if isinstance(content, dict) else None
+        shards = set(map(str, places.values())) if isinstance(places, dict) else set()
+        return [path, *sorted(inside(path.parent, name, path) for name in shards)]
     return [path]
 
 
@@ -98,7 +100,7 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 of a checkpoint, in hexadecimal.
 
     Of a directory, or of an index and its shards, it is the SHA-256 of the lines that `sha256sum` prints for the files
-    in the order of their paths: "digest  relative/path\\n".
+    in the order of their paths: "digest  relative/path\\n". Raises CheckpointError when it cannot be read.
     """
     path = Path(path)
     files = checkpoint_files(path)
@@ -110,5 +112,8 @@ def sha256(path: str | Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error

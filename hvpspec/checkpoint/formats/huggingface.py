@@ -7,7 +7,10 @@ code from the directory, or from places that its config.json names, is never run
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -63,7 +66,55 @@ def huggingface_model(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
     if unexpected:
         found = f"{folder}: {architecture.__name__} has no parameter for {listed(unexpected)}"
         warnings.warn(CheckpointWarning("unexpected", found, "these weights are left out"), stacklevel=2)
+    if kept := _left_as_built(model, weights):
+        found = f"{folder} does not hold {listed(kept)}, which {architecture.__name__} can do without"
+        done = "there the model keeps the values that it was built with"
+        warnings.warn(CheckpointWarning("missing", found, done), stacklevel=2)
+    _take_out_of_file(model, weights)
     return model.eval()
+
+
+def names_by_transformers(model: nn.Module, path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Weights by the names of a model of transformers, which may give them other names, and other shapes, in files.
+
+    None where it is no such model, or they do not fill it. Needs memory for a second model.
+    """
+    transformers: Any = sys.modules.get("transformers")  # which whoever built such a model has imported
+    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
+        return None
+    with _quiet(transformers), _offline(transformers), contextlib.suppress(Exception):
+        config = copy.deepcopy(model.config)
+        filled, missing, unexpected, other_shape = _filled(type(model), config, path, weights)
+        if not (missing or unexpected or other_shape or _left_as_built(filled, weights)):
+            return dict(filled.state_dict())
+    return None
+
+
+def _left_as_built(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Parameters that transformers does not report as missing, as their class says so, and that the weights lack under
+    all their names, a prefix more or less."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+
+    def held(name: str) -> bool:
+        return any(f".{name}".endswith(f".{one}") or f".{one}".endswith(f".{name}") for one in weights)
+
+    return [
+        own[0]
+        for own in names.values()
+        if all(any(re.search(pattern, name) for pattern in patterns) and not held(name) for name in own)
+    ]
+
+
+def _take_out_of_file(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies what transformers has put into the model as it is: safetensors maps its files into memory, so that a file
+    written to while a run goes on would change the model."""
+    mapped = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.untyped_storage().data_ptr() in mapped:
+            tensor.data = tensor.data.clone()
 
 
 def _architecture(transformers: Any, folder: Path) -> tuple[Any, Any]:

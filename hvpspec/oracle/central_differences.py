@@ -1,0 +1,170 @@
+"""Central differences of a batch's gradient, with an error that is measured from the same gradients.
+
+Along a unit vector v, from g at p ± h v, p ± h v / 2 and p:
+
+    D(h) = (g(p + h v) − g(p − h v)) / 2h,          H v ≈ (4 D(h/2) − D(h)) / 3
+    S(h) = g(p + h v) − 2 g(p) + g(p − h v),        apart = D(h/2) − D(h),     rough = (S(h) − 4 S(h/2)) / 2h
+
+The extrapolated value (Richardson 1911, doi:10.1098/rsta.1911.0009) is off by O(h⁴) where g is smooth; `apart` is
+O(h²), `rough` O(h³). Noise of size σ in each gradient puts the value off by 1.9 σ/h and makes `rough` about 4.2 σ/h, so
+that no size of the noise need be assumed (differences of higher order measure it: Moré and Wild 2011,
+doi:10.1137/100786125). Where the gradient jumps by J between p and p ± h v/2, the value is off by 7 J / 6h and `rough`
+is 3 J / 2h; between p ± h v/2 and p ± h v, J / 6h and J / 2h. Two jumps that cancel in `rough` show in `apart`, such as
+those at a kink in p itself: 7/3 of it is then the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.objective.objective import Objective
+from hvpspec.objective.torch_kernels import holding_padding_rows
+from hvpspec.oracle.autograd import OnBatch, graph_nodes
+
+Evaluate = Callable[[], tuple[Tensor, float]]
+"""A batch's loss and its weight."""
+GradientAt = Callable[[float], Tensor]
+"""A batch's gradient as a function of the way along v."""
+Estimate = Callable[[float], tuple[Tensor, float]]
+"""From a step: what `estimated` gives for a batch and a vector, and its least error."""
+Improve = Callable[[Estimate, Tensor, float], tuple[Tensor, float]]
+"""From this and what it gave: something better, or the same."""
+
+_WEIGHT_OF_APART, _WEIGHT_OF_ROUGH = 7 / 3, 1.5  # in the error
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Products with unit vectors, (b, n), by steps of one size; bounds of their errors, (b,); and how much of the error
+    of the worst batch is noise, which becomes larger as the step becomes smaller."""
+
+    step: float
+    products: Tensor
+    errors: Tensor
+    noise: float
+
+
+def differences(
+    objective: Objective,
+    units: Tensor,
+    step: float,
+    on_batch: OnBatch | None = None,
+    improve: Improve = lambda estimate, found, least: (found, least),
+) -> Differences:
+    """Products with unit vectors (b, n), in one pass over the data and at 4 b + 1 gradients.
+
+    The gradients of a batch are computed one after the other, so that only one graph is held at a time.
+    """
+    total = torch.zeros(3, *units.shape, dtype=objective.dtype, device=objective.device)
+    least, weights, loudest = torch.zeros_like(total[0, :, 0]), 0.0, 0.0
+    with objective.evaluating() as parameters, holding_padding_rows():
+        length = size(parameters)
+        for index, evaluate in objective.batch_losses():
+            loss, weight = evaluate()
+            if weight == 0:
+                continue
+            centre = gradient(objective, loss, parameters)
+            del loss  # frees memory for the next
+            shares = torch.zeros_like(units) if on_batch is not None else None
+            for row, v in enumerate(units):
+
+                def gradient_at(way: float, v: Tensor = v, evaluate: Evaluate = evaluate) -> Tensor:
+                    with moved(objective, parameters, v, way):
+                        return gradient(objective, evaluate()[0], parameters)
+
+                def estimate(
+                    step: float, at: GradientAt = gradient_at, centre: Tensor = centre
+                ) -> tuple[Tensor, float]:
+                    found = estimated(at, centre, step)
+                    return found, least_error(centre, step) + least_error(found[0], step) * length
+
+                found, off = estimate(step)
+                loudest = max(loudest, noise(found, off))
+                found, off = improve(estimate, found, off)
+                total[:, row].add_(found, alpha=weight)
+                least[row] += weight * off
+                if shares is not None:
+                    shares[row] = found[0]
+            weights += weight
+            if on_batch is not None:
+                on_batch(index, weight, shares)
+    total /= weights
+    return Differences(step, total[0], error(total) + least / weights, loudest)
+
+
+def estimated(gradient_at: GradientAt, centre: Tensor, step: float) -> Tensor:
+    """The product, `apart` and `rough`, shape (3, n); centre: the gradient at p. Costs 4 gradients."""
+    found = centre.new_zeros(3, len(centre))
+    found[2].add_(centre, alpha=3 / step)
+    for side in (1, -1):
+        found.addr_(found.new_tensor([-side / 6, -side / 2, 1 / 2]) / step, gradient_at(side * step))
+        found.addr_(found.new_tensor([side * 4 / 3, side, -2]) / step, gradient_at(side * step / 2))
+    return found
+
+
+def error(found: Tensor) -> Tensor:
+    """A bound of the error of what `estimated` gives, (3, n), or of several, (3, b, n), without the least error."""
+    _, apart, rough = found.norm(dim=-1)
+    off: Tensor = _WEIGHT_OF_APART * apart + _WEIGHT_OF_ROUGH * rough
+    return off
+
+
+def noise(found: Tensor, least: float) -> float:
+    """The part of the error that becomes larger as the step becomes smaller."""
+    return _WEIGHT_OF_ROUGH * float(found[2].norm()) + least
+
+
+def least_error(rounded: Tensor, step: float) -> float:
+    """From rounding in the last digit of a gradient, or of p where a product says what that changes, over the step.
+
+    It is part of the error whatever is measured: a few numbers may happen to be rounded alike.
+    """
+    return 2 * torch.finfo(rounded.dtype).eps * float(rounded.norm()) / step
+
+
+def gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient of a loss as one vector. Raises InputError where there is none."""
+    if not loss.requires_grad:
+        return torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
+    try:
+        pieces = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise InputError(f"the loss cannot be differentiated: {error}") from error
+    return torch.cat([piece.reshape(-1) for piece in pieces])
+
+
+@contextlib.contextmanager
+def moved(objective: Objective, parameters: Sequence[Tensor], v: Tensor, step: float) -> Iterator[None]:
+    """The model's own parameters at p + step · v, and back at p afterwards."""
+    centre = [parameter.data for parameter in parameters]
+    try:
+        for parameter, middle, piece in zip(parameters, centre, objective.space.pieces(v), strict=True):
+            parameter.data = middle + step * piece
+        yield
+    finally:
+        for parameter, middle in zip(parameters, centre, strict=True):
+            parameter.data = middle
+
+
+def size(parameters: Sequence[Tensor]) -> float:
+    """|p|, or 1 where that is 0."""
+    squares = sum(float(p.detach().double().square().sum()) for p in parameters)
+    return squares**0.5 or 1.0
+
+
+def coarsest_unit(loss: Tensor) -> float:
+    """The unit roundoff of the coarsest numbers that a loss is computed with, between the parameters and the loss.
+
+    A model may compute a norm in float32 whatever its parameters are: steps that change nothing there show nothing.
+    """
+    outputs = [each for node in graph_nodes([loss]) for each in getattr(node, "_input_metadata", ())]
+    dtypes = {loss.dtype, *(output.dtype for output in outputs)}
+    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)

@@ -46,6 +46,9 @@ DEFAULT_MAX_HVPS = 1000  # of a call without a budget that might otherwise not e
 DEFAULT_REFINE_HVPS = 500
 SMALLEST_PLANNED_RTOL = 1e-9  # plans for smaller tolerances are those for this one
 PILOT_PROBES = 8  # the fewest probes that an interval is computed from
+# What is done once before an operator's first product is part of planned seconds, and of no number of products.
+VERIFICATION_PRODUCTS = 2  # of the first batch: a product, two gradients and a forward pass to verify it
+WEIGHING_PRODUCTS = 0.5  # of all data: three forward passes that measure what a user's loss is a mean over
 
 _STEPS_FOR_DENSITY = 25  # planned Lanczos steps if no eigenvalues are asked for
 _HVPS_PER_BLOCK = 15  # planned for the largest eigenvalue of one block
@@ -181,7 +184,8 @@ class SpectrumOptions:
 def planned_hvps(options: SpectrumOptions, n: int, block_sizes: Sequence[int] = ()) -> int:
     """Products that a spectrum of an n × n matrix is expected to take if it has some outliers over a bulk.
 
-    block_sizes: rows of each block that is asked for. The products of a refinement are beyond the budget.
+    block_sizes: rows of each block that is asked for. The products of a refinement are beyond the budget. What
+    is done once before the first product is not counted.
     """
     within_budget = _planned_without_refinement(options, n, block_sizes)
     if options.max_hvps is not None:

@@ -118,7 +118,8 @@ def eigsh(
     Notes
     -----
     Costs one HVP for each step and start vector, and memory for as many vectors of n numbers as there are steps, up to
-    `basis_memory`. Block Lanczos with full reorthogonalization and a thick restart (doi:10.1137/S0895479898334605).
+    `basis_memory`. What a HessianOperator does once before its first product (``verify``) is not counted in HVPs. Block
+    Lanczos with full reorthogonalization and a thick restart (doi:10.1137/S0895479898334605).
 
     Examples
     --------

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from hvpspec.errors import InputError
+
+Leaf = Callable[[Any], Any]
+Visit = Callable[[Hashable], None]
+
+_CONSTANTS = (type(None), bool, int, float, str)
+
+# Objects that are not looked into: they are no part of a batch, even where one refers to them.
+_OTHER_THINGS = (
+    *(type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.GeneratorType),
+    *(nn.Module, torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader, torch.Generator),
+    *(str, bytes, int, float, complex, torch.device, torch.dtype, np.generic),
+)
 
 
 def check_data(data: Iterable[Any]) -> Iterable[Any]:
@@ -51,20 +67,161 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The batch with every tensor in it on `device` and its floating-point ones in `dtype`, however nested."""
-    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
-        batch = torch.from_numpy(batch)
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None)
-    if isinstance(batch, Mapping):
-        return {key: move(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device, dtype) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(move(value, device, dtype) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {f.name: move(getattr(batch, f.name), device, dtype) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **fields)
-    if callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    return batch
+    """A copy of the batch with every tensor in it on `device` and its floating-point ones in `dtype`, however nested.
+
+    Arrays become tensors, except in the attributes of objects that are no dataclasses. Complex tensors get the same
+    precision. Objects that hold no tensor are asked to move by their method `to`.
+    """
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.device):  # what an object knows of where it is
+            return device
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
+            value = _tensor(value)
+        if not isinstance(value, Tensor):
+            can_move = callable(getattr(value, "to", None)) and not isinstance(value, (type, nn.Module))
+            return value.to(device) if can_move else value
+        precision = dtype if value.is_floating_point() else dtype.to_complex() if value.is_complex() else None
+        return value.to(device, precision)
+
+    return mapped(batch, moved)
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    kind = array.dtype.kind
+    if kind in "fc" and array.dtype.itemsize > np.dtype(f"{kind}{8 if kind == 'f' else 16}").itemsize:  # extended
+        array = array.astype(np.float64 if kind == "f" else np.complex128)
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+
+
+# --- batches of any kind --------------------------------------------------------------------------------------------
+#
+# Plain containers and their subclasses, dataclasses, graphs, objects of any class are copied with other tensors inside.
+# Types are kept, as a loss may use attributes and methods; nothing of the original changes.
+
+
+def mapped(batch: Any, change: Leaf, visit: Visit = lambda form: None) -> Any:
+    """A copy of the batch with `change` applied to each tensor and array in it, and to what is no container.
+
+    visit: is told the form of each container: its type, and its keys, length or attributes. A tensor that is in several
+    places is changed once, and an object that holds no tensor is not copied.
+    """
+    return _mapped(batch, change, visit, {})
+
+
+def with_entries(value: Mapping[Any, Any], entries: Mapping[Any, Any]) -> Any:
+    """A copy of a mapping with other values for its keys, wherever it keeps them."""
+    known = {id(value[key]): (value[key], new) for key, new in entries.items()}
+    return _mapped(value, lambda leaf: leaf, lambda form: None, known)
+
+
+def _mapped(value: Any, change: Leaf, visit: Visit, known: dict[int, tuple[Any, Any]]) -> Any:
+    if id(value) in known:
+        visit(("again", list(known).index(id(value))))
+        return known[id(value)][1]
+    if isinstance(value, (Tensor, np.ndarray)) or value is None or isinstance(value, _OTHER_THINGS):
+        found = change(value)
+        if isinstance(value, (Tensor, np.ndarray)):
+            known[id(value)] = value, found  # the value too, so that no other object gets its number
+        return found
+
+    def part(inside: Any) -> Any:
+        return _mapped(inside, change, visit, known)
+
+    def put(found: Any) -> Any:
+        known[id(value)] = value, found
+        return found
+
+    if isinstance(value, weakref.ref):  # of a child to its parent, as graphs have them
+        parent = known.get(id(value()))
+        return value if parent is None else weakref.ref(parent[1])
+    if isinstance(value, tuple):
+        visit((type(value), len(value)))
+        return put(_tuple(value, part))
+    if isinstance(value, (list, deque, dict)):
+        visit((type(value), tuple(value) if isinstance(value, dict) else len(value)))
+        found = put(copy.copy(value))
+        if isinstance(value, dict):
+            for key in value:
+                found[key] = part(value[key])
+        else:
+            for place, inside in enumerate(value):
+                found[place] = part(inside)
+    elif isinstance(value, (set, frozenset)):
+        visit((type(value), len(value)))
+        return put(type(value)(map(part, value)))
+    elif not holds_tensors(value):
+        return change(value)
+    else:
+        attributes = _attributes(value)
+        visit((type(value), tuple(attributes)))
+        if isinstance(value, Mapping) and not attributes:  # a view of a mapping, which cannot be filled
+            return put({key: part(inside) for key, inside in value.items()})
+        try:
+            found = put(copy.copy(value))
+        except Exception:  # a class may refuse
+            found = put(object.__new__(type(value)))
+    _fill(found, value, part)
+    return found
+
+
+def _tuple(value: tuple[Any, ...], part: Leaf) -> Any:
+    if isinstance(value, PackedSequence):  # whose sizes must stay on the CPU
+        sizes = part(value.batch_sizes)
+        data, order, back = part(value.data), part(value.sorted_indices), part(value.unsorted_indices)
+        return PackedSequence(data, sizes.cpu(), order, back)
+    inside = map(part, value)
+    if type(value) in (tuple, torch.Size) or hasattr(value, "n_sequence_fields"):  # such as torch.return_types.max
+        return type(value)(inside)
+    found = tuple.__new__(type(value), inside)
+    _fill(found, value, part)
+    return found
+
+
+def _fill(found: Any, value: Any, part: Leaf) -> None:
+    """Attributes of the copy: copies of the value's. Whatever the class does on setting one is left out."""
+    if isinstance(value, dict) and getattr(value, "__dict__", None) is value:  # entries are attributes: one dict
+        object.__setattr__(found, "__dict__", found)
+        return
+    is_record = hasattr(type(value), "__dataclass_fields__")
+    for name, inside in _attributes(value).items():
+        if name.startswith("_") and not isinstance(inside, (*_CONSTANTS, weakref.ref)) and not holds_tensors(inside):
+            continue  # what a class keeps for itself, such as the words behind a tokenizer's ids
+        new = part(inside)
+        if isinstance(inside, np.ndarray) and isinstance(new, Tensor) and not is_record:
+            new = new.numpy(force=True)  # methods of the class may count on an array
+        if name in getattr(value, "__dict__", {}):
+            vars(found)[name] = new
+        else:
+            object.__setattr__(found, name, new)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Those of an instance, in its __dict__ or in slots."""
+    found = dict(getattr(value, "__dict__", {}))
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            name = f"_{cls.__name__.lstrip('_')}{slot}" if slot[:2] == "__" and slot[-2:] != "__" else slot
+            if slot not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return found
+
+
+def holds_tensors(value: Any, seen: set[int] | None = None) -> bool:
+    """Whether a tensor or an array is in it, or in an attribute."""
+    seen = set() if seen is None else seen
+    if isinstance(value, (Tensor, np.ndarray)):
+        return True
+    if id(value) in seen or value is None or isinstance(value, _OTHER_THINGS):
+        return False
+    seen.add(id(value))
+    return any(holds_tensors(inside, seen) for inside in _inside(value))
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    yield from _attributes(value).values()
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, (tuple, list, deque, set, frozenset)):
+        yield from value

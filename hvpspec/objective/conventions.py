@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.objective.live_model import named_tensors
 
-_MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
+MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -89,7 +90,7 @@ def said_by(model: nn.Module, error: Exception) -> str:
     running = [
         names[id(frame.f_locals["self"])]
         for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_name in _MODULE_CALLS and id(frame.f_locals.get("self")) in names
+        if frame.f_code.co_name in MODULE_CALLS and id(frame.f_locals.get("self")) in names
     ]
     what = f"{type(error).__name__}: {error}"
     if not running:
@@ -117,6 +118,7 @@ class UserLoss:
         of_outputs_first = isinstance(self.loss, nn.Module)
         ways = [self._of_model, self._of_outputs] if _is_pair(batch) or of_outputs_first else [self._of_model]
         failed: dict[str, Exception] = {}
+        values = [(tensor, tensor.data) for _, tensor in named_tensors(model)]
         for way in reversed(ways) if of_outputs_first else ways:
             with _watching(model) as evaluated:
                 try:
@@ -127,6 +129,8 @@ class UserLoss:
                     if len(ways) == 1 or (way == self._of_model and evaluated):
                         raise
                     failed[way.__name__] = error
+                    for tensor, data in values:  # `outputs.float()` of what was the model has converted it
+                        tensor.data = data
                     continue
             self._call = way
             return result

@@ -6,7 +6,6 @@ time first), in lists with an entry for each sample, or the batch itself is such
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from hvpspec.objective.batches import with_entries
 
 _MOST_PARTS = 3  # of a batch of tensors: inputs, targets, weights
 
@@ -164,10 +165,7 @@ def _mapped(
         return _mapped(get(value), axis, size, change, [get(v) for v in values])
 
     if isinstance(value, Mapping):
-        copied: Any = copy.copy(value)
-        for key in value:
-            copied[key] = inside(lambda v, key=key: v[key])  # type: ignore[misc]
-        return copied
+        return with_entries(value, {key: inside(lambda v, key=key: v[key]) for key in value})  # type: ignore[misc]
     if isinstance(value, (tuple, list)):
         entries = [inside(lambda v, i=i: v[i]) for i in range(len(value))]  # type: ignore[misc]
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)

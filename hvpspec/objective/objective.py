@@ -23,6 +23,7 @@ from hvpspec.errors import InputError
 from hvpspec.objective.batches import check_data, move
 from hvpspec.objective.conventions import returned, said_by
 from hvpspec.objective.frozen_values import frozen_values
+from hvpspec.objective.inner_derivatives import InnerDerivatives
 from hvpspec.objective.live_model import (
     changed_by_modes,
     differentiated_in,
@@ -126,6 +127,7 @@ class Objective:
         self.device = chosen[0].device if device is None else usable_device(device)
         self.data = check_data(data)
         self.loss: Loss = resolve_loss(loss)
+        self._inner = InnerDerivatives()
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
         self._measure = measure
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
@@ -151,7 +153,7 @@ class Objective:
             return
         self.settle()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(twice_differentiable(self.device))
+            stack.enter_context(twice_differentiable(self.device, self._inner))
             stack.enter_context(ordinary_tensors(self.model))
             self._check_modes()
             self._afresh = stack.enter_context(eval_mode(self.model))
@@ -293,7 +295,7 @@ class Objective:
             "noise_seed": self.noise_seed,
         }
         other = Objective(self.model, self.loss, **(same | changes))
-        other._counting = self._counting
+        other._counting, other._inner = self._counting, self._inner
         return other
 
     # --- weights ---
@@ -350,6 +352,9 @@ class Objective:
 
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
+        return self._inner.evaluate(partial(self._one_loss, index, batch))
+
+    def _one_loss(self, index: int, batch: Any) -> Any:
         self._afresh()
         for buffer, data in self._buffers:  # what the last batch's forward wrote to them must not reach this one
             buffer.data = data.clone()
@@ -364,7 +369,7 @@ class Objective:
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
         self._afresh()
         with with_values(self.model, values):
-            yield lambda: self.loss(self.model, batch)
+            yield lambda: self._inner.evaluate(partial(self.loss, self.model, batch))
 
     def _recorded_loss(self, weights: list[float], index: int, batch: Any) -> tuple[Tensor, float]:
         batch = move(batch, self.device, self.dtype)

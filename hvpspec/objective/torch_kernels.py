@@ -14,6 +14,8 @@ import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hvpspec.objective.inner_derivatives import InnerDerivatives
+
 ATTENTION_BACKEND = "math"
 """The only scaled-dot-product attention kernel that has a second derivative."""
 
@@ -34,10 +36,11 @@ _REPLACED: ContextVar[Replaced | None] = ContextVar("replaced", default=None)
 
 
 @contextlib.contextmanager
-def twice_differentiable(device: torch.device) -> Iterator[None]:
+def twice_differentiable(device: torch.device, inner: InnerDerivatives | None = None) -> Iterator[None]:
     """Gradients on, no autocast, no TF32, and no kernel whose second derivative is missing or wrong.
 
-    Modules and functions compiled by torch.compile run uncompiled, since their backward has no derivative.
+    Modules and functions compiled by torch.compile run uncompiled, since their backward has no derivative. inner: that
+    of the loss, where losses are evaluated; if one differentiates inside, kernels are right at higher orders too.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(exact_arithmetic(device))
@@ -46,7 +49,9 @@ def twice_differentiable(device: torch.device) -> Iterator[None]:
         stack.enter_context(_without_fast_path())
         stack.enter_context(_uncompiled())
         stack.enter_context(_without_reentrant_checkpoints())
-        stack.enter_context(_Replacements())
+        inner = inner or InnerDerivatives()
+        stack.enter_context(replacements := _Replacements(inner))
+        stack.enter_context(_in_backward_too(replacements, inner))
         # TorchScript's optimiser gives some fused programs a wrong derivative (batch norm, tanh and dropout in a row;
         # torch 2.13).
         stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
@@ -107,8 +112,12 @@ class _Replacements(TorchFunctionMode):
     The padding row of an embedding, which gets no gradient, is a constant: torch omits that in the second derivative.
     Embeddings whose gradients are sparse or scaled by frequency get dense, unscaled gradients. Recurrent layers run
     without cuDNN, whose backward has no derivative. Attention uses the MATH backend. That is set at each call, because
-    a model may choose a backend inside its own forward.
+    a model may choose a backend inside its own forward. `inner` replaces what is wrong at higher orders.
     """
+
+    def __init__(self, inner: InnerDerivatives) -> None:
+        super().__init__()
+        self._inner = inner
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -130,7 +139,30 @@ class _Replacements(TorchFunctionMode):
             _note("batch_statistics")
             if (args[1] if len(args) > 1 else kwargs.get("running_mean")) is not None:
                 _note("training_norm")
-        return func(*args, **kwargs)
+        return self._inner.instead(func)(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _in_backward_too(replacements: _Replacements, inner: InnerDerivatives) -> Iterator[None]:
+    """Replacements in backward functions, where checkpoints recompute; `inner` is told when autograd runs.
+
+    torch.autograd.grad is a torch function itself, and what it calls would run without the mode that has seen it.
+    """
+    autograd: Any = torch.autograd
+    run = autograd._engine_run_backward
+
+    def run_with_replacements(
+        outputs: Any, grad_outputs: Any, retain: bool, create: bool, *args: Any, **kw: Any
+    ) -> Any:
+        inner.differentiates(bool(create))
+        with replacements:
+            return run(outputs, grad_outputs, retain, create, *args, **kw)
+
+    autograd._engine_run_backward = run_with_replacements
+    try:
+        yield
+    finally:
+        autograd._engine_run_backward = run
 
 
 def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:

@@ -82,7 +82,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
     device : torch.device
         Where products are computed.
     hvps : int
-        Number of Hessian-vector products so far; b vectors together count as b.
+        Number of Hessian-vector products so far; b vectors together count as b, and what `verify` does as none.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from hvpspec.oracle import autograd
 
 # Relative difference of two engines' products that rounding explains, where nothing in the model amplifies it.
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
+_SCALE = 0.7  # of a vector: no power of 2
 _MAX_TIMES_REFERENCE = 3.0  # the error of an engine may be so many times that of the reference
 
 
@@ -19,8 +20,8 @@ def disagreement(engine: Callable[[Tensor], Tensor], objective: Objective) -> st
     """By how much an engine's product with a random vector differs from the reference; None where rounding explains it.
 
     Where the two differ by more than the usual rounding, the rounding error of the reference itself is measured: with
-    float64 as the truth, or, in float64, by changing the last digit of the vector. (Kinks such as ReLU's amplify
-    rounding in the forward pass.)
+    float64 as the truth, or, in float64, by scaling the vector, after which all is rounded otherwise. (Kinks such as
+    ReLU's amplify rounding in the forward pass, and a model may compute parts in float32.)
     """
     n, dtype, device = objective.space.n, objective.dtype, objective.device
     generator = torch.Generator().manual_seed(0)
@@ -34,8 +35,8 @@ def disagreement(engine: Callable[[Tensor], Tensor], objective: Objective) -> st
         rounding = relative_difference(reference.double(), exact)
         off = relative_difference(found.double(), exact)
     else:
-        nudged = autograd.hvp(objective, v * (1 + 2**-50))
-        rounding = relative_difference(nudged, reference)
+        scaled = autograd.hvp(objective, v * _SCALE) / _SCALE
+        rounding = relative_difference(scaled, reference)
     if off <= _MAX_TIMES_REFERENCE * rounding + _ROUNDING[dtype]:
         return None
     return f"its products are off by {off:.1e}, and rounding explains {rounding:.1e}"

@@ -96,10 +96,10 @@ class Linearized:
         return SavedBatch(program, number, tensors, [tensor._version for tensor in tensors], list(activations))
 
     def _program(self, batch: Any, snapshot: Snapshot) -> tuple[Program, list[Tensor]]:
-        key, tensors, form = shape_of(batch)
+        key, tensors = shape_of(batch)
         if key not in self._programs:
             with self.objective.evaluating():
-                recording = record(self.objective, snapshot, form)
+                recording = record(self.objective, snapshot, batch)
             self._programs[key] = eager(recording)
         return self._programs[key], tensors
 

@@ -39,7 +39,7 @@ class SavedBatch:
 
     def is_of(self, batch: Any) -> bool:
         """Whether this is the same batch, by value."""
-        _, tensors, _ = shape_of(batch)
+        _, tensors = shape_of(batch)
         return len(tensors) == len(self.tensors) and all(
             a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(tensors, self.tensors, strict=True)
         )

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
+from hvpspec.objective.batches import mapped
 from hvpspec.objective.objective import Objective, Snapshot
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.graph_rewrites import channels_last, decompositions, simplify
@@ -95,39 +95,41 @@ _VIEWS_AND_CONSTANTS = frozenset(
 )
 
 
-def shape_of(batch: Any) -> tuple[Hashable, list[Tensor], Any]:
-    """What batches must have in common to share a recording, a batch's tensors, and the form to rebuild it from."""
-    leaves, spec = pytree.tree_flatten(batch)
-    key: list[Hashable] = [str(spec)]
-    tensors = []
-    for leaf in leaves:
+def shape_of(batch: Any) -> tuple[Hashable, list[Tensor]]:
+    """What batches must have in common to share a recording, and a batch's tensors."""
+    key: list[Hashable] = []
+    tensors: list[Tensor] = []
+
+    def note(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            if leaf.layout != torch.strided or type(leaf) is not Tensor:
+            if leaf.layout != torch.strided or type(leaf) is not Tensor or leaf.is_nested:
                 raise NotRecordable(f"a batch holds a {type(leaf).__name__} of layout {leaf.layout}")
             key.append((tuple(leaf.shape), leaf.stride(), leaf.dtype))
             tensors.append(leaf)
-        elif leaf is None or isinstance(leaf, (bool, int, float, str)):
-            key.append(leaf)
+        elif leaf is None or isinstance(leaf, (bool, int, float, str, torch.device, torch.dtype)):
+            key.append((type(leaf), leaf))
         else:
             raise NotRecordable(f"a batch holds a {type(leaf).__name__}, whose contents are unknown")
-    return tuple(key), tensors, (leaves, spec)
+        return leaf
+
+    mapped(batch, note, key.append)
+    return tuple(key), tensors
 
 
-def record(objective: Objective, snapshot: Snapshot, form: Any) -> Recording:
-    """Records the product for batches like this one (`form`: from `shape_of`). Use within `objective.evaluating()`.
+def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
+    """Records the product for batches like this one, as `shape_of` has it. Use within `objective.evaluating()`.
 
     Raises NotRecordable.
     """
-    leaves, spec = form
     names = list(snapshot.constants)
     found: dict[str, Any] = {}
 
     def product(parameters: list[Tensor], constants: list[Tensor], tensors: list[Tensor], v: Tensor) -> list[Any]:
         remaining = iter(tensors)
-        batch = pytree.tree_unflatten([next(remaining) if isinstance(x, Tensor) else x for x in leaves], spec)
+        stand_in = mapped(batch, lambda leaf: next(remaining) if isinstance(leaf, Tensor) else leaf)
         primal = tuple(p.detach().requires_grad_() for p in parameters)
         values = Snapshot(primal, dict(zip(names, constants, strict=True)))
-        with objective.raw_loss_with(batch, values) as evaluate:
+        with objective.raw_loss_with(stand_in, values) as evaluate:
             return derivatives(evaluate(), primal, v)
 
     def derivatives(result: Any, primal: tuple[Tensor, ...], v: Tensor) -> list[Any]:
@@ -147,7 +149,7 @@ def record(objective: Objective, snapshot: Snapshot, form: Any) -> Recording:
         weight = weight.detach() if isinstance(weight, Tensor) else loss.detach()
         return [torch.cat([piece.reshape(-1) for piece in second]), loss.detach().reshape(()), weight]
 
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    _, tensors = shape_of(batch)
     parameters = [p.detach() for p in snapshot.parameters]
     v = parameters[0].new_zeros(objective.space.n)
     try:

@@ -25,6 +25,8 @@ from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import (
     PILOT_PROBES,
     SMALLEST_PLANNED_RTOL,
+    VERIFICATION_PRODUCTS,
+    WEIGHING_PRODUCTS,
     SpectrumOptions,
     planned_hvps,
     planned_probes,
@@ -116,7 +118,7 @@ def _probes(moments: Moments | None, options: SpectrumOptions, removed: int) -> 
 def with_forecast(
     H: HessianOperator, known: Preflight, moments: Moments | None, held: int | None, options: SpectrumOptions
 ) -> Preflight:
-    """The preflight with products, seconds and memory of the whole run.
+    """The preflight with products, seconds and memory of the whole run, with what is done once before its first.
 
     held: bytes in use after a product, besides what that itself took.
     """
@@ -127,12 +129,15 @@ def with_forecast(
     least = (options.k if options.pairs else 1) + 3
     share_room(room, n, itemsize, least, probes=bool(options.sampled))  # too little memory is refused now
     pace = _seconds_of_an_inner_product(H)
+    weighing = 0 if H.objective.loss.weighs_exactly else WEIGHING_PRODUCTS
+    once = (VERIFICATION_PRODUCTS / H.batch_count() + weighing) * (known.seconds or 0.0)
     compiler = _COMPILER_BYTES if H.engine == "autograd" and H.device.type == "cpu" else 0
 
     def seconds(hvps: int, probes: int) -> float:
         steps = hvps - probes
         subtractions = steps**2 / 2 + steps * probes
-        return H.expected_seconds(hvps) + hvps * _SECONDS_PER_STEP + pace * _PASSES_PER_VECTOR * subtractions
+        estimator = hvps * _SECONDS_PER_STEP + pace * _PASSES_PER_VECTOR * subtractions
+        return once + H.expected_seconds(hvps) + estimator
 
     def memory(hvps: int, probes: int, further: int = 0) -> int | None:
         if held is None or known.memory is None:

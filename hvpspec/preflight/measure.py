@@ -17,6 +17,7 @@ from hvpspec.objective.objective import LossValue, Objective
 from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
+from hvpspec.oracle.verify import verify
 from hvpspec.preflight.differences import (
     compare_with_differences,
     on_first_batch,
@@ -25,6 +26,7 @@ from hvpspec.preflight.differences import (
 )
 from hvpspec.preflight.forecast import Moments, read_moments, with_forecast
 from hvpspec.preflight.inspect_model import MAX_LISTED_NAMES, replacement_findings
+from hvpspec.preflight.precision import computed_in_float32
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import listed
 
@@ -68,8 +70,9 @@ def inspect_operator(
     be, as text. measure: False evaluates the loss and nothing more. options: those of the run (None: the defaults).
 
     Costs one gradient (and a forward pass where the loss is not known), 3 or 4 HVPs, and 4 to 12 gradients of the first
-    batch in float64. A measurement is None where something was refused before it. Raises InputError when the loss or
-    the data cannot be used at all.
+    batch in float64; also two HVPs of the first batch where a model computes in float32 inside a float64 run. A
+    measurement is None where something was refused before it. Raises InputError when the loss or the data cannot be
+    used at all.
     """
     options = options or SpectrumOptions()
     known = Preflight(tuple(findings))
@@ -99,7 +102,7 @@ def inspect_operator(
     if abs(again - first.value) > tolerance * max(first.size, abs(again)):
         what = f"two passes over the data give different losses ({first.value:.9g}, {again:.9g})"
         return found(_not_repeatable(H.objective, what))
-    known = found(*unused)
+    known = found(*unused, *computed_in_float32(on_first_batch(H.objective)))
     try:
         known, moments = _products(H, known, options.seed, 3 if options.sampled else 2)
     except NotTwiceDifferentiable as error:
@@ -140,7 +143,10 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
             except RuntimeError as error:
                 raise InputError(f"the loss cannot be differentiated: {error}") from error
             unused -= {name for name, g in zip(objective.space.names, gradients, strict=True) if g is not None}
-    if not unused or len(unused) == len(objective.space.names):  # depending on none is an error of its own
+    if len(unused) == len(objective.space.names):
+        verify(objective)  # refuses a loss of another model; a zero Hessian is an error of its own
+        return total / weights, []
+    if not unused:
         return total / weights, []
     shown = listed((name for name in objective.space.names if name in unused), MAX_LISTED_NAMES)
     finding = Finding(

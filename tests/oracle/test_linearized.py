@@ -165,7 +165,7 @@ def test_folds_of_the_batches_have_their_own_products():
 
 def test_what_a_batch_may_hold():
     x = torch.randn(3, 2)
-    key, tensors, _ = shape_of({"x": x, "n": 3, "name": "a"})
+    key, tensors = shape_of({"x": x, "n": 3, "name": "a"})
     assert [t is x for t in tensors] == [True]
     assert key != shape_of({"x": x, "n": 4, "name": "a"})[0]
     assert key != shape_of({"x": torch.randn(4, 2), "n": 3, "name": "a"})[0]

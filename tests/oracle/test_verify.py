@@ -313,3 +313,20 @@ def test_it_is_looked_at_once():
     assert calls == len(DATA)
     # Twice at the point and once on either side; two batches, their halves and two of these joined to know the weight.
     assert first <= len(DATA) + 4 + 8
+
+
+def test_what_it_costs(monkeypatch):
+    """A product (two backward passes) and two gradients of the first batch, which is evaluated at three points."""
+    H = hvpspec.HessianOperator(mlp(), "mse", DATA)
+    batches, passes, run = [], [], torch.autograd._engine_run_backward
+
+    def counted(*args, **kwargs):
+        passes.append(args)
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "_engine_run_backward", counted)
+    H.objective.model.register_forward_hook(lambda module, args, result: batches.append(args[0]))
+    verify(H.objective)
+    assert len(passes) <= 4
+    assert len(batches) <= 4
+    assert all(len(x) == len(DATA[0][0]) for x in batches)

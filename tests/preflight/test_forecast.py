@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from hvpspec import cli
 from hvpspec.cli import console
 from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, inspect_operator
-from hvpspec.preflight.forecast import Moments, forecast, read_moments
+from hvpspec.preflight import forecast as forecasts
+from hvpspec.preflight.forecast import Moments, forecast, read_moments, with_forecast
 from hvpspec.report.terminal import measured_lines
 
 CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
@@ -116,6 +118,22 @@ def test_seconds_of_slow_products():
     pace = found.expected_seconds / found.expected_hvps
     assert pace / 3 <= made.seconds / made.hvps <= 3 * pace
     assert found.most_seconds >= found.expected_seconds
+
+
+@pytest.mark.parametrize(("loss", "weighing"), [("cross_entropy", 0), (lambda o, y: F.cross_entropy(o, y), 0.5)])
+def test_seconds_include_what_is_done_once(monkeypatch, loss, weighing):
+    """As much as two products of the first batch, and half a one of all data where the loss is a user's own."""
+    H = hvpspec.HessianOperator(network("trained").objective.model, loss, network("trained").objective.data)
+    known = replace(inspect_operator(H), seconds=7.0)
+    monkeypatch.setattr(forecasts, "_seconds_of_an_inner_product", lambda H: 0.0)
+    found = with_forecast(H, known, None, None, SpectrumOptions())
+    monkeypatch.setattr(forecasts, "VERIFICATION_PRODUCTS", 0)
+    monkeypatch.setattr(forecasts, "WEIGHING_PRODUCTS", 0)
+    without = with_forecast(H, known, None, None, SpectrumOptions())
+    once = 7.0 * (2 / H.batch_count() + weighing)
+    assert found.expected_seconds - without.expected_seconds == pytest.approx(once)
+    assert found.most_seconds - without.most_seconds == pytest.approx(once)
+    assert found.expected_hvps == without.expected_hvps
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

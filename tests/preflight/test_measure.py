@@ -10,6 +10,7 @@ from preflight.problems import Shuffled, explicit, kinds, problem
 from torch import nn
 
 import hvpspec
+from hvpspec.errors import InputError
 from hvpspec.objective.batches import frozen
 from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, expected_loss, inspect_operator
@@ -138,3 +139,12 @@ def test_it_can_be_left_out():
     assert H.hvps == 0
     assert found.symmetry is None
     assert found.loss is not None
+
+
+def test_a_loss_of_another_model_is_refused():
+    model, other = nn.Linear(4, 3), nn.Linear(4, 3)
+    H = hvpspec.HessianOperator(
+        model, lambda m, b: F.mse_loss(other(b[0]), b[1]), [(torch.ones(5, 4), torch.ones(5, 3))]
+    )
+    with pytest.raises(InputError, match="with another model"):
+        inspect_operator(H)

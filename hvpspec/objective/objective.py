@@ -293,6 +293,7 @@ class Objective:
             "dtype": self.dtype,
             "device": self.device,
             "noise_seed": self.noise_seed,
+            "measure": self._measure,
         }
         other = Objective(self.model, self.loss, **(same | changes))
         other._counting, other._inner = self._counting, self._inner

@@ -25,6 +25,7 @@ from hvpspec.preflight.differences import (
     refuse_once_differentiable,
 )
 from hvpspec.preflight.forecast import Moments, read_moments, with_forecast
+from hvpspec.preflight.inspect_loss import loss_findings
 from hvpspec.preflight.inspect_model import MAX_LISTED_NAMES, replacement_findings
 from hvpspec.preflight.precision import computed_in_float32
 from hvpspec.results.preflight import Finding, Preflight
@@ -90,6 +91,7 @@ def inspect_operator(
             return found(
                 Finding("loss", refused, "check that checkpoint, data and loss are those that gave it", "refused")
             )
+    known = found(*loss_findings(H.objective))
     if not measure:
         return known
     H.verified()  # what follows tells more

@@ -209,9 +209,10 @@ def test_a_product_takes_five_gradients():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     engine = FiniteDifference(Objective(model, loss, [(torch.randn(30, 4), torch.arange(30) % 3)]))
     engine.noise  # noqa: B018 - which finds the step
-    assert calls == 6
+    found = calls
+    assert found <= 6 + 4 + 1  # and the measurement of what the loss is a mean over
     engine(torch.randn(engine.objective.space.n, 3, dtype=torch.float64))
-    assert calls == 6 + 4 * 3 + 1
+    assert calls == found + 4 * 3 + 1
 
 
 class TiedBert(nn.Module):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
     from hvpspec.estimators.track import track
-    from hvpspec.objective.objective import LossValue
+    from hvpspec.objective.losses import LossValue
     from hvpspec.objective.parameters import ParameterSpace
     from hvpspec.operators.dense import derivative, hessian
     from hvpspec.operators.hessian import HessianOperator
@@ -54,7 +54,7 @@ _PLACES = {
     "Estimate": "results.estimate",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
-    "LossValue": "objective.objective",
+    "LossValue": "objective.losses",
     "NotTwiceDifferentiable": "errors",
     "ParameterSpace": "objective.parameters",
     "Progress": "results.spectrum",

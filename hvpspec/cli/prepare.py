@@ -24,7 +24,7 @@ from hvpspec.cli.user_code import import_module, load_data, load_loss, load_mode
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.objective.batches import frozen
-from hvpspec.objective.objective import LossValue
+from hvpspec.objective.losses import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.results.record import CheckpointFile, Provenance

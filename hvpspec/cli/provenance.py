@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hvpspec.checkpoint.fingerprint import Fingerprint
-from hvpspec.objective.objective import LossValue
+from hvpspec.objective.losses import LossValue
 from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import count_parameters

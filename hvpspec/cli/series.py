@@ -21,7 +21,7 @@ from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.estimators.track import track
-from hvpspec.objective.objective import LossValue
+from hvpspec.objective.losses import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
 from hvpspec.report.numbers import duration, with_error

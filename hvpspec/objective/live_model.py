@@ -57,8 +57,8 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 @contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Eval mode, by the modules' own `train` and `eval`; modes and attributes are as before when it ends.
+def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[Callable[[], None]]:
+    """Eval or training mode, by the modules' own `train`; modes and attributes are as before when it ends.
 
     What the context gives is to be called before each evaluation: it forgets what the last one left in attributes.
     `train()` comes first: some modules cache in eval mode what depends on their parameters, and drop it in training.
@@ -70,7 +70,8 @@ def eval_mode(model: nn.Module) -> Iterator[Callable[[], None]]:
         for one in held:
             _restore(one)
         model.train()
-        model.eval()
+        if not training:
+            model.eval()
 
     try:
         afresh()
@@ -89,7 +90,7 @@ def changed_by_modes(model: nn.Module) -> list[str]:
     The values are those of before when it returns. Needs memory for a copy of the model's values.
     """
     before = [(name, tensor, tensor.detach().clone()) for name, tensor in named_tensors(model)]
-    with eval_mode(model):
+    with in_mode(model):
         changed = [name for name, tensor, copy in before if not _equal(tensor, copy)]
     for _, tensor, copy in before:
         if not _equal(tensor, copy):

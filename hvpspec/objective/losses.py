@@ -45,6 +45,31 @@ class Loss:
         return self.function(model, batch)
 
 
+@dataclass(frozen=True)
+class LossValue:
+    """The loss over the data.
+
+    Parameters
+    ----------
+    value : float
+        The weighted mean Σ w_b · loss_b / Σ w_b.
+    weight : float
+        The total weight Σ w_b.
+    batches : int
+        Number of batches.
+    size : float
+        The weighted mean of |loss_b|: rounding errors are relative to this, even where the losses cancel.
+    samples : int or None
+        Number of samples, the first dimension of the tensors in each batch; None where they differ.
+    """
+
+    value: float
+    weight: float
+    batches: int
+    size: float = 0.0
+    samples: int | None = None
+
+
 def resolve_loss(loss: str | LossFunction | nn.Module | Loss) -> Loss:
     """The loss that a name, a torch criterion (such as `nn.CrossEntropyLoss()`), a module or a function stands for.
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from hvpspec.objective.inner_derivatives import InnerDerivatives
 from hvpspec.objective.live_model import (
     changed_by_modes,
     differentiated_in,
-    eval_mode,
+    in_mode,
     in_precision,
     named_tensors,
     ordinary_tensors,
@@ -37,53 +37,16 @@ from hvpspec.objective.live_model import (
     with_values,
     working_dtype,
 )
-from hvpspec.objective.losses import Loss, LossFunction, resolve_loss
+from hvpspec.objective.losses import Loss, LossFunction, LossValue, resolve_loss
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
-from hvpspec.objective.parameters import ParameterSpace, choose_parameters
+from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.torch_kernels import twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.validation import check_seed
-from hvpspec.wording import listed
+from hvpspec.wording import dtype_name, listed
 
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The model's values at one moment, in the objective's dtype and on its device.
-
-    `parameters`: the chosen ones, in the order of the ParameterSpace, as leaves that require a gradient.
-    `constants`: all other parameters and the buffers, by name.
-    """
-
-    parameters: tuple[Tensor, ...]
-    constants: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class LossValue:
-    """The loss over the data.
-
-    Parameters
-    ----------
-    value : float
-        The weighted mean Σ w_b · loss_b / Σ w_b.
-    weight : float
-        The total weight Σ w_b.
-    batches : int
-        Number of batches.
-    size : float
-        The weighted mean of |loss_b|: rounding errors are relative to this, even where the losses cancel.
-    samples : int or None
-        Number of samples, the first dimension of the tensors in each batch; None where they differ.
-    """
-
-    value: float
-    weight: float
-    batches: int
-    size: float = 0.0
-    samples: int | None = None
 
 
 class Objective:
@@ -103,6 +66,7 @@ class Objective:
     noise_seed: None refuses random numbers; a seed fixes those that the model or the loss draws, the same at each
         evaluation of a batch.
     measure: False trusts what the loss returns, without measuring what it is a mean over.
+    train_mode: evaluates the model in training mode.
     """
 
     def __init__(
@@ -116,6 +80,7 @@ class Objective:
         device: str | torch.device | None = None,
         noise_seed: int | None = None,
         measure: bool = True,
+        train_mode: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
@@ -130,6 +95,7 @@ class Objective:
         self._inner = InnerDerivatives()
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
         self._measure = measure
+        self._train_mode = train_mode
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
         self._afresh: Callable[[], None] = lambda: None  # forgets what an evaluation left in the model's attributes
@@ -156,10 +122,10 @@ class Objective:
             stack.enter_context(twice_differentiable(self.device, self._inner))
             stack.enter_context(ordinary_tensors(self.model))
             self._check_modes()
-            self._afresh = stack.enter_context(eval_mode(self.model))
+            self._afresh = stack.enter_context(in_mode(self.model, training=self._train_mode))
             stack.enter_context(in_precision(self.model, self.dtype, self.device))
             if self.loss.criterion is not None:
-                stack.enter_context(eval_mode(self.loss.criterion))
+                stack.enter_context(in_mode(self.loss.criterion, training=self._train_mode))
                 stack.enter_context(in_precision(self.loss.criterion, self.dtype, self.device))
             named = dict(self.model.named_parameters(remove_duplicate=False))
             chosen = tuple(named[name] for name in self.space.names)
@@ -294,6 +260,7 @@ class Objective:
             "device": self.device,
             "noise_seed": self.noise_seed,
             "measure": self._measure,
+            "train_mode": self._train_mode,
         }
         other = Objective(self.model, self.loss, **(same | changes))
         other._counting, other._inner = self._counting, self._inner
@@ -384,7 +351,16 @@ class Objective:
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise InputError(f"batch {index}: {said_by(self.model, error)}") from error
+            raise InputError(f"batch {index}: {said_by(self.model, error)}{self._hint(error)}") from error
+
+    def _hint(self, error: Exception) -> str:
+        """What to do where something stayed in another precision than the model and the batches."""
+        if not re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)):
+            return ""
+        return (
+            f" (model and batches are in {dtype_name(self.dtype)}: what the loss holds itself has to be so too, and a "
+            "model that makes tensors of its own dtype may need the other one)"
+        )
 
     def weighed(self, index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch."""

@@ -22,6 +22,18 @@ _MAX_MESSAGE_LENGTH = 120  # characters of a list of names in a message
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """The model's values at one moment, in the objective's dtype and on its device.
+
+    `parameters`: the chosen ones, in the order of the ParameterSpace, as leaves that require a gradient.
+    `constants`: all other parameters and the buffers, by name.
+    """
+
+    parameters: tuple[Tensor, ...]
+    constants: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class ParameterSpace:
     """An ordered choice of named parameters, laid end to end in one vector.
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
-from hvpspec.objective.losses import LossFunction
-from hvpspec.objective.objective import LossValue, Objective
+from hvpspec.objective.losses import LossFunction, LossValue
+from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.options import Engine
 from hvpspec.oracle import Chooser

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.memory import free_memory, readable
-from hvpspec.objective.objective import Objective, Snapshot
+from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import Snapshot
 from hvpspec.objective.torch_kernels import exact_arithmetic
 from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch

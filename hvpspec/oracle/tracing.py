@@ -24,7 +24,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hvpspec.objective.batches import mapped
-from hvpspec.objective.objective import Objective, Snapshot
+from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.graph_rewrites import channels_last, decompositions, simplify
 

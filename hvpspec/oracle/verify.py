@@ -73,7 +73,7 @@ def verify_differences(objective: Objective) -> None:
                 f"{NO_FUNCTION}. Replace that operation, leave its parameters out, or pass verify=False to go on all "
                 "the same."
             )
-        others = _other_leaves(loss, parameters)
+        others = other_leaves(loss, parameters)
         if others and not _reached(loss, parameters):
             raise InputError(_of_another_model(others))
     with objective.evaluating():
@@ -108,7 +108,7 @@ def _is_doubtful(objective: Objective) -> bool:
     with objective.evaluating() as parameters, holding_padding_rows():
         evaluations = _evaluations(objective)
         loss = _repeated(objective, evaluations)
-        others = _other_leaves(loss, parameters)
+        others = other_leaves(loss, parameters)
         if not loss.requires_grad:
             return False
         refuse_once_differentiable(0, loss)
@@ -173,7 +173,7 @@ def _differs(
     return not float((difference - exact).norm()) <= 2 * bound + unit * float(exact.norm())
 
 
-def _other_leaves(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+def other_leaves(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Tensors that the loss depends on and that require a gradient, but are none of the parameters."""
     mine = {id(parameter) for parameter in parameters}
     leaves = [getattr(node, "variable", None) for node in graph_nodes([loss])]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.memory import peak_memory, resident
-from hvpspec.objective.objective import LossValue, Objective
+from hvpspec.objective.losses import LossValue
+from hvpspec.objective.objective import Objective
 from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
@@ -25,7 +26,7 @@ from hvpspec.preflight.differences import (
     refuse_once_differentiable,
 )
 from hvpspec.preflight.forecast import Moments, read_moments, with_forecast
-from hvpspec.preflight.inspect_loss import loss_findings
+from hvpspec.preflight.inspect_loss import captured, loss_findings, other_in_training
 from hvpspec.preflight.inspect_model import MAX_LISTED_NAMES, replacement_findings
 from hvpspec.preflight.precision import computed_in_float32
 from hvpspec.results.preflight import Finding, Preflight
@@ -104,7 +105,8 @@ def inspect_operator(
     if abs(again - first.value) > tolerance * max(first.size, abs(again)):
         what = f"two passes over the data give different losses ({first.value:.9g}, {again:.9g})"
         return found(_not_repeatable(H.objective, what))
-    known = found(*unused, *computed_in_float32(on_first_batch(H.objective)))
+    single = on_first_batch(H.objective)
+    known = found(*unused, *captured(single), *other_in_training(single), *computed_in_float32(single))
     try:
         known, moments = _products(H, known, options.seed, 3 if options.sampled else 2)
     except NotTwiceDifferentiable as error:
@@ -121,7 +123,10 @@ def _not_repeatable(objective: Objective, found: str) -> Finding:
     values = [single.value().value for _ in range(3)]
     if max(values) - min(values) > loss_tolerance(objective.dtype) * max(map(abs, values)):
         return Finding(
-            "random", f"{found}, even on one and the same batch", "make model and loss deterministic", "refused"
+            "random",
+            f"{found}, even on one and the same batch",
+            "make model and loss deterministic, or fix their noise with --noise-seed 0",
+            "refused",
         )
     return Finding(
         "data",

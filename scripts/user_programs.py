@@ -7,6 +7,7 @@ Compares a product in float64 with double backward of the whole loss, written by
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,7 +34,8 @@ def table(results: Iterable[tuple[Program, dict[str, Outcome]]]) -> str:
         cells = []
         for outcome in outcomes.values():
             if outcome.verdict == "refused":
-                mark = sentences.setdefault(outcome.said, str(len(sentences) + 1))
+                said = re.sub(r"-?\d+\.\d+(e[-+]\d+)?", "…", outcome.said)  # the same for all numbers
+                mark = sentences.setdefault(said, str(len(sentences) + 1))
                 cells.append(f"refused [{mark}]")
             else:
                 cells.append(f"{outcome.verdict}, {outcome.error:.0e}" + (", recorded" if outcome.recorded else ""))
@@ -66,8 +68,8 @@ def main() -> None:
     )
     print(summary)
     if options.out is not None:
-        made = "python scripts/user_programs.py --out results/user_programs.md"
-        text = f"# Programs as people write them\n\n{summary}\n\nMade by `{made}`: {__doc__}\n{table(results)}\n"
+        made = "Made by `python scripts/user_programs.py --out results/user_programs.md`."
+        text = f"# Programs as people write them\n\n{__doc__}\n{summary} {made}\n\n{table(results)}\n"
         options.out.write_text(text, encoding="utf-8")
     sys.exit(bool(unexpected))
 

@@ -40,6 +40,15 @@ def fixed_noise(seed: int | None, index: int, device: torch.device) -> Iterator[
             np.random.set_state(numpy)  # noqa: NPY002
 
 
+def is_random(value: float, again: float) -> str:
+    """The refusal of a loss that is no function."""
+    return (
+        f"the loss is random: one batch gives {value:.9g}, then {again:.9g}; make model and loss deterministic, or fix "
+        "their noise with noise_seed=0 (--noise-seed 0). A generator of the program's own must be seeded again in each "
+        "call."
+    )
+
+
 class ConstantNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every random number that torch draws is one and the same, whatever the seed and the shape.
 

@@ -34,6 +34,7 @@ from hvpspec.objective.cutting import (
     said_size,
     same_samples,
 )
+from hvpspec.objective.noise import is_random
 
 Evaluate = Callable[[int, Any], tuple[float, float | None]]
 """The loss of a batch (NaN where it has none), which errors name by the number given, and the weight returned."""
@@ -47,15 +48,6 @@ _IGNORED = (-100, 255, 0, -1, 1)  # values of targets that losses leave out
 _ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5}  # relative deviations that come from adding in another order
 _LARGEST_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}  # parts of a model may compute in single precision
 _BATCHES_FOR_GIVEN = 2  # with which a weight that a loss returns is tried
-
-
-def is_random(value: float, again: float) -> str:
-    """The refusal of a loss that is no function."""
-    return (
-        f"the loss is random: one batch gives {value:.9g}, then {again:.9g}; make model and loss deterministic, or fix "
-        "their noise with noise_seed=0 (--noise-seed 0). A generator of the program's own must be seeded again in each "
-        "call."
-    )
 
 
 ADVICE = "let the loss return (mean loss, weight), where the weight is what the mean is taken over"
@@ -229,7 +221,7 @@ class _Measurement:
             self._see(index, batch)
             count += 1
             if count > 1 and self.refusal is not None:
-                raise InputError(f"{self.refusal}; {ADVICE}.")
+                raise InputError(f"{self.refusal}.")
         axis = self.axis or FIRST
         if count <= 1:  # its weight does not matter
             known = self.given or math.isfinite(samples_or_nan(self.first, axis))
@@ -305,7 +297,7 @@ class _Measurement:
         if not (same_samples(first.batch, second.batch) or self._proportional(first, second)):
             self.refusal = (
                 f"batch {index}: its samples have other shapes than those of batch {index - 1}, so that it cannot be "
-                "told whether the loss is a mean over samples or over what they consist of"
+                f"told whether the loss is a mean over samples or over what they consist of; {ADVICE}"
             )
 
     # --- conclusions ---
@@ -346,14 +338,16 @@ class _Measurement:
                 return None
             return (
                 f"batch {index}: the second value that the loss returned ({given:g}) is not the weight of the first: "
-                "those of a batch and of its parts do not add up"
+                "those of a batch and of its parts do not add up; return the mean loss alone, or with its weight"
             )
         if not self.compared:  # nothing could be cut
             entries = self.first if isinstance(self.first, (tuple, list)) else (self.first,)
             said = any(said_size(entry) is not None for entry in entries)
             if said or (self.alike and not math.isnan(samples_or_nan(self.first))):
                 return None
-            return f"batch {index}: what its loss is a mean over cannot be measured, as the batch cannot be cut in two"
+            return (
+                f"batch {index}: what its loss is a mean over cannot be measured, as it cannot be cut in two; {ADVICE}"
+            )
         if possible:
             return None
         again = self.evaluate(index + 1, self.batch)[0]  # another number has another seed
@@ -362,16 +356,19 @@ class _Measurement:
                 raise InputError(is_random(loss, again))
             if self.alike and not math.isnan(samples_or_nan(self.first)):
                 return None
-            return f"batch {index}: what its loss is a mean over cannot be measured, as it has noise of NumPy or Python"
+            return f"batch {index}: what its loss is a mean over cannot be measured under noise of NumPy; {ADVICE}"
         losses = [part.loss for part in parts]
         if len(losses) > 1 and abs(sum(losses) - loss) <= self.largest_rounding * max(map(abs, losses)):
             self.is_sum = True
             return (
                 f"batch {index}: the loss is a sum over the batch and grows with its size (the batch gives {loss:.6g}, "
-                f"its two halves {losses[0]:.6g} and {losses[1]:.6g}); return the mean instead, or"
+                f"its two halves {losses[0]:.6g} and {losses[1]:.6g}); return the mean, or (mean loss, weight)"
             )
         shown = f" (a batch gives {loss:.6g}, its two halves {losses[0]:.6g} and {losses[1]:.6g})" if parts[1:] else ""
-        return f"batch {index}: the loss is no mean over samples, or over anything else that its batches show{shown}"
+        return (
+            f"batch {index}: the loss is no mean over samples, or over anything else that its batches show{shown}; "
+            f"{ADVICE}"
+        )
 
 
 def _counted(batch: Any, loss: float, given: float | None, axis: Axis) -> _Part:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.objective.noise import is_random
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.torch_kernels import holding_padding_rows
-from hvpspec.objective.weights import is_random
 from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
@@ -177,7 +177,8 @@ def other_leaves(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Tensors that the loss depends on and that require a gradient, but are none of the parameters."""
     mine = {id(parameter) for parameter in parameters}
     leaves = [getattr(node, "variable", None) for node in graph_nodes([loss])]
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in mine]
+    others = [leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in mine]
+    return sorted(others, key=lambda leaf: tuple(leaf.shape))  # in an order that does not change from run to run
 
 
 def _reached(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hvpspec.bounds.eigenvalues import Exclusion
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Direction, Pool
@@ -23,7 +24,53 @@ from hvpspec.krylov.vectors import column_inner, inner
 from hvpspec.options import Which
 from hvpspec.results.estimate import Bracket
 
+_PROBABILITY_OF_MISS = 0.01  # that any of the eigenvalues asked for is missing from a gap that is taken to be empty
+_UNCHECKED_SHARE = 1 / 3  # of a gap, next to each of its ends, where an eigenvalue cannot be told from the end
+_POINTS_PER_GAP = 3
 _DIRECTIONS_TO_SEARCH = 4  # where eigenvalues of one end are asked for: the strongest may belong to the other end
+
+
+def nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: Which, tol: float) -> bool:
+    """Whether it is shown that no eigenvalue is missing among those found (in the order of `which`), copies apart.
+
+    The start may have an unusually small component in one of them; a warm start, large ones in others. Then the values
+    found are accurate, but not those that were asked for. What cannot be shown is the absence of an eigenvalue next to
+    one that was found; copies of it are the extreme case.
+    """
+    if exclusion is None:
+        return True
+    points = _gaps_to_check(np.sort(found), tol, exclusion)
+    points = points[[beyond(point, found, which) > tol * abs(point) for point in points]]
+    return exclusion.empty_at(points, _PROBABILITY_OF_MISS / len(found))
+
+
+def _gaps_to_check(found: np.ndarray, tol: float, exclusion: Exclusion) -> np.ndarray:
+    """Points in the gaps between the values found (ascending), and one beyond each end."""
+    gaps = np.diff(found)
+    unresolved = 2 * tol * np.maximum(np.abs(found[1:]), np.abs(found[:-1]))
+    inside = [
+        np.linspace(a + _UNCHECKED_SHARE * gap, b - _UNCHECKED_SHARE * gap, _POINTS_PER_GAP)
+        for a, b, gap, least in zip(found, found[1:], gaps, unresolved, strict=False)
+        if gap > max(least, 2 * exclusion.slack)
+    ]
+    # For the largest in magnitude, the other end as well: that far out there may be an eigenvalue of the other sign.
+    least = float(np.abs(found).min())
+    ends = [end for end in (-least, least) if np.abs(found - end).min() > _UNCHECKED_SHARE * least]
+    return np.concatenate([*inside, (1 + 2 * tol) * np.array(ends)])
+
+
+def beyond(value: float, chosen: np.ndarray, which: Which) -> float:
+    """By how much a value is more extreme than the least extreme of the chosen ones, in the order of `which`."""
+    if which == "LM":
+        return abs(value) - float(np.abs(chosen).min())
+    if which == "LA":
+        return value - float(chosen.min())
+    if which == "SA":
+        return float(chosen.max()) - value
+    low, high = chosen[(len(chosen) + 1) // 2 :], chosen[: (len(chosen) + 1) // 2]
+    above = value - float(high.min())
+    below = float(low.max()) - value if len(low) else -math.inf
+    return max(above, below)
 
 
 def interval_of_rest(

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from hvpspec.bounds.eigenvalues import Exclusion
-from hvpspec.krylov.lanczos import Krylov
+from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Direction, Pool
 from hvpspec.krylov.vectors import column_inner, inner
@@ -42,6 +42,29 @@ def nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: Which,
     points = _gaps_to_check(np.sort(found), tol, exclusion)
     points = points[[beyond(point, found, which) > tol * abs(point) for point in points]]
     return exclusion.empty_at(points, _PROBABILITY_OF_MISS / len(found))
+
+
+def block_shows_all_copies(exclusion: Exclusion | None, ritz: Ritz, chosen: np.ndarray) -> bool:
+    """Whether a start of several vectors shows that none of the chosen Ritz values has more copies than were found.
+
+    A further copy u can be chosen orthogonal to the c Ritz vectors of its eigenvalue, so that their terms in the bound
+    on the component of the start in u are zero. That component is at least the smallest singular value of the b × (c +
+    1) components of the start in the eigenspace. Its square is about 1/(c + 1) times that of b − c vectors in u.
+    """
+    if exclusion is None or exclusion.width < 2 or exclusion.share != 1 or not len(chosen):
+        return False
+    for i in chosen:
+        near = ritz.residuals[i] + ritz.noise[i]
+        value = float(ritz.values[i])
+        copies = int((np.abs(ritz.values[chosen] - value) <= near + ritz.residuals[chosen]).sum())
+        if copies >= exclusion.width:
+            return False
+        rest = exclusion.without(np.abs(exclusion.values - value) <= near)
+        rest = replace(rest, width=exclusion.width - copies)
+        level = rest.least_overlap(_PROBABILITY_OF_MISS / len(chosen)) / math.sqrt(copies + 1)
+        if float(rest.overlap(np.array([value]))[0]) > level:
+            return False
+    return True
 
 
 def _gaps_to_check(found: np.ndarray, tol: float, exclusion: Exclusion) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, isolated_errors
-from hvpspec.bounds.missed import beyond, nothing_missed
+from hvpspec.bounds.missed import beyond, block_shows_all_copies, nothing_missed
 from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -86,8 +86,8 @@ def eigsh(
         Multiply the eigenvectors by A once more (k products) and report the residuals measured in this way.
     block_size : int, default 1
         Number of random start vectors. One needs the fewest products, but shows a multiple eigenvalue as a single one
-        unless the Krylov space becomes invariant; b vectors show up to b copies. (`spectrum` finds missed copies with
-        its probes.)
+        unless the Krylov space becomes invariant; b vectors show up to b copies. (`spectrum` also searches for copies
+        that its start vectors have missed.)
     start : array or tensor, shape (n,) or (n, p), optional
         Vectors believed to be close to eigenvectors, such as those of a similar operator (a warm start). They must not
         have been computed with the same seed, and `block_size` must be 1. Half of the start remains random, so that
@@ -105,8 +105,10 @@ def eigsh(
     -------
     Eigenpairs
         ``values`` (k,), ``vectors`` (n, k), ``residuals`` and ``error``. `error` bounds the distance from each value to
-        an eigenvalue: the residual r, or ``r² / gap`` where the value is shown to be isolated, plus the asymmetry
-        that the products have shown, plus rounding.
+        an eigenvalue: the residual r, or ``r² / gap`` where the value is shown to be isolated and single, plus the
+        asymmetry that the products have shown, plus rounding. ``converged`` says that the residuals are within the
+        tolerance and that no eigenvalue is missing in a gap between those found; ``all_copies``, that no copy of one
+        is missing either, which takes a `block_size` greater than 1.
 
     Raises
     ------
@@ -163,24 +165,32 @@ def converged(krylov: Krylov, wanted: Wanted) -> bool:
     return _finished(krylov, ritz, wanted.choose(ritz.values), wanted)
 
 
-def current(shared: SharedPass, wanted: Wanted, confidence: float) -> tuple[Eigenpairs, np.ndarray, Ritz]:
-    """The eigenpairs in the Krylov space, without vectors; the indices of these Ritz pairs, and all Ritz pairs."""
+def current(
+    shared: SharedPass, wanted: Wanted, confidence: float, *, all_copies: bool = False
+) -> tuple[Eigenpairs, np.ndarray, Ritz]:
+    """The eigenpairs in the Krylov space, without vectors; the indices of these Ritz pairs, and all Ritz pairs.
+
+    all_copies: whether it has been shown otherwise that none is missing among the eigenpairs, copies included.
+    """
     krylov = shared.krylov
     ritz = krylov.ritz()
     chosen = wanted.choose(ritz.values)
     values, residuals = ritz.values[chosen], ritz.residuals[chosen]
     exclusion = Exclusion.of(krylov)
+    all_copies = all_copies or krylov.m == krylov.n or block_shows_all_copies(exclusion, ritz, chosen)
     return (
         Eigenpairs(
             values=values,
             vectors=None,
             residuals=residuals,
-            error=isolated_errors(exclusion, values, residuals, ritz.values) + ritz.noise[chosen],
+            error=isolated_errors(exclusion, values, residuals, ritz.values, all_copies=all_copies)
+            + ritz.noise[chosen],
             converged=_finished(krylov, ritz, chosen, wanted),
             hvps=shared.hvps,
             largest=bracket(ritz, exclusion, 1, confidence),
             smallest=bracket(ritz, exclusion, -1, confidence),
             data_error=shared.spread.eigenvalues(ritz.coefficients[:, chosen]),
+            all_copies=all_copies,
         ),
         chosen,
         ritz,
@@ -198,7 +208,7 @@ def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz
     products = shared.A @ vectors
     expected = vectors * _row(pairs.values, vectors)
     expected += krylov.frontier @ _small(krylov.projection.coupling.T @ ritz.coefficients[:, chosen], vectors)
-    noise = np.maximum(ritz.noise[chosen], _lengths(products - expected))
+    noise, exclusion = np.maximum(ritz.noise[chosen], _lengths(products - expected)), Exclusion.of(krylov)
     values = column_inner(vectors, products).cpu().numpy()
     residuals = _lengths(products - vectors * _row(values, vectors))
     small = residuals <= np.maximum(verify.tol * np.abs(values), noise)
@@ -206,7 +216,7 @@ def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz
         pairs,
         values=values,
         residuals=residuals,
-        error=isolated_errors(Exclusion.of(krylov), values, residuals, ritz.values) + noise,
+        error=isolated_errors(exclusion, values, residuals, ritz.values, all_copies=pairs.all_copies) + noise,
         converged=pairs.converged and bool(small.all()),
         hvps=shared.hvps,
         verified=True,

@@ -77,9 +77,7 @@ class Exclusion:
     def without(self, left_out: np.ndarray) -> Exclusion:
         """The same for eigenvectors that are orthogonal to these Ritz vectors, whose terms are then zero."""
         kept = ~left_out
-        return replace(
-            self, values=self.values[kept], first_rows=self.first_rows[:, kept], coupled=self.coupled[kept]
-        )
+        return replace(self, values=self.values[kept], first_rows=self.first_rows[:, kept], coupled=self.coupled[kept])
 
     def least_overlap(self, miss: float) -> float:
         """What the component of the start in a given eigenvector exceeds with probability 1 − miss."""
@@ -175,11 +173,15 @@ def bracket(ritz: Ritz, exclusion: Exclusion | None, side: int, confidence: floa
 
 
 def isolated_errors(
-    exclusion: Exclusion | None, values: np.ndarray, residuals: np.ndarray, ritz_values: np.ndarray, *, all_copies: bool
+    exclusion: Exclusion | None,
+    values: np.ndarray,
+    residuals: np.ndarray,
+    ritz_values: np.ndarray,
+    counted: np.ndarray,
 ) -> np.ndarray:
     """For each value ‖r‖²/gap where the value is shown to be isolated and single, and ‖r‖ otherwise.
 
-    all_copies: whether it is shown that there are no more eigenvalues than these values in their part of the spectrum.
+    counted: for which values it is shown that there are no more eigenvalues than values in their part of the spectrum.
     Without that, one Ritz value may stand for several eigenvalues too close to be resolved: the residual of v = Σ c_i
     u_i is then as large as their distances, and nothing smaller bounds how far the nearest one is. With it, each value
     whose interval [θ − ‖r‖, θ + ‖r‖] meets no other one has a single eigenvalue there.
@@ -187,12 +189,12 @@ def isolated_errors(
     (Kato 1949, Temple 1928; see Parlett, The Symmetric Eigenvalue Problem, doi:10.1137/1.9781611971163, section 11.7.)
     """
     errors = residuals.copy()
-    if exclusion is None or not all_copies:
+    if exclusion is None:
         return errors
     far = max(float(np.ptp(ritz_values)), float(np.abs(exclusion.coupled).max()))
     for i, (value, residual) in enumerate(zip(values, residuals, strict=True)):
         others = np.delete(np.arange(len(values)), i)
-        if (np.abs(values[others] - value) <= residuals[others] + residual).any():
+        if not counted[i] or (np.abs(values[others] - value) <= residuals[others] + residual).any():
             continue
         above = ritz_values[ritz_values > value]
         below = ritz_values[ritz_values < value]

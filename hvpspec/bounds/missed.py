@@ -15,16 +15,17 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from scipy import stats
 
 from hvpspec.bounds.eigenvalues import Exclusion
 from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.probes import Direction, Pool
+from hvpspec.krylov.probes import Direction, Grams, Pool
 from hvpspec.krylov.vectors import column_inner, inner
 from hvpspec.options import Which
 from hvpspec.results.estimate import Bracket
 
-_PROBABILITY_OF_MISS = 0.01  # that any of the eigenvalues asked for is missing from a gap that is taken to be empty
+PROBABILITY_OF_MISS = 0.01  # that any of the eigenvalues asked for is missing from a gap that is taken to be empty
 _UNCHECKED_SHARE = 1 / 3  # of a gap, next to each of its ends, where an eigenvalue cannot be told from the end
 _POINTS_PER_GAP = 3
 _DIRECTIONS_TO_SEARCH = 4  # where eigenvalues of one end are asked for: the strongest may belong to the other end
@@ -41,7 +42,7 @@ def nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: Which,
         return True
     points = _gaps_to_check(np.sort(found), tol, exclusion)
     points = points[[beyond(point, found, which) > tol * abs(point) for point in points]]
-    return exclusion.empty_at(points, _PROBABILITY_OF_MISS / len(found))
+    return exclusion.empty_at(points, PROBABILITY_OF_MISS / len(found))
 
 
 def block_shows_all_copies(exclusion: Exclusion | None, ritz: Ritz, chosen: np.ndarray) -> bool:
@@ -61,7 +62,7 @@ def block_shows_all_copies(exclusion: Exclusion | None, ritz: Ritz, chosen: np.n
             return False
         rest = exclusion.without(np.abs(exclusion.values - value) <= near)
         rest = replace(rest, width=exclusion.width - copies)
-        level = rest.least_overlap(_PROBABILITY_OF_MISS / len(chosen)) / math.sqrt(copies + 1)
+        level = rest.least_overlap(PROBABILITY_OF_MISS / len(chosen)) / math.sqrt(copies + 1)
         if float(rest.overlap(np.array([value]))[0]) > level:
             return False
     return True
@@ -116,6 +117,50 @@ def interval_of_rest(
         end = float(values[top:].max())
         low = end - tol * abs(end)
     return low, high
+
+
+def ends_asked(interval: tuple[float, float], which: Which) -> list[float]:
+    """The ends of the interval beyond which eigenvalues are asked for."""
+    return [end for end, wanted in zip(interval, (which != "LA", which != "SA"), strict=True) if wanted]
+
+
+def least_to_exclude(values: np.ndarray, which: Which, interval: tuple[float, float]) -> tuple[float, float]:
+    """How far B's spectrum may reach for the interval of the rest to contain all that is not among the values.
+
+    Only copies are to be excluded (gaps between different values are shown to be empty by the start itself), so that
+    half of the way to the nearest value outside the interval is allowed.
+    """
+    low, high = interval
+    if which == "LM":
+        values = np.concatenate([values, -values])
+    above, below = values[values > high], values[values < low]
+    if above.size:
+        high = (high + float(above.min())) / 2
+    if below.size:
+        low = (low + float(below.max())) / 2
+    return low, high
+
+
+def rest_has_none(values: np.ndarray, noise: np.ndarray, which: Which, tol: float, rest: tuple[float, float]) -> bool:
+    """Whether B, whose spectrum lies in `rest`, has no eigenvalue that belongs among the values."""
+    if not len(values) or not any(map(math.isfinite, rest)):
+        return False
+    ends = Bracket(-math.inf, -math.inf, 1.0), Bracket(math.inf, math.inf, 1.0)
+    low, high = interval_of_rest(values, which, tol, *ends)
+    low, high = least_to_exclude(values, which, (low - float(noise.max()), high + float(noise.max())))
+    return (which == "LA" or rest[0] >= low) and (which == "SA" or rest[1] <= high)
+
+
+def images_within(grams: list[Grams]) -> tuple[float, float]:
+    """Bounds on the spectrum of B by the images Y of N normal probes.
+
+    A vector u with B u = μ u contributes μ² Σ (ωᵀu)² to λ_max(YᵀY), where the sum has a χ² distribution with N degrees
+    of freedom.
+    """
+    largest = max(grams, key=lambda entry: entry.count)
+    least = float(stats.chi2.ppf(PROBABILITY_OF_MISS, largest.count))
+    norm = math.sqrt(max(float(np.linalg.eigvalsh(largest.yy)[-1]), 0.0) / least)
+    return -norm, norm
 
 
 def shows_outside(direction: Direction, low: float, high: float) -> bool:

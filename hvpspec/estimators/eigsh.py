@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, isolated_errors
-from hvpspec.bounds.missed import beyond, block_shows_all_copies, nothing_missed
+from hvpspec.bounds.missed import beyond, block_shows_all_copies, nothing_missed, rest_has_none
 from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -166,31 +166,31 @@ def converged(krylov: Krylov, wanted: Wanted) -> bool:
 
 
 def current(
-    shared: SharedPass, wanted: Wanted, confidence: float, *, all_copies: bool = False
+    shared: SharedPass, wanted: Wanted, confidence: float, *, rest: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[Eigenpairs, np.ndarray, Ritz]:
     """The eigenpairs in the Krylov space, without vectors; the indices of these Ritz pairs, and all Ritz pairs.
 
-    all_copies: whether it has been shown otherwise that none is missing among the eigenpairs, copies included.
+    rest: where the eigenvalues lie that the space does not contain, as has been shown otherwise.
     """
     krylov = shared.krylov
     ritz = krylov.ritz()
     chosen = wanted.choose(ritz.values)
     values, residuals = ritz.values[chosen], ritz.residuals[chosen]
     exclusion = Exclusion.of(krylov)
-    all_copies = all_copies or krylov.m == krylov.n or block_shows_all_copies(exclusion, ritz, chosen)
+    known = krylov.m == krylov.n or block_shows_all_copies(exclusion, ritz, chosen)
+    outside = (values - residuals > rest[1]) | (values + residuals < rest[0])
     return (
         Eigenpairs(
             values=values,
             vectors=None,
             residuals=residuals,
-            error=isolated_errors(exclusion, values, residuals, ritz.values, all_copies=all_copies)
-            + ritz.noise[chosen],
+            error=isolated_errors(exclusion, values, residuals, ritz.values, outside | known) + ritz.noise[chosen],
             converged=_finished(krylov, ritz, chosen, wanted),
             hvps=shared.hvps,
             largest=bracket(ritz, exclusion, 1, confidence),
             smallest=bracket(ritz, exclusion, -1, confidence),
             data_error=shared.spread.eigenvalues(ritz.coefficients[:, chosen]),
-            all_copies=all_copies,
+            all_copies=known or rest_has_none(values, ritz.noise[chosen], wanted.which, wanted.tol, rest),
         ),
         chosen,
         ritz,
@@ -216,7 +216,7 @@ def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz
         pairs,
         values=values,
         residuals=residuals,
-        error=isolated_errors(exclusion, values, residuals, ritz.values, all_copies=pairs.all_copies) + noise,
+        error=isolated_errors(exclusion, values, residuals, ritz.values, pairs.error < pairs.residuals) + noise,
         converged=pairs.converged and bool(small.all()),
         hvps=shared.hvps,
         verified=True,

@@ -68,7 +68,8 @@ class Eigenpairs(Stored):
     all_copies: bool = False
 
     json_order: ClassVar = (
-        "values", "error", "residuals", "data_error", "converged", "all_copies", "hvps", "verified", "largest", "smallest",
+        "values", "error", "residuals", "data_error", "converged", "all_copies", "hvps", "verified", "largest",
+        "smallest",
     )  # fmt: skip
 
     @property

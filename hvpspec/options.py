@@ -78,6 +78,8 @@ class SpectrumOptions:
         The quantities asked for; stored as a tuple in the usual order.
     verify : bool, default False
         Whether to measure the residuals with k further products.
+    block_size : int, default 1
+        Number of random start vectors; b of them show up to b copies of an eigenvalue.
     damping : float, default 0
         δ of the conditioning, which is that of H + δI.
     refine : bool, default False
@@ -117,6 +119,7 @@ class SpectrumOptions:
     max_hvps: int | None = None
     only: str | Iterable[str] | None = None
     verify: bool = False
+    block_size: int = 1
     damping: float = 0.0
     refine: bool = False
     refine_hvps: int = DEFAULT_REFINE_HVPS
@@ -139,6 +142,7 @@ class SpectrumOptions:
         put("only", check_only(self.only))
         for name in ("verify", "refine"):
             put(name, check_flag(name, getattr(self, name)))
+        put("block_size", check_count("block_size", self.block_size))
         put("damping", check_damping(self.damping))
         put("refine_hvps", check_count("refine_hvps", self.refine_hvps))
         put("blocks", _blocks(self.blocks))

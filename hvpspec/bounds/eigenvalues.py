@@ -19,7 +19,7 @@ conclusions therefore hold whatever vectors a start is given.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -61,7 +61,8 @@ class Exclusion:
         if not np.any(coupled):
             return None
         slack = known.product_error(krylov.eps, end)
-        return cls(values, vectors[:width], coupled, width, krylov.n, slack, krylov.share)
+        merged = _without_rounding_copies(values, vectors[:width], coupled, slack)
+        return cls(*merged, width, krylov.n, slack, krylov.share)
 
     def overlap(self, points: np.ndarray) -> np.ndarray:
         """The bound at each of the points."""
@@ -72,6 +73,11 @@ class Exclusion:
             ahead = np.linalg.norm(self.first_rows @ shifted, 2, axis=(1, 2))
             least = np.maximum(np.linalg.eigvalsh(shifted.transpose(0, 2, 1) @ shifted)[:, 0], 0.0)
             return np.where(known, np.minimum(ahead / np.sqrt(1 + least), 1.0), 1.0)
+
+    def without(self, left_out: np.ndarray) -> Exclusion:
+        """The same for eigenvectors that are orthogonal to these Ritz vectors, whose terms are then zero."""
+        kept = ~left_out
+        return replace(self, values=self.values[kept], first_rows=self.first_rows[:, kept], coupled=self.coupled[kept])
 
     def least_overlap(self, miss: float) -> float:
         """What the component of the start in a given eigenvector exceeds with probability 1 − miss."""
@@ -126,6 +132,31 @@ class Exclusion:
         return max(abs(float(empty[-1]) - value) - self.slack, 0.0) if empty.size else 0.0
 
 
+def _without_rounding_copies(
+    values: np.ndarray, first_rows: np.ndarray, coupled: np.ndarray, slack: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The Ritz values with each group that only rounding separates (`slack`) reduced to as many as the start is wide.
+
+    Rounding adds copies of eigenvalues that have converged, of which the start has next to nothing. In a group any
+    rotation of the Ritz vectors is as good; that which gives the start's components to the first few leaves nothing to
+    the others, and leaving these out makes the bound only larger.
+    """
+    width = len(first_rows)
+    begins = np.flatnonzero(np.concatenate([[True], np.diff(values) > slack]))
+    groups = np.split(np.arange(len(values)), begins[1:])
+    if all(len(group) <= width for group in groups):
+        return values, first_rows, coupled
+    kept_values, kept_rows, kept_coupled = [], [], []
+    for group in groups:
+        turn = np.eye(len(group))
+        if len(group) > width:
+            turn = np.linalg.svd(first_rows[:, group], full_matrices=False)[2].T
+        kept_values.append((turn**2).T @ values[group])
+        kept_rows.append(first_rows[:, group] @ turn)
+        kept_coupled.append(turn.T @ coupled[group])
+    return np.concatenate(kept_values), np.hstack(kept_rows), np.vstack(kept_coupled)
+
+
 def bracket(ritz: Ritz, exclusion: Exclusion | None, side: int, confidence: float) -> Bracket:
     """Bounds on λ_max (side 1) or λ_min (side −1); the outer one holds with probability `confidence`.
 
@@ -142,9 +173,18 @@ def bracket(ritz: Ritz, exclusion: Exclusion | None, side: int, confidence: floa
 
 
 def isolated_errors(
-    exclusion: Exclusion | None, values: np.ndarray, residuals: np.ndarray, ritz_values: np.ndarray
+    exclusion: Exclusion | None,
+    values: np.ndarray,
+    residuals: np.ndarray,
+    ritz_values: np.ndarray,
+    counted: np.ndarray,
 ) -> np.ndarray:
-    """For each value ‖r‖²/gap where the gap is shown to be empty, and ‖r‖ otherwise.
+    """For each value ‖r‖²/gap where the value is shown to be isolated and single, and ‖r‖ otherwise.
+
+    counted: for which values it is shown that there are no more eigenvalues than values in their part of the spectrum.
+    Without that, one Ritz value may stand for several eigenvalues too close to be resolved: the residual of v = Σ c_i
+    u_i is then as large as their distances, and nothing smaller bounds how far the nearest one is. With it, each value
+    whose interval [θ − ‖r‖, θ + ‖r‖] meets no other one has a single eigenvalue there.
 
     (Kato 1949, Temple 1928; see Parlett, The Symmetric Eigenvalue Problem, doi:10.1137/1.9781611971163, section 11.7.)
     """
@@ -153,6 +193,9 @@ def isolated_errors(
         return errors
     far = max(float(np.ptp(ritz_values)), float(np.abs(exclusion.coupled).max()))
     for i, (value, residual) in enumerate(zip(values, residuals, strict=True)):
+        others = np.delete(np.arange(len(values)), i)
+        if not counted[i] or (np.abs(values[others] - value) <= residuals[others] + residual).any():
+            continue
         above = ritz_values[ritz_values > value]
         below = ritz_values[ritz_values < value]
         gap = min(

@@ -15,15 +15,86 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from scipy import stats
 
-from hvpspec.krylov.lanczos import Krylov
+from hvpspec.bounds.eigenvalues import Exclusion
+from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.probes import Direction, Pool
+from hvpspec.krylov.probes import Direction, Grams, Pool
 from hvpspec.krylov.vectors import column_inner, inner
 from hvpspec.options import Which
 from hvpspec.results.estimate import Bracket
 
+PROBABILITY_OF_MISS = 0.01  # that any of the eigenvalues asked for is missing from a gap that is taken to be empty
+_UNCHECKED_SHARE = 1 / 3  # of a gap, next to each of its ends, where an eigenvalue cannot be told from the end
+_POINTS_PER_GAP = 3
 _DIRECTIONS_TO_SEARCH = 4  # where eigenvalues of one end are asked for: the strongest may belong to the other end
+
+
+def nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: Which, tol: float) -> bool:
+    """Whether it is shown that no eigenvalue is missing among those found (in the order of `which`), copies apart.
+
+    The start may have an unusually small component in one of them; a warm start, large ones in others. Then the values
+    found are accurate, but not those that were asked for. What cannot be shown is the absence of an eigenvalue next to
+    one that was found; copies of it are the extreme case.
+    """
+    if exclusion is None:
+        return True
+    points = _gaps_to_check(np.sort(found), tol, exclusion)
+    points = points[[beyond(point, found, which) > tol * abs(point) for point in points]]
+    return exclusion.empty_at(points, PROBABILITY_OF_MISS / len(found))
+
+
+def block_shows_all_copies(exclusion: Exclusion | None, ritz: Ritz, chosen: np.ndarray) -> bool:
+    """Whether a start of several vectors shows that none of the chosen Ritz values has more copies than were found.
+
+    A further copy u can be chosen orthogonal to the c Ritz vectors of its eigenvalue, so that their terms in the bound
+    on the component of the start in u are zero. That component is at least the smallest singular value of the b × (c +
+    1) components of the start in the eigenspace. Its square is about 1/(c + 1) times that of b − c vectors in u.
+    """
+    if exclusion is None or exclusion.width < 2 or exclusion.share != 1 or not len(chosen):
+        return False
+    for i in chosen:
+        near = ritz.residuals[i] + ritz.noise[i]
+        value = float(ritz.values[i])
+        copies = int((np.abs(ritz.values[chosen] - value) <= near + ritz.residuals[chosen]).sum())
+        if copies >= exclusion.width:
+            return False
+        rest = exclusion.without(np.abs(exclusion.values - value) <= near)
+        rest = replace(rest, width=exclusion.width - copies)
+        level = rest.least_overlap(PROBABILITY_OF_MISS / len(chosen)) / math.sqrt(copies + 1)
+        if float(rest.overlap(np.array([value]))[0]) > level:
+            return False
+    return True
+
+
+def _gaps_to_check(found: np.ndarray, tol: float, exclusion: Exclusion) -> np.ndarray:
+    """Points in the gaps between the values found (ascending), and one beyond each end."""
+    gaps = np.diff(found)
+    unresolved = 2 * tol * np.maximum(np.abs(found[1:]), np.abs(found[:-1]))
+    inside = [
+        np.linspace(a + _UNCHECKED_SHARE * gap, b - _UNCHECKED_SHARE * gap, _POINTS_PER_GAP)
+        for a, b, gap, least in zip(found, found[1:], gaps, unresolved, strict=False)
+        if gap > max(least, 2 * exclusion.slack)
+    ]
+    # For the largest in magnitude, the other end as well: that far out there may be an eigenvalue of the other sign.
+    least = float(np.abs(found).min())
+    ends = [end for end in (-least, least) if np.abs(found - end).min() > _UNCHECKED_SHARE * least]
+    return np.concatenate([*inside, (1 + 2 * tol) * np.array(ends)])
+
+
+def beyond(value: float, chosen: np.ndarray, which: Which) -> float:
+    """By how much a value is more extreme than the least extreme of the chosen ones, in the order of `which`."""
+    if which == "LM":
+        return abs(value) - float(np.abs(chosen).min())
+    if which == "LA":
+        return value - float(chosen.min())
+    if which == "SA":
+        return float(chosen.max()) - value
+    low, high = chosen[(len(chosen) + 1) // 2 :], chosen[: (len(chosen) + 1) // 2]
+    above = value - float(high.min())
+    below = float(low.max()) - value if len(low) else -math.inf
+    return max(above, below)
 
 
 def interval_of_rest(
@@ -46,6 +117,50 @@ def interval_of_rest(
         end = float(values[top:].max())
         low = end - tol * abs(end)
     return low, high
+
+
+def ends_asked(interval: tuple[float, float], which: Which) -> list[float]:
+    """The ends of the interval beyond which eigenvalues are asked for."""
+    return [end for end, wanted in zip(interval, (which != "LA", which != "SA"), strict=True) if wanted]
+
+
+def least_to_exclude(values: np.ndarray, which: Which, interval: tuple[float, float]) -> tuple[float, float]:
+    """How far B's spectrum may reach for the interval of the rest to contain all that is not among the values.
+
+    Only copies are to be excluded (gaps between different values are shown to be empty by the start itself), so that
+    half of the way to the nearest value outside the interval is allowed.
+    """
+    low, high = interval
+    if which == "LM":
+        values = np.concatenate([values, -values])
+    above, below = values[values > high], values[values < low]
+    if above.size:
+        high = (high + float(above.min())) / 2
+    if below.size:
+        low = (low + float(below.max())) / 2
+    return low, high
+
+
+def rest_has_none(values: np.ndarray, noise: np.ndarray, which: Which, tol: float, rest: tuple[float, float]) -> bool:
+    """Whether B, whose spectrum lies in `rest`, has no eigenvalue that belongs among the values."""
+    if not len(values) or not any(map(math.isfinite, rest)):
+        return False
+    ends = Bracket(-math.inf, -math.inf, 1.0), Bracket(math.inf, math.inf, 1.0)
+    low, high = interval_of_rest(values, which, tol, *ends)
+    low, high = least_to_exclude(values, which, (low - float(noise.max()), high + float(noise.max())))
+    return (which == "LA" or rest[0] >= low) and (which == "SA" or rest[1] <= high)
+
+
+def images_within(grams: list[Grams]) -> tuple[float, float]:
+    """Bounds on the spectrum of B by the images Y of N normal probes.
+
+    A vector u with B u = μ u contributes μ² Σ (ωᵀu)² to λ_max(YᵀY), where the sum has a χ² distribution with N degrees
+    of freedom.
+    """
+    largest = max(grams, key=lambda entry: entry.count)
+    least = float(stats.chi2.ppf(PROBABILITY_OF_MISS, largest.count))
+    norm = math.sqrt(max(float(np.linalg.eigvalsh(largest.yy)[-1]), 0.0) / least)
+    return -norm, norm
 
 
 def shows_outside(direction: Direction, low: float, high: float) -> bool:

@@ -95,13 +95,9 @@ class Remainder:
         mean = float(self.traces.mean())
         if self.count < 2:
             return mean, math.inf
-        # Var wᵀBw = 2 (‖B_c‖_F² − Σ (B_c)_ii²) for sign probes: close to the bound 2 ‖B_c‖_F² unless B is nearly
-        # diagonal. Then the spread of the samples, at its upper 99 % limit, is smaller.
-        few = self.count - 1
-        spread = float(np.var(self.traces, ddof=1)) * few / stats.chi2.ppf(0.01, few)
-        bound = 2 * self.variation
-        quantile = student(confidence, self._freedom if bound <= spread else few)
-        return mean, quantile * math.sqrt(max(min(bound, spread), 0.0) / self.count)
+        # Var wᵀBw = 2 ‖B_c‖_F² for normal probes, whatever the eigenvectors are.
+        variance = max(2 * self.variation, 0.0)
+        return mean, student(confidence, self._freedom) * math.sqrt(variance / self.count)
 
     def squared_norm(self, confidence: float) -> tuple[float, float]:
         """‖B‖_F², and the factor by which its interval extends above and below (on a logarithmic scale)."""
@@ -111,11 +107,15 @@ class Remainder:
         if self.count < 2:
             return mean, math.inf
         # Var ‖Bw‖² ≤ 2 (‖B²‖_F² − ‖B‖_F⁴ / D), from the pairs; or the spread of the samples where that is larger.
-        bound = 2 * max(self._pairs([b.yy for b in self.blocks]) - mean**2 / self.dimension, 0.0)
-        variance = max(bound, float(np.var(self.squared_norms, ddof=1)))
+        fourth = max(self._pairs([b.yy for b in self.blocks]) - mean**2 / self.dimension, 0.0)
+        variance = max(2 * fourth, float(np.var(self.squared_norms, ddof=1)))
         # How accurate this variance is depends on the effective rank of B², which a few probes do not show.
         relative = student(confidence, self.count - 1) * math.sqrt(variance / self.count) / mean
-        return mean, math.exp(min(relative, 300.0))
+        # At worst a single eigenvalue dominates. Probes that have little of its vector then underestimate the mean and
+        # the variance together: both by the share χ²_N / N of its square.
+        share = float(stats.chi2.ppf((1 - confidence) / 2, self.count)) / self.count
+        dominated = math.log1p(math.sqrt(fourth) * (1 / share - 1) / mean) if 0 < share < 1 else math.inf
+        return mean, math.exp(min(max(relative, dominated), 300.0))
 
     @property
     def _freedom(self) -> float:

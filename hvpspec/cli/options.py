@@ -219,6 +219,14 @@ class Options:
         bool,
         flag(ACCURACY, "Measure the residuals at the end, with k more products.", "--verify"),
     ] = SpectrumOptions.verify
+    block_size: Annotated[
+        int,
+        option(
+            ACCURACY,
+            "Number of random start vectors: b of them show up to b copies of an eigenvalue, at a higher cost.",
+            "--block-size",
+        ),
+    ] = SpectrumOptions.block_size
     seed: Annotated[int, option(ACCURACY, "Seed of all random vectors.")] = SpectrumOptions.seed
     noise_seed: Annotated[
         int | None,
@@ -281,8 +289,8 @@ class Options:
         """The options that the results depend on, for the provenance."""
         run = self.spectrum().to_dict()
         names = (
-            "k", "which", "rtol", "tol", "confidence", "seed", "max_hvps", "only", "verify", "damping", "refine",
-            "refine_hvps", "blocks",
+            "k", "which", "rtol", "tol", "confidence", "seed", "max_hvps", "only", "verify", "block_size", "damping",
+            "refine", "refine_hvps", "blocks",
         )  # fmt: skip
         described = {"parameters": self.parameters, **{name: run[name] for name in names}}
         return described if self.noise_seed is None else {**described, "noise_seed": self.noise_seed}

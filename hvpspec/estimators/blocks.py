@@ -31,7 +31,7 @@ from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.blocks import BlockRows
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Grams
-from hvpspec.krylov.vectors import inner, rademacher
+from hvpspec.krylov.vectors import inner, probes
 from hvpspec.options import SampledQuantity
 from hvpspec.results.blocks import BRACKET_WIDTH, Block
 from hvpspec.results.estimate import Bracket, Estimate
@@ -113,10 +113,10 @@ class BlockProbes:
 
     def _gather(self, numbers: Sequence[int], images: Tensor) -> list[_BlockGrams]:
         krylov = self._shared.krylov
-        signs = rademacher(krylov.n, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
+        drawn = probes(krylov.n, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
         S, found = self._known(), []
         for block in self.blocks:
-            omega, y, rows = block.take(signs), block.take(images), self._rows(block)
+            omega, y, rows = block.take(drawn), block.take(images), self._rows(block)
             small = [
                 inner(a, b).cpu().numpy() for a, b in ((omega, omega), (omega, y), (y, y), (rows, omega), (rows, y))
             ]

@@ -48,7 +48,7 @@ def spectral_density(
         As for `hvpspec.eigsh`.
     rtol : float, default 0.02
         Stop when the Wasserstein-1 distance to the true distribution is, with probability `confidence`, at most `rtol`
-        times the width of the spectrum. Up to half of this is left to the quadrature error, which more Lanczos steps
+        times the range of the Ritz values. Up to half of this is left to the quadrature error, which more Lanczos steps
         reduce, and the rest to the sampling error, which more random vectors reduce.
     confidence : float, default 0.95
         Of the error and of the counts of eigenvalues.
@@ -97,7 +97,7 @@ def spectral_density(
             if not (last or due or spent >= budget):
                 continue
             density = read_density([*done, shared.krylov], confidence, spent)
-            allowed = tolerance.rtol * (density.support[1] - density.support[0])
+            allowed = tolerance.rtol * ritz_range([*done, shared.krylov])
             density = replace(density, converged=density.error <= allowed or shared.dimension == 0)
             if density.converged or spent >= budget:
                 return density
@@ -108,6 +108,15 @@ def spectral_density(
         steps = shared.krylov.m  # enough for the other random vectors as well
         shared.krylov.basis.release()  # from now on, only the small matrices are needed
         done.append(shared.krylov)
+
+
+def ritz_range(spaces: list[Krylov]) -> float:
+    """From the smallest to the largest Ritz value: the scale of tolerances.
+
+    Bounds on the spectrum are no such scale: the less is known, the farther apart they are.
+    """
+    values = [krylov.ritz().values for krylov in spaces]
+    return float(max(found[-1] for found in values) - min(found[0] for found in values))
 
 
 def _steps_suffice(density: Density, allowed: float, shared: SharedPass, budget: int) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, isolated_errors
+from hvpspec.bounds.missed import beyond, block_shows_all_copies, nothing_missed, rest_has_none
 from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -22,9 +23,6 @@ from hvpspec.options import DEFAULT_MAX_HVPS, Place, Which
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.validation import check_budget, check_choice, check_confidence, check_count, check_seed, check_tol
 
-_RESOLUTION = 0.02  # relative distance to a found eigenvalue within which a warm start may miss another one
-_PROBABILITY_OF_MISS = 0.05  # that a warm start has missed an eigenvalue at a point farther from those found
-_SMALLEST_SCALE = 0.1  # of the largest magnitude found: smaller values have at least this resolution
 _ROUNDOFFS_OF_RESIDUAL = 20  # of ‖H‖: a residual this small is rounding
 _LEAST_CHECKS_TO_EXTRAPOLATE = 4  # of the residuals
 _CHECKS_PER_BASIS = 150  # convergence is checked after each growth of a large basis by one part in this many
@@ -88,8 +86,8 @@ def eigsh(
         Multiply the eigenvectors by A once more (k products) and report the residuals measured in this way.
     block_size : int, default 1
         Number of random start vectors. One needs the fewest products, but shows a multiple eigenvalue as a single one
-        unless the Krylov space becomes invariant; b vectors show up to b copies. (`spectrum` finds missed copies with
-        its probes.)
+        unless the Krylov space becomes invariant; b vectors show up to b copies. (`spectrum` also searches for copies
+        that its start vectors have missed.)
     start : array or tensor, shape (n,) or (n, p), optional
         Vectors believed to be close to eigenvectors, such as those of a similar operator (a warm start). They must not
         have been computed with the same seed, and `block_size` must be 1. Half of the start remains random, so that
@@ -107,8 +105,10 @@ def eigsh(
     -------
     Eigenpairs
         ``values`` (k,), ``vectors`` (n, k), ``residuals`` and ``error``. `error` bounds the distance from each value to
-        an eigenvalue: the residual r, or ``r² / gap`` where the value is shown to be isolated, plus the asymmetry
-        that the products have shown, plus rounding.
+        an eigenvalue: the residual r, or ``r² / gap`` where the value is shown to be isolated and single, plus the
+        asymmetry that the products have shown, plus rounding. ``converged`` says that the residuals are within the
+        tolerance and that no eigenvalue is missing in a gap between those found; ``all_copies``, that no copy of one
+        is missing either, which takes a `block_size` greater than 1.
 
     Raises
     ------
@@ -166,24 +166,32 @@ def converged(krylov: Krylov, wanted: Wanted) -> bool:
     return _finished(krylov, ritz, wanted.choose(ritz.values), wanted)
 
 
-def current(shared: SharedPass, wanted: Wanted, confidence: float) -> tuple[Eigenpairs, np.ndarray, Ritz]:
-    """The eigenpairs in the Krylov space, without vectors; the indices of these Ritz pairs, and all Ritz pairs."""
+def current(
+    shared: SharedPass, wanted: Wanted, confidence: float, *, rest: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[Eigenpairs, np.ndarray, Ritz]:
+    """The eigenpairs in the Krylov space, without vectors; the indices of these Ritz pairs, and all Ritz pairs.
+
+    rest: where the eigenvalues lie that the space does not contain, as has been shown otherwise.
+    """
     krylov = shared.krylov
     ritz = krylov.ritz()
     chosen = wanted.choose(ritz.values)
     values, residuals = ritz.values[chosen], ritz.residuals[chosen]
     exclusion = Exclusion.of(krylov)
+    known = krylov.m == krylov.n or block_shows_all_copies(exclusion, ritz, chosen)
+    outside = (values - residuals > rest[1]) | (values + residuals < rest[0])
     return (
         Eigenpairs(
             values=values,
             vectors=None,
             residuals=residuals,
-            error=isolated_errors(exclusion, values, residuals, ritz.values) + ritz.noise[chosen],
+            error=isolated_errors(exclusion, values, residuals, ritz.values, outside | known) + ritz.noise[chosen],
             converged=_finished(krylov, ritz, chosen, wanted),
             hvps=shared.hvps,
             largest=bracket(ritz, exclusion, 1, confidence),
             smallest=bracket(ritz, exclusion, -1, confidence),
             data_error=shared.spread.eigenvalues(ritz.coefficients[:, chosen]),
+            all_copies=known or rest_has_none(values, ritz.noise[chosen], wanted.which, wanted.tol, rest),
         ),
         chosen,
         ritz,
@@ -201,7 +209,7 @@ def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz
     products = shared.A @ vectors
     expected = vectors * _row(pairs.values, vectors)
     expected += krylov.frontier @ _small(krylov.projection.coupling.T @ ritz.coefficients[:, chosen], vectors)
-    noise = np.maximum(ritz.noise[chosen], _lengths(products - expected))
+    noise, exclusion = np.maximum(ritz.noise[chosen], _lengths(products - expected)), Exclusion.of(krylov)
     values = column_inner(vectors, products).cpu().numpy()
     residuals = _lengths(products - vectors * _row(values, vectors))
     small = residuals <= np.maximum(verify.tol * np.abs(values), noise)
@@ -209,7 +217,7 @@ def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz
         pairs,
         values=values,
         residuals=residuals,
-        error=isolated_errors(Exclusion.of(krylov), values, residuals, ritz.values) + noise,
+        error=isolated_errors(exclusion, values, residuals, ritz.values, pairs.error < pairs.residuals) + noise,
         converged=pairs.converged and bool(small.all()),
         hvps=shared.hvps,
         verified=True,
@@ -237,7 +245,10 @@ def _finished(krylov: Krylov, ritz: Ritz, chosen: np.ndarray, wanted: Wanted) ->
         return True  # the basis spans the whole space
     if len(chosen) < wanted.k or not _within(krylov, ritz, chosen, wanted.tol).all():
         return False
-    if krylov.warm and not _nothing_missed(Exclusion.of(krylov), ritz.values[chosen], wanted.which):
+    # After a restart the start vector proves no more than it did before, however many steps are made.
+    if krylov.undisturbed is None and not nothing_missed(
+        Exclusion.of(krylov), ritz.values[chosen], wanted.which, wanted.tol
+    ):
         return False
     starts = [first for first, _ in krylov.projection.segments]
     if len(starts) == 1:
@@ -252,29 +263,7 @@ def _finished(krylov: Krylov, ritz: Ritz, chosen: np.ndarray, wanted: Wanted) ->
     if not _within(krylov, segment, extreme, wanted.tol).all():
         return False
     slack = COINCIDING * krylov.projection.norm
-    return all(_beyond(segment.values[i], ritz.values[chosen], wanted.which) <= slack for i in extreme)
-
-
-def _nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: Which) -> bool:
-    """Whether it is shown that no eigenvalue is missing among those found, except for ones very close to them.
-
-    The components of a cold start in all eigenvectors have the same distribution. A warm start with large components in
-    the wrong ones can find those first: the result is then accurate, but not what was asked for.
-    """
-    if exclusion is None:
-        return True
-    radius = _RESOLUTION * np.maximum(np.abs(found), _SMALLEST_SCALE * np.abs(found).max())
-    order = np.argsort(found)
-    found, radius = found[order], radius[order]
-    least = float(np.abs(found).min()) + float(radius[np.argmin(np.abs(found))])
-    points = np.concatenate(
-        [found - radius, found + radius, [-least, least]]
-        + [np.linspace(a, b, 9) for a, b in zip((found + radius)[:-1], (found - radius)[1:], strict=True) if a < b]
-    )
-    near = (np.abs(points[:, None] - found) < (1 - 1e-9) * radius).any(1)
-    asked = np.array([_beyond(point, found[_ORDERS[which](found, len(found))], which) > 0 for point in points])
-    points = points[asked & ~near]
-    return exclusion.empty_at(points, _PROBABILITY_OF_MISS)
+    return all(beyond(segment.values[i], ritz.values[chosen], wanted.which) <= slack for i in extreme)
 
 
 def _within(krylov: Krylov, ritz: Ritz, index: np.ndarray, tol: float) -> np.ndarray:
@@ -282,20 +271,6 @@ def _within(krylov: Krylov, ritz: Ritz, index: np.ndarray, tol: float) -> np.nda
     floor = _ROUNDOFFS_OF_RESIDUAL * krylov.eps * krylov.projection.norm
     within: np.ndarray = ritz.residuals[index] <= np.maximum(tol * np.abs(ritz.values[index]), floor)
     return within
-
-
-def _beyond(value: float, chosen: np.ndarray, which: Which) -> float:
-    """By how much a value is more extreme than the least extreme of the chosen ones."""
-    if which == "LM":
-        return abs(value) - float(np.abs(chosen).min())
-    if which == "LA":
-        return value - float(chosen.min())
-    if which == "SA":
-        return float(chosen.max()) - value
-    low, high = chosen[(len(chosen) + 1) // 2 :], chosen[: (len(chosen) + 1) // 2]
-    above = value - float(high.min())
-    below = float(low.max()) - value if len(low) else -math.inf
-    return max(above, below)
 
 
 def _row(values: np.ndarray, like: Tensor) -> Tensor:

@@ -77,11 +77,12 @@ class SharedPass:
         """
         self.A = A
         self.gather: Callable[[Sequence[int], Tensor], Any] = lambda numbers, images: None
+        self.block, self.place = min(block, A.n), storage.place
         self._grows = basis
         self._already = A.hvps
         room = storage.vectors(A.n, A.dtype, A.device)
         self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2, probes=probes)
-        self._start = partial(start, A, seed=seed, block=min(block, A.n), place=storage.place, drawn=first_draw)
+        self._start = partial(start, A, seed=seed, block=self.block, place=storage.place, drawn=first_draw)
         self._live, self._together = live, min(_BASIS_VECTORS_TOGETHER, 1 + room // 64)
         self._begin(warm_direction(towards, A.n, A.dtype, A.device))
 

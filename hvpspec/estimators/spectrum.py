@@ -12,17 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from hvpspec.bounds.missed import interval_of_rest, proved, suspect
 from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.errors import InputError
 from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
 from hvpspec.estimators.condition_figures import read_condition
+from hvpspec.estimators.density import ritz_range
 from hvpspec.estimators.eigsh import (
     Wanted,
     converged,
-    current,
     finish,
     relative_residuals,
     steps_to_tolerance,
@@ -30,12 +27,11 @@ from hvpspec.estimators.eigsh import (
 )
 from hvpspec.estimators.extend_or_probe import choose, ends
 from hvpspec.estimators.refine import refined
+from hvpspec.estimators.search import Search
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.blocks import find_blocks
-from hvpspec.krylov.lanczos import favour
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.krylov.probes import Direction
 from hvpspec.options import (
     DEFAULT_REFINE_HVPS,
     PILOT_PROBES,
@@ -54,7 +50,6 @@ from hvpspec.results.spectrum import Progress, Spectrum
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
 _RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
-_MAX_VAIN_SEARCHES = 8  # for missed eigenvalues
 
 
 def spectrum(
@@ -69,6 +64,7 @@ def spectrum(
     tol: float = 1e-3,
     only: str | Iterable[str] | None = None,
     verify: bool = False,
+    block_size: int = 1,
     start: Any = None,
     damping: float = 0.0,
     blocks: str | Iterable[str] | Mapping[str, Any] | None = None,
@@ -118,7 +114,7 @@ def spectrum(
         Search for the eigenvalue nearest to −`damping`, with products of its own; see `hvpspec.condition`.
     refine_hvps : int, default 500
         Budget of products for this search, beyond `max_hvps`.
-    seed, verify, basis_memory, basis_on
+    seed, verify, block_size, basis_memory, basis_on
         As for `hvpspec.eigsh`.
     callback : callable, optional
         Called with a `Progress` before the first product, with the planned number of products, and after each step. An
@@ -155,7 +151,7 @@ def spectrum(
     """
     options = SpectrumOptions(
         k=k, which=which, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps, only=only,
-        verify=verify, damping=damping, refine=refine, refine_hvps=refine_hvps, blocks=blocks,
+        verify=verify, block_size=block_size, damping=damping, refine=refine, refine_hvps=refine_hvps, blocks=blocks,
         basis_memory=basis_memory, basis_on=basis_on,
     )  # fmt: skip
     run = Pass(A, options, start, callback)
@@ -185,11 +181,13 @@ class Pass:
         self.storage = check_storage(options.basis_memory, options.basis_on)
         self.blocks = () if options.blocks is None else find_blocks(A, options.blocks)
         self.shared = SharedPass(
-            operator, seed=options.seed, storage=self.storage, k=self.k if options.pairs else 1,
-            probes=bool(options.sampled), towards=start if options.pairs and not options.density else None,
+            operator, seed=options.seed, block=options.block_size, storage=self.storage,
+            k=self.k if options.pairs else 1, probes=bool(options.sampled),
+            towards=start if options.pairs and not options.density else None,
         )  # fmt: skip
         if options.sampled and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
+        self.search = Search(self.shared, self.wanted, self.tolerance.confidence, lambda: self.left, self.report_missed)
         self.block_probes = BlockProbes(self.shared, self.blocks)
         self.reserved, self.checks = 0.0, verification_hvps(options, operator.n)
         self.afterwards = refinement_hvps(options)
@@ -226,6 +224,9 @@ class Pass:
     def report_refinement(self) -> None:
         self.report("nearest to zero", None)
 
+    def report_missed(self, pairs: Eigenpairs) -> None:
+        self.report("missed eigenvalues", None, eigenpairs=pairs, **self._estimates())
+
     def finished(self) -> Spectrum:
         seconds = time.perf_counter() - self.start
         return replace(self.known, hvps=self.shared.hvps, seconds=seconds, complete=True)
@@ -242,12 +243,16 @@ class Pass:
             if options.pairs:
                 for_blocks = sum(min(_RESERVED_HVPS_PER_BLOCK, block.size) for block in self.blocks)
                 self.reserved = max(min(for_blocks, self.left // 2), 0.0)
-                self._find_missed()
+                self.search.by_probes()
             self._estimate_trace_and_norm()
         if options.density:
             self._find_density()
+        if options.pairs and options.sampled and self.search.to_the_end() and options.density:
+            self._find_density()
         if options.pairs:
-            pairs, chosen, ritz = current(shared, self.wanted, options.confidence)
+            pairs, chosen, ritz = self.search.current()
+            # The probes are there to show copies: where they are made, a set of which that is not shown is not final.
+            pairs = replace(pairs, converged=pairs.converged and (pairs.all_copies or not options.sampled))
             checked = self.wanted if self.checks and len(chosen) == self.k else None
             self.known = replace(self.known, eigenpairs=finish(shared, pairs, chosen, ritz, checked))
         if options.sampled:
@@ -299,7 +304,7 @@ class Pass:
             worth = worth_checking(shared.krylov) and (self.callback or converged(shared.krylov, self.wanted))
             if left > 1 and not worth:
                 continue
-            pairs, _, _ = current(shared, self.wanted, self.tolerance.confidence)
+            pairs, _, _ = self.search.current()
             if len(pairs.values) == self.k:
                 history.append((shared.hvps, float(relative_residuals(pairs).max())))
             steps = steps_to_tolerance(history, self.wanted.tol)
@@ -325,7 +330,9 @@ class Pass:
             if move.action == "stop":
                 return
             if move.action == "extend":
-                shared.extend(move.count)
+                shared.extend(int(min(max(move.count, shared.block), self.left)))
+            elif self.options.pairs and shared.pool.full(move.count) and self.search.to_the_end():
+                continue  # the basis can still grow as long as all probes are kept as vectors
             else:
                 shared.probe(move.count)
 
@@ -335,14 +342,14 @@ class Pass:
     def _find_density(self) -> None:
         shared = self.shared
         while shared.krylov.m == 0 and self.left > 0:
-            shared.extend(1)
+            shared.extend(int(min(shared.block, self.left)))
         if shared.krylov.m == 0:
             return
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
         while True:
             sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
             density = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
-            width = density.support[1] - density.support[0]
+            width = ritz_range([shared.krylov])
             fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or shared.dimension == 0
             self.report("density", None, density=replace(density, converged=fine))
             # After a restart or with a second start vector, the quadrature remains that of the first space. If the
@@ -350,45 +357,4 @@ class Pass:
             done = fine and (not found or converged(shared.krylov, self.wanted))
             if done or self.left <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
                 return
-            shared.extend(1)
-
-    def _find_missed(self) -> None:
-        """Searches for eigenvalues among those asked for that the start vector could not show, and adds them.
-
-        Where the probes suggest that there is one, a product decides. The basis is then extended from a new random
-        vector, and not from the direction that the probes show: it must remain independent of them.
-        """
-        shared, searches = self.shared, 0
-        while searches < _MAX_VAIN_SEARCHES and shared.dimension > 1 and self.left > 1:
-            pairs, _, _ = current(shared, self.wanted, self.tolerance.confidence)
-            if len(pairs.values) < self.k or not pairs.converged:
-                return
-            found = self._suspect(pairs)
-            if found is None:
-                return
-            if not proved(shared.A, shared.krylov, *found):
-                searches += 1
-                shared.probe(int(min(PILOT_PROBES, self.left)))  # to make the next suspicion more reliable
-                continue
-            shared.add_random()
-            added = shared.krylov.m
-            while self.left > 0 and shared.can_extend:
-                shared.extend(1)
-                if not worth_checking(shared.krylov):
-                    continue
-                pairs, chosen, ritz = current(shared, self.wanted, self.tolerance.confidence)
-                self.report("missed eigenvalues", None, eigenpairs=pairs, **self._estimates())
-                if not pairs.converged:
-                    worst = chosen[np.argmax(relative_residuals(pairs))]
-                    favour(shared.krylov, ritz.coefficients[:, worst])
-                elif shared.krylov.m - added >= PILOT_PROBES or self._suspect(pairs) is None:
-                    break
-
-    def _suspect(self, pairs: Eigenpairs) -> tuple[Direction, tuple[float, float]] | None:
-        """A direction that seems to show an eigenvalue outside the interval that holds all others; no product."""
-        assert pairs.smallest is not None
-        assert pairs.largest is not None
-        wanted = self.wanted
-        rest = interval_of_rest(pairs.values, wanted.which, wanted.tol, pairs.smallest, pairs.largest)
-        found = suspect(self.shared.pool, wanted.which, rest)
-        return None if found is None else (found, rest)
+            shared.extend(int(min(shared.block, self.left)))

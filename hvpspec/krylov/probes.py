@@ -22,7 +22,7 @@ from torch import Tensor
 from hvpspec.krylov.basis import Basis
 from hvpspec.krylov.lanczos import Krylov, Step, orthogonalise
 from hvpspec.krylov.operator_view import refuse_asymmetric
-from hvpspec.krylov.vectors import inner, rademacher
+from hvpspec.krylov.vectors import inner, probes
 
 MAX_LIVE_PROBES = 64  # probes that are kept as vectors, each with its image
 _LEAST_PROBES_FOR_DIRECTION = 4
@@ -126,8 +126,8 @@ class Pool:
         numbers = range(self._drawn, self._drawn + count)
         self._drawn += count
         like = krylov.frontier
-        signs = rademacher(krylov.n, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
-        return _complement(krylov.basis, signs)[0]
+        drawn = probes(krylov.n, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
+        return _complement(krylov.basis, drawn)[0]
 
     def add(self, probes: Tensor, products: Tensor) -> None:
         """Adds probes w with their products H w. Raises InputError if these contradict symmetry."""

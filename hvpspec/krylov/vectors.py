@@ -12,7 +12,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 
 CHUNK = 1 << 16  # positions that share one counter stream. Part of the meaning of a seed: never change it.
-_SIGN_STREAM, _GAUSSIAN_STREAM = 0, 1  # separate streams of one seed
+_SIGN_STREAM, _GAUSSIAN_STREAM, _PROBE_STREAM = 0, 1, 2  # separate streams of one seed
 _FLOAT32_SUM = 1 << 12  # entries whose products are summed in float32
 _SHORTEST_SUM = 1e-3  # length of a sum of unit vectors below which they are taken to cancel
 
@@ -101,14 +101,26 @@ def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype,
     return torch.from_numpy(columns).to(device, dtype).T
 
 
+def probes(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal probes, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed."""
+    columns = np.empty((len(numbers), n))
+    for column, number in zip(columns, numbers, strict=True):
+        column[:] = _normal(n, number, seed, _PROBE_STREAM)
+    return torch.from_numpy(columns).to(device, dtype).T
+
+
 def gaussian(n: int, number: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A standard normal vector, shape (n, 1): Gaussian number `number` of the seed."""
-    vector = np.empty((n, 1), dtype=np.float64)
+    return torch.from_numpy(_normal(n, number, seed, _GAUSSIAN_STREAM)[:, None]).to(device, dtype)
+
+
+def _normal(n: int, number: int, seed: int, kind: int) -> np.ndarray:
+    vector = np.empty(n)
     for start in range(0, n, CHUNK):
         length = min(CHUNK, n - start)
-        generator = np.random.Generator(_stream(seed, number, start, _GAUSSIAN_STREAM))
-        vector[start : start + length, 0] = generator.standard_normal(length)
-    return torch.from_numpy(vector).to(device, dtype)
+        generator = np.random.Generator(_stream(seed, number, start, kind))
+        vector[start : start + length] = generator.standard_normal(length)
+    return vector
 
 
 def _stream(seed: int, number: int, start: int, kind: int) -> np.random.Philox:

@@ -27,10 +27,11 @@ class Eigenpairs(Stored):
     residuals : ndarray of float64, shape (k,)
         ‖A v − θ v‖₂.
     error : ndarray of float64, shape (k,)
-        An eigenvalue lies within `error` of each value: ‖r‖²/gap where the value is shown to be isolated, the residual
-        ‖r‖ elsewhere, and in both cases what rounding in the products adds.
+        An eigenvalue lies within `error` of each value: ‖r‖²/gap where the value is shown to be isolated and single,
+        the residual ‖r‖ elsewhere, and in both cases what rounding in the products adds.
     converged : bool
-        Whether every residual is within the tolerance asked for.
+        Whether every residual is within the tolerance asked for, and no eigenvalue is missing in the gaps between those
+        found (at 99 %). From `spectrum`, where it makes probes, also that no copy is missing: see `all_copies`.
     hvps : int
         Matrix-vector products that they cost.
     verified : bool
@@ -40,6 +41,9 @@ class Eigenpairs(Stored):
     data_error : ndarray of float64, shape (k,), or None
         One standard error of each value as an estimate for the population that the data are a sample of; None where
         there are too few batches. `error` does not include it.
+    all_copies : bool
+        Whether it is shown (at 99 %) that the values include all copies of multiple eigenvalues, and eigenvalues that
+        are too close to be resolved. One start vector alone cannot show that.
 
     Examples
     --------
@@ -61,9 +65,11 @@ class Eigenpairs(Stored):
     largest: Bracket | None = None
     smallest: Bracket | None = None
     data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
+    all_copies: bool = False
 
     json_order: ClassVar = (
-        "values", "error", "residuals", "data_error", "converged", "hvps", "verified", "largest", "smallest",
+        "values", "error", "residuals", "data_error", "converged", "all_copies", "hvps", "verified", "largest",
+        "smallest",
     )  # fmt: skip
 
     @property
@@ -78,6 +84,8 @@ class Eigenpairs(Stored):
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"
+        if self.converged and not self.all_copies:
+            state += ", further copies not excluded"
         lines = [f"<Eigenpairs: {counted(len(self.values), 'value')}, {state}, {counted(self.hvps, 'HVP')}"]
         for name in ("values", "error", "residuals", "data_error"):
             if (column := getattr(self, name)) is not None:

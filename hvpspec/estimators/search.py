@@ -1,0 +1,211 @@
+"""The search for eigenvalues among those asked for that the start of a pass could not show: above all, copies.
+
+With B = (I − P) H (I − P) on the complement of the basis: if B has no eigenvalue above a, then H has no more
+eigenvalues from a Ritz value θ > a on than T has. (For t just below θ, H − t has as many positive eigenvalues as T − t
+and B − t − Cᵀ(T − t)⁻¹C together, and the last term is then large along the frontier: Haynsworth 1968,
+doi:10.1016/0024-3795(68)90050-5.) So all depends on the ends of B's spectrum. They are bounded in three ways, the
+first two of which make no product:
+
+- by the outer bounds on the spectrum of H, which hold for copies as well,
+- by the images of the probes, see `bounds/missed.py`,
+- by Lanczos on B from a random vector of its own, which leaves basis and probes as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hvpspec.bounds.eigenvalues import Exclusion
+from hvpspec.bounds.missed import (
+    PROBABILITY_OF_MISS,
+    ends_asked,
+    images_within,
+    interval_of_rest,
+    least_to_exclude,
+    proved,
+    suspect,
+)
+from hvpspec.estimators.eigsh import Wanted, current, relative_residuals, worth_checking
+from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.krylov.lanczos import Krylov, Ritz, extend, favour, start
+from hvpspec.krylov.probes import Direction
+from hvpspec.options import PILOT_PROBES
+from hvpspec.results.eigenpairs import Eigenpairs
+
+_MAX_VAIN_SEARCHES = 8  # for missed eigenvalues, by probes
+_RESERVED_GAUSSIANS = 2000  # of the seed, after those drawn so far, for Lanczos on B
+_LEAST_STEPS = 20  # of Lanczos on B that are allowed, however few there were on H
+
+Interval = tuple[float, float]
+
+
+class Search:
+    """The search of one pass. `rest` bounds the spectrum of B, at 99 %.
+
+    left: products that may still be made. report: is told the eigenpairs while they improve.
+    """
+
+    def __init__(
+        self,
+        shared: SharedPass,
+        wanted: Wanted,
+        confidence: float,
+        left: Callable[[], float],
+        report: Callable[[Eigenpairs], None],
+    ) -> None:
+        self._shared, self._wanted, self._confidence = shared, wanted, confidence
+        self._left, self._report = left, report
+        self._lanczos: tuple[int, Interval] = (0, (-math.inf, math.inf))  # basis vectors then, and what it showed
+        self._runs = 0
+        self._given_up = False
+
+    def current(self) -> tuple[Eigenpairs, np.ndarray, Ritz]:
+        """See `hvpspec.estimators.eigsh.current`; with what is known of B."""
+        return current(self._shared, self._wanted, self._confidence, rest=self.rest())
+
+    def rest(self) -> Interval:
+        """Bounds on the spectrum of B. As the basis grows they remain valid; a restart ends that."""
+        krylov, pool = self._shared.krylov, self._shared.pool
+        low, high = self._lanczos[1] if krylov.m >= self._lanczos[0] else (-math.inf, math.inf)
+        bounds = [images_within(pool.grams())] if pool.count else []
+        exclusion = Exclusion.of(krylov)
+        if exclusion is not None:
+            bounds.append(tuple(exclusion.beyond(PROBABILITY_OF_MISS, side) for side in (-1, 1)))
+        for below, above in bounds:
+            low, high = max(low, below), min(high, above)
+        return low, high
+
+    def by_probes(self) -> None:
+        """Adds missed eigenvalues that the probes show.
+
+        Where they suggest that there is one, a product decides.
+        """
+        shared, searches = self._shared, 0
+        while searches < _MAX_VAIN_SEARCHES and shared.dimension > 1 and self._left() > 1:
+            pairs, _, _ = self.current()
+            if len(pairs.values) < self._wanted.k or not pairs.converged:
+                return
+            found = self._suspect(pairs)
+            if found is None:
+                return
+            if not proved(shared.A, shared.krylov, *found):
+                searches += 1
+                shared.probe(int(min(PILOT_PROBES, self._left())))  # to make the next suspicion more reliable
+                continue
+            self._add(pairs, PILOT_PROBES)
+
+    def to_the_end(self) -> bool:
+        """Searches until it is shown that nothing is missing, or cannot be; whether the basis has grown."""
+        shared, added = self._shared, 0
+        while not self._given_up and shared.dimension > 1 and self._left() > 1:
+            pairs, _, _ = self.current()
+            if len(pairs.values) < self._wanted.k or not pairs.converged or pairs.all_copies:
+                break
+            before = shared.hvps
+            missed = self._by_lanczos(pairs)
+            if missed is False:
+                continue
+            # One random vector shows one more copy of each eigenvalue. Where k are not enough, the tolerance is too large
+            # to tell the eigenvalues from the others, and every further vector would find some more.
+            if missed is None or not shared.can_extend or added == self._wanted.k:
+                self._given_up = True
+                break
+            self._add(pairs, 2 * (shared.hvps - before) + PILOT_PROBES)
+            added += 1
+        return added > 0
+
+    def _interval(self, pairs: Eigenpairs) -> Interval:
+        """Where all other eigenvalues lie if nothing is missing."""
+        assert pairs.smallest is not None
+        assert pairs.largest is not None
+        low, high = interval_of_rest(pairs.values, self._wanted.which, self._wanted.tol, pairs.smallest, pairs.largest)
+        noise = float(self._shared.krylov.ritz().noise.max())
+        return low - noise, high + noise
+
+    def _suspect(self, pairs: Eigenpairs) -> tuple[Direction, Interval] | None:
+        """A direction that seems to show an eigenvalue outside the interval that holds all others; no product."""
+        rest = self._interval(pairs)
+        found = suspect(self._shared.pool, self._wanted.which, rest)
+        return None if found is None else (found, rest)
+
+    def _add(self, known: Eigenpairs, most: int) -> None:
+        """Extends the basis from a new random vector until the pairs have converged with what it adds to those known.
+
+        most: steps after which they are taken to have converged if nothing has been added. The start is not the
+        direction in which something was found: the basis must remain independent of the probes.
+        """
+        shared = self._shared
+        shared.add_random()
+        added = shared.krylov.m
+        while self._left() > 0 and shared.can_extend:
+            shared.extend(1)
+            if not worth_checking(shared.krylov):
+                continue
+            pairs, chosen, ritz = self.current()
+            self._report(pairs)
+            if not pairs.converged:
+                worst = chosen[np.argmax(relative_residuals(pairs))]
+                favour(shared.krylov, ritz.coefficients[:, worst])
+                continue
+            changed = not np.allclose(pairs.values, known.values, rtol=self._wanted.tol, atol=0)
+            if shared.krylov.m - added >= most or (changed and self._suspect(pairs) is None):
+                break
+
+    def _by_lanczos(self, pairs: Eigenpairs) -> bool | None:
+        """Whether B has an eigenvalue that is missing among the pairs; None if that remains open."""
+        shared, interval = self._shared, self._interval(pairs)
+        steps = min(
+            max(_LEAST_STEPS, shared.krylov.m),
+            shared.capacity - shared.krylov.m if shared.capacity < shared.A.n else math.inf,
+            shared.A.n + 2 * PILOT_PROBES - shared.hvps,
+            self._left(),
+        )
+        shifted = interval if all(map(math.isfinite, interval)) else (0.0, 0.0)
+        multiply = self._on_complement((shifted[0] + shifted[1]) / 2)
+        krylov = self._start_on_complement()
+        points = np.array(ends_asked(least_to_exclude(pairs.values, self._wanted.which, interval), self._wanted.which))
+        for _ in range(int(steps)):
+            extend(krylov, multiply)
+            ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)
+            if (ritz.values - ritz.noise > interval[1]).any() or (ritz.values + ritz.noise < interval[0]).any():
+                return True
+            inside = all(point <= ritz.values[0] or point >= ritz.values[-1] for point in points)
+            if exclusion is None or (inside and exclusion.empty_at(points, PROBABILITY_OF_MISS)):
+                self._lanczos = (shared.krylov.m, _ends(ritz, exclusion, points))
+                return False
+        return None
+
+    def _start_on_complement(self) -> Krylov:
+        shared = self._shared
+        self._runs += 1
+        drawn = shared.krylov.drawn + _RESERVED_GAUSSIANS + self._runs
+        return start(shared.A, seed=shared.krylov.seed, place=shared.place, drawn=drawn)
+
+    def _on_complement(self, centre: float) -> Callable[[Tensor], Tensor]:
+        """Multiplies by B + centre · P, which has its other eigenvalues where they do not matter."""
+        shared = self._shared
+
+        def multiply(X: Tensor, /) -> Tensor:
+            basis = shared.krylov.basis
+            inside = basis.combine(basis.inner(X))
+            image: Any = shared.A @ (X - inside)
+            for _ in range(2):
+                image = image - basis.combine(basis.inner(image))
+            return image + centre * inside
+
+        return multiply
+
+
+def _ends(ritz: Ritz, exclusion: Exclusion | None, points: np.ndarray) -> Interval:
+    """The bounds on the spectrum of B that its own Krylov space gives."""
+    if exclusion is None:  # it is invariant
+        return float(ritz.values[0] - ritz.noise[0]), float(ritz.values[-1] + ritz.noise[-1])
+    low, high = (exclusion.beyond(PROBABILITY_OF_MISS, side) for side in (-1, 1))
+    for point in points:
+        low, high = (low, min(high, point)) if point >= ritz.values[-1] else (max(low, point), high)
+    return low, high

@@ -19,6 +19,9 @@ from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance
 
 _STEPS_TO_MEASURE_GAIN = 6
+# A complement of this dimension is spanned rather than probed where more probes would leave too few products for that:
+# how many probes are needed is an estimate, and may turn out too small again and again.
+SMALL_COMPLEMENT = 8 * PILOT_PROBES
 _PROBES_TOGETHER = 8  # that are multiplied at once
 # N g from which a step is made: below 1, since what is left is an estimate, and a missing step can cost much more.
 _LEAST_SAVING_PER_STEP = 0.8
@@ -55,7 +58,7 @@ def choose(shared: SharedPass, estimates: dict[SampledQuantity, Estimate], toler
     needed = {name: _needed(estimate, shared, tolerance) for name, estimate in estimates.items()}
     binding = max(needed, key=lambda name: needed[name])
     further = needed[binding] - probes
-    if fits and further >= dimension:
+    if fits and (further >= dimension or (dimension <= SMALL_COMPLEMENT and shared.spare < _PROBES_TOGETHER)):
         return Move("extend", 1, dimension)
     final = min(needed[binding], probes + left)
     if shared.can_extend and final * _gain(shared, further) > _LEAST_SAVING_PER_STEP:

@@ -105,7 +105,19 @@ class SharedPass:
     @property
     def can_extend(self) -> bool:
         """Whether the basis can grow without a restart."""
-        return self._grows and not self.pool.frozen and self.krylov.m < self.capacity
+        return self._grows and not self.pool.frozen and self.krylov.m < self.capacity and self.A.left > 0
+
+    @property
+    def spare(self) -> float:
+        """How many products may be spent on probes such that a basis of the whole space is still within the limit."""
+        return self.A.left - self.dimension if self.can_extend and self.capacity >= self.A.n else math.inf
+
+    def promise(self, further: float) -> None:
+        """Limits the products to those that a basis of the whole space takes, and `further` ones.
+
+        There is no limit where memory does not hold such a basis: only probes can then reach a tolerance.
+        """
+        self.A.limit = self._already + self.A.n + further if self.capacity >= self.A.n else math.inf
 
     # --- actions ------------------------------------------------------------------------------------------------
 

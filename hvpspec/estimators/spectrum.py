@@ -28,7 +28,7 @@ from hvpspec.estimators.eigsh import (
     steps_to_tolerance,
     worth_checking,
 )
-from hvpspec.estimators.extend_or_probe import choose, ends
+from hvpspec.estimators.extend_or_probe import SMALL_COMPLEMENT, choose, ends
 from hvpspec.estimators.refine import refined
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -53,6 +53,7 @@ from hvpspec.results.estimate import Bracket
 from hvpspec.results.spectrum import Progress, Spectrum
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
+FURTHER_HVPS = 2 * PILOT_PROBES  # beyond the n that a basis of the whole space takes: the ceiling of a run
 _RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
 _MAX_VAIN_SEARCHES = 8  # for missed eigenvalues
 
@@ -209,7 +210,7 @@ class Pass:
     @property
     def left(self) -> float:
         """Products of the budget that may be made now."""
-        return self.budget - self.shared.hvps - self.checks - self.reserved
+        return min(self.budget - self.shared.hvps - self.reserved, self.shared.A.left) - self.checks
 
     def report(self, stage: str, further: float | None, **found: Any) -> None:
         """Updates what is known and calls the callback. further: products still to come, if that can be estimated."""
@@ -231,6 +232,7 @@ class Pass:
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""
         options, shared, predicted = self.options, self.shared, self.known.predicted or 0
+        shared.promise(FURTHER_HVPS + self.checks)
         shared.A.expect(predicted)
         self.report("plan", predicted - self.checks - self.afterwards)
         if options.pairs:
@@ -256,6 +258,7 @@ class Pass:
                 pairs=self.known.eigenpairs,
             )  # fmt: skip
             self.known = replace(self.known, condition=condition)
+        shared.A.limit = math.inf  # blocks, a refinement and further vectors have budgets of their own
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""
@@ -364,10 +367,19 @@ class Pass:
             found = self._suspect(pairs)
             if found is None:
                 return
-            if not proved(shared.A, shared.krylov, *found):
+            if shared.dimension <= SMALL_COMPLEMENT and shared.spare <= PILOT_PROBES:
+                while self.left > 0 and shared.can_extend:  # the whole space, while that is still possible
+                    shared.extend(1)
+                return
+            missing = proved(shared.A, shared.krylov, *found)
+            if not missing:
                 searches += 1
+                if shared.pool.full(PILOT_PROBES):
+                    return  # once probes are no longer kept, the basis cannot grow
                 shared.probe(int(min(PILOT_PROBES, self.left)))  # to make the next suspicion more reliable
                 continue
+            if not shared.can_extend:
+                return
             shared.add_random()
             added = shared.krylov.m
             while self.left > 0 and shared.can_extend:
@@ -387,6 +399,9 @@ class Pass:
         assert pairs.smallest is not None
         assert pairs.largest is not None
         wanted = self.wanted
-        rest = interval_of_rest(pairs.values, wanted.which, wanted.tol, pairs.smallest, pairs.largest)
+        low, high = interval_of_rest(pairs.values, wanted.which, wanted.tol, pairs.smallest, pairs.largest)
+        # Of a complement that is zero, as where k exceeds the rank, the probes show rounding errors.
+        noise = float(self.shared.krylov.ritz().noise.max())
+        rest = low - noise, high + noise
         found = suspect(self.shared.pool, wanted.which, rest)
         return None if found is None else (found, rest)

@@ -81,7 +81,7 @@ def read_condition(
         largest=bracket(ritz, exclusion, 1, confidence),
         smallest=bracket(ritz, exclusion, -1, confidence),
         norm=ends.norm,
-        negative=_within(density.count(density.support[0] - 1, -zero), below, n - above),
+        negative=_negative(density, zero, below, n - above),
         negative_at_least=below,
         negative_mass=_negative_mass(density, values, zero, shared.hvps),
         rank=_rank(density, threshold, beyond) if ends.size > 0 else nothing,
@@ -269,10 +269,31 @@ def _sums(
 
 
 def _rank(density: Density, threshold: float, at_least: int) -> Estimate:
-    small = density.count(-threshold, threshold)
+    small = density.count(np.nextafter(-threshold, -math.inf), threshold)
     least, most = (density.n - end for end in reversed(small.interval))
-    others = Estimate.between(density.n - small.value, least, most, small.confidence, small.hvps, small.method)
+    value = density.n * float(density.weights[np.abs(density.nodes) > _reach_to_zero(density, threshold)].sum())
+    value = min(max(value, least), most)
+    others = Estimate.between(value, least, most, small.confidence, small.hvps, small.method)
     return _within(others, at_least, density.n)
+
+
+def _negative(density: Density, zero: float, least: int, most: int) -> Estimate:
+    """The number of eigenvalues below −zero."""
+    found = density.count(density.support[0] - 1, np.nextafter(-zero, -math.inf))
+    low, high = found.interval
+    value = density.n * float(density.weights[density.nodes < -_reach_to_zero(density, zero)].sum())
+    value = min(max(value, low), high)
+    return _within(Estimate.between(value, low, high, found.confidence, found.hvps, found.method), least, most)
+
+
+def _reach_to_zero(density: Density, threshold: float) -> np.ndarray:
+    """How small a node's magnitude may be for its eigenvalues to be taken for zero: what is so near may be.
+
+    That is only for the estimate. The interval allows for either.
+    """
+    errors = 0.0 if density.node_errors is None else density.node_errors
+    reach: np.ndarray = np.maximum(threshold, errors)
+    return reach
 
 
 def _within(count: Estimate, least: float, most: float) -> Estimate:
@@ -292,6 +313,7 @@ def _negative_mass(density: Density, ritz: np.ndarray, noise: float, hvps: int) 
     lengths = np.diff(np.concatenate([starts, [0.0]]))
     lower, upper = density.cdf_bounds(starts)
     least = max(density.n * float(lower @ lengths), certain)
-    most = max(density.n * float(upper @ lengths), certain) + noise * density.n * float(upper[-1])
+    moved = 0.0 if density.node_errors is None else float(density.weights[density.exact] @ density.node_errors[density.exact])
+    most = max(density.n * (float(upper @ lengths) + moved), certain) + noise * density.n * float(upper[-1])
     value = max(density.n * float(density.weights @ np.maximum(-density.nodes, 0.0)), certain)
     return Estimate.between(value, least, most, density.confidence, hvps, "slq")

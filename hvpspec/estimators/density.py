@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hvpspec.bounds.quadrature import quadrature_error, read_density
+from hvpspec.bounds.quadrature import quadrature_error, read_density, width
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
@@ -97,7 +97,7 @@ def spectral_density(
             if not (last or due or spent >= budget):
                 continue
             density = read_density([*done, shared.krylov], confidence, spent)
-            allowed = tolerance.rtol * (density.support[1] - density.support[0])
+            allowed = tolerance.rtol * width(density)
             density = replace(density, converged=density.error <= allowed or shared.dimension == 0)
             if density.converged or spent >= budget:
                 return density

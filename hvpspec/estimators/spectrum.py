@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hvpspec.bounds.missed import interval_of_rest, proved, suspect
-from hvpspec.bounds.quadrature import quadrature_error, read_density
+from hvpspec.bounds.quadrature import quadrature_error, read_density, width
 from hvpspec.errors import InputError
 from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
 from hvpspec.estimators.condition_figures import read_condition
@@ -343,8 +343,7 @@ class Pass:
         while True:
             sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
             density = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
-            width = density.support[1] - density.support[0]
-            fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or shared.dimension == 0
+            fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width(density) or shared.dimension == 0
             self.report("density", None, density=replace(density, converged=fine))
             # After a restart or with a second start vector, the quadrature remains that of the first space. If the
             # space has become invariant meanwhile, it must show again that it has all copies of the eigenvalues found.

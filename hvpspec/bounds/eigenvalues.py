@@ -19,7 +19,7 @@ conclusions therefore hold whatever vectors a start is given.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -62,6 +62,11 @@ class Exclusion:
             return None
         slack = known.product_error(krylov.eps, end)
         return cls(values, vectors[:width], coupled, width, krylov.n, slack, krylov.share)
+
+    def without(self, rounding: float) -> Exclusion:
+        """The same, with Ritz vectors whose residuals are no more than `rounding` taken for eigenvectors."""
+        small = np.linalg.norm(self.coupled, axis=1) <= rounding
+        return replace(self, coupled=np.where(small[:, None], 0.0, self.coupled))
 
     def overlap(self, points: np.ndarray) -> np.ndarray:
         """The bound at each of the points."""

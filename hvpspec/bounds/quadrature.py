@@ -10,6 +10,7 @@ from hvpspec.bounds.copies import MAX_WEIGHT_OF_ONE, Sums, single
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.bounds.moment_bounds import bounds_of_rest
 from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
+from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT
 from hvpspec.results.density import Density
 
 _ANGLE_OF_KNOWN_VECTOR = 1e-2  # radians; an eigenvalue whose vector is known to this angle is treated as known
@@ -152,6 +153,8 @@ def _samples(
         if rest.sum() > 0:
             rest *= (left / n - counted.sum()) / rest.sum()
         exclusion = None if segment.ended else Exclusion.of(krylov)
+        if exclusion is not None:
+            exclusion = exclusion.without(ROUNDOFFS_PER_PRODUCT * krylov.eps * krylov.of_start.norm)
         points, below, above = bounds_of_rest(
             values, segment.radii, rest, segment.weights, exact, counted, (low, high), exclusion, n
         )

@@ -13,7 +13,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.krylov.lanczos import Krylov
 from hvpspec.options import PILOT_PROBES, SampledQuantity
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance
@@ -22,6 +25,9 @@ _STEPS_TO_MEASURE_GAIN = 6
 # A complement of this dimension is spanned rather than probed where more probes would leave too few products for that:
 # how many probes are needed is an estimate, and may turn out too small again and again.
 SMALL_COMPLEMENT = 8 * PILOT_PROBES
+_STEPS_TO_MEASURE_RATE = 3
+_ISOLATED_SHARE = 1e-2  # of the distance to the nearest other Ritz value: the residual of an isolated one, at most
+MAX_STEPS_TO_SETTLE_ZERO = 12
 _PROBES_TOGETHER = 8  # that are multiplied at once
 # N g from which a step is made: below 1, since what is left is an estimate, and a missing step can cost much more.
 _LEAST_SAVING_PER_STEP = 0.8
@@ -64,6 +70,34 @@ def choose(shared: SharedPass, estimates: dict[SampledQuantity, Estimate], toler
     if shared.can_extend and final * _gain(shared, further) > _LEAST_SAVING_PER_STEP:
         return Move("extend", 1, min(further, left))
     return Move("probe", int(min(_PROBES_TOGETHER, max(further, 1.0) // 1 + 1, left)), min(further, left))
+
+
+def distance_of_zero(krylov: Krylov) -> float:
+    """How far from settled it is whether an isolated Ritz value at 0 is an eigenvalue of 0: its residual in roundoffs.
+
+    1 or less where it is settled, or where there is no such Ritz value. Until then, rank and number of negative
+    eigenvalues are open by as many as that value stands for: the null space of a ReLU network, for example.
+    """
+    ritz = krylov.ritz()
+    nearest = int(np.argmin(np.abs(ritz.values)))
+    value, residual, noise = abs(ritz.values[nearest]), ritz.residuals[nearest], ritz.noise[nearest]
+    others = np.abs(np.delete(ritz.values, nearest) - ritz.values[nearest])
+    isolated = residual <= _ISOLATED_SHARE * float(others.min(initial=math.inf))
+    return float(residual / noise) if isolated and value <= residual and noise > 0 else 0.0
+
+
+def settles_zero(distances: list[float]) -> bool:
+    """Whether a few more steps will settle it; distances: of zero, after each of the last steps.
+
+    The residual of an isolated value falls faster with each step, and to nothing where the space becomes invariant.
+    """
+    recent = distances[-_STEPS_TO_MEASURE_GAIN:]
+    if not recent or recent[-1] <= 1 or min(recent) <= 0:
+        return False
+    if len(recent) < _STEPS_TO_MEASURE_RATE:
+        return True
+    rate = (math.log(recent[0]) - math.log(recent[-1])) / (len(recent) - 1)
+    return rate > 0 and math.log(recent[-1]) <= 1.5 * rate * MAX_STEPS_TO_SETTLE_ZERO
 
 
 def _needed(estimate: Estimate, shared: SharedPass, tolerance: Tolerance) -> float:

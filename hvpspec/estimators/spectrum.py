@@ -28,7 +28,14 @@ from hvpspec.estimators.eigsh import (
     steps_to_tolerance,
     worth_checking,
 )
-from hvpspec.estimators.extend_or_probe import SMALL_COMPLEMENT, choose, ends
+from hvpspec.estimators.extend_or_probe import (
+    MAX_STEPS_TO_SETTLE_ZERO,
+    SMALL_COMPLEMENT,
+    choose,
+    distance_of_zero,
+    ends,
+    settles_zero,
+)
 from hvpspec.estimators.refine import refined
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -340,6 +347,8 @@ class Pass:
         if shared.krylov.m == 0:
             return
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
+        distances: list[float] = []
+        for_zero = 0  # steps
         while True:
             sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
             density = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
@@ -348,6 +357,9 @@ class Pass:
             # After a restart or with a second start vector, the quadrature remains that of the first space. If the
             # space has become invariant meanwhile, it must show again that it has all copies of the eigenvalues found.
             done = fine and (not found or converged(shared.krylov, self.wanted))
+            distances.append(distance_of_zero(shared.krylov))
+            if done and settles_zero(distances) and for_zero < MAX_STEPS_TO_SETTLE_ZERO:
+                done, for_zero = False, for_zero + 1
             if done or self.left <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
                 return
             shared.extend(1)

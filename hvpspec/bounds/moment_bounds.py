@@ -49,8 +49,12 @@ def bounds_of_rest(
     blur = scale * _beside(values, exact, points, reach)
     sums = np.concatenate([[0.0], np.cumsum(rest)])
     gauss = sums[np.searchsorted(values, points, side="right")]
-    lower = np.concatenate([np.where(exact, -math.inf, sums[:-1] - blur), gauss - scale * reach - blur, [0.0, sums[-1]]])
-    upper = np.concatenate([np.where(exact, math.inf, sums[1:] + blur), gauss + scale * reach + blur, [math.inf, sums[-1]]])
+    lower = np.concatenate(
+        [np.where(exact, -math.inf, sums[:-1] - blur), gauss - scale * reach - blur, [0.0, sums[-1]]]
+    )
+    upper = np.concatenate(
+        [np.where(exact, math.inf, sums[1:] + blur), gauss + scale * reach + blur, [math.inf, sums[-1]]]
+    )
     places = np.concatenate([values, points, ends])
     order = np.argsort(places, kind="stable")
     lower = np.clip(np.maximum.accumulate(lower[order]), 0.0, sums[-1])

@@ -27,7 +27,7 @@ _STEPS_TO_MEASURE_GAIN = 6
 SMALL_COMPLEMENT = 8 * PILOT_PROBES
 _STEPS_TO_MEASURE_RATE = 3
 _ISOLATED_SHARE = 1e-2  # of the distance to the nearest other Ritz value: the residual of an isolated one, at most
-MAX_STEPS_TO_SETTLE_ZERO = 12
+_MAX_STEPS_TO_SETTLE_ZERO = 12
 _PROBES_TOGETHER = 8  # that are multiplied at once
 # N g from which a step is made: below 1, since what is left is an estimate, and a missing step can cost much more.
 _LEAST_SAVING_PER_STEP = 0.8
@@ -86,18 +86,31 @@ def distance_of_zero(krylov: Krylov) -> float:
     return float(residual / noise) if isolated and value <= residual and noise > 0 else 0.0
 
 
-def settles_zero(distances: list[float]) -> bool:
-    """Whether a few more steps will settle it; distances: of zero, after each of the last steps.
+class SettlingZero:
+    """Whether a few more steps will settle it.
 
     The residual of an isolated value falls faster with each step, and to nothing where the space becomes invariant.
     """
-    recent = distances[-_STEPS_TO_MEASURE_GAIN:]
-    if not recent or recent[-1] <= 1 or min(recent) <= 0:
-        return False
-    if len(recent) < _STEPS_TO_MEASURE_RATE:
-        return True
-    rate = (math.log(recent[0]) - math.log(recent[-1])) / (len(recent) - 1)
-    return rate > 0 and math.log(recent[-1]) <= 1.5 * rate * MAX_STEPS_TO_SETTLE_ZERO
+
+    def __init__(self) -> None:
+        self._distances: list[float] = []
+        self._steps = 0
+
+    def worth_a_step(self, krylov: Krylov, otherwise_done: bool) -> bool:
+        """To be called after each step; counts those that are made for this alone."""
+        self._distances.append(distance_of_zero(krylov))
+        worth = otherwise_done and self._steps < _MAX_STEPS_TO_SETTLE_ZERO and self._falls()
+        self._steps += worth
+        return worth
+
+    def _falls(self) -> bool:
+        recent = self._distances[-_STEPS_TO_MEASURE_GAIN:]
+        if recent[-1] <= 1 or min(recent) <= 0:
+            return False
+        if len(recent) < _STEPS_TO_MEASURE_RATE:
+            return True
+        rate = (math.log(recent[0]) - math.log(recent[-1])) / (len(recent) - 1)
+        return rate > 0 and math.log(recent[-1]) <= 1.5 * rate * _MAX_STEPS_TO_SETTLE_ZERO
 
 
 def _needed(estimate: Estimate, shared: SharedPass, tolerance: Tolerance) -> float:

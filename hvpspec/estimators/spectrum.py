@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 
 from hvpspec.bounds.missed import interval_of_rest, proved, suspect
 from hvpspec.bounds.quadrature import quadrature_error, read_density, width
+from hvpspec.bounds.zero_rows import density_with_zeros, pairs_with_zeros
 from hvpspec.errors import InputError
-from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
+from hvpspec.estimators.blocks import BlockProbes, measured_blocks
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.eigsh import (
     Wanted,
@@ -28,14 +29,7 @@ from hvpspec.estimators.eigsh import (
     steps_to_tolerance,
     worth_checking,
 )
-from hvpspec.estimators.extend_or_probe import (
-    MAX_STEPS_TO_SETTLE_ZERO,
-    SMALL_COMPLEMENT,
-    choose,
-    distance_of_zero,
-    ends,
-    settles_zero,
-)
+from hvpspec.estimators.extend_or_probe import SMALL_COMPLEMENT, SettlingZero, choose, ends
 from hvpspec.estimators.refine import refined
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -54,9 +48,8 @@ from hvpspec.options import (
     refinement_hvps,
     verification_hvps,
 )
-from hvpspec.results.blocks import Blocks
+from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
-from hvpspec.results.estimate import Bracket
 from hvpspec.results.spectrum import Progress, Spectrum
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
@@ -193,6 +186,7 @@ class Pass:
         self.shared = SharedPass(
             operator, seed=options.seed, storage=self.storage, k=self.k if options.pairs else 1,
             probes=bool(options.sampled), towards=start if options.pairs and not options.density else None,
+            find_zero=True,
         )  # fmt: skip
         if options.sampled and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
@@ -201,18 +195,11 @@ class Pass:
         self.afterwards = refinement_hvps(options)
         self.start = time.perf_counter()
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
+        self.rest: Density | None = None  # of the rows that are not zero
         self.known = Spectrum(
-            operator.n,
-            None,
-            None,
-            None,
-            0,
-            0.0,
-            complete=False,
-            asked=options.quantities,
-            predicted=predicted,
+            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
             which=options.which,
-        )
+        )  # fmt: skip
 
     @property
     def left(self) -> float:
@@ -222,12 +209,22 @@ class Pass:
     def report(self, stage: str, further: float | None, **found: Any) -> None:
         """Updates what is known and calls the callback. further: products still to come, if that can be estimated."""
         hvps = self.shared.hvps
+        if "eigenpairs" in found:
+            found["eigenpairs"] = self._with_zeros(found["eigenpairs"])
         self.known = replace(self.known, **found, hvps=hvps, seconds=time.perf_counter() - self.start)
         if self.callback is not None:
             expected = None
             if further is not None and math.isfinite(further):
                 expected = int(min(hvps + math.ceil(further) + self.checks, self.budget)) + self.afterwards
             self.callback(Progress(stage, hvps, expected, self.known))
+
+    def _with_zeros(self, pairs: Eigenpairs) -> Eigenpairs:
+        """The eigenpairs with those of zero rows. Of largest magnitude, these are only where there are no others."""
+        zero = self.shared.krylov.zero
+        if zero is None:
+            return pairs
+        k = len(pairs.values) if self.wanted.which == "LM" and self.shared.dimension else self.k
+        return pairs_with_zeros(pairs, zero.cpu().numpy(), k, self.wanted.choose)
 
     def report_refinement(self) -> None:
         self.report("nearest to zero", None)
@@ -256,12 +253,12 @@ class Pass:
         if options.pairs:
             pairs, chosen, ritz = current(shared, self.wanted, options.confidence)
             checked = self.wanted if self.checks and len(chosen) == self.k else None
-            self.known = replace(self.known, eigenpairs=finish(shared, pairs, chosen, ritz, checked))
+            self.known = replace(self.known, eigenpairs=self._with_zeros(finish(shared, pairs, chosen, ritz, checked)))
         if options.sampled:
             self.known = replace(self.known, **self._estimates())
-        if self.known.density is not None:
+        if self.rest is not None:
             condition = read_condition(
-                shared, self.known.density, confidence=options.confidence, damping=options.damping,
+                shared, self.rest, confidence=options.confidence, damping=options.damping,
                 pairs=self.known.eigenpairs,
             )  # fmt: skip
             self.known = replace(self.known, condition=condition)
@@ -280,23 +277,10 @@ class Pass:
         self.known = replace(self.known, condition=sharper)
 
     def measure_blocks(self) -> None:
-        """The blocks; the rest of the budget is divided equally among those whose largest eigenvalue is to come."""
-        options, count, before = self.options, len(self.blocks), self.shared.hvps
+        """The blocks, from the rest of the budget."""
         self.reserved = 0.0
-        largest: list[Bracket | None] = [None] * count
-
-        def known(largest: Sequence[Bracket | None]) -> Blocks:
-            found = read_blocks(self.block_probes, self.tolerance, quantities=options.sampled, largest=largest)
-            return Blocks(found, before, self.shared.hvps - before)
-
-        self.report("blocks", None, blocks=known(largest))
-        for i, block in enumerate(self.blocks if options.pairs else ()):
-            remaining = count - i
-            largest[i] = largest_of_block(
-                self.shared.A, block, seed=options.seed, storage=self.storage, confidence=options.confidence,
-                budget=self.left / remaining,
-            )  # fmt: skip
-            self.report("blocks", (remaining - 1) * (self.shared.hvps - before) / (i + 1), blocks=known(largest))
+        for further, blocks in measured_blocks(self.block_probes, self.options, self.storage, lambda: self.left):
+            self.report("blocks", further, blocks=blocks)
 
     def _find_eigenpairs(self) -> None:
         shared = self.shared
@@ -347,19 +331,17 @@ class Pass:
         if shared.krylov.m == 0:
             return
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
-        distances: list[float] = []
-        for_zero = 0  # steps
+        to_zero = SettlingZero()
         while True:
             sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
             density = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
             fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width(density) or shared.dimension == 0
-            self.report("density", None, density=replace(density, converged=fine))
+            self.rest = replace(density, converged=fine)
+            self.report("density", None, density=density_with_zeros(self.rest, shared.krylov.zeros))
             # After a restart or with a second start vector, the quadrature remains that of the first space. If the
             # space has become invariant meanwhile, it must show again that it has all copies of the eigenvalues found.
             done = fine and (not found or converged(shared.krylov, self.wanted))
-            distances.append(distance_of_zero(shared.krylov))
-            if done and settles_zero(distances) and for_zero < MAX_STEPS_TO_SETTLE_ZERO:
-                done, for_zero = False, for_zero + 1
+            done &= not to_zero.worth_a_step(shared.krylov, done)
             if done or self.left <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
                 return
             shared.extend(1)

@@ -48,8 +48,7 @@ class Density(Stored):
     converged : bool
         Whether the tolerance asked for was reached.
     node_errors : ndarray of float64, shape (m,), or None
-        How far the eigenvalue of an exact node may be from it. 0 at other nodes, and where nothing is known of it, as in
-        files of older versions.
+        How far the eigenvalues of an isolated node may be from it; 0 at other nodes. None in files of older versions.
     sure_lower, sure_upper : ndarray of float64, shape (m,), or None
         Bounds on the distribution function of all eigenvalues that hold for certain, since Ritz values interlace with
         eigenvalues. None in files of older versions.
@@ -248,7 +247,9 @@ class Density(Stored):
         return mass * p
 
 
-def _sums_up_to(x: NDArray[np.float64], places: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sums_up_to(
+    x: NDArray[np.float64], places: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """The sum of the weights whose places are ≤ x, at each x."""
     order = np.argsort(places, kind="stable")
     sums = np.concatenate([[0.0], np.cumsum(weights[order])])

@@ -319,10 +319,12 @@ def _reach_to_zero(density: Density, threshold: float) -> np.ndarray:
 
 
 def _within(count: Estimate, least: float, most: float) -> Estimate:
-    """The count, limited by bounds that are certain."""
+    """The count, limited by bounds that are certain; where these contradict its interval, they replace it."""
     value = min(max(count.value, least), most)
-    low, high = count.interval
-    return Estimate.between(value, max(low, least), min(high, most), count.confidence, count.hvps, count.method)
+    low, high = max(count.interval[0], least), min(count.interval[1], most)
+    if low > high:
+        low, high = least, most
+    return Estimate.between(value, low, high, count.confidence, count.hvps, count.method)
 
 
 def _negative_mass(density: Density, ritz: np.ndarray, noise: float, hvps: int) -> Estimate:

@@ -202,6 +202,11 @@ class Density(Stored):
         return x, curves @ self.weights
 
     @property
+    def weighted_nodes(self) -> int:
+        """How many nodes stand for eigenvalues. The others mark where a bound changes."""
+        return int(np.count_nonzero(self.weights))
+
+    @property
     def error(self) -> float:
         """A bound on the Wasserstein-1 distance to the true distribution, ∫ |cdf − true cdf| dx, at `confidence`.
 
@@ -216,7 +221,7 @@ class Density(Stored):
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"
-        nodes = f"{counted(len(self.nodes), 'node')} from {self.nodes[0]:.5g} to {self.nodes[-1]:.5g}"
+        nodes = f"{counted(self.weighted_nodes, 'node')} from {self.nodes[0]:.5g} to {self.nodes[-1]:.5g}"
         error = f"error {self.error:.2g} ({self.confidence:g})"
         return f"<Density of {self.n:,} eigenvalues: {nodes}, {error}, {state}, {counted(self.hvps, 'HVP')}>"
 

@@ -18,14 +18,14 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from estimators.adversarial import N, SPECTRA, checks, dense, localised  # noqa: E402
+from estimators.adversarial import SPECTRA, N, checks, dense, localised  # noqa: E402
 
 import hvpspec  # noqa: E402
 
 K = 6
 BUDGETS = (12, 25, 40, 60)
 CONFIDENCE = 0.95
-# What is certain, or nearly so, never misses; sets called converged are right in 99 %; the rest holds at its confidence.
+# What is certain never misses, sets called converged are right in 99 %, and the rest holds at its confidence.
 RATES = {"eigenvalue errors": 1.0, "converged set": 0.99, "definite": 1.0}
 CHANCE = 1e-3  # that a rate is called missed although it is met
 
@@ -94,10 +94,11 @@ def main() -> None:
     text = [
         "# Every interval on 39 spectra",
         "",
-        f"Made by `python scripts/calibrate_adversarial.py --seeds {options.seeds}`: n = {N}, k = {K}, `rtol=0.02`, confidence",
-        f"95 %; for each spectrum {options.seeds} matrices with dense and {options.seeds} with localised eigenvectors, each once",
-        f"to its tolerances and once to a budget of {BUDGETS[0]} to {BUDGETS[-1]} products. A rate is missed where a binomial",
-        f"variable with the required one would be so small with a chance below {CHANCE:.1%}; what is certain, at the first miss.",
+        f"Made by `python scripts/calibrate_adversarial.py --seeds {options.seeds}`: n = {N}, k = {K}, `rtol=0.02`,",
+        f"confidence 95 %; for each spectrum {options.seeds} matrices with dense and {options.seeds} with localised",
+        f"eigenvectors, each once to its tolerances and once to a budget of {BUDGETS[0]} to {BUDGETS[-1]} products. A rate",
+        f"is missed where a binomial variable with the required one would be so small with a chance below {CHANCE:.1%};",
+        "what is certain, at the first miss.",
         "",
         *lines,
         "",

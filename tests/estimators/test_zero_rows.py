@@ -8,6 +8,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import nn
 
 import hvpspec
+from hvpspec.report.condition_rows import condition_notes
 
 
 def with_zero_rows(values, n, seed=0):
@@ -38,6 +39,7 @@ def test_they_are_left_out_and_counted(dtype, damping):
     assert found.frobenius_norm.value == pytest.approx(np.linalg.norm(values), rel=slack)
     assert found.density.count(-1e-3, 1e-3).value == pytest.approx(140)
     assert found.hvps <= 60 + 8
+    assert "140 of the 200 rows of H are exactly zero" in " ".join(condition_notes(known))
 
 
 @pytest.mark.parametrize(

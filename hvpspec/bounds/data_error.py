@@ -45,6 +45,11 @@ class BatchSpread:
 
         return self._A.by_folds(X, receive)
 
+    def scaled(self, factor: float) -> None:
+        """The single vector that was multiplied last was in truth `factor` times as long."""
+        self._latest[:, :-1] *= factor
+        self._latest[:, -1:] *= factor**2
+
     def extended(self, step: Step) -> None:
         """Adds what `multiply` recorded of a Krylov step. To be called before the pool follows the step."""
         if not self._folds:

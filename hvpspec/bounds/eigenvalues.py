@@ -64,6 +64,11 @@ class Exclusion:
         merged = _without_rounding_copies(values, vectors[:width], coupled, slack)
         return cls(*merged, width, krylov.n, slack, krylov.share)
 
+    def rounded(self, rounding: float) -> Exclusion:
+        """The same, with Ritz vectors whose residuals are no more than `rounding` taken for eigenvectors."""
+        small = np.linalg.norm(self.coupled, axis=1) <= rounding
+        return replace(self, coupled=np.where(small[:, None], 0.0, self.coupled))
+
     def overlap(self, points: np.ndarray) -> np.ndarray:
         """The bound at each of the points."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -8,7 +8,9 @@ import numpy as np
 
 from hvpspec.bounds.copies import MAX_WEIGHT_OF_ONE, Sums, single
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
+from hvpspec.bounds.moment_bounds import bounds_of_rest
 from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
+from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT
 from hvpspec.results.density import Density
 
 _ANGLE_OF_KNOWN_VECTOR = 1e-2  # radians; an eigenvalue whose vector is known to this angle is treated as known
@@ -20,6 +22,12 @@ def quadrature_error(density: Density) -> float:
     between = np.diff(np.concatenate([density.nodes, [density.support[1]]]))
     sums = np.clip(np.cumsum(density.weights), density.cdf_lower, density.cdf_upper)
     return float(np.maximum(density.cdf_upper - sums, sums - density.cdf_lower) @ np.maximum(between, 0.0))
+
+
+def width(density: Density) -> float:
+    """Of the spectrum as the nodes show it. (The support may be far wider, as long as there are few steps.)"""
+    shown = density.nodes[density.weights > 0]
+    return float(shown[-1] - shown[0])
 
 
 def _whole(krylov: Krylov, confidence: float, hvps: int) -> Density:
@@ -42,12 +50,16 @@ def _whole(krylov: Krylov, confidence: float, hvps: int) -> Density:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One segment: its number of start vectors, and for each node its weight, whether exact, and both bounds' steps."""
+    """One segment: its number of start vectors, and for each node its weight, whether exact, and both bounds' steps.
+
+    errors: how far the eigenvalue of an exact node may be from it.
+    """
 
     width: int
     nodes: np.ndarray
     weights: np.ndarray
     exact: np.ndarray
+    errors: np.ndarray
     below: np.ndarray
     above: np.ndarray
 
@@ -80,6 +92,7 @@ def read_density(
         nodes=nodes,
         weights=weights / weights.sum(),
         exact=column("exact", shared=False).astype(bool),
+        node_errors=column("errors", shared=False),
         cdf_lower=np.clip(np.cumsum(column("below")), 0.0, 1.0),
         cdf_upper=np.clip(np.cumsum(column("above")), 0.0, 1.0),
         support=(min(low, float(nodes[0])), max(high, float(nodes[-1]))),
@@ -139,23 +152,26 @@ def _samples(
         rest = np.where(exact, 0.0, segment.weights)
         if rest.sum() > 0:
             rest *= (left / n - counted.sum()) / rest.sum()
-        edges = None if segment.ended else _edges(krylov, values, atoms, low, high)
-        nodes, mass, sure, below, above = _with_bounds(values, rest + counted, exact, atoms, edges)
+        exclusion = None if segment.ended else Exclusion.of(krylov)
+        if exclusion is not None:
+            exclusion = exclusion.rounded(ROUNDOFFS_PER_PRODUCT * krylov.eps * krylov.of_start.norm)
+        points, below, above = bounds_of_rest(
+            values, segment.radii, rest, segment.weights, exact, counted, (low, high), exclusion, n
+        )
+        mass = rest + counted
         if likely:  # the bounds remain those of the weights that were sampled
-            counted = (
-                np.where(exact | (atoms & (left * segment.weights <= MAX_WEIGHT_OF_ONE * copies)), copies, 0.0) / n
-            )
-            rest = np.where(counted > 0, 0.0, rest)
+            few = exact | (atoms & (left * segment.weights <= MAX_WEIGHT_OF_ONE * copies))
+            counted, rest = np.where(few, copies, 0.0) / n, np.where(few, 0.0, rest)
             if rest.sum() > 0:
-                rest *= (left / n - counted.sum()) / rest.sum()
-                mass = _with_bounds(values, rest + counted, exact, atoms, edges)[1]
-        earlier = np.full(len(before), 1 / n)
+                mass = counted + rest * (left / n - counted.sum()) / rest.sum()
+        earlier, nothing = np.full(len(before), 1 / n), np.zeros(len(points))
         found.append(
             _Sample(
                 segment.width,
-                np.concatenate([before, nodes]),
-                np.concatenate([earlier, mass]),
-                np.concatenate([np.ones(len(before), bool), sure]),
+                np.concatenate([before, values, points]),
+                np.concatenate([earlier, mass, nothing]),
+                np.concatenate([np.ones(len(before), bool), exact, nothing.astype(bool)]),
+                np.concatenate([0 * earlier, np.where(atoms & (exclusion is not None), segment.radii, 0.0), nothing]),
                 np.concatenate([earlier, below]),
                 np.concatenate([earlier, above]),
             )
@@ -168,14 +184,15 @@ def _samples(
 class _Segment:
     """Ritz values of a segment, with those that coincide merged into one of several copies, and their weights.
 
-    ghosts: further copies that are about to appear at each value. near: the distance within which values of different
-    segments coincide.
+    ghosts: further copies that are about to appear at each value. radii: how near to each one nothing is known of where
+    its weight lies. near: the distance within which values of different segments coincide.
     """
 
     values: np.ndarray
     weights: np.ndarray
     residuals: np.ndarray
     copies: np.ndarray
+    radii: np.ndarray
     ghosts: np.ndarray
     width: int
     ended: bool
@@ -206,71 +223,37 @@ def _shown(values: np.ndarray, segment: _Segment) -> np.ndarray:
     return shown
 
 
-def _edges(
-    krylov: Krylov, values: np.ndarray, atoms: np.ndarray, low: float, high: float
-) -> tuple[float, float] | None:
-    """The interval of the distribution without its atoms: up to the first gap beyond the outermost other nodes."""
-    inside = np.flatnonzero(~atoms)
-    exclusion = Exclusion.of(krylov)
-    if not inside.size:
-        return None
-    ends = [low, high]
-    for side, node in ((0, inside[0]), (1, inside[-1])):
-        beyond = node + 2 * side - 1
-        if exclusion is not None and 0 <= beyond < len(values):
-            edge = exclusion.edge(float(values[node]), float(values[beyond]))
-            ends[side] = ends[side] if edge is None else edge
-    return ends[0], ends[1]
-
-
-def _with_bounds(
-    values: np.ndarray,
-    weights: np.ndarray,
-    exact: np.ndarray,
-    atoms: np.ndarray,
-    edges: tuple[float, float] | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes, weights, exact, and the steps of the lower and the upper bound on the distribution function.
-
-    An atom is an eigenvalue whose eigenvector is known: its whole weight lies there. Between any other node and the
-    next such node, the rest of the distribution lies between the sum of the weights before the first of the two and the
-    sum up to and including the second. The last weight is reached at the upper edge at the latest, the first may begin
-    at the lower edge. Without edges the space is invariant, and there is no quadrature error: both bounds are the
-    weights.
-    """
-    if edges is None:
-        return values, weights, exact, weights, weights
-    values = np.concatenate([values, edges])
-    weights = np.concatenate([weights, [0.0, 0.0]])
-    exact = np.concatenate([exact, [False, False]])
-    atoms = np.concatenate([atoms, [False, False]])
-    order = np.argsort(values, kind="stable")
-    values, weights, exact, atoms = values[order], weights[order], exact[order], atoms[order]
-    inside = np.flatnonzero(~atoms)  # from edge to edge
-    below, above = np.where(atoms, weights, 0.0), np.where(atoms, weights, 0.0)
-    below[inside[1:]] = weights[inside[:-1]]
-    above[inside[:-1]] = weights[inside[1:]]
-    return values, weights, exact, below, above
-
-
 def _merged(
     values: np.ndarray, weights: np.ndarray, residuals: np.ndarray, near: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ritz values that are closer than `near`, merged: their mean, weight, largest residual, and how many they are."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ritz values that are closer than `near`, merged.
+
+    Returns their mean, weight, largest residual, how many they are, and within which distance of the mean all are.
+    """
     first = np.flatnonzero(np.concatenate([[True], np.diff(values) > near]))
     copies = np.diff(np.concatenate([first, [len(values)]])).astype(float)
+    means = np.add.reduceat(values, first) / copies
     return (
-        np.add.reduceat(values, first) / copies,
+        means,
         np.add.reduceat(weights, first),
         np.maximum.reduceat(residuals, first),
         copies,
+        np.maximum.reduceat(np.abs(values - np.repeat(means, copies.astype(int))), first),
     )
 
 
 def _without_ghosts(
-    values: np.ndarray, weights: np.ndarray, residuals: np.ndarray, copies: np.ndarray, eps: float, near: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The nodes without ghosts: copies of a converged eigenvalue that are about to appear. Last, how many each one has.
+    values: np.ndarray,
+    weights: np.ndarray,
+    residuals: np.ndarray,
+    copies: np.ndarray,
+    spread: np.ndarray,
+    eps: float,
+    near: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The nodes without ghosts: copies of a converged eigenvalue that are about to appear.
+
+    Last, the radii, and how many ghosts each node has.
 
     Once an eigenvalue has converged, rounding introduces a copy: at first with almost none of the start's weight, and
     no farther from the first than its own residual. As a node it would make the first one appear not to be isolated.
@@ -279,7 +262,8 @@ def _without_ghosts(
     ghostly = (distances <= residuals[:, None]) & (residuals <= near) & (weights[:, None] <= eps * weights)
     kept = ~ghostly.any(1)
     ghosts = ghostly.sum(0)
-    return values[kept], weights[kept], residuals[kept], copies[kept], ghosts[kept]
+    radii = residuals + spread
+    return values[kept], weights[kept], residuals[kept], copies[kept], radii[kept], ghosts[kept]
 
 
 def _found(krylov: Krylov, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:

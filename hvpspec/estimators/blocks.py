@@ -17,7 +17,7 @@ The largest eigenvalue cannot be estimated in this way: Lanczos on the block mak
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +32,8 @@ from hvpspec.krylov.blocks import BlockRows
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Grams
 from hvpspec.krylov.vectors import inner, probes
-from hvpspec.options import SampledQuantity
-from hvpspec.results.blocks import BRACKET_WIDTH, Block
+from hvpspec.options import SampledQuantity, SpectrumOptions
+from hvpspec.results.blocks import BRACKET_WIDTH, Block, Blocks
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.validation import Tolerance
 
@@ -54,7 +54,7 @@ class BlockProbes:
     """Collects what the blocks need from the probes of a pass: small matrices only."""
 
     def __init__(self, shared: SharedPass, blocks: Sequence[BlockRows]) -> None:
-        self._shared = shared
+        self.shared = shared
         self.blocks = blocks
         self._basis_grams: tuple[int, list[np.ndarray]] = (-1, [])  # at which size of the basis, and the matrices
         if blocks:
@@ -62,7 +62,7 @@ class BlockProbes:
 
     def estimates(self, tolerance: Tolerance) -> list[tuple[Estimate, Estimate]]:
         """Trace and norm of each block; no HVP."""
-        shared = self._shared
+        shared = self.shared
         pool, known = shared.pool, shared.krylov.projection
         gathered: list[list[_BlockGrams]] = list(pool.gathered)
         if pool.numbers:
@@ -84,25 +84,25 @@ class BlockProbes:
         return found
 
     def _estimate(self, found: _ValueAndError, rounding: float, tolerance: Tolerance, norm: float) -> Estimate:
-        shared, value, error = self._shared, found[0], found[1] + rounding
+        shared, value, error = self.shared, found[0], found[1] + rounding
         fine = shared.dimension == 0 or error <= tolerance.allowed(value, norm)
         relative_to = tolerance.relative_to(value, norm)
         return Estimate(value, error, tolerance.confidence, fine, shared.hvps, shared.method, relative_to)
 
     def _known(self) -> np.ndarray:
-        known = self._shared.krylov.projection
+        known = self.shared.krylov.projection
         p = known.coupling.shape[1]
         return np.block([[known.T, known.coupling], [known.coupling.T, np.zeros((p, p))]])
 
     def _rows(self, block: BlockRows) -> Tensor:
         """W_b: shape (size, m + p), on the device."""
-        krylov = self._shared.krylov
+        krylov = self.shared.krylov
         frontier = block.take(krylov.frontier)
         return torch.cat([block.take(krylov.basis.matrix).to(frontier.device), frontier], 1)
 
     def _grams(self) -> list[np.ndarray]:
         """W_bᵀ W_b of each block; computed once for each size of the basis."""
-        m = self._shared.krylov.m
+        m = self.shared.krylov.m
         if self._basis_grams[0] != m:
             grams = []
             for block in self.blocks:
@@ -112,8 +112,8 @@ class BlockProbes:
         return self._basis_grams[1]
 
     def _gather(self, numbers: Sequence[int], images: Tensor) -> list[_BlockGrams]:
-        krylov = self._shared.krylov
-        drawn = probes(krylov.n, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
+        krylov = self.shared.krylov
+        drawn = probes(krylov.rows, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
         S, found = self._known(), []
         for block in self.blocks:
             omega, y, rows = block.take(drawn), block.take(images), self._rows(block)
@@ -205,3 +205,28 @@ def read_blocks(
         trace, norm = trace if "trace" in quantities else None, norm if "frobenius_norm" in quantities else None
         found.append(Block(block.name, block.size, trace, norm, end))
     return tuple(found)
+
+
+def measured_blocks(
+    probes: BlockProbes, options: SpectrumOptions, storage: Storage, left: Callable[[], float]
+) -> Iterator[tuple[float | None, Blocks]]:
+    """The products that are still to come, if that can be estimated, and the blocks, as they become known.
+
+    left: products that may be made now; they are divided equally among the blocks whose largest eigenvalue is to come.
+    """
+    shared, count = probes.shared, len(probes.blocks)
+    before = shared.hvps
+    largest: list[Bracket | None] = [None] * count
+
+    def known() -> Blocks:
+        found = read_blocks(probes, options.tolerance, quantities=options.sampled, largest=largest)
+        return Blocks(found, before, shared.hvps - before)
+
+    yield None, known()
+    for i, block in enumerate(probes.blocks if options.pairs else ()):
+        remaining = count - i
+        largest[i] = largest_of_block(
+            shared.A, block, seed=options.seed, storage=storage, confidence=options.confidence,
+            budget=left() / remaining,
+        )  # fmt: skip
+        yield (remaining - 1) * (shared.hvps - before) / (i + 1), known()

@@ -109,7 +109,7 @@ def condition(
     refine_k, threshold = check_count("refine_k", refine_k), check_rank_threshold(rank_threshold)
     run = Pass(A, options, callback=callback)
     run.measure()
-    if run.known.density is None:
+    if run.rest is None:
         raise InputError(f"max_hvps={max_hvps} leaves no product for the density; allow more.")
     known = _with_further_vectors(run, threshold, sums_rtol, counts_rtol)
     if not refine:
@@ -125,15 +125,15 @@ def _with_further_vectors(
 ) -> Condition:
     """The conditioning to within these tolerances, or as far as the budget allows."""
     shared, others = run.shared, list[Krylov]()
-    assert run.known.density is not None
-    density = run.known.density
+    assert run.rest is not None
+    density = run.rest
     known = _read(run, density, threshold, others)
     steps, already = len(shared.krylov.of_start.T), shared.hvps
     while not _reached(known, sums_rtol, counts_rtol):
         if counts_rtol is not None and quadrature_error(density) > density.error * _QUADRATURE_SHARE:
             steps *= 2
-        if shared.hvps - already + steps > shared.A.n:  # a basis of the whole space costs less, if it fits
-            steps = shared.A.n
+        if shared.hvps - already + steps > shared.krylov.n:  # a basis of the whole space costs less, if it fits
+            steps = shared.krylov.n
         if run.budget - shared.hvps < steps:
             break
         others.append(_another_space(run, steps, shared.krylov.drawn + len(others)))
@@ -141,14 +141,17 @@ def _with_further_vectors(
         density = _shared_density(run, others)
         known = _read(run, density, threshold, others)
         run.report("effective dimension", None)
-        if shared.hvps - already >= shared.A.n:
+        if shared.hvps - already >= shared.krylov.n:
             break
     return known
 
 
 def _another_space(run: Pass, steps: int, first_draw: int) -> Krylov:
     """From another random vector, with that many steps, or as many as fit in memory."""
-    space = SharedPass(run.shared.A, seed=run.options.seed, storage=run.storage, probes=False, first_draw=first_draw)
+    space = SharedPass(
+        run.shared.A, seed=run.options.seed, storage=run.storage, probes=False, first_draw=first_draw,
+        zero=run.shared.krylov.zero,
+    )  # fmt: skip
     for _ in range(min(steps, space.capacity)):
         space.extend(1)
     space.krylov.basis.release()

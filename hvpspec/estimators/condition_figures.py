@@ -9,13 +9,14 @@ any number of products, unless H + δI is definite: then the brackets of λ_max 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.bounds.spectral_sums import Function, spectral_sum
+from hvpspec.bounds.zero_rows import bracket_with_zero
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.results.condition import Condition, Definite
@@ -58,30 +59,35 @@ def read_condition(
 ) -> Condition:
     """The conditioning of H + damping · I.
 
+    It is that of the rows of H that are not zero, which basis and density are of. With a damping, H + damping · I as a
+    whole can be regular: the zero rows then enter as eigenvalues of exactly `damping`.
+
     rank_threshold: absolute; by default n · 2ε · ‖H‖₂, as is usual for dense matrices. pairs: the eigenpairs found; the
     bulk is all other eigenvalues. others: Krylov spaces from other random starts, for the sums over all eigenvalues.
     """
-    krylov, n, eps = shared.krylov, shared.A.n, shared.A.eps
+    krylov, n, eps = shared.krylov, shared.krylov.n, shared.A.eps
     ends = _extremes(krylov, confidence)
     values, zero = ends.values, ends.zero
+    judged = _with_zero(ends) if krylov.zeros and damping > 0 else ends
     ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)
     threshold = max(2 * eps * n * ends.size, zero) if rank_threshold is None else float(rank_threshold)
     below, above = int((values < -2 * zero).sum()), int((values > 2 * zero).sum())
     beyond = int((np.abs(values) > threshold + zero).sum())
     nothing = Estimate(0.0, 0.0, confidence, True, shared.hvps, "exact")
     reasons: dict[str, str] = {}
-    definite, kappa, nearest = _kappa(krylov, ends, damping, confidence)
+    definite, kappa, nearest = _kappa(krylov, judged, damping, confidence)
     if math.isinf(kappa.upper):
         reasons["kappa"] = "only a lower bound: products alone cannot show that no eigenvalue lies closer to zero"
     return Condition(
-        parameters=n,
+        parameters=shared.A.n,
+        zero_rows=krylov.zeros,
         damping=damping,
         confidence=confidence,
         zero=zero,
-        largest=bracket(ritz, exclusion, 1, confidence),
-        smallest=bracket(ritz, exclusion, -1, confidence),
+        largest=_whole(bracket(ritz, exclusion, 1, confidence), krylov, 1),
+        smallest=_whole(bracket(ritz, exclusion, -1, confidence), krylov, -1),
         norm=ends.norm,
-        negative=_within(density.count(density.support[0] - 1, -zero), below, n - above),
+        negative=_negative(density, zero, below, n - above),
         negative_at_least=below,
         negative_mass=_negative_mass(density, values, zero, shared.hvps),
         rank=_rank(density, threshold, beyond) if ends.size > 0 else nothing,
@@ -89,7 +95,7 @@ def read_condition(
         rank_threshold=threshold,
         definite=definite,
         nearest_zero=nearest,
-        nearest_range=_nearest_range(definite, ends, nearest, damping, confidence),
+        nearest_range=_nearest_range(definite, judged, nearest, damping, confidence),
         kappa=kappa,
         digits_lost=Bracket(math.log10(kappa.lower), math.log10(kappa.upper), confidence),
         digits=-math.log10(2 * eps),
@@ -99,7 +105,7 @@ def read_condition(
         reasons=reasons,
         **_of_trace_and_norm(shared, ends, confidence, pairs, reasons),
         **_sums(shared, (krylov, *others), damping, definite, confidence, reasons),
-        **_solvers(definite, kappa, ends.high, damping, n, confidence, reasons),
+        **_solvers(definite, kappa, judged.high, damping, n, confidence, reasons),
     )
 
 
@@ -111,6 +117,17 @@ def _extremes(krylov: Krylov, confidence: float) -> _Extremes:
     return _Extremes(ritz.values, zero, high, low, norm)
 
 
+def _with_zero(ends: _Extremes) -> _Extremes:
+    """The ends of a spectrum that has the eigenvalue 0 besides."""
+    low, high = bracket_with_zero(ends.low, -1), bracket_with_zero(ends.high, 1)
+    return replace(ends, values=np.append(ends.values, 0.0), high=high, low=low)
+
+
+def _whole(end: Bracket, krylov: Krylov, side: int) -> Bracket:
+    """λ_max (side 1) or λ_min (side −1) of H, its zero rows included."""
+    return bracket_with_zero(end, side) if krylov.zeros else end
+
+
 def _each_of_two(confidence: float) -> float:
     """The confidence of each of two intervals that hold together with probability `confidence`."""
     return (1 + confidence) / 2
@@ -120,6 +137,8 @@ def _kappa(krylov: Krylov, ends: _Extremes, damping: float, confidence: float) -
     """Whether H + δI is definite, its condition number, and an upper bound on the smallest |λ + δ|."""
     values, noise = ends.values, ends.zero
     nearest = float(np.linalg.svd(krylov.projection.shifted(damping), compute_uv=False)[-1]) + noise
+    if krylov.zeros and damping > 0:
+        nearest = min(nearest, damping)
     largest = max(float(np.abs(values + damping).max()) - noise, nearest)
     bottom, top = ends.low.lower + damping, ends.high.upper + damping
     definite: Definite = "unknown"
@@ -192,7 +211,7 @@ def _of_trace_and_norm(
     """What follows from trace and Frobenius norm, whose intervals and that of ‖H‖₂ hold together."""
     tolerance = Tolerance(1.0, 0.0, _each_of_two(confidence))
     square, trace = shared.estimate("frobenius_norm", tolerance), shared.estimate("trace", tolerance)
-    norm, n = ends.norm, shared.A.n
+    norm, n = ends.norm, shared.krylov.n
     if not math.isfinite(square.error) or not math.isfinite(trace.error):
         reason = "there were no probes: ask for the trace or the Frobenius norm, or allow more products"
         reasons |= dict.fromkeys(_PER_TRACE_AND_NORM, reason)
@@ -207,13 +226,13 @@ def _of_trace_and_norm(
     found: dict[str, Any] = {
         "stable_rank": Estimate.between((square.value / ends.size) ** 2, *stable, confidence, shared.hvps),
         "participation_ratio": Estimate.between((whole / square.value) ** 2, *shares, confidence, shared.hvps),
-        "bulk_count": n - k,
+        "bulk_count": shared.A.n - k,
     }
-    if pairs is None or k in (0, n):
+    if pairs is None or k in (0, shared.A.n):
         reason = "no eigenvalues were asked for" if k == 0 else "all eigenvalues are known"
         reasons |= dict.fromkeys(_PER_TRACE_AND_NORM[2:], reason)
         return found
-    return found | _bulk(trace, square, most, ends, pairs, n - k, confidence)
+    return found | _bulk(trace, square, most, ends, pairs, shared.A.n - k, confidence)
 
 
 def _bulk(
@@ -257,29 +276,55 @@ def _sums(
         return {}
     known = shared.sums(each)
 
-    def total(f: Function) -> Estimate:
+    def total(f: Function, of_zeros: float = 0.0) -> Estimate:
         value, error = spectral_sum(spaces, f, low, each, known)
-        return Estimate(value, error, confidence, math.isfinite(error), shared.hvps, "slq")
+        return Estimate(value + of_zeros, error, confidence, math.isfinite(error), shared.hvps, "slq")
 
-    exact = Estimate(float(shared.A.n), 0.0, confidence, True, shared.hvps, "exact")
+    zeros = shared.krylov.zeros
+    exact = Estimate(float(shared.krylov.n), 0.0, confidence, True, shared.hvps, "exact")
     return {
-        "log_determinant": total(lambda x: np.log(x + damping)),
+        "log_determinant": total(
+            lambda x: np.log(x + damping), zeros * math.log(damping) if zeros and damping > 0 else 0.0
+        ),
         "effective_dimension": total(lambda x: x / (x + damping)) if damping > 0 else exact,
     }
 
 
 def _rank(density: Density, threshold: float, at_least: int) -> Estimate:
-    small = density.count(-threshold, threshold)
+    small = density.count(np.nextafter(-threshold, -math.inf), threshold)
     least, most = (density.n - end for end in reversed(small.interval))
-    others = Estimate.between(density.n - small.value, least, most, small.confidence, small.hvps, small.method)
+    value = density.n * float(density.weights[np.abs(density.nodes) > _reach_to_zero(density, threshold)].sum())
+    value = min(max(value, least), most)
+    others = Estimate.between(value, least, most, small.confidence, small.hvps, small.method)
     return _within(others, at_least, density.n)
 
 
+def _negative(density: Density, zero: float, least: int, most: int) -> Estimate:
+    """The number of eigenvalues below −zero."""
+    found = density.count(density.support[0] - 1, np.nextafter(-zero, -math.inf))
+    low, high = found.interval
+    value = density.n * float(density.weights[density.nodes < -_reach_to_zero(density, zero)].sum())
+    value = min(max(value, low), high)
+    return _within(Estimate.between(value, low, high, found.confidence, found.hvps, found.method), least, most)
+
+
+def _reach_to_zero(density: Density, threshold: float) -> np.ndarray:
+    """How small a node's magnitude may be for its eigenvalues to be taken for zero: what is so near may be.
+
+    That is only for the estimate. The interval allows for either.
+    """
+    errors = 0.0 if density.node_errors is None else density.node_errors
+    reach: np.ndarray = np.maximum(threshold, errors)
+    return reach
+
+
 def _within(count: Estimate, least: float, most: float) -> Estimate:
-    """The count, limited by bounds that are certain."""
+    """The count, limited by bounds that are certain; where these contradict its interval, they replace it."""
     value = min(max(count.value, least), most)
-    low, high = count.interval
-    return Estimate.between(value, max(low, least), min(high, most), count.confidence, count.hvps, count.method)
+    low, high = max(count.interval[0], least), min(count.interval[1], most)
+    if low > high:
+        low, high = least, most
+    return Estimate.between(value, low, high, count.confidence, count.hvps, count.method)
 
 
 def _negative_mass(density: Density, ritz: np.ndarray, noise: float, hvps: int) -> Estimate:
@@ -292,6 +337,11 @@ def _negative_mass(density: Density, ritz: np.ndarray, noise: float, hvps: int) 
     lengths = np.diff(np.concatenate([starts, [0.0]]))
     lower, upper = density.cdf_bounds(starts)
     least = max(density.n * float(lower @ lengths), certain)
-    most = max(density.n * float(upper @ lengths), certain) + noise * density.n * float(upper[-1])
+    moved = (
+        0.0
+        if density.node_errors is None
+        else float(density.weights[density.exact] @ density.node_errors[density.exact])
+    )
+    most = max(density.n * (float(upper @ lengths) + moved), certain) + noise * density.n * float(upper[-1])
     value = max(density.n * float(density.weights @ np.maximum(-density.nodes, 0.0)), certain)
     return Estimate.between(value, least, most, density.confidence, hvps, "slq")

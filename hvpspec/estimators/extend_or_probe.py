@@ -13,12 +13,21 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.krylov.lanczos import Krylov
 from hvpspec.options import PILOT_PROBES, SampledQuantity
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance
 
 _STEPS_TO_MEASURE_GAIN = 6
+# A complement of this dimension is spanned rather than probed where more probes would leave too few products for that:
+# how many probes are needed is an estimate, and may turn out too small again and again.
+SMALL_COMPLEMENT = 8 * PILOT_PROBES
+_STEPS_TO_MEASURE_RATE = 3
+_ISOLATED_SHARE = 1e-2  # of the distance to the nearest other Ritz value: the residual of an isolated one, at most
+_MAX_STEPS_TO_SETTLE_ZERO = 12
 _PROBES_TOGETHER = 8  # that are multiplied at once
 # N g from which a step is made: below 1, since what is left is an estimate, and a missing step can cost much more.
 _LEAST_SAVING_PER_STEP = 0.8
@@ -55,12 +64,53 @@ def choose(shared: SharedPass, estimates: dict[SampledQuantity, Estimate], toler
     needed = {name: _needed(estimate, shared, tolerance) for name, estimate in estimates.items()}
     binding = max(needed, key=lambda name: needed[name])
     further = needed[binding] - probes
-    if fits and further >= dimension:
+    if fits and (further >= dimension or (dimension <= SMALL_COMPLEMENT and shared.spare < _PROBES_TOGETHER)):
         return Move("extend", 1, dimension)
     final = min(needed[binding], probes + left)
     if shared.can_extend and final * _gain(shared, further) > _LEAST_SAVING_PER_STEP:
         return Move("extend", 1, min(further, left))
     return Move("probe", int(min(_PROBES_TOGETHER, max(further, 1.0) // 1 + 1, left)), min(further, left))
+
+
+def distance_of_zero(krylov: Krylov) -> float:
+    """How far from settled it is whether an isolated Ritz value at 0 is an eigenvalue of 0: its residual in roundoffs.
+
+    1 or less where it is settled, or where there is no such Ritz value. Until then, rank and number of negative
+    eigenvalues are open by as many as that value stands for: the null space of a ReLU network, for example.
+    """
+    ritz = krylov.ritz()
+    nearest = int(np.argmin(np.abs(ritz.values)))
+    value, residual, noise = abs(ritz.values[nearest]), ritz.residuals[nearest], ritz.noise[nearest]
+    others = np.abs(np.delete(ritz.values, nearest) - ritz.values[nearest])
+    isolated = residual <= _ISOLATED_SHARE * float(others.min(initial=math.inf))
+    return float(residual / noise) if isolated and value <= residual and noise > 0 else 0.0
+
+
+class SettlingZero:
+    """Whether a few more steps will settle it.
+
+    The residual of an isolated value falls faster with each step, and to nothing where the space becomes invariant.
+    """
+
+    def __init__(self) -> None:
+        self._distances: list[float] = []
+        self._steps = 0
+
+    def worth_a_step(self, krylov: Krylov, otherwise_done: bool) -> bool:
+        """To be called after each step; counts those that are made for this alone."""
+        self._distances.append(distance_of_zero(krylov))
+        worth = otherwise_done and self._steps < _MAX_STEPS_TO_SETTLE_ZERO and self._falls()
+        self._steps += worth
+        return worth
+
+    def _falls(self) -> bool:
+        recent = self._distances[-_STEPS_TO_MEASURE_GAIN:]
+        if recent[-1] <= 1 or min(recent) <= 0:
+            return False
+        if len(recent) < _STEPS_TO_MEASURE_RATE:
+            return True
+        rate = (math.log(recent[0]) - math.log(recent[-1])) / (len(recent) - 1)
+        return rate > 0 and math.log(recent[-1]) <= 1.5 * rate * _MAX_STEPS_TO_SETTLE_ZERO
 
 
 def _needed(estimate: Estimate, shared: SharedPass, tolerance: Tolerance) -> float:

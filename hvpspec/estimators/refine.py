@@ -27,12 +27,14 @@ def refined(
     known: Condition, shared: SharedPass, *, k: int, budget: float, tol: float, seed: int, report: Callable[[], None]
 ) -> Condition:
     """The conditioning with the k eigenvalues nearest to −δ, as well as `budget` further products find them."""
-    k = min(k, shared.A.n)
+    k = min(k, shared.krylov.n)
+    zero = shared.krylov.zero
     pairs = _at_the_end(known, shared, tol) if k == 1 else None
     if pairs is None:
         pairs = nearest(
             shared.A, k, -known.damping, tol=tol, budget=budget, norm=known.norm.upper, seed=seed,
-            drawn=shared.krylov.drawn + _RESERVED_GAUSSIANS, first=_start(shared, k, known.damping), report=report,
+            drawn=shared.krylov.drawn + _RESERVED_GAUSSIANS, zero=None if zero is None else zero.cpu().numpy(),
+            first=_start(shared, k, known.damping), report=report,
         )  # fmt: skip
     if pairs is None:
         reason = f"{budget:,.0f} products were not enough for one round; allow more"

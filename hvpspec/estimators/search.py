@@ -31,8 +31,9 @@ from hvpspec.bounds.missed import (
     suspect,
 )
 from hvpspec.estimators.eigsh import Wanted, current, relative_residuals, worth_checking
+from hvpspec.estimators.extend_or_probe import SMALL_COMPLEMENT
 from hvpspec.estimators.shared_pass import SharedPass
-from hvpspec.krylov.lanczos import Krylov, Ritz, extend, favour, start
+from hvpspec.krylov.lanczos import Krylov, Ritz, confine, extend, favour, start
 from hvpspec.krylov.probes import Direction
 from hvpspec.options import PILOT_PROBES
 from hvpspec.results.eigenpairs import Eigenpairs
@@ -75,7 +76,7 @@ class Search:
         bounds = [images_within(pool.grams())] if pool.count else []
         exclusion = Exclusion.of(krylov)
         if exclusion is not None:
-            bounds.append(tuple(exclusion.beyond(PROBABILITY_OF_MISS, side) for side in (-1, 1)))
+            bounds.append((exclusion.beyond(PROBABILITY_OF_MISS, -1), exclusion.beyond(PROBABILITY_OF_MISS, 1)))
         for below, above in bounds:
             low, high = max(low, below), min(high, above)
         return low, high
@@ -92,6 +93,10 @@ class Search:
                 return
             found = self._suspect(pairs)
             if found is None:
+                return
+            if shared.dimension <= SMALL_COMPLEMENT and shared.spare <= PILOT_PROBES:
+                while self._left() > 0 and shared.can_extend:  # the whole space, while that is still possible
+                    shared.extend(1)
                 return
             if not proved(shared.A, shared.krylov, *found):
                 searches += 1
@@ -110,8 +115,8 @@ class Search:
             missed = self._by_lanczos(pairs)
             if missed is False:
                 continue
-            # One random vector shows one more copy of each eigenvalue. Where k are not enough, the tolerance is too large
-            # to tell the eigenvalues from the others, and every further vector would find some more.
+            # One random vector shows one more copy of each eigenvalue. Where k are not enough, the tolerance is too
+            # large to tell the eigenvalues from the others, and every further vector would find some more.
             if missed is None or not shared.can_extend or added == self._wanted.k:
                 self._given_up = True
                 break
@@ -184,7 +189,10 @@ class Search:
         shared = self._shared
         self._runs += 1
         drawn = shared.krylov.drawn + _RESERVED_GAUSSIANS + self._runs
-        return start(shared.A, seed=shared.krylov.seed, place=shared.place, drawn=drawn)
+        krylov = start(shared.A, seed=shared.krylov.seed, place=shared.place, drawn=drawn)
+        if shared.krylov.zero is not None:
+            confine(krylov, shared.krylov.zero)
+        return krylov
 
     def _on_complement(self, centre: float) -> Callable[[Tensor], Tensor]:
         """Multiplies by B + centre · P, which has its other eigenvalues where they do not matter."""
@@ -196,7 +204,8 @@ class Search:
             image: Any = shared.A @ (X - inside)
             for _ in range(2):
                 image = image - basis.combine(basis.inner(image))
-            return image + centre * inside
+            product: Tensor = image + centre * inside
+            return product
 
         return multiply
 

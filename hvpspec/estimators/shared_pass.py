@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hvpspec.bounds.copies import Sums
@@ -23,7 +24,7 @@ from hvpspec.bounds.data_error import BatchSpread
 from hvpspec.bounds.probe_intervals import Remainder
 from hvpspec.errors import InputError
 from hvpspec.krylov.basis import Storage
-from hvpspec.krylov.lanczos import add_random, extend, restart, start
+from hvpspec.krylov.lanczos import add_random, confine, extend, restart, start
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import MAX_LIVE_PROBES, Pool
 from hvpspec.krylov.vectors import warm_direction
@@ -70,10 +71,15 @@ class SharedPass:
         probes: bool = True,
         first_draw: int = 0,
         towards: Any = None,
+        zero: Tensor | None = None,
+        find_zero: bool = False,
     ) -> None:
         """block: random start vectors. k: eigenpairs for which there must be room. basis: whether it may grow.
 
-        first_draw: how many of the seed's first Gaussians are skipped. towards: vectors of a warm start.
+        first_draw: how many of the seed's first Gaussians are skipped. towards: vectors of a warm start. zero: rows of
+        H that are known to be zero, of which basis and probes are kept free. find_zero: whether the first product of
+        the basis is to show them: with a dense random vector, a row that is not zero is 0 there with probability 0, but
+        for rounding, and later products show that.
         """
         self.A = A
         self.gather: Callable[[Sequence[int], Tensor], Any] = lambda numbers, images: None
@@ -84,10 +90,13 @@ class SharedPass:
         self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2, probes=probes)
         self._start = partial(start, A, seed=seed, block=self.block, place=storage.place, drawn=first_draw)
         self._live, self._together = live, min(_BASIS_VECTORS_TOGETHER, 1 + room // 64)
+        self._zero, self._finds_zero = zero, find_zero and block == 1
         self._begin(warm_direction(towards, A.n, A.dtype, A.device))
 
     def _begin(self, towards: Tensor | None) -> None:
         self.krylov = self._start(towards=towards)
+        if self._zero is not None:
+            confine(self.krylov, self._zero)
         self.pool = Pool(self.krylov, self._live, self._together, lambda numbers, images: self.gather(numbers, images))
         self.spread = BatchSpread(self.A, self.krylov, self.pool)
         self.history: list[tuple[int, float, float]] = [(0, 0.0, 0.0)]
@@ -101,12 +110,24 @@ class SharedPass:
     @property
     def dimension(self) -> int:
         """Of the complement."""
-        return self.A.n - self.krylov.m
+        return self.krylov.n - self.krylov.m
 
     @property
     def can_extend(self) -> bool:
         """Whether the basis can grow without a restart."""
-        return self._grows and not self.pool.frozen and self.krylov.m < self.capacity
+        return self._grows and not self.pool.frozen and self.krylov.m < self.capacity and self.A.left > 0
+
+    @property
+    def spare(self) -> float:
+        """How many products may be spent on probes such that a basis of the whole space is still within the limit."""
+        return self.A.left - self.dimension if self.can_extend and self.capacity >= self.krylov.n else math.inf
+
+    def promise(self, further: float) -> None:
+        """Limits the products to those that a basis of the whole space takes, and `further` ones.
+
+        There is no limit where memory does not hold such a basis: only probes can then reach a tolerance.
+        """
+        self.A.limit = self._already + self.A.n + further if self.capacity >= self.A.n else math.inf
 
     # --- actions ------------------------------------------------------------------------------------------------
 
@@ -118,16 +139,19 @@ class SharedPass:
         without the given vectors, as only an undisturbed space can show that a warm start has missed nothing.
         """
         krylov = self.krylov
-        if krylov.warm and krylov.m + 1 > self.capacity < self.A.n:
+        if krylov.warm and krylov.m + 1 > self.capacity < krylov.n:
             self._begin(None)
             krylov = self.krylov
         width = min(krylov.frontier.shape[1], limit, self._width or limit)
-        if krylov.m + width > self.capacity < self.A.n:
+        if krylov.m + width > self.capacity < krylov.n:
             assert best is not None
             self._restart(best, width)
         elif self.pool.frozen:
             self.pool.clear()
-        step = extend(krylov, self.spread.multiply, width)
+        if self._finds_zero and not krylov.m and not krylov.warm:
+            step = extend(krylov, self._first_product(), width)
+        else:
+            step = extend(krylov, self._multiply, width)
         krylov.eps = self.A.eps  # products with finite differences may have shown it to be larger
         self.spread.extended(step)
         self.pool.follow(step)
@@ -137,7 +161,7 @@ class SharedPass:
     def probe(self, count: int) -> None:
         """`count` more probes, at one product each."""
         probes = self.pool.draw(count)
-        products = self.spread.multiply(probes)
+        products = self._multiply(probes)
         self.spread.probed(count)
         self.pool.add(probes, products)
 
@@ -146,9 +170,35 @@ class SharedPass:
 
         Further steps continue this one, one vector at a time; `favour` returns to the others.
         """
-        if self.krylov.m + self.krylov.frontier.shape[1] < self.A.n:
+        if self.krylov.m + self.krylov.frontier.shape[1] < self.krylov.n:
             add_random(self.krylov)
             self._width = 1
+
+    def _multiply(self, X: Tensor) -> Tensor:
+        products = self.spread.multiply(X)
+        if self._zero is not None:
+            wrong = self._zero & (products != 0).any(1)
+            if bool(wrong.any()):  # these rows were 0 in the first product by rounding alone
+                self._zero = self._zero & ~wrong
+                self.krylov.zero, self.krylov.zeros = self._zero, int(self._zero.sum())
+        return products
+
+    def _first_product(self) -> Callable[[Tensor], Tensor]:
+        """What multiplies the start: H g, made now, which shows the rows of H that are zero.
+
+        H g is also the product with g in the other rows alone, from which the space then starts.
+        """
+        self._finds_zero = False
+        product = self.spread.multiply(self.krylov.frontier)
+        zero = (product == 0).all(1)
+        exact = self.A.eps <= torch.finfo(self.A.dtype).eps  # finite differences may round small entries to 0
+        if exact and bool(zero.any()) and not bool(zero.all()):
+            self._zero = zero
+            factor = confine(self.krylov, zero)
+            product = product * factor
+            self.spread.scaled(factor)
+            self.pool.confine()
+        return lambda X: product
 
     def _restart(self, best: Callable[[np.ndarray, int], np.ndarray], width: int) -> None:
         self.pool.clear()

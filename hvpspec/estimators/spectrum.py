@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from hvpspec.bounds.quadrature import quadrature_error, read_density
+from hvpspec.bounds.zero_rows import density_with_zeros, pairs_with_zeros
 from hvpspec.errors import InputError
-from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
+from hvpspec.estimators.blocks import BlockProbes, measured_blocks
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.density import ritz_range
 from hvpspec.estimators.eigsh import (
@@ -25,7 +26,7 @@ from hvpspec.estimators.eigsh import (
     steps_to_tolerance,
     worth_checking,
 )
-from hvpspec.estimators.extend_or_probe import choose, ends
+from hvpspec.estimators.extend_or_probe import SettlingZero, choose, ends
 from hvpspec.estimators.refine import refined
 from hvpspec.estimators.search import Search
 from hvpspec.estimators.shared_pass import SharedPass
@@ -43,12 +44,12 @@ from hvpspec.options import (
     refinement_hvps,
     verification_hvps,
 )
-from hvpspec.results.blocks import Blocks
+from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
-from hvpspec.results.estimate import Bracket
 from hvpspec.results.spectrum import Progress, Spectrum
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
+FURTHER_HVPS = 2 * PILOT_PROBES  # beyond the n that a basis of the whole space takes: the ceiling of a run
 _RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
 
 
@@ -183,7 +184,7 @@ class Pass:
         self.shared = SharedPass(
             operator, seed=options.seed, block=options.block_size, storage=self.storage,
             k=self.k if options.pairs else 1, probes=bool(options.sampled),
-            towards=start if options.pairs and not options.density else None,
+            towards=start if options.pairs and not options.density else None, find_zero=True,
         )  # fmt: skip
         if options.sampled and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
@@ -193,33 +194,36 @@ class Pass:
         self.afterwards = refinement_hvps(options)
         self.start = time.perf_counter()
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
+        self.rest: Density | None = None  # of the rows that are not zero
         self.known = Spectrum(
-            operator.n,
-            None,
-            None,
-            None,
-            0,
-            0.0,
-            complete=False,
-            asked=options.quantities,
-            predicted=predicted,
+            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
             which=options.which,
-        )
+        )  # fmt: skip
 
     @property
     def left(self) -> float:
         """Products of the budget that may be made now."""
-        return self.budget - self.shared.hvps - self.checks - self.reserved
+        return min(self.budget - self.shared.hvps - self.reserved, self.shared.A.left) - self.checks
 
     def report(self, stage: str, further: float | None, **found: Any) -> None:
         """Updates what is known and calls the callback. further: products still to come, if that can be estimated."""
         hvps = self.shared.hvps
+        if "eigenpairs" in found:
+            found["eigenpairs"] = self._with_zeros(found["eigenpairs"])
         self.known = replace(self.known, **found, hvps=hvps, seconds=time.perf_counter() - self.start)
         if self.callback is not None:
             expected = None
             if further is not None and math.isfinite(further):
                 expected = int(min(hvps + math.ceil(further) + self.checks, self.budget)) + self.afterwards
             self.callback(Progress(stage, hvps, expected, self.known))
+
+    def _with_zeros(self, pairs: Eigenpairs) -> Eigenpairs:
+        """The eigenpairs with those of zero rows. Of largest magnitude, these are only where there are no others."""
+        zero = self.shared.krylov.zero
+        if zero is None:
+            return pairs
+        k = len(pairs.values) if self.wanted.which == "LM" and self.shared.dimension else self.k
+        return pairs_with_zeros(pairs, zero.cpu().numpy(), k, self.wanted.choose)
 
     def report_refinement(self) -> None:
         self.report("nearest to zero", None)
@@ -234,6 +238,7 @@ class Pass:
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""
         options, shared, predicted = self.options, self.shared, self.known.predicted or 0
+        shared.promise(FURTHER_HVPS + self.checks)
         shared.A.expect(predicted)
         self.report("plan", predicted - self.checks - self.afterwards)
         if options.pairs:
@@ -254,15 +259,16 @@ class Pass:
             # The probes are there to show copies: where they are made, a set of which that is not shown is not final.
             pairs = replace(pairs, converged=pairs.converged and (pairs.all_copies or not options.sampled))
             checked = self.wanted if self.checks and len(chosen) == self.k else None
-            self.known = replace(self.known, eigenpairs=finish(shared, pairs, chosen, ritz, checked))
+            self.known = replace(self.known, eigenpairs=self._with_zeros(finish(shared, pairs, chosen, ritz, checked)))
         if options.sampled:
             self.known = replace(self.known, **self._estimates())
-        if self.known.density is not None:
+        if self.rest is not None:
             condition = read_condition(
-                shared, self.known.density, confidence=options.confidence, damping=options.damping,
+                shared, self.rest, confidence=options.confidence, damping=options.damping,
                 pairs=self.known.eigenpairs,
             )  # fmt: skip
             self.known = replace(self.known, condition=condition)
+        shared.A.limit = math.inf  # blocks, a refinement and further vectors have budgets of their own
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""
@@ -277,23 +283,10 @@ class Pass:
         self.known = replace(self.known, condition=sharper)
 
     def measure_blocks(self) -> None:
-        """The blocks; the rest of the budget is divided equally among those whose largest eigenvalue is to come."""
-        options, count, before = self.options, len(self.blocks), self.shared.hvps
+        """The blocks, from the rest of the budget."""
         self.reserved = 0.0
-        largest: list[Bracket | None] = [None] * count
-
-        def known(largest: Sequence[Bracket | None]) -> Blocks:
-            found = read_blocks(self.block_probes, self.tolerance, quantities=options.sampled, largest=largest)
-            return Blocks(found, before, self.shared.hvps - before)
-
-        self.report("blocks", None, blocks=known(largest))
-        for i, block in enumerate(self.blocks if options.pairs else ()):
-            remaining = count - i
-            largest[i] = largest_of_block(
-                self.shared.A, block, seed=options.seed, storage=self.storage, confidence=options.confidence,
-                budget=self.left / remaining,
-            )  # fmt: skip
-            self.report("blocks", (remaining - 1) * (self.shared.hvps - before) / (i + 1), blocks=known(largest))
+        for further, blocks in measured_blocks(self.block_probes, self.options, self.storage, lambda: self.left):
+            self.report("blocks", further, blocks=blocks)
 
     def _find_eigenpairs(self) -> None:
         shared = self.shared
@@ -346,15 +339,18 @@ class Pass:
         if shared.krylov.m == 0:
             return
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
+        to_zero = SettlingZero()
         while True:
             sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
             density = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
             width = ritz_range([shared.krylov])
             fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or shared.dimension == 0
-            self.report("density", None, density=replace(density, converged=fine))
+            self.rest = replace(density, converged=fine)
+            self.report("density", None, density=density_with_zeros(self.rest, shared.krylov.zeros))
             # After a restart or with a second start vector, the quadrature remains that of the first space. If the
             # space has become invariant meanwhile, it must show again that it has all copies of the eigenvalues found.
             done = fine and (not found or converged(shared.krylov, self.wanted))
+            done &= not to_zero.worth_a_step(shared.krylov, done)
             if done or self.left <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
                 return
             shared.extend(int(min(shared.block, self.left)))

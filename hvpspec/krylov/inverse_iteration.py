@@ -67,6 +67,7 @@ def nearest(
     norm: float,
     seed: int,
     drawn: int,
+    zero: np.ndarray | None = None,
     first: tuple[np.ndarray, np.ndarray] | None = None,
     report: Callable[[], None] = lambda: None,
 ) -> Eigenpairs | None:
@@ -77,7 +78,8 @@ def nearest(
 
     An eigenvalue lies within `error` of each value, for certain; that none lies nearer to the shift is not certain.
     tol: of the residual relative to the distance |θ − shift|; rounding errors are allowed in any case. norm: ‖A‖₂.
-    drawn: the number of the first Gaussian of the seed to start from. report: called after each round. None is returned
+    drawn: the number of the first Gaussian of the seed to start from. zero: rows of A that are known to be zero, whose
+    eigenvalues of 0 are left out. report: called after each round. None is returned
     where the budget does not allow one round.
     """
     product = ShiftedProducts(A, shift, budget)
@@ -87,7 +89,8 @@ def nearest(
     reached = norm
     if first is None:
         draws = [gaussian(A.n, drawn + i, seed=seed, dtype=torch.float64, device=torch.device("cpu")) for i in range(k)]
-        X = np.linalg.qr(torch.cat(draws, 1).numpy())[0]
+        start = torch.cat(draws, 1).numpy()
+        X = np.linalg.qr(start if zero is None else np.where(zero[:, None], 0.0, start))[0]
     else:
         X, AX, found = _extracted(*first, shift, tol, floor)
         reached = max(float(found.residuals.max()), floor)

@@ -102,6 +102,9 @@ class Krylov:
     `undisturbed` is the projection before the first restart or added vector: after that, the space is no longer the
     Krylov space of its start, on which certificates and quadrature rely. `share` is the random part of the start:
     s = share · ĝ + a, where ĝ is a random unit vector and a, which is zero in a cold start, does not depend on it.
+
+    zero: which rows of H are known to be zero (n_rows,). The space is then that of the other rows: all vectors are 0 in
+    these, and n is the number of the others.
     """
 
     basis: Basis
@@ -112,6 +115,8 @@ class Krylov:
     drawn: int = 0
     undisturbed: Projection | None = field(default=None)
     share: float = 1.0
+    zero: Tensor | None = None
+    zeros: int = 0
 
     @property
     def of_start(self) -> Projection:
@@ -129,6 +134,11 @@ class Krylov:
 
     @property
     def n(self) -> int:
+        return self.rows - self.zeros
+
+    @property
+    def rows(self) -> int:
+        """The length of the vectors."""
         return self.basis.matrix.shape[0]
 
     @property
@@ -202,6 +212,19 @@ def extend(krylov: Krylov, multiply: Callable[[Tensor], Tensor], width: int | No
     if krylov.frontier.shape[1] == 0 and krylov.m < krylov.n:
         _open_segment(krylov, 1)
     return step
+
+
+def confine(krylov: Krylov, zero: Tensor) -> float:
+    """Confines an empty space to the rows of H that are not zero; the factor by which its start vector has grown."""
+    krylov.zero, krylov.zeros = zero, int(zero.sum())
+    inside = outside_of(zero, krylov.frontier)
+    krylov.frontier = normalised(inside)
+    return 1 / _length(inside)
+
+
+def outside_of(zero: Tensor | None, X: Tensor) -> Tensor:
+    """X with 0 in the rows that are known to be zero."""
+    return X if zero is None else X.masked_fill(zero[:, None], 0.0)
 
 
 def add_random(krylov: Krylov) -> None:
@@ -331,7 +354,8 @@ def _open_segment(krylov: Krylov, width: int) -> None:
 def _draw(krylov: Krylov) -> Tensor:
     """A new random unit vector orthogonal to basis and frontier, shape (n, 1)."""
     like = krylov.frontier
-    vector = normalised(gaussian(krylov.n, krylov.drawn, seed=krylov.seed, dtype=like.dtype, device=like.device))
+    vector = gaussian(krylov.rows, krylov.drawn, seed=krylov.seed, dtype=like.dtype, device=like.device)
+    vector = normalised(outside_of(krylov.zero, vector))
     krylov.drawn += 1
     for _ in range(2):  # the second pass removes errors that normalising a short remainder has magnified
         orthogonalise(krylov.basis, krylov.frontier, vector)

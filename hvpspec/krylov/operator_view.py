@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -53,7 +54,8 @@ class Symmetric:
     """A symmetric operator as the estimators see it: `multiply` takes and returns tensors of shape (n, b).
 
     folds: of the batches, for a DataOperator; 0 where the product cannot be split. noise: the relative error that
-    products have shown so far, beyond rounding. expect: see DataOperator.
+    products have shown so far, beyond rounding. expect: see DataOperator. limit: how many products may be made; what
+    would be beyond is refused here, where products are counted, whoever asks for it.
     """
 
     n: int
@@ -65,6 +67,12 @@ class Symmetric:
     multiply_by_folds: _ByFolds | None = None
     noise: Callable[[], float] = lambda: 0.0
     expect: Callable[[int], None] = lambda products: None
+    limit: float = math.inf
+
+    @property
+    def left(self) -> float:
+        """How many more products may be made."""
+        return self.limit - self.hvps
 
     @property
     def eps(self) -> float:
@@ -75,15 +83,21 @@ class Symmetric:
         return max(float(torch.finfo(self.dtype).eps) / 2, self.noise() / ROUNDOFFS_PER_PRODUCT)
 
     def __matmul__(self, X: Tensor) -> Tensor:
+        self._count(X)
         return self._checked(X, self.multiply(X))
 
     def by_folds(self, X: Tensor, receive: Callable[[int, float, Tensor], None]) -> Tensor:
         """The product; `receive` is called with the number, the weight and the product of each fold of the batches."""
         assert self.multiply_by_folds is not None
+        self._count(X)
         return self._checked(X, self.multiply_by_folds(X, self.folds, receive))
 
-    def _checked(self, X: Tensor, product: Tensor) -> Tensor:
+    def _count(self, X: Tensor) -> None:
+        if X.shape[1] > self.left:
+            raise RuntimeError(f"{X.shape[1]} products asked for, where the promised ceiling leaves {self.left:g}.")
         self.hvps += X.shape[1]
+
+    def _checked(self, X: Tensor, product: Tensor) -> Tensor:
         if product.shape != X.shape:
             raise InputError(
                 f"the operator returned shape {tuple(product.shape)} for {tuple(X.shape)}; the two must be equal."

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.krylov.basis import Basis
-from hvpspec.krylov.lanczos import Krylov, Step, orthogonalise
+from hvpspec.krylov.lanczos import Krylov, Step, orthogonalise, outside_of
 from hvpspec.krylov.operator_view import refuse_asymmetric
 from hvpspec.krylov.vectors import inner, probes
 
@@ -84,7 +84,7 @@ class Pool:
 
     def clear(self) -> None:
         """Drops all probes. The next ones have new numbers."""
-        self._probes = self._krylov.frontier.new_empty(self._krylov.n, 0)
+        self._probes = self._krylov.frontier.new_empty(self._krylov.rows, 0)
         self._images = self._probes
         self._pending: list[Step] = []
         self.numbers: list[int] = []
@@ -126,8 +126,12 @@ class Pool:
         numbers = range(self._drawn, self._drawn + count)
         self._drawn += count
         like = krylov.frontier
-        drawn = probes(krylov.n, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
-        return _complement(krylov.basis, drawn)[0]
+        drawn = probes(krylov.rows, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
+        return _complement(krylov.basis, outside_of(krylov.zero, drawn))[0]
+
+    def confine(self) -> None:
+        """Confines probes made before it was known which rows of H are zero; their images are the same."""
+        self._probes, self._live = outside_of(self._krylov.zero, self.probes), None
 
     def add(self, probes: Tensor, products: Tensor) -> None:
         """Adds probes w with their products H w. Raises InputError if these contradict symmetry."""

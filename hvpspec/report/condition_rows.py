@@ -62,6 +62,11 @@ def extreme_rows(found: Condition) -> list[Row]:
 def condition_notes(found: Condition) -> list[str]:
     """What the errors mean, and why a quantity is not there: one sentence for those that share a reason."""
     notes = [f"errors and ranges hold with {percent(found.confidence)} probability each, or for certain where noted"]
+    if found.zero_rows:
+        rest = f"rank and counts of signs are of the other {found.parameters - found.zero_rows:,}"
+        if not found.damping:
+            rest = f"{rest}, as are condition number and smallest |λ|"
+        notes.append(f"{found.zero_rows:,} of the {found.parameters:,} rows of H are exactly zero; {rest}")
     missing: dict[str, list[str]] = {}
     for name, reason in found.reasons.items():
         if name != "kappa":  # its lower bound is there

@@ -126,7 +126,7 @@ def _outward(bracket: Bracket, side: int) -> str:
 
 def _density_note(density: Density) -> str:
     width = density.support[1] - density.support[0]
-    nodes = counted(len(density.nodes), "node")
+    nodes = counted(density.weighted_nodes, "node")
     if not width > 0 or math.isinf(width):
         return f"density: {nodes}"
     share = rounded(100 * density.error / width, 1)

@@ -89,6 +89,10 @@ class Condition(Stored):
         A lower bound on the numerical rank which is certain.
     refined : Eigenpairs or None
         The eigenvalues of H nearest to −δ, where a refinement was asked for.
+    zero_rows : int
+        Rows of H that are exactly zero, such as those of embeddings that no batch uses or of dead units: as many
+        eigenvalues of 0. Rank, `kappa`, `nearest_zero` and `definite` are of the other rows; with a damping, for which
+        H + δI as a whole can be regular, the zero rows enter as eigenvalues of exactly δ.
     reasons : dict of str to str
         Why a quantity is None, by its name.
 
@@ -136,6 +140,7 @@ class Condition(Stored):
     nearest_range: Bracket | None = None
     rank_at_least: int | None = None
     refined: Eigenpairs | None = None
+    zero_rows: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -47,6 +47,8 @@ class Density(Stored):
         Matrix-vector products that it cost.
     converged : bool
         Whether the tolerance asked for was reached.
+    node_errors : ndarray of float64, shape (m,), or None
+        How far the eigenvalues of an isolated node may be from it; 0 at other nodes. None in files of older versions.
     sure_lower, sure_upper : ndarray of float64, shape (m,), or None
         Bounds on the distribution function of all eigenvalues that hold for certain, since Ritz values interlace with
         eigenvalues. None in files of older versions.
@@ -76,12 +78,13 @@ class Density(Stored):
     confidence: float
     hvps: int
     converged: bool = True
+    node_errors: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
     sure_lower: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
     sure_upper: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "nodes", "weights", "exact", "cdf_lower", "cdf_upper", "support", "n", "samples", "confidence", "hvps",
-        "converged", "error", "sure_lower", "sure_upper",
+        "converged", "error", "node_errors", "sure_lower", "sure_upper",
     )  # fmt: skip
 
     def cdf(self, x: ArrayLike) -> NDArray[np.float64]:
@@ -116,10 +119,12 @@ class Density(Stored):
         outside = (x < self.support[0]) | (x > self.support[1])
         lower = self._step(self.cdf_lower, x)
         upper = self._step(self.cdf_upper, x)
-        whole = self._step(np.cumsum(np.where(self.exact, self.weights, 0.0)), x)
-        whole = np.minimum(whole, lower)  # the exact part, in which nothing is random
-        lower = whole + self._true_share(lower - whole, -1)
-        upper = whole + self._true_share(upper - whole, 1)
+        sure = np.where(self.exact, self.weights, 0.0)  # the exact part, in which nothing is random
+        whole = np.minimum(self._step(np.cumsum(sure), x), lower)
+        errors = np.zeros(len(sure)) if self.node_errors is None else np.where(self.exact, self.node_errors, 0.0)
+        below, above = (_sums_up_to(x, self.nodes + side * errors, sure) for side in (1, -1))
+        lower = below + self._true_share(lower - whole, -1)
+        upper = above + self._true_share(upper - whole, 1)
         if self.sure_lower is not None and self.sure_upper is not None:
             lower = np.maximum(lower, self._step(self.sure_lower, x))
             upper = np.minimum(upper, self._step(self.sure_upper, x))
@@ -197,6 +202,11 @@ class Density(Stored):
         return x, curves @ self.weights
 
     @property
+    def weighted_nodes(self) -> int:
+        """How many nodes stand for eigenvalues. The others mark where a bound changes."""
+        return int(np.count_nonzero(self.weights))
+
+    @property
     def error(self) -> float:
         """A bound on the Wasserstein-1 distance to the true distribution, ∫ |cdf − true cdf| dx, at `confidence`.
 
@@ -206,11 +216,12 @@ class Density(Stored):
         ends = np.concatenate([self.nodes, [self.support[1]]])
         lower, upper = self.cdf_bounds(starts)
         value = self.cdf(starts)
-        return float(np.maximum(upper - value, value - lower) @ np.maximum(ends - starts, 0.0))
+        moved = 0.0 if self.node_errors is None else float(self.weights[self.exact] @ self.node_errors[self.exact])
+        return float(np.maximum(upper - value, value - lower) @ np.maximum(ends - starts, 0.0)) + moved
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"
-        nodes = f"{counted(len(self.nodes), 'node')} from {self.nodes[0]:.5g} to {self.nodes[-1]:.5g}"
+        nodes = f"{counted(self.weighted_nodes, 'node')} from {self.nodes[0]:.5g} to {self.nodes[-1]:.5g}"
         error = f"error {self.error:.2g} ({self.confidence:g})"
         return f"<Density of {self.n:,} eigenvalues: {nodes}, {error}, {state}, {counted(self.hvps, 'HVP')}>"
 
@@ -239,3 +250,13 @@ class Density(Stored):
             low, high = np.where(below, p, low), np.where(below, high, p)
         p = np.where((q <= 0) | (q >= 1), q, (low + high) / 2)
         return mass * p
+
+
+def _sums_up_to(
+    x: NDArray[np.float64], places: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The sum of the weights whose places are ≤ x, at each x."""
+    order = np.argsort(places, kind="stable")
+    sums = np.concatenate([[0.0], np.cumsum(weights[order])])
+    found: NDArray[np.float64] = sums[np.searchsorted(places[order], x, side="right")]
+    return found

@@ -130,7 +130,7 @@ class Spectrum(Stored):
                     lines.append(f"    {end}    {bracket}")
             return lines
         if isinstance(quantity, Density):
-            return [f"  density         {counted(len(quantity.nodes), 'node')}, error {quantity.error:.2g}"]
+            return [f"  density         {counted(quantity.weighted_nodes, 'node')}, error {quantity.error:.2g}"]
         return [f"  {name:<15} {'not reached' if quantity is None else quantity}"]
 
     def _repr_html_(self) -> str:

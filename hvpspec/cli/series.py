@@ -21,7 +21,7 @@ from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import inspect, load, made_by, read, refuse, trust, zero_hessian_refused
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.estimators.track import track
+from hvpspec.runs.track import track
 from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance

@@ -161,7 +161,7 @@ class Search:
         shared, interval = self._shared, self._interval(pairs)
         steps = min(
             max(_LEAST_STEPS, shared.krylov.m),
-            shared.capacity - shared.krylov.m if shared.capacity < shared.A.n else math.inf,
+            self._room(),
             shared.A.n + 2 * PILOT_PROBES - shared.hvps,
             self._left(),
         )
@@ -179,6 +179,15 @@ class Search:
                 self._lanczos = (shared.krylov.m, _ends(ritz, exclusion, points))
                 return False
         return None
+
+    def _room(self) -> int:
+        """How many vectors memory holds besides the basis; where there are too few, probes are reduced to Grams."""
+        shared = self._shared
+        room = shared.capacity - shared.krylov.m
+        if room < _LEAST_STEPS and shared.capacity < shared.A.n:
+            room += 2 * len(shared.pool.numbers)
+            shared.pool.retire()
+        return room
 
     def _start_on_complement(self) -> Krylov:
         shared = self._shared

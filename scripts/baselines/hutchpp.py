@@ -43,6 +43,8 @@ class HutchPlusPlus:
             self._products = self._products - HX @ along
             self._basis, self._images = torch.cat([self._basis, X], 1), torch.cat([self._images, HX], 1)
         count = size or int(min(left, 2))
+        if count == 0:
+            return 0
         g = self._draw(count)
         for _ in range(2):
             g = g - self._basis @ inner(self._basis, g).to(g.dtype)

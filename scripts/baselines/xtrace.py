@@ -69,6 +69,7 @@ class XTrace:
         H = inner(self._basis, self._images).cpu().numpy()
         W = inner(self._basis, self._tests).cpu().numpy()
         R = inner(self._basis, self._sketch).cpu().numpy()
-        S = np.linalg.pinv(R).T  # columns R⁻ᵀ e_i; a rank-deficient sketch has none for what it lacks
-        lengths = np.linalg.norm(S, axis=0)
-        return H, W, S / np.where(lengths > 0, lengths, 1.0), R
+        if np.linalg.matrix_rank(R) < len(R):  # the others span the same space without any one of the vectors
+            return H, W, np.zeros_like(R), R
+        S = np.linalg.inv(R).T
+        return H, W, S / np.linalg.norm(S, axis=0), R

@@ -21,7 +21,6 @@ from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import inspect, load, made_by, read, refuse, trust, zero_hessian_refused
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.runs.track import track
 from hvpspec.objective.objective import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
@@ -31,6 +30,7 @@ from hvpspec.results.tracked import Tracked
 from hvpspec.runs.checkpoint_order import find_checkpoints, natural, step_in
 from hvpspec.runs.series_rows import row as row_of
 from hvpspec.runs.series_store import ELSEWHERE, Series
+from hvpspec.runs.track import track
 
 
 @dataclass(frozen=True)

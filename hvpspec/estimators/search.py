@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -75,7 +74,7 @@ class Search:
         bounds = [images_within(pool.grams())] if pool.count else []
         exclusion = Exclusion.of(krylov)
         if exclusion is not None:
-            bounds.append(tuple(exclusion.beyond(PROBABILITY_OF_MISS, side) for side in (-1, 1)))
+            bounds.append((exclusion.beyond(PROBABILITY_OF_MISS, -1), exclusion.beyond(PROBABILITY_OF_MISS, 1)))
         for below, above in bounds:
             low, high = max(low, below), min(high, above)
         return low, high
@@ -202,10 +201,11 @@ class Search:
         def multiply(X: Tensor, /) -> Tensor:
             basis = shared.krylov.basis
             inside = basis.combine(basis.inner(X))
-            image: Any = shared.A @ (X - inside)
+            image: Tensor = shared.A @ (X - inside)
             for _ in range(2):
                 image = image - basis.combine(basis.inner(image))
-            return image + centre * inside
+            result: Tensor = image + centre * inside
+            return result
 
         return multiply
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from baselines.hutchpp import mean_error, root
+from baselines.hutchpp import mean_error, orthonormal, root
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.vectors import column_inner, gaussian, inner, orthonormal
+from hvpspec.krylov.vectors import column_inner, gaussian, inner
 
 _BLOCK = 4  # test vectors that are added together
 

@@ -109,8 +109,8 @@ class Search:
             missed = self._by_lanczos(pairs)
             if missed is False:
                 continue
-            # One random vector shows one more copy of each eigenvalue. Where k are not enough, the tolerance is too large
-            # to tell the eigenvalues from the others, and every further vector would find some more.
+            # One random vector shows one more copy of each eigenvalue. Where k are not enough, the tolerance is too
+            # large to tell the eigenvalues from the others, and every further vector would find some more.
             if missed is None or not shared.can_extend or added == self._wanted.k:
                 self._given_up = True
                 break

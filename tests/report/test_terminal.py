@@ -61,8 +61,8 @@ def test_table_and_shortfalls():
     accurate = Eigenpairs(np.array([3.0, -1.0]), None, np.zeros(2), np.zeros(2), False, 12)
     notes = shortfalls(Spectrum(7, accurate, trace, None, 52, 1.5, True), rtol=0.01, tol=1e-3)
     assert notes[0] == (
-        "It is not shown that no eigenvalue is missing, such as a copy of one of those found. More products (--max-hvps) "
-        "would show it."
+        "It is not shown that no eigenvalue is missing, such as a copy of one of those found. "
+        "More products (--max-hvps) would show it."
     )
     assert "±4.00%, not to the ±1.00%" in notes[1]
     exact = Estimate(12.5, 1e-15, 0.95, True, 40, "exact")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from hvpspec.estimators.solve import solve
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
-    from hvpspec.estimators.track import track
     from hvpspec.objective.losses import LossValue
     from hvpspec.objective.parameters import ParameterSpace
     from hvpspec.operators.dense import derivative, hessian
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from hvpspec.results.solution import Solution
     from hvpspec.results.spectrum import Progress, Spectrum
     from hvpspec.results.tracked import Tracked
+    from hvpspec.runs.track import track
 
     __version__: str
 
@@ -74,7 +74,7 @@ _PLACES = {
     "spectral_density": "estimators.density",
     "spectrum": "estimators.spectrum",
     "trace": "estimators.trace",
-    "track": "estimators.track",
+    "track": "runs.track",
 }
 
 __all__ = [

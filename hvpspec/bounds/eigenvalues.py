@@ -177,6 +177,25 @@ def bracket(ritz: Ritz, exclusion: Exclusion | None, side: int, confidence: floa
     return Bracket(lower, upper, confidence)
 
 
+def counted_within(ritz: Ritz, coupling: np.ndarray, chosen: np.ndarray, rest: tuple[float, float]) -> np.ndarray:
+    """For which chosen Ritz values H has no more eigenvalues beyond θ ∓ ‖r‖ than T; B's spectrum lies in `rest`.
+
+    H − t has as many positive eigenvalues as T − t and B − Cᵀ(T − t)⁻¹C − t together. The latter has none if the upper
+    end of B, raised by the largest eigenvalue of −Cᵀ(T − t)⁻¹C, is below t; likewise at the lower end.
+    """
+    coupled = coupling.T @ ritz.coefficients
+    counted = np.zeros(len(chosen), bool)
+    for number, i in enumerate(chosen):
+        for side, end in ((1, rest[1]), (-1, rest[0])):
+            t = ritz.values[i] - side * ritz.residuals[i]
+            distances = side * (ritz.values - t)
+            if not side * (t - end) > 0 or not distances.all():
+                continue
+            raised = np.linalg.eigvalsh(-(coupled / distances) @ coupled.T) if len(coupled) else np.zeros(1)
+            counted[number] |= side * (t - end) > max(float(raised[-1]), 0.0)
+    return counted
+
+
 def isolated_errors(
     exclusion: Exclusion | None,
     values: np.ndarray,

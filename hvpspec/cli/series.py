@@ -20,7 +20,6 @@ from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero_hessian_refused
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.estimators.track import track
 from hvpspec.objective.losses import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
@@ -30,6 +29,7 @@ from hvpspec.results.tracked import Tracked
 from hvpspec.runs.checkpoint_order import find_checkpoints, natural
 from hvpspec.runs.series_rows import row as row_of
 from hvpspec.runs.series_store import ELSEWHERE, Series
+from hvpspec.runs.track import track
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Trace, Frobenius norm and λ_max of diagonal blocks H_bb. Traces and norms come from the probes of the whole matrix.
 
 With W = [Q F] and S = [[T, C], [Cᵀ, 0]], H is W S Wᵀ + B. The first term is known, and so are its diagonal blocks K_bb;
-only B_bb is estimated. For the signs ω of a probe, of which every block has a part ω_b, and the image y = B ω:
+only B_bb is estimated. For a normal probe ω, of which every block has a part ω_b, and the image y = B ω:
 
     tr B_bb       = E ω_bᵀ y_b
     ‖B_bb‖_F²     = E (ω_bᵀ y'_b)(ω'_bᵀ y_b)       for two different probes
     ⟨K_bb, B_bb⟩  = E ω_bᵀ K_bb y_b                 for a known K
 
-Entries of B outside the block are multiplied by independent signs from outside it, and average out: one set of probes
+Entries of B outside the block are multiplied by independent numbers from outside it, and average out: one set of probes
 serves all blocks. (For the norm, ω_bᵀ y'_b = Σ B_ij ω_i ω'_j over i in b and all j; only terms with j in b have equal
 terms in the second factor.)
 
@@ -137,9 +137,9 @@ def _trace_and_norm(
     trace = (known + rest, half)
     if count < 3:
         return trace, unknown
-    # B_bb = (B_bb − c I) + c I: with c the mean diagonal entry, the estimate from signs has less variance.
+    # B_bb = (B_bb − c I) + c I: with c the mean diagonal entry, the estimate from the probes has less variance.
     c = rest / size
-    signs = np.concatenate([np.diag(entry.wy) for entry in grams])
+    quadratic = np.concatenate([np.diag(entry.wy) for entry in grams])
     across = np.concatenate([piece.across for piece in pieces])
     pairs, partners = [], []
     for entry in grams:
@@ -150,7 +150,7 @@ def _trace_and_norm(
     pair, partner = np.concatenate(pairs), np.concatenate(partners)
     if partner.sum() <= 2 * partner.max():
         return trace, unknown
-    linear = 2 * across + 2 * c * signs
+    linear = 2 * across + 2 * c * quadratic
     constant = squares - c**2 * size
     total = constant + float(linear.mean()) + float(pair.sum() / partner.sum())
     # The jackknife: the estimate without each probe in turn (Efron and Stein 1981, doi:10.1214/aos/1176345462).

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpspec.bounds.eigenvalues import Exclusion, bracket, isolated_errors
+from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors
 from hvpspec.bounds.missed import beyond, block_shows_all_copies, nothing_missed, rest_has_none
 from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import SharedPass
@@ -179,13 +179,13 @@ def current(
     values, residuals = ritz.values[chosen], ritz.residuals[chosen]
     exclusion = Exclusion.of(krylov)
     known = krylov.m == krylov.n or block_shows_all_copies(exclusion, ritz, chosen)
-    outside = (values - residuals > rest[1]) | (values + residuals < rest[0])
+    counted = known | counted_within(ritz, krylov.projection.coupling, chosen, rest)
     return (
         Eigenpairs(
             values=values,
             vectors=None,
             residuals=residuals,
-            error=isolated_errors(exclusion, values, residuals, ritz.values, outside | known) + ritz.noise[chosen],
+            error=isolated_errors(exclusion, values, residuals, ritz.values, counted) + ritz.noise[chosen],
             converged=_finished(krylov, ritz, chosen, wanted),
             hvps=shared.hvps,
             largest=bracket(ritz, exclusion, 1, confidence),

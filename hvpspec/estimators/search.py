@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -166,7 +165,7 @@ class Search:
         shared, interval = self._shared, self._interval(pairs)
         steps = min(
             max(_LEAST_STEPS, shared.krylov.m),
-            shared.capacity - shared.krylov.m if shared.capacity < shared.A.n else math.inf,
+            self._room(),
             shared.A.n + 2 * PILOT_PROBES - shared.hvps,
             self._left(),
         )
@@ -185,6 +184,15 @@ class Search:
                 return False
         return None
 
+    def _room(self) -> int:
+        """How many vectors memory holds besides the basis; where there are too few, probes are reduced to Grams."""
+        shared = self._shared
+        room = shared.capacity - shared.krylov.m
+        if room < _LEAST_STEPS and shared.capacity < shared.A.n:
+            room += 2 * len(shared.pool.numbers)
+            shared.pool.retire()
+        return room
+
     def _start_on_complement(self) -> Krylov:
         shared = self._shared
         self._runs += 1
@@ -201,11 +209,11 @@ class Search:
         def multiply(X: Tensor, /) -> Tensor:
             basis = shared.krylov.basis
             inside = basis.combine(basis.inner(X))
-            image: Any = shared.A @ (X - inside)
+            image: Tensor = shared.A @ (X - inside)
             for _ in range(2):
                 image = image - basis.combine(basis.inner(image))
-            product: Tensor = image + centre * inside
-            return product
+            result: Tensor = image + centre * inside
+            return result
 
         return multiply
 

@@ -175,6 +175,8 @@ class Pass:
         self, A: Any, options: SpectrumOptions, start: Any = None, callback: Callable[[Progress], None] | None = None
     ) -> None:
         operator = as_symmetric(A)
+        if start is not None and options.block_size > 1:
+            raise InputError("start needs block_size=1; leave out one of the two.")
         self.options, self.tolerance, self.callback = options, options.tolerance, callback
         self.budget = math.inf if options.max_hvps is None else float(options.max_hvps)
         self.k = min(options.k, operator.n)

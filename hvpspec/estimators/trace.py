@@ -50,7 +50,7 @@ def trace(
         Budget of products; None for no budget. When it is spent, the current estimate is returned with
         ``converged=False``.
     method : {"krylov", "hutchinson"}, default "krylov"
-        "krylov" divides the products between a Lanczos basis, on which the trace is known, and random sign probes of
+        "krylov" divides the products between a Lanczos basis, on which the trace is known, and random probes of
         its complement, wherever each saves more. It makes no basis where that does not pay, and is exact when the basis
         spans the whole space. "hutchinson" uses probes only and needs no memory for a basis.
     callback : callable, optional
@@ -102,7 +102,7 @@ def frobenius_norm(
 ) -> Estimate:
     """Estimate the Frobenius norm of a symmetric operator, with a confidence interval.
 
-    ‖A‖_F² is known on a Lanczos basis, and estimated by ‖A ω‖² for random signs ω on its complement.
+    ‖A‖_F² is known on a Lanczos basis, and estimated by ‖A ω‖² for standard normal ω on its complement.
 
     Parameters
     ----------

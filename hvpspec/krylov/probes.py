@@ -1,11 +1,15 @@
-"""Random sign probes on the complement of a basis, and the small matrices from which all estimates are computed.
+"""Random probes on the complement of a basis, and the small matrices from which all estimates are computed.
 
-With P the projector on the basis and B = (I − P) H (I − P), a probe is w = (I − P) ω for random signs ω, and its image
-is y = B w. When the basis grows by X with the remainder R = (I − P') H X, both are updated without a product:
+With P the projector on the basis and B = (I − P) H (I − P), a probe is w = (I − P) ω for a standard normal vector ω,
+and its image is y = B w. When the basis grows by X with the remainder R = (I − P') H X, both are updated without a
+product:
 
     w' = w − X a,    y' = (I − X Xᵀ) y − R a,    a = Xᵀ w
 
 so that all probes belong to the current basis, whenever they were made.
+
+Normal vectors, and not random signs: the samples of these depend on the eigenvectors. Where one is sparse, the signs
+of a few probes may agree on it by chance, and hide it from all of them.
 """
 
 from __future__ import annotations
@@ -146,17 +150,21 @@ class Pool:
             refuse_asymmetric(float(np.linalg.norm(inside - expected)), scale + krylov.projection.norm)
         numbers = list(range(self._drawn - probes.shape[1], self._drawn))
         if self.full(probes.shape[1]):
-            if self.numbers:
-                self.gathered.append(self._gather(self.numbers, self.images))
+            self.retire()
             self.gathered.append(self._gather(numbers, images))
-            self.numbers = []
-            self._retired += self.grams()[len(self._retired) :]
-            self._probes, self._images, self._live = probes[:, :0], images[:, :0], None
             self._retired.append(grams)
             return
         self._probes, self._images = torch.cat([self.probes, probes], 1), torch.cat([self.images, images], 1)
         self.numbers += numbers
         self._live = None
+
+    def retire(self) -> None:
+        """Reduces all probes to their Grams, which frees their memory."""
+        if self.numbers:
+            self.gathered.append(self._gather(self.numbers, self.images))
+        self._retired = self.grams()
+        self.numbers = []
+        self._probes, self._images, self._live = self._probes[:, :0], self._images[:, :0], None
 
     def follow(self, step: Step) -> None:
         """Deflates all probes against the vectors that the step added to the basis."""

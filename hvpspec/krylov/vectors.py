@@ -57,13 +57,6 @@ def _pieces(A: Tensor) -> Tensor:
     return torch.unflatten(A.T, 1, (len(A) // _FLOAT32_SUM, _FLOAT32_SUM))
 
 
-def orthonormal(X: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what the columns of X (n, b) add to those of `basis` (n, m): shape (n, b)."""
-    for _ in range(2):
-        X = torch.linalg.qr(X - basis @ inner(basis, X).to(X.dtype)).Q
-    return X
-
-
 def warm_direction(start: Any, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """The sum of the vectors in `start`, (n,) or (n, p), each scaled to unit length: shape (n, 1), of unit length.
 

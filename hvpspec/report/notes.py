@@ -60,6 +60,10 @@ def _error_note(spectrum: Spectrum) -> str | None:
     return note if spectrum.eigenpairs is None else f"{note}; for eigenvalues, {of_eigenvalues}"
 
 
+def _effect(note: str) -> str:
+    return "show" if "not shown" in note else "find" if "not reached" in note else "narrow"
+
+
 def shortfalls(spectrum: Spectrum, *, rtol: float | None = None, tol: float | None = None) -> list[str]:
     """What is not within the tolerance asked for, and which option of the command line would narrow it.
 
@@ -69,7 +73,10 @@ def shortfalls(spectrum: Spectrum, *, rtol: float | None = None, tol: float | No
     pairs = spectrum.eigenpairs
     if "eigenvalues" in spectrum.asked and (pairs is None or not pairs.converged):
         aim = "the tolerance" if tol is None else f"a relative residual of {tol:g}"
-        notes.append(f"Not every eigenpair reached {aim}: the errors say how precisely each is known.")
+        if pairs is not None and tol is not None and (pairs.residuals <= tol * abs(pairs.values)).all():
+            notes.append("It is not shown that no eigenvalue is missing, such as a copy of one of those found.")
+        else:
+            notes.append(f"Not every eigenpair reached {aim}: the errors say how precisely each is known.")
     quantities = {"trace": spectrum.trace, "frobenius_norm": spectrum.frobenius_norm}
     asked = {name: estimate for name, estimate in quantities.items() if name in spectrum.asked}
     for name, estimate in asked.items():
@@ -80,9 +87,7 @@ def shortfalls(spectrum: Spectrum, *, rtol: float | None = None, tol: float | No
     density = spectrum.density
     if "density" in spectrum.asked and (density is None or not density.converged):
         notes.append("The density is coarser than asked for." if density else "The density was not reached.")
-    notes = [
-        f"{note} More products (--max-hvps) would {'find' if 'not reached' in note else 'narrow'} it." for note in notes
-    ]
+    notes = [f"{note} More products (--max-hvps) would {_effect(note)} it." for note in notes]
     notes += _refinement(spectrum.condition)
     if spectrum.blocks is not None:
         narrowed = all(estimate is not None and estimate.converged for estimate in asked.values())

@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.vectors import column_inner, inner, orthonormal, rademacher
+from hvpspec.krylov.vectors import column_inner, inner, rademacher
 
 _BLOCK = 4  # sketch vectors, and probes, that are added together
 
@@ -43,6 +43,8 @@ class HutchPlusPlus:
             self._products = self._products - HX @ along
             self._basis, self._images = torch.cat([self._basis, X], 1), torch.cat([self._images, HX], 1)
         count = size or int(min(left, 2))
+        if count == 0:
+            return 0
         g = self._draw(count)
         for _ in range(2):
             g = g - self._basis @ inner(self._basis, g).to(g.dtype)
@@ -63,6 +65,17 @@ class HutchPlusPlus:
         numbers = range(self._drawn, self._drawn + count)
         self._drawn += count
         return rademacher(self._A.n, numbers, seed=self._seed, dtype=self._A.dtype, device=self._A.device)
+
+
+def orthonormal(X: Tensor, basis: Tensor) -> Tensor:
+    """An orthonormal basis of what the columns of X (n, b) add to those of `basis` (n, m): shape (n, b).
+
+    Once the basis holds the range of a matrix, what is left of its products is rounding, and orthogonal to the basis
+    only after a few passes.
+    """
+    for _ in range(4):
+        X = torch.linalg.qr(X - basis @ inner(basis, X).to(X.dtype)).Q
+    return X
 
 
 def _with_error(known: float, samples: np.ndarray, confidence: float) -> tuple[float, float]:

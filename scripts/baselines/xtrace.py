@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from baselines.hutchpp import mean_error, root
+from baselines.hutchpp import mean_error, orthonormal, root
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.vectors import column_inner, gaussian, inner, orthonormal
+from hvpspec.krylov.vectors import column_inner, gaussian, inner
 
 _BLOCK = 4  # test vectors that are added together
 
@@ -69,6 +69,7 @@ class XTrace:
         H = inner(self._basis, self._images).cpu().numpy()
         W = inner(self._basis, self._tests).cpu().numpy()
         R = inner(self._basis, self._sketch).cpu().numpy()
-        S = np.linalg.pinv(R).T  # columns R⁻ᵀ e_i; a rank-deficient sketch has none for what it lacks
-        lengths = np.linalg.norm(S, axis=0)
-        return H, W, S / np.where(lengths > 0, lengths, 1.0), R
+        if np.linalg.matrix_rank(R) < len(R):  # the others span the same space without any one of the vectors
+            return H, W, np.zeros_like(R), R
+        S = np.linalg.inv(R).T
+        return H, W, S / np.linalg.norm(S, axis=0), R

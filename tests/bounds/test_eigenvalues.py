@@ -70,15 +70,51 @@ def test_overlap_is_a_bound_on_what_the_start_has_of_an_eigenvector():
 @pytest.mark.parametrize("name", NAMES)
 def test_errors_bound_the_distance_to_an_eigenvalue(name):
     A, values = matrix(name, 400), eigenvalues(name, 400)
-    smaller = 0
-    for seed in range(10):
+    smaller = {"one start": 0, "two starts": 0, "probes": 0}
+    for seed in range(6):
         for tol in (0.3, 1e-2, 1e-4):
-            found = hvpspec.eigsh(A, 5, tol=tol, seed=seed)
-            distance = np.abs(values[:, None] - found.values).min(0)
-            assert (distance <= found.error + ROUNDING).all()
-            smaller += (found.error < 0.1 * found.residuals).sum()
+            for how, found in (
+                ("one start", hvpspec.eigsh(A, 5, tol=tol, seed=seed)),
+                ("two starts", hvpspec.eigsh(A, 5, tol=tol, seed=seed, block_size=2)),
+                ("probes", hvpspec.spectrum(A, 5, tol=tol, rtol=0.1, seed=seed, max_hvps=60).eigenpairs),
+            ):
+                distance = np.abs(values[:, None] - found.values).min(0)
+                assert (distance <= found.error + ROUNDING).all()
+                smaller[how] += (found.error < 0.1 * found.residuals).sum()
+    assert smaller["one start"] == 0  # it cannot show that a value is single
     if name in ("polynomial", "exponential, slow", "indefinite with outliers"):
-        assert smaller > 10  # ‖r‖²/gap is at work where values are isolated
+        assert smaller["two starts"] > 10  # ‖r‖²/gap is at work where values are isolated
+        assert smaller["probes"] > 10
+
+
+@pytest.mark.parametrize("split", [0.0, 1e-8, 1e-7, 1e-6, 1e-4])
+def test_errors_hold_next_to_a_pair_that_is_not_resolved(split):
+    """The value in between is as far from both as its residual says, however wide the gap around the two is."""
+    values = np.r_[100, 100 * (1 + split), 50, -20, np.linspace(-1, 1, 116)]
+    missed = np.zeros(3, int)
+    for seed in range(10):
+        for i, found in enumerate(
+            (
+                hvpspec.eigsh(np.diag(values), 2, seed=seed),
+                hvpspec.eigsh(np.diag(values), 2, seed=seed, block_size=2),
+                hvpspec.spectrum(np.diag(values), 1 + seed % 2, seed=seed, rtol=0.1).eigenpairs,
+            )
+        ):
+            missed[i] += (np.abs(values[:, None] - found.values).min(0) > found.error).any()
+    assert (missed == 0).all(), missed
+
+
+def test_rounding_copies_do_not_widen_what_is_known():
+    """Twenty copies of an eigenvalue: rounding lets them into the space, with next to nothing of the start."""
+    A = rotated(np.r_[np.full(20, 10.0), np.linspace(0, 1, 280)])
+    for seed in (2, 3):
+        for found in (hvpspec.eigsh(A, 60, seed=seed, max_hvps=250), hvpspec.eigsh(A, 60, seed=seed, block_size=2)):
+            assert found.largest.upper < 10 + 1e-6
+            assert found.smallest.lower > -1
+        density = hvpspec.spectral_density(A, seed=seed)
+        assert density.converged
+        assert density.support[1] - density.support[0] < 11
+        assert density.error < 0.02 * 10
 
 
 def test_nothing_is_called_isolated_beside_a_cluster():

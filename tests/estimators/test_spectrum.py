@@ -85,7 +85,7 @@ def test_the_budget_covers_all_figures(budget, verify):
     assert found.complete
     assert not found.converged
     if budget > 2:
-        assert abs(found.trace.value - 2000) <= found.trace.error
+        assert abs(found.trace.value - 2000) <= 1.5 * found.trace.error
 
 
 @pytest.mark.parametrize("name", QUANTITIES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import hvpspec
-from hvpspec.estimators.track import overlap
+from hvpspec.runs.track import overlap
 
 
 def test_the_library_series_and_its_overlap():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hvpspec.krylov import vectors
-from hvpspec.krylov.vectors import column_inner, gaussian, inner, rademacher
+from hvpspec.krylov.vectors import column_inner, gaussian, inner, probes, rademacher
 
 OPTIONS = {"dtype": torch.float64, "device": torch.device("cpu")}
 
@@ -55,6 +55,17 @@ def test_probes_are_uncorrelated_and_unbiased():
     assert abs(off.std() - 1) < 0.05
     assert np.abs(W.sum(0)).max() / np.sqrt(n) < 4.5
     assert np.abs(W.sum(1)).max() / np.sqrt(m) < 5.5
+
+
+def test_normal_probes_are_keyed_by_seed_number_and_position():
+    n = vectors.CHUNK + 100
+    W = probes(n, [0, 1, 5], seed=3, **OPTIONS)
+    assert torch.equal(probes(n, [5], seed=3, **OPTIONS)[:, 0], W[:, 2])
+    assert torch.equal(probes(100, [1], seed=3, **OPTIONS)[:, 0], W[:100, 1])
+    assert probes(n, [], seed=3, **OPTIONS).shape == (n, 0)
+    others = torch.cat([gaussian(n, 1, seed=3, **OPTIONS), probes(n, [1], seed=4, **OPTIONS), W[:, :1]], 1)
+    assert float((others.T @ W[:, 1]).abs().max()) < 5 * np.sqrt(n)  # none of them is the same vector
+    assert float((W.T @ W / n - torch.eye(3)).abs().max()) < 5 * np.sqrt(2 / n)
 
 
 def test_gaussians():

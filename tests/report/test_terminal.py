@@ -48,7 +48,7 @@ def render(spectrum):
 
 
 def test_table_and_shortfalls():
-    pairs = Eigenpairs(np.array([3.0, -1.0]), None, np.zeros(2), np.array([1e-3, 2e-2]), False, 12)
+    pairs = Eigenpairs(np.array([3.0, -1.0]), None, np.full(2, 0.02), np.array([1e-3, 2e-2]), False, 12)
     trace = Estimate(12.5, 0.5, 0.9, False, 40)
     text = render(Spectrum(7, pairs, trace, None, 52, 1.5, True))
     assert "λ1" in text
@@ -58,6 +58,12 @@ def test_table_and_shortfalls():
     assert "not reached" in text.splitlines()[-1]
     notes = shortfalls(Spectrum(7, pairs, trace, None, 52, 1.5, True), rtol=0.01, tol=1e-3)
     assert [note.split()[0] for note in notes] == ["Not", "The", "The"]
+    accurate = Eigenpairs(np.array([3.0, -1.0]), None, np.zeros(2), np.zeros(2), False, 12)
+    notes = shortfalls(Spectrum(7, accurate, trace, None, 52, 1.5, True), rtol=0.01, tol=1e-3)
+    assert notes[0] == (
+        "It is not shown that no eigenvalue is missing, such as a copy of one of those found. "
+        "More products (--max-hvps) would show it."
+    )
     assert "±4.00%, not to the ±1.00%" in notes[1]
     exact = Estimate(12.5, 1e-15, 0.95, True, 40, "exact")
     assert "exact, up to rounding" in render(Spectrum(7, None, exact, exact, 52, 1.5, True))

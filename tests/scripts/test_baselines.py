@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from baselines.sketched import sketched
-from estimators.spectra import matrix
+from estimators.spectra import matrix, rotated
 from scipy import stats
+from scipy.sparse.linalg import LinearOperator
 
+import hvpspec
 from hvpspec.errors import InputError
 from hvpspec.krylov.vectors import gaussian, rademacher
 
@@ -76,3 +78,26 @@ def test_budgets(method, quantity):
         sketched(A, quantity, "xtrace", max_hvps=1)
     with pytest.raises(InputError, match="rtol=0 needs an atol"):
         sketched(A, quantity, method, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 10, 21])
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_matrix_of_low_rank_is_captured_whole(rank, quantity):
+    """Once the sketch spans the range nothing is left to estimate, and XTrace inverts no singular triangle."""
+    values = np.r_[np.linspace(1, 8, rank), np.zeros(120 - rank)]
+    A = rotated(values)
+    exact = values.sum() if quantity == "trace" else np.linalg.norm(values)
+    for method, budget in (("xtrace", 2 * rank + 8), ("xtrace", 100), ("hutch++", 3 * rank + 12), ("hutch++", 100)):
+        found = sketched(A, quantity, method, rtol=0, max_hvps=budget)
+        assert found.value == pytest.approx(exact, rel=1e-9)
+        assert found.error < 1e-9 * exact
+
+
+@pytest.mark.parametrize("method", NAIVE)
+@pytest.mark.parametrize("budget", [3, 4, 5, 7, 12])
+def test_small_budgets_of_an_operator_that_multiplies_one_vector_at_a_time(method, budget):
+    A = matrix("flat", 60)
+    operator = LinearOperator(A.shape, matvec=lambda x: A @ x.ravel(), dtype=float)
+    assert sketched(operator, "trace", method, rtol=0, max_hvps=budget).hvps <= budget
+    for estimate in (hvpspec.trace, hvpspec.frobenius_norm):  # the package's own share neither fault
+        assert estimate(operator, rtol=0, max_hvps=budget).hvps <= budget

@@ -1,0 +1,124 @@
+"""Converged sets are those that were asked for: nothing is missing between the values found, and no copy of them."""
+
+import numpy as np
+import pytest
+import torch
+from estimators.spectra import matrix, rotated
+
+import hvpspec
+from hvpspec.errors import InputError
+from hvpspec.krylov.vectors import gaussian
+
+RING = 2 * np.eye(120) - np.roll(np.eye(120), 1, 0) - np.roll(np.eye(120), -1, 0)
+
+
+def by_magnitude(values, k):
+    return np.sort(np.abs(values))[::-1][:k]
+
+
+def hidden(values, component, seed):
+    """A matrix with these eigenvalues, of the tenth of which the seed's first start vector has this component."""
+    n = len(values)
+    g = gaussian(n, 0, seed=seed, dtype=torch.float64, device=torch.device("cpu")).numpy()[:, 0]
+    start = np.random.default_rng(seed).standard_normal(n)
+    start[9] = 0
+    start *= np.sqrt(1 - component**2) / np.linalg.norm(start)
+    start[9] = component
+    mirror = start - g / np.linalg.norm(g)  # the reflection that takes one into the other
+    Q = np.eye(n) - 2 * np.outer(mirror, mirror) / (mirror @ mirror)
+    return (Q * values) @ Q.T
+
+
+@pytest.mark.parametrize("component", [1e-4, 3e-4, 1e-3])
+def test_an_eigenvalue_of_which_the_start_has_little_is_not_passed_over(component):
+    """1/11 was taken for the tenth largest, and 1/10 came to light only with more steps."""
+    values = 1 / np.arange(1, 161.0)
+    for seed in range(12):
+        found = hvpspec.eigsh(hidden(values, component, seed), 10, seed=seed)
+        assert found.converged
+        np.testing.assert_allclose(found.values, values[:10], rtol=2e-3)
+
+
+def linear():
+    """The Hessian of a linear layer with three outputs: every eigenvalue three times."""
+    X = torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
+    H = hvpspec.HessianOperator(torch.nn.Linear(30, 3), "mse", [(X, torch.zeros(64, 3))], dtype="float64")
+    return H @ np.eye(93)
+
+
+MULTIPLE = {
+    "two over a dense bulk": lambda: np.diag(np.r_[1, 1, 0.99 ** np.arange(1, 199)]),
+    "a ring": lambda: RING,
+    "a linear layer": linear,
+    "six, of which four are asked for": lambda: np.diag(np.r_[np.full(6, 5.0), np.linspace(-1, 1, 144)]),
+    "nearly equal": lambda: rotated(np.r_[5, 5 - 1e-6, -5, 4, 4, np.linspace(-1, 1, 145)]),
+    "rank three": lambda: np.diag(np.r_[3.0, 3, 1, np.zeros(147)]),
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLE)
+def test_converged_sets_hold_all_copies(name):
+    A = MULTIPLE[name]()
+    expected = by_magnitude(np.linalg.eigvalsh((A + A.T) / 2), 4)
+    for seed in range(6):
+        pairs = hvpspec.spectrum(A, 4, seed=seed, rtol=0.1).eigenpairs
+        assert pairs.converged
+        assert pairs.all_copies
+        np.testing.assert_allclose(np.abs(pairs.values), expected, rtol=2e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "BE"])
+def test_copies_are_found_at_the_ends_asked_for(which):
+    values = np.sort(np.r_[3, 3, 3, 2.5, -2, -2, np.linspace(-1, 1, 114)])
+    expected = {"LA": values[:-4:-1], "SA": values[:3], "BE": np.r_[3, 3, -2]}[which]
+    for seed in range(4):
+        pairs = hvpspec.spectrum(rotated(values), 3, which=which, seed=seed, rtol=0.1).eigenpairs
+        assert pairs.converged
+        np.testing.assert_allclose(pairs.values, expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize("budget", [20, 30, 40, 60])
+def test_a_run_that_is_cut_short_says_that_copies_may_be_missing(budget):
+    A = np.diag(np.r_[np.full(5, 4.0), 2, np.linspace(-1, 1, 194)])
+    for seed in range(6):
+        pairs = hvpspec.spectrum(A, 5, seed=seed, rtol=0.1, max_hvps=budget).eigenpairs
+        if pairs.converged or pairs.all_copies:
+            np.testing.assert_allclose(pairs.values, 4, rtol=2e-3)
+
+
+def test_one_start_says_that_copies_may_be_missing_and_a_block_that_none_is():
+    A = rotated(np.r_[5, 5, 4, 3, np.linspace(-1, 1, 196)])
+    single = hvpspec.eigsh(A, 3)
+    np.testing.assert_allclose(single.values, [5, 4, 3], rtol=1e-4)
+    assert not single.all_copies
+    assert "copies not excluded" in repr(single)
+    claims = 0
+    for seed in range(8):
+        for block_size in (2, 3):
+            found = hvpspec.eigsh(A, 3, seed=seed, block_size=block_size)
+            np.testing.assert_allclose(found.values, [5, 5, 4], rtol=1e-4)
+            claims += found.all_copies
+            assert not (found.all_copies and block_size == 2)  # there might be a third copy
+    assert claims >= 6
+    triple = rotated(np.r_[5, 5, 5, 4, np.linspace(-1, 1, 196)])
+    assert not any(hvpspec.eigsh(triple, 2, seed=seed, block_size=2).all_copies for seed in range(8))
+
+
+def test_a_block_in_a_whole_spectrum():
+    values = np.r_[5, 5, 5, 4, 3, np.linspace(-1, 1, 195)]
+    A = rotated(values)
+    found = hvpspec.spectrum(A, 5, block_size=3, rtol=0.1, only=("eigenvalues",))
+    np.testing.assert_allclose(found.eigenpairs.values, values[:5], rtol=1e-3)
+    everything = hvpspec.spectrum(A, 5, block_size=3, rtol=0.1, seed=1)
+    np.testing.assert_allclose(everything.eigenpairs.values, values[:5], rtol=1e-3)
+    assert abs(everything.trace.value - values.sum()) <= 1.5 * everything.trace.error
+    with pytest.raises(InputError, match="block_size"):
+        hvpspec.spectrum(A, 2, block_size=0)
+    with pytest.raises(InputError, match="start needs block_size=1"):
+        hvpspec.spectrum(A, 2, block_size=2, start=np.ones(200), only=("eigenvalues",))
+
+
+def test_a_search_makes_no_products_where_the_probes_exclude_copies():
+    pairs = hvpspec.spectrum(matrix("indefinite with outliers"), 8, rtol=0.1)
+    assert pairs.eigenpairs.all_copies
+    assert pairs.hvps < 40

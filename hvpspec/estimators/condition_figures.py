@@ -58,14 +58,15 @@ def read_condition(
 ) -> Condition:
     """The conditioning of H + damping · I.
 
-    rank_threshold: absolute; by default n · 2ε · ‖H‖₂, as is usual for dense matrices. pairs: the eigenpairs found; the
+    rank_threshold: absolute; by default n · 2ε · ‖H‖₂, as is usual for dense matrices, but at most √(2ε) ‖H‖₂, which is
+    less where n is large, and at least the error of the products. pairs: the eigenpairs found; the
     bulk is all other eigenvalues. others: Krylov spaces from other random starts, for the sums over all eigenvalues.
     """
     krylov, n, eps = shared.krylov, shared.A.n, shared.A.eps
     ends = _extremes(krylov, confidence)
     values, zero = ends.values, ends.zero
     ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)
-    threshold = max(2 * eps * n * ends.size, zero) if rank_threshold is None else float(rank_threshold)
+    threshold = _threshold(shared, ends) if rank_threshold is None else float(rank_threshold)
     below, above = int((values < -2 * zero).sum()), int((values > 2 * zero).sum())
     beyond = int((np.abs(values) > threshold + zero).sum())
     nothing = Estimate(0.0, 0.0, confidence, True, shared.hvps, "exact")
@@ -81,7 +82,7 @@ def read_condition(
         largest=bracket(ritz, exclusion, 1, confidence),
         smallest=bracket(ritz, exclusion, -1, confidence),
         norm=ends.norm,
-        negative=_within(density.count(density.support[0] - 1, -zero), below, n - above),
+        negative=_within(density.count(-math.inf, -zero), below, n - above),
         negative_at_least=below,
         negative_mass=_negative_mass(density, values, zero, shared.hvps),
         rank=_rank(density, threshold, beyond) if ends.size > 0 else nothing,
@@ -101,6 +102,11 @@ def read_condition(
         **_sums(shared, (krylov, *others), damping, definite, confidence, reasons),
         **_solvers(definite, kappa, ends.high, damping, n, confidence, reasons),
     )
+
+
+def _threshold(shared: SharedPass, ends: _Extremes) -> float:
+    unit = 2 * shared.A.unit_roundoff
+    return max(min(unit * shared.A.n, math.sqrt(unit)) * ends.size, ends.zero)
 
 
 def _extremes(krylov: Krylov, confidence: float) -> _Extremes:

@@ -10,8 +10,9 @@ Hutchinson: arXiv:2010.09649.)
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,14 +22,16 @@ from torch import Tensor
 from hvpspec.bounds.copies import Sums
 from hvpspec.bounds.data_error import BatchSpread
 from hvpspec.bounds.probe_intervals import Remainder
+from hvpspec.bounds.rounding import SampledRounding, check_products, explained, measure_rounding
 from hvpspec.errors import InputError
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.lanczos import add_random, extend, restart, start
-from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.operator_view import AsymmetricProducts, Symmetric
 from hvpspec.krylov.probes import MAX_LIVE_PROBES, Pool
 from hvpspec.krylov.vectors import warm_direction
 from hvpspec.options import PILOT_PROBES, SampledQuantity
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.rounding import Rounding
 from hvpspec.validation import Tolerance
 
 _BASIS_VECTORS_TOGETHER = 8  # that probes are deflated against at once, where these take little of the memory
@@ -91,6 +94,9 @@ class SharedPass:
         self.spread = BatchSpread(self.A, self.krylov, self.pool)
         self.history: list[tuple[int, float, float]] = [(0, 0.0, 0.0)]
         self._width: int | None = None
+        self.rounding: Rounding | None = None
+        self.sampled_rounding = SampledRounding()
+        self._sample: tuple[Tensor, Tensor] | None = None  # a probe and its product
 
     @property
     def hvps(self) -> int:
@@ -101,6 +107,11 @@ class SharedPass:
     def dimension(self) -> int:
         """Of the complement."""
         return self.A.n - self.krylov.m
+
+    @property
+    def checks(self) -> int:
+        """Products that `check` needs."""
+        return 0 if self.A.explicit else 1
 
     @property
     def can_extend(self) -> bool:
@@ -126,7 +137,8 @@ class SharedPass:
             self._restart(best, width)
         elif self.pool.frozen:
             self.pool.clear()
-        step = extend(krylov, self.spread.multiply, width)
+        with self._explaining():
+            step = extend(krylov, self.spread.multiply, width)
         krylov.eps = self.A.eps  # products with finite differences may have shown it to be larger
         self.spread.extended(step)
         self.pool.follow(step)
@@ -138,7 +150,35 @@ class SharedPass:
         probes = self.pool.draw(count)
         products = self.spread.multiply(probes)
         self.spread.probed(count)
-        self.pool.add(probes, products)
+        if self.A.recompute is not None and self._sample is None and self.rounding is None:
+            self._sample = (probes[:, :1].clone(), products[:, :1].clone())
+        with self._explaining():
+            self.pool.add(probes, products)
+
+    def check(self, left: float, chosen: np.ndarray | None = None) -> None:
+        """Checks the products made so far by one more, where `left` allows it, and measures their rounding.
+
+        chosen: coefficients of the Ritz vectors of interest; by default all. Errors include from now on what it shows.
+        """
+        krylov = self.krylov
+        with self._explaining():
+            if self.checks <= left and not self.A.explicit:
+                check_products(self.A, krylov)
+        if self.rounding is None:
+            mixed = np.eye(krylov.m) if chosen is None else chosen
+            self.rounding, self.sampled_rounding = measure_rounding(self.A, krylov, mixed, self._sample)
+            self._sample = None
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Says where float32 is the reason that products are not symmetric."""
+        try:
+            yield
+        except AsymmetricProducts as error:
+            better = explained(self.A, error, self.krylov.seed)
+            if better is error:
+                raise
+            raise better from None
 
     def add_random(self) -> None:
         """Starts another Krylov sequence from a new random vector, in the same basis.
@@ -207,7 +247,7 @@ class SharedPass:
         if remainder.count == 0:
             return math.nan, math.inf
         rest, half = remainder.trace(confidence)
-        return known + rest, half + rounding
+        return known + rest, half + rounding + self.sampled_rounding.trace
 
     def _norm(self, remainder: Remainder, confidence: float) -> tuple[float, float]:
         known = self.krylov.projection
@@ -219,4 +259,5 @@ class SharedPass:
         rest, factor = remainder.squared_norm(confidence)
         norm = math.sqrt(squares + rest)
         # The interval is not symmetric; the error is the longer, upper side.
-        return norm, math.sqrt(squares + rest * factor) - norm + known.sum_error(self.A.eps, norm)
+        rounding = known.sum_error(self.A.eps, norm) + self.sampled_rounding.norm
+        return norm, math.sqrt(squares + rest * factor) - norm + rounding

@@ -24,6 +24,7 @@ from hvpspec.estimators.eigsh import (
     converged,
     current,
     finish,
+    of_interest,
     relative_residuals,
     steps_to_tolerance,
     worth_checking,
@@ -43,6 +44,7 @@ from hvpspec.options import (
     SampledQuantity,
     SpectrumOptions,
     Which,
+    checking_hvps,
     planned_hvps,
     refinement_hvps,
     verification_hvps,
@@ -191,7 +193,9 @@ class Pass:
         if options.sampled and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
         self.block_probes = BlockProbes(self.shared, self.blocks)
-        self.reserved, self.checks = 0.0, verification_hvps(options, operator.n)
+        self.to_check = self.shared.checks * checking_hvps(options)
+        self.verified = verification_hvps(options, operator.n) > 0
+        self.reserved, self.checks = 0.0, verification_hvps(options, operator.n) + self.to_check
         self.afterwards = refinement_hvps(options)
         self.start = time.perf_counter()
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
@@ -246,9 +250,10 @@ class Pass:
             self._estimate_trace_and_norm()
         if options.density:
             self._find_density()
+        self._check()
         if options.pairs:
             pairs, chosen, ritz = current(shared, self.wanted, options.confidence)
-            checked = self.wanted if self.checks and len(chosen) == self.k else None
+            checked = self.wanted if self.verified and len(chosen) == self.k else None
             self.known = replace(self.known, eigenpairs=finish(shared, pairs, chosen, ritz, checked))
         if options.sampled:
             self.known = replace(self.known, **self._estimates())
@@ -286,7 +291,7 @@ class Pass:
             remaining = count - i
             largest[i] = largest_of_block(
                 self.shared.A, block, seed=options.seed, storage=self.storage, confidence=options.confidence,
-                budget=self.left / remaining,
+                budget=self.left / remaining, rounding=self.shared.A.shown * self.shared.krylov.projection.norm,
             )  # fmt: skip
             self.report("blocks", (remaining - 1) * (self.shared.hvps - before) / (i + 1), blocks=known(largest))
 
@@ -351,6 +356,20 @@ class Pass:
             if done or self.left <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
                 return
             shared.extend(1)
+
+    def _check(self) -> None:
+        """Checks all products by one more and measures their rounding; every error includes what that shows."""
+        shared, before, interest = self.shared, self.shared.krylov.eps, None
+        if self.options.pairs and shared.krylov.m:
+            ritz = shared.krylov.ritz()
+            interest = of_interest(ritz, self.wanted.choose(ritz.values))
+        shared.check(self.to_check, interest)
+        self.known = replace(self.known, rounding=shared.rounding)
+        density = self.known.density
+        if density is not None and shared.krylov.eps > before:
+            sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
+            again = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
+            self.known = replace(self.known, density=replace(again, converged=density.converged))
 
     def _find_missed(self) -> None:
         """Searches for eigenvalues among those asked for that the start vector could not show, and adds them.

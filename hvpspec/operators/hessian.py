@@ -17,6 +17,7 @@ from hvpspec.objective.objective import LossValue, Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.options import Engine
 from hvpspec.oracle import Chooser
+from hvpspec.results.rounding import Method
 from hvpspec.wording import dtype_name
 
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
@@ -161,6 +162,22 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
     def noise(self) -> float:
         """Estimated relative error of the products beyond rounding; 0 except for finite differences."""
         return self._product.noise
+
+    def recompute(self, columns: Tensor) -> tuple[Tensor, Method] | None:
+        """The product with other rounding errors, which shows how accurate float32 is here.
+
+        Parameters
+        ----------
+        columns : Tensor
+            Of shape (n, b), in the operator's dtype and on its device.
+
+        Returns
+        -------
+        tuple of Tensor and str, or None
+            The product, and "float64" or (where that does not fit) "other rounding". None for an operator in float64,
+            and for finite differences, whose error is `noise`. Costs b products, which `hvps` does not count.
+        """
+        return self._product.recomputed(columns)
 
     @property
     def plan(self) -> str:

@@ -19,9 +19,11 @@ from hvpspec.oracle.agreement import disagreement
 from hvpspec.oracle.autograd import OnBatch, described
 from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.linearized import Linearized
+from hvpspec.oracle.rounding import recomputed
 from hvpspec.oracle.saved_activations import SAVED_SHARE
 from hvpspec.oracle.tracing import NotRecordable
 from hvpspec.oracle.verify import verify, verify_differences
+from hvpspec.results.rounding import Method
 from hvpspec.validation import all_finite
 
 _LOG = logging.getLogger("hvpspec")
@@ -74,6 +76,12 @@ class Chooser:
     def noise(self) -> float:
         """Relative error of the products beyond rounding: 0 except for finite differences."""
         return self._differences.noise if self._differences is not None else 0.0
+
+    def recomputed(self, columns: Tensor) -> tuple[Tensor, Method] | None:
+        """The product with other rounding errors; None in float64, and where the engine's own noise says more."""
+        if self._differences is not None or self.objective.dtype == torch.float64:
+            return None
+        return recomputed(self.objective, columns)
 
     def verified(self) -> None:
         """Says that products have been compared with differences of the gradient by other means."""

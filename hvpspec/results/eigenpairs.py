@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, Stored
 from hvpspec.results.estimate import Bracket
+from hvpspec.results.rounding import Rounding
 from hvpspec.wording import abridged, counted
 
 
@@ -40,6 +41,8 @@ class Eigenpairs(Stored):
     data_error : ndarray of float64, shape (k,), or None
         One standard error of each value as an estimate for the population that the data are a sample of; None where
         there are too few batches. `error` does not include it.
+    rounding : Rounding or None
+        The rounding error of float32 products, as measured; `error` includes it. None where it is not measured.
 
     Examples
     --------
@@ -61,6 +64,7 @@ class Eigenpairs(Stored):
     largest: Bracket | None = None
     smallest: Bracket | None = None
     data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
+    rounding: Rounding | None = None
 
     json_order: ClassVar = (
         "values", "error", "residuals", "data_error", "converged", "hvps", "verified", "largest", "smallest",

@@ -3,11 +3,11 @@
 The products of a Krylov space obey H Q = Q T + F Cᵀ + E, where E is their errors. Its part that contradicts symmetry is
 measured in each step (`Projection.defects`); the rest shows only in further products:
 
-- *Wrong products.* For z = Q s with random signs s, H z − (Q T + F Cᵀ) s = −E s + (the error of this one). A single wrong
-  column has the full length of its error in it, whichever it is, and many errors the length ‖E‖_F on average.
+- *Wrong products.* For z = Q s with random signs s, H z − (Q T + F Cᵀ) s is E s but for the sign and the error of this
+  product itself. A single wrong column counts with its full length, whichever it is, and many with ‖E‖_F on average.
 - *Rounding.* All float32 products may err by the same symmetric matrix, so that they agree with each other. A product
-  in float64 with a random combination w of the Ritz vectors of interest, compared with (Q T + F Cᵀ) times the same, shows
-  by how much, and one with a probe ω what this adds to the trace and the norm.
+  in float64 with a random combination w of the Ritz vectors of interest, compared with (Q T + F Cᵀ) times the same,
+  shows by how much, and one with a probe ω what this adds to the trace and the norm.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import (
     ROUNDOFFS_PER_PRODUCT,
     AsymmetricProducts,
+    Recompute,
     Symmetric,
     refuse_asymmetric,
 )
 from hvpspec.krylov.vectors import column_inner, gaussian, inner, rademacher
-from hvpspec.results.rounding import Rounding
+from hvpspec.results.estimate import Rounding
 from hvpspec.wording import dtype_name
 
 _CHECK_NUMBER = 1 << 40  # of the random numbers, beyond all probes
@@ -67,10 +68,10 @@ def check_products(A: Symmetric, krylov: Krylov) -> None:
 def measure_rounding(
     A: Symmetric, krylov: Krylov, coefficients: np.ndarray, probe: tuple[Tensor, Tensor] | None
 ) -> tuple[Rounding | None, SampledRounding]:
-    """Products computed again in float64, or with other rounding: one with a random combination of the Ritz vectors with
-    these coefficients (m, k), and one with a probe ω whose product with A is known. None where it cannot be measured.
+    """What products show that are computed again: one with a random combination of the Ritz vectors that have these
+    coefficients (m, k), and one with a probe ω whose product with A is known. None where that is not possible.
 
-    What they show enters the operator's `eps` from now on.
+    It enters the operator's `eps` from now on.
     """
     columns, products, parts = [], [], coefficients.shape[1]
     if A.recompute is None:
@@ -101,20 +102,28 @@ def measure_rounding(
 
 
 def explained(A: Symmetric, error: AsymmetricProducts, seed: int) -> Exception:
-    """The error itself, or one that names float32 where the same products in float64 are symmetric. Costs 2 of these."""
-    if A.recompute is None:
-        return error
+    """The error itself, or one that names float32 where products in float64 are symmetric. Costs two of these."""
     X = torch.cat([gaussian(A.n, _CHECK_NUMBER + i, seed=seed, dtype=A.dtype, device=A.device) for i in range(2)], 1)
-    again = A.recompute(X)
-    if again is None or again[1] != "float64":
-        return error
-    off = asymmetry(X, again[0].to(X.device))
-    if off > _SYMMETRIC_IN_FLOAT64:
+    off = symmetric_in_float64(A.recompute, X)
+    if off is None:
         return error
     return AsymmetricProducts(
         f"{dtype_name(A.dtype)} leaves too few digits of this loss's Hessian: its products are not symmetric, and in "
         f"float64 they are (to {off:.0e}, as tried). Use dtype=float64 (--dtype float64)."
     )
+
+
+def symmetric_in_float64(recompute: Recompute | None, X: Tensor) -> float | None:
+    """The relative asymmetry of two products in float64, each from a pass of its own; None where it is not as small as
+    that of a symmetric operator, or cannot be measured."""
+    products = []
+    for x in X.T[:2] if recompute is not None else ():
+        again = recompute(x[:, None])  # together they would agree even if the data change from pass to pass
+        if again is None or again[1] != "float64":
+            return None
+        products.append(again[0].to(X.device))
+    off = asymmetry(X, torch.cat(products, 1)) if products else math.inf
+    return off if off <= _SYMMETRIC_IN_FLOAT64 else None
 
 
 def asymmetry(X: Tensor, products: Tensor) -> float:

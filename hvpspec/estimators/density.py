@@ -22,7 +22,7 @@ from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.options import DEFAULT_MAX_HVPS, LEAST_HVPS_TO_CHECK, Place
 from hvpspec.results.density import Density
-from hvpspec.results.rounding import Rounding
+from hvpspec.results.estimate import Rounding
 from hvpspec.validation import Tolerance, check_budget, check_seed
 
 _CHECKS_PER_BASIS = 20  # the density is computed after each growth of the basis by one part in this many

@@ -153,17 +153,25 @@ def eigsh(
             continue
         pairs, chosen, ritz = current(shared, wanted, confidence)
         if pairs.converged or shared.hvps >= budget:
-            shared.check(kept, of_interest(ritz, chosen))
+            check(shared, kept, wanted)
             pairs, chosen, ritz = current(shared, wanted, confidence)
             return finish(shared, pairs, chosen, ritz, wanted if verify else None)
         if callback is not None:
             callback(pairs)
 
 
-def of_interest(ritz: Ritz, chosen: np.ndarray) -> np.ndarray:
-    """Coefficients of the chosen Ritz vectors and of those at both ends of the spectrum."""
-    ends = [int(np.argmin(ritz.values)), int(np.argmax(ritz.values))]
-    return ritz.coefficients[:, np.union1d(chosen, ends)]
+def check(shared: SharedPass, left: float, wanted: Wanted | None) -> bool:
+    """`SharedPass.check`, with the rounding measured on the wanted Ritz vectors and on those at both ends.
+
+    Returns whether errors have grown by it.
+    """
+    before, interest = shared.krylov.eps, None
+    if wanted is not None and shared.krylov.m:
+        ritz = shared.krylov.ritz()
+        ends = [int(np.argmin(ritz.values)), int(np.argmax(ritz.values))]
+        interest = ritz.coefficients[:, np.union1d(wanted.choose(ritz.values), ends)]
+    shared.check(left, interest)
+    return shared.krylov.eps > before
 
 
 def worth_checking(krylov: Krylov) -> bool:

@@ -30,28 +30,37 @@ from hvpspec.krylov.operator_view import AsymmetricProducts, Symmetric
 from hvpspec.krylov.probes import MAX_LIVE_PROBES, Pool
 from hvpspec.krylov.vectors import warm_direction
 from hvpspec.options import PILOT_PROBES, SampledQuantity
-from hvpspec.results.estimate import Estimate
-from hvpspec.results.rounding import Rounding
+from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.validation import Tolerance
 
+_ROOM_PER_LIVE_PROBE = 8  # vectors of the room to one probe that is kept
+_LEAST_PROBES_TOGETHER = 2  # whose inner product is needed
+_VECTORS_PER_PROBE = 4  # at the time of its product: itself, the product, and a copy of each
 _BASIS_VECTORS_TOGETHER = 8  # that probes are deflated against at once, where these take little of the memory
 
 
 def share_room(room: int, n: int, itemsize: int, least: int, *, probes: bool) -> tuple[int, int]:
     """How many of `room` vectors go to the basis, and how many probes may be kept (each with its image).
 
-    Raises InputError if the basis would have room for fewer than `least` vectors.
+    least: vectors that the basis needs; 0 without a basis: probes are then kept where there is ample room, and need
+    not be. Raises InputError if the basis would have room for fewer than `least` vectors.
     """
-    live = max(PILOT_PROBES, min(MAX_LIVE_PROBES, room // 8)) if probes else 0
+    if least == 0 and room < PILOT_PROBES * _ROOM_PER_LIVE_PROBE:
+        return 0, 0
+    live = max(PILOT_PROBES, min(MAX_LIVE_PROBES, room // _ROOM_PER_LIVE_PROBE)) if probes else 0
     capacity, least = min(room - 2 * live, n), min(least, n)
     if capacity < least:
-        needed = least + 2 * live
-        raise InputError(
-            f"there is room for {room} vectors of {n:,} numbers, and at least {needed} "
-            f"({needed * n * itemsize / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on the CPU "
-            "or on disk (basis_on)."
-        )
+        raise InputError(too_little_room(room, least + 2 * live, n, itemsize))
     return capacity, live
+
+
+def too_little_room(room: int, needed: int, n: int, itemsize: int) -> str:
+    """The message of an InputError."""
+    return (
+        f"there is room for {room} vectors of {n:,} numbers, and at least {needed} "
+        f"({needed * n * itemsize / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on the CPU "
+        "or on disk (basis_on)."
+    )
 
 
 class SharedPass:
@@ -83,7 +92,11 @@ class SharedPass:
         self._grows = basis
         self._already = A.hvps
         room = storage.vectors(A.n, A.dtype, A.device)
-        self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2, probes=probes)
+        self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2 if basis else 0, probes=probes)
+        self._probes_together = max(room // _VECTORS_PER_PROBE, _LEAST_PROBES_TOGETHER)
+        if not basis and room < _VECTORS_PER_PROBE * _LEAST_PROBES_TOGETHER:
+            needed = _VECTORS_PER_PROBE * _LEAST_PROBES_TOGETHER
+            raise InputError(too_little_room(room, needed, A.n, A.dtype.itemsize))
         self._start = partial(start, A, seed=seed, block=min(block, A.n), place=storage.place, drawn=first_draw)
         self._live, self._together = live, min(_BASIS_VECTORS_TOGETHER, 1 + room // 64)
         self._begin(warm_direction(towards, A.n, A.dtype, A.device))
@@ -146,7 +159,15 @@ class SharedPass:
         self.history.append((krylov.m, float(np.trace(known.T)), known.squared_norm))
 
     def probe(self, count: int) -> None:
-        """`count` more probes, at one product each."""
+        """`count` more probes, at one product each; as many at once as there is room for."""
+        while count > self._probes_together:
+            # The inner products of all pairs of a set count, so that a set of one probe would be wasted.
+            part = min(self._probes_together, count - _LEAST_PROBES_TOGETHER)
+            self._probe(part)
+            count -= part
+        self._probe(count)
+
+    def _probe(self, count: int) -> None:
         probes = self.pool.draw(count)
         products = self.spread.multiply(probes)
         self.spread.probed(count)

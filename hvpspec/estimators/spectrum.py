@@ -21,10 +21,10 @@ from hvpspec.estimators.blocks import BlockProbes, largest_of_block, read_blocks
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.eigsh import (
     Wanted,
+    check,
     converged,
     current,
     finish,
-    of_interest,
     relative_residuals,
     steps_to_tolerance,
     worth_checking,
@@ -50,6 +50,7 @@ from hvpspec.options import (
     verification_hvps,
 )
 from hvpspec.results.blocks import Blocks
+from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket
 from hvpspec.results.spectrum import Progress, Spectrum
@@ -194,23 +195,14 @@ class Pass:
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
         self.block_probes = BlockProbes(self.shared, self.blocks)
         self.to_check = self.shared.checks * checking_hvps(options)
-        self.verified = verification_hvps(options, operator.n) > 0
         self.reserved, self.checks = 0.0, verification_hvps(options, operator.n) + self.to_check
         self.afterwards = refinement_hvps(options)
         self.start = time.perf_counter()
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         self.known = Spectrum(
-            operator.n,
-            None,
-            None,
-            None,
-            0,
-            0.0,
-            complete=False,
-            asked=options.quantities,
-            predicted=predicted,
+            operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
             which=options.which,
-        )
+        )  # fmt: skip
 
     @property
     def left(self) -> float:
@@ -250,10 +242,13 @@ class Pass:
             self._estimate_trace_and_norm()
         if options.density:
             self._find_density()
-        self._check()
+        wider = check(shared, self.to_check, self.wanted if options.pairs else None)
+        self.known = replace(self.known, rounding=shared.rounding)
+        if wider and self.known.density is not None:
+            self.known = replace(self.known, density=self._read_density(self.known.density.converged))
         if options.pairs:
             pairs, chosen, ritz = current(shared, self.wanted, options.confidence)
-            checked = self.wanted if self.verified and len(chosen) == self.k else None
+            checked = self.wanted if self.checks > self.to_check and len(chosen) == self.k else None
             self.known = replace(self.known, eigenpairs=finish(shared, pairs, chosen, ritz, checked))
         if options.sampled:
             self.known = replace(self.known, **self._estimates())
@@ -345,8 +340,7 @@ class Pass:
             return
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
         while True:
-            sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
-            density = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
+            density = self._read_density()
             width = density.support[1] - density.support[0]
             fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or shared.dimension == 0
             self.report("density", None, density=replace(density, converged=fine))
@@ -357,19 +351,10 @@ class Pass:
                 return
             shared.extend(1)
 
-    def _check(self) -> None:
-        """Checks all products by one more and measures their rounding; every error includes what that shows."""
-        shared, before, interest = self.shared, self.shared.krylov.eps, None
-        if self.options.pairs and shared.krylov.m:
-            ritz = shared.krylov.ritz()
-            interest = of_interest(ritz, self.wanted.choose(ritz.values))
-        shared.check(self.to_check, interest)
-        self.known = replace(self.known, rounding=shared.rounding)
-        density = self.known.density
-        if density is not None and shared.krylov.eps > before:
-            sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
-            again = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
-            self.known = replace(self.known, density=replace(again, converged=density.converged))
+    def _read_density(self, converged: bool = False) -> Density:
+        shared, confidence = self.shared, self.tolerance.confidence
+        sums = shared.sums(confidence) if self.options.sampled else None
+        return replace(read_density([shared.krylov], confidence, shared.hvps, sums), converged=converged)
 
     def _find_missed(self) -> None:
         """Searches for eigenvalues among those asked for that the start vector could not show, and adds them.

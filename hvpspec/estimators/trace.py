@@ -191,7 +191,7 @@ def _estimates(
         estimate = shared.estimate(quantity, tolerance)
         if shared.hvps and math.isfinite(estimate.value):
             yield estimate
-        move = choose(shared, {quantity: estimate}, tolerance, limit - kept - shared.hvps)
+        move = choose(shared, {quantity: estimate}, tolerance, limit - kept * bool(shared.krylov.m) - shared.hvps)
         if move.action == "stop":
             eps = A.eps
             shared.check(kept)

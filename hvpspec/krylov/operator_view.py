@@ -14,23 +14,23 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.results.rounding import Method
+from hvpspec.results.estimate import Recomputed
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 
 ROUNDOFFS_PER_PRODUCT = 50  # the error of a product that its asymmetry need not show, in unit roundoffs of ‖H‖
 MAX_FOLDS = 8  # of the batches: enough for a standard error, few enough to cost next to nothing
-_ASYMMETRY_LIMIT = 1e-2  # relative to the norm of the operator
-# ‖A x‖ / ‖x‖, by largest entries, beyond which squares and fourth powers of entries may overflow or vanish.
-_RANGE = {torch.float32: (2.0**-46, 2.0**46), torch.float64: (2.0**-200, 2.0**200)}
+ASYMMETRY_LIMIT = 1e-2  # relative to the norm of the operator
+# ‖A x‖ / ‖x‖, by largest entries, beyond which squares in float32 or eighth powers in float64 may overflow or vanish.
+_RANGE = {torch.float32: (2.0**-46, 2.0**46), torch.float64: (2.0**-100, 2.0**100)}
 
 
 class _Multiply(Protocol):
     def __call__(self, X: Tensor, /) -> Tensor: ...
 
 
-class _Recompute(Protocol):
-    def __call__(self, X: Tensor, /) -> tuple[Tensor, Method] | None: ...
+class Recompute(Protocol):
+    def __call__(self, X: Tensor, /) -> tuple[Tensor, Recomputed] | None: ...
 
 
 class _ByFolds(Protocol):
@@ -63,9 +63,9 @@ class Symmetric:
     """A symmetric operator as the estimators see it: `multiply` takes and returns tensors of shape (n, b).
 
     folds: of the batches, for a DataOperator; 0 where the product cannot be split. noise: the relative error that
-    products have shown so far, beyond rounding. expect: see DataOperator. recompute: a product in float64, or with other
-    rounding errors, and which of the two; None where rounding cannot be measured. explicit: a matrix held here, whose
-    products cannot go wrong one by one. shown: the relative error that comparisons of products have shown, see
+    products have shown so far, beyond rounding. expect: see DataOperator. recompute: a product in float64, or with
+    other rounding errors, and which of the two; None where rounding cannot be measured. explicit: a matrix held here,
+    whose products cannot go wrong one by one. shown: the relative error that comparisons of products have shown, see
     `hvpspec.bounds.rounding`.
     """
 
@@ -78,7 +78,7 @@ class Symmetric:
     multiply_by_folds: _ByFolds | None = None
     noise: Callable[[], float] = lambda: 0.0
     expect: Callable[[int], None] = lambda products: None
-    recompute: _Recompute | None = None
+    recompute: Recompute | None = None
     explicit: bool = False
     shown: float = 0.0
     reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
@@ -117,7 +117,7 @@ class Symmetric:
 
     def _check_range(self, X: Tensor, product: Tensor) -> None:
         """Raises InputError where squares of entries would overflow or vanish: no error bar would hold there."""
-        largest, given = float(product.abs().max()), float(X.abs().max())
+        largest, given = (float(torch.linalg.vector_norm(vectors, math.inf)) for vectors in (product, X))
         low, high = _RANGE[self.dtype]
         if largest == 0 or given == 0:
             return
@@ -170,9 +170,9 @@ class AsymmetricProducts(InputError):
     """Products contradict symmetry."""
 
 
-def refuse_asymmetric(defect: float, scale: float) -> None:
+def refuse_asymmetric(defect: float, scale: float, limit: float = ASYMMETRY_LIMIT) -> None:
     """Raises AsymmetricProducts if products contradict symmetry by more than rounding can explain."""
-    if defect > _ASYMMETRY_LIMIT * scale:
+    if defect > limit * scale:
         raise AsymmetricProducts(
             f"the operator is not symmetric, or gives different products for the same vector: off by "
             f"{defect / scale:.1%} of its norm. Is there randomness in the model, the loss or the data, an operation "

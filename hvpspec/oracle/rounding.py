@@ -20,13 +20,13 @@ from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.memory import free_memory
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
-from hvpspec.results.rounding import Method
+from hvpspec.results.estimate import Recomputed
 
 _SCALE = 0.7  # of a vector: no power of 2
 _VECTORS_IN_FLOAT64 = 6  # of the model's size, with their margin: its copy, a gradient with its graph, and the product
 
 
-def recomputed(objective: Objective, columns: Tensor) -> tuple[Tensor, Method]:
+def recomputed(objective: Objective, columns: Tensor) -> tuple[Tensor, Recomputed]:
     """H times the columns (n, b) with other rounding errors, and how it was computed. Costs b products."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ZeroHessianWarning)  # the products themselves have said so

@@ -11,7 +11,7 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
-from hvpspec.bounds.rounding import asymmetry
+from hvpspec.bounds.rounding import asymmetry, symmetric_in_float64
 from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.memory import peak_memory, resident
 from hvpspec.objective.objective import LossValue, Objective
@@ -36,7 +36,6 @@ from hvpspec.wording import dtype_name, listed, two_digits_percent
 _LOSS_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}
 _MAX_PRODUCT_CHANGE = 1e-4  # relative difference between two evaluations of a product; two engines differ by less
 _MAX_ASYMMETRY = 1e-3  # relative
-_SYMMETRIC_IN_FLOAT64 = 1e-6  # relative: an operator with a smaller asymmetry in float64 is symmetric
 
 
 def loss_tolerance(dtype: torch.dtype) -> float:
@@ -187,11 +186,8 @@ def _products(H: HessianOperator, known: Preflight, seed: int, count: int) -> tu
 
 def _too_few_digits(H: HessianOperator, X: Tensor, symmetry: float, repeats: float) -> Finding | None:
     """Whether products are symmetric in float64, where in float32 they are not. Costs two products in float64."""
-    again = H.recompute(X)
-    if again is None or again[1] != "float64":
-        return None
-    off = asymmetry(X, again[0])
-    if off > _SYMMETRIC_IN_FLOAT64:
+    off = symmetric_in_float64(H.recompute, X)
+    if off is None:
         return None
     return Finding(
         "few_digits",

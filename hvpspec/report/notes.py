@@ -8,8 +8,7 @@ from hvpspec.report.block_rows import block_shortfalls
 from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, error_heading, rounded, shared_confidence
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
-from hvpspec.results.estimate import Bracket, Estimate
-from hvpspec.results.rounding import Rounding
+from hvpspec.results.estimate import Bracket, Estimate, Rounding
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted, percent
 
@@ -48,8 +47,8 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
 def _rounding_note(rounding: Rounding) -> str:
     how = "in float64" if rounding.method == "float64" else "with everything rounded otherwise"
     note = (
-        f"rounding: products are off by up to {rounding.relative:.1g} of the norm, as {counted(rounding.products, 'product')} "
-        f"computed again {how} show; every error includes it"
+        f"rounding: products are off by up to {rounding.relative:.1g} of the norm, as "
+        f"{counted(rounding.products, 'product')} computed again {how} show; every error includes it"
     )
     return f"{note}; --dtype float64 is more accurate" if rounding.relative > _LARGE_ROUNDING else note
 

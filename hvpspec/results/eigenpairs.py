@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, Stored
-from hvpspec.results.estimate import Bracket
-from hvpspec.results.rounding import Rounding
+from hvpspec.results.estimate import Bracket, Rounding
 from hvpspec.wording import abridged, counted
 
 

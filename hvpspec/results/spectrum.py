@@ -14,8 +14,7 @@ from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
-from hvpspec.results.estimate import Estimate
-from hvpspec.results.rounding import Rounding
+from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.wording import abridged, counted, listed
 
 if TYPE_CHECKING:

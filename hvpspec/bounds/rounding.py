@@ -116,13 +116,15 @@ def explained(A: Symmetric, error: AsymmetricProducts, seed: int) -> Exception:
 def symmetric_in_float64(recompute: Recompute | None, X: Tensor) -> float | None:
     """The relative asymmetry of two products in float64, each from a pass of its own; None where it is not as small as
     that of a symmetric operator, or cannot be measured."""
+    if recompute is None:
+        return None
     products = []
-    for x in X.T[:2] if recompute is not None else ():
+    for x in X.T[:2]:
         again = recompute(x[:, None])  # together they would agree even if the data change from pass to pass
         if again is None or again[1] != "float64":
             return None
         products.append(again[0].to(X.device))
-    off = asymmetry(X, torch.cat(products, 1)) if products else math.inf
+    off = asymmetry(X, torch.cat(products, 1))
     return off if off <= _SYMMETRIC_IN_FLOAT64 else None
 
 

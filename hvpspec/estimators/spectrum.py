@@ -140,11 +140,12 @@ def spectrum(
     Notes
     -----
     Costs about 2k + 10 HVPs for the eigenpairs of a spectrum with outliers (more if the k-th lies in a dense bulk), and
-    for trace and norm at least 8 more; at most n + 16, and 1 that checks these where A is no matrix. If trace or norm are asked for, their probes also search for
-    eigenvalues that the Krylov space has missed (copies of a multiple one), and add them. What a HessianOperator does
-    once before its first product (``verify``) is not counted in HVPs: it takes as long as two of its first batch, and
-    half a one for a loss of one's own; nor are two products in float64 that measure float32's `rounding`. Sources: arXiv:2205.01736
-    (trace), arXiv:2105.06595 (density), doi:10.1137/S0895479898334605 (Lanczos with a thick restart).
+    for trace and norm at least 8 more; at most n + 16, and 1 that checks these where A is no matrix. If trace or norm
+    are asked for, their probes also search for eigenvalues that the Krylov space has missed (copies of a multiple one),
+    and add them. What a HessianOperator does once before its first product (``verify``) is not counted in HVPs: it
+    takes as long as two of its first batch, and half a one for a loss of one's own; nor are two products in float64
+    that measure float32's `rounding`. Sources: arXiv:2205.01736 (trace), arXiv:2105.06595 (density),
+    doi:10.1137/S0895479898334605 (Lanczos with a thick restart).
 
     Examples
     --------

@@ -70,8 +70,8 @@ def trace(
     -----
     Costs one HVP for each basis vector and each probe. The number of probes is about 2 F (1.96 / (rtol · tr))², where F
     is the squared Frobenius norm of what the basis leaves, less its mean eigenvalue; there are at most n + 8 products
-    if a basis of n vectors fits in memory, and one more that checks these where A is no matrix. Krylov-aware trace estimation: arXiv:2205.01736; Hutchinson's estimator:
-    doi:10.1080/03610918908812806.
+    if a basis of n vectors fits in memory, and one more that checks these where A is no matrix. Krylov-aware trace
+    estimation: arXiv:2205.01736; Hutchinson's estimator: doi:10.1080/03610918908812806.
 
     Examples
     --------

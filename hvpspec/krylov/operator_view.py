@@ -117,6 +117,8 @@ class Symmetric:
 
     def _check_range(self, X: Tensor, product: Tensor) -> None:
         """Raises InputError where squares of entries would overflow or vanish: no error bar would hold there."""
+        if not product.numel():
+            return
         largest, given = (float(torch.linalg.vector_norm(vectors, math.inf)) for vectors in (product, X))
         low, high = _RANGE[self.dtype]
         if largest == 0 or given == 0:

@@ -45,6 +45,7 @@ EIGENVALUE_KINDS: dict[Which, str] = {
 DEFAULT_MAX_HVPS = 1000  # of a call without a budget that might otherwise not end
 DEFAULT_REFINE_HVPS = 500
 SMALLEST_PLANNED_RTOL = 1e-9  # plans for smaller tolerances are those for this one
+LEAST_HVPS_TO_CHECK = 10  # a smaller budget has no product to spare for checking the others
 PILOT_PROBES = 8  # the fewest probes that an interval is computed from
 # What is done once before an operator's first product is part of planned seconds, and of no number of products.
 VERIFICATION_PRODUCTS = 2  # of the first batch: a product, two gradients and a forward pass to verify it
@@ -212,6 +213,11 @@ def planned_steps(options: SpectrumOptions, n: int) -> int:
 def planned_probes(options: SpectrumOptions) -> float:
     """Random probes among the planned products."""
     return PILOT_PROBES + 0.5 / max(options.rtol, SMALLEST_PLANNED_RTOL) if options.sampled else 0.0
+
+
+def checking_hvps(options: SpectrumOptions) -> int:
+    """Products that are reserved for checking all others."""
+    return int(options.max_hvps is None or options.max_hvps > LEAST_HVPS_TO_CHECK)
 
 
 def verification_hvps(options: SpectrumOptions, n: int) -> int:

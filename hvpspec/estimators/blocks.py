@@ -68,6 +68,7 @@ class BlockProbes:
         if pool.numbers:
             gathered.append(self._gather(pool.numbers, pool.images))
         S, rounding = self._known(), known.sum_error(shared.krylov.eps, known.norm)
+        rounding += max(shared.sampled_rounding.trace, shared.sampled_rounding.norm)
         found = []
         for index, (block, G) in enumerate(zip(self.blocks, self._grams(), strict=True)):
             SG = S @ G
@@ -164,10 +165,11 @@ def _trace_and_norm(
 
 
 def largest_of_block(
-    A: Symmetric, block: BlockRows, *, seed: int, storage: Storage, confidence: float, budget: float
+    A: Symmetric, block: BlockRows, *, seed: int, storage: Storage, confidence: float, budget: float, rounding: float
 ) -> Bracket | None:
     """λ_max of one diagonal block by Lanczos, to BRACKET_WIDTH; None if the budget does not allow a single product.
 
+    rounding: what products of the whole matrix have shown to be their error, which may be large for a small block.
     The lower end is certain, the upper one holds with probability `confidence`.
     """
 
@@ -188,7 +190,7 @@ def largest_of_block(
         # not small.
         if found.upper - found.lower <= enough and ritz.residuals[-1] <= enough:
             break
-    return found
+    return found and Bracket(found.lower - rounding, found.upper + rounding, found.confidence)
 
 
 def read_blocks(
@@ -227,6 +229,6 @@ def measured_blocks(
         remaining = count - i
         largest[i] = largest_of_block(
             shared.A, block, seed=options.seed, storage=storage, confidence=options.confidence,
-            budget=left() / remaining,
+            budget=left() / remaining, rounding=shared.A.shown * shared.krylov.projection.norm,
         )  # fmt: skip
         yield (remaining - 1) * (shared.hvps - before) / (i + 1), known()

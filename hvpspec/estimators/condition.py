@@ -73,7 +73,8 @@ def condition(
     refine_hvps : int, default 500
         Budget of products for this search, beyond `max_hvps`.
     rank_threshold : float, optional
-        The numerical rank is the number of eigenvalues with |λ| above it; by default n · 2ε · ‖A‖₂.
+        The numerical rank is the number of eigenvalues with |λ| above it; by default n · 2ε · ‖A‖₂, but at most
+        √(2ε) ‖A‖₂ and at least what the products are accurate to.
 
     Returns
     -------
@@ -154,6 +155,8 @@ def _another_space(run: Pass, steps: int, first_draw: int) -> Krylov:
     )  # fmt: skip
     for _ in range(min(steps, space.capacity)):
         space.extend(1)
+    space.rounding = run.shared.rounding  # measured already
+    space.check(run.budget - run.shared.hvps)
     space.krylov.basis.release()
     return space.krylov
 

@@ -62,7 +62,8 @@ def read_condition(
     It is that of the rows of H that are not zero, which basis and density are of. With a damping, H + damping · I as a
     whole can be regular: the zero rows then enter as eigenvalues of exactly `damping`.
 
-    rank_threshold: absolute; by default n · 2ε · ‖H‖₂, as is usual for dense matrices. pairs: the eigenpairs found; the
+    rank_threshold: absolute; by default n · 2ε · ‖H‖₂, as is usual for dense matrices, but at most √(2ε) ‖H‖₂, which is
+    less where n is large, and at least the error of the products. pairs: the eigenpairs found; the
     bulk is all other eigenvalues. others: Krylov spaces from other random starts, for the sums over all eigenvalues.
     """
     krylov, n, eps = shared.krylov, shared.krylov.n, shared.A.eps
@@ -70,7 +71,7 @@ def read_condition(
     values, zero = ends.values, ends.zero
     judged = _with_zero(ends) if krylov.zeros and damping > 0 else ends
     ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)
-    threshold = max(2 * eps * n * ends.size, zero) if rank_threshold is None else float(rank_threshold)
+    threshold = _threshold(shared, ends) if rank_threshold is None else float(rank_threshold)
     below, above = int((values < -2 * zero).sum()), int((values > 2 * zero).sum())
     beyond = int((np.abs(values) > threshold + zero).sum())
     nothing = Estimate(0.0, 0.0, confidence, True, shared.hvps, "exact")
@@ -107,6 +108,11 @@ def read_condition(
         **_sums(shared, (krylov, *others), damping, definite, confidence, reasons),
         **_solvers(definite, kappa, judged.high, damping, n, confidence, reasons),
     )
+
+
+def _threshold(shared: SharedPass, ends: _Extremes) -> float:
+    unit = 2 * shared.A.unit_roundoff
+    return max(min(unit * shared.A.n, math.sqrt(unit)) * ends.size, ends.zero)
 
 
 def _extremes(krylov: Krylov, confidence: float) -> _Extremes:

@@ -20,8 +20,9 @@ from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.options import DEFAULT_MAX_HVPS, Place
+from hvpspec.options import DEFAULT_MAX_HVPS, LEAST_HVPS_TO_CHECK, Place
 from hvpspec.results.density import Density
+from hvpspec.results.estimate import Rounding
 from hvpspec.validation import Tolerance, check_budget, check_seed
 
 _CHECKS_PER_BASIS = 20  # the density is computed after each growth of the basis by one part in this many
@@ -88,8 +89,13 @@ def spectral_density(
     budget = min(check_budget(max_hvps) or DEFAULT_MAX_HVPS, operator.n)
     done: list[Krylov] = []
     already, steps = operator.hvps, 0
+    rounding: Rounding | None = None
+    kept = 0 if operator.explicit or (max_hvps or math.inf) <= LEAST_HVPS_TO_CHECK else 1
+    if max_hvps is not None:
+        budget = min(budget, max_hvps - kept)
     while True:
         shared = SharedPass(operator, seed=seed, storage=storage, probes=False, first_draw=len(done))
+        shared.rounding = rounding
         while True:
             shared.extend(1)
             spent, last = operator.hvps - already, shared.krylov.m >= (steps or shared.capacity)
@@ -100,12 +106,14 @@ def spectral_density(
             allowed = tolerance.rtol * ritz_range([*done, shared.krylov])
             density = replace(density, converged=density.error <= allowed or shared.dimension == 0)
             if density.converged or spent >= budget:
-                return density
+                return _checked(density, [*done, shared.krylov], shared, kept)
             if callback is not None:
                 callback(density)
             if last or (not steps and _steps_suffice(density, allowed, shared, budget)):
                 break
         steps = shared.krylov.m  # enough for the other random vectors as well
+        shared.check(budget - spent)
+        rounding = shared.rounding  # measured once
         shared.krylov.basis.release()  # from now on, only the small matrices are needed
         done.append(shared.krylov)
 
@@ -117,6 +125,16 @@ def ritz_range(spaces: list[Krylov]) -> float:
     """
     values = [krylov.ritz().values for krylov in spaces]
     return float(max(found[-1] for found in values) - min(found[0] for found in values))
+
+
+def _checked(density: Density, spaces: list[Krylov], shared: SharedPass, kept: int) -> Density:
+    """With what a check of the products adds to the error."""
+    before, spent = shared.krylov.eps, shared.hvps
+    shared.check(kept)
+    spent = density.hvps + shared.hvps - spent
+    if shared.krylov.eps == before:
+        return replace(density, hvps=spent)
+    return replace(read_density(spaces, density.confidence, spent), converged=density.converged)
 
 
 def _steps_suffice(density: Density, allowed: float, shared: SharedPass, budget: int) -> bool:

@@ -19,7 +19,7 @@ from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import column_inner
-from hvpspec.options import DEFAULT_MAX_HVPS, Place, Which
+from hvpspec.options import DEFAULT_MAX_HVPS, LEAST_HVPS_TO_CHECK, Place, Which
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.validation import check_budget, check_choice, check_confidence, check_count, check_seed, check_tol
 
@@ -106,9 +106,10 @@ def eigsh(
     Eigenpairs
         ``values`` (k,), ``vectors`` (n, k), ``residuals`` and ``error``. `error` bounds the distance from each value to
         an eigenvalue: the residual r, or ``r² / gap`` where the value is shown to be isolated and single, plus the
-        asymmetry that the products have shown, plus rounding. ``converged`` says that the residuals are within the
-        tolerance and that no eigenvalue is missing in a gap between those found; ``all_copies``, that no copy of one
-        is missing either, which takes a `block_size` greater than 1.
+        asymmetry that the products have shown, plus rounding. For a HessianOperator in float32 the latter is measured
+        (`rounding`). ``converged`` says that the residuals are within the tolerance and that no eigenvalue is missing
+        in a gap between those found; ``all_copies``, that no copy of one is missing either, which takes a `block_size`
+        greater than 1.
 
     Raises
     ------
@@ -117,7 +118,8 @@ def eigsh(
 
     Notes
     -----
-    Costs one HVP for each step and start vector, and memory for as many vectors of n numbers as there are steps, up to
+    Costs one HVP for each step and start vector, one more that checks the products of an operator that is no matrix
+    (unless the budget is below 10), and memory for as many vectors of n numbers as there are steps, up to
     `basis_memory`. What a HessianOperator does once before its first product (``verify``) is not counted in HVPs. Block
     Lanczos with full reorthogonalization and a thick restart (doi:10.1137/S0895479898334605).
 
@@ -141,7 +143,8 @@ def eigsh(
     shared = SharedPass(
         operator, seed=seed, block=block_size, storage=storage, k=min(k, operator.n), probes=False, towards=start
     )
-    budget = min(budget or DEFAULT_MAX_HVPS, operator.n)
+    kept = shared.checks if budget is None or budget > LEAST_HVPS_TO_CHECK else 0
+    budget = min(budget - kept if budget else DEFAULT_MAX_HVPS, operator.n)
     while True:
         shared.extend(budget - shared.hvps, wanted.choose)
         if not worth_checking(shared.krylov) and shared.hvps < budget:
@@ -150,9 +153,25 @@ def eigsh(
             continue
         pairs, chosen, ritz = current(shared, wanted, confidence)
         if pairs.converged or shared.hvps >= budget:
+            check(shared, kept, wanted)
+            pairs, chosen, ritz = current(shared, wanted, confidence)
             return finish(shared, pairs, chosen, ritz, wanted if verify else None)
         if callback is not None:
             callback(pairs)
+
+
+def check(shared: SharedPass, left: float, wanted: Wanted | None) -> bool:
+    """`SharedPass.check`, with the rounding measured on the wanted Ritz vectors and on those at both ends.
+
+    Returns whether errors have grown by it.
+    """
+    before, interest = shared.krylov.eps, None
+    if wanted is not None and shared.krylov.m:
+        ritz = shared.krylov.ritz()
+        ends = [int(np.argmin(ritz.values)), int(np.argmax(ritz.values))]
+        interest = ritz.coefficients[:, np.union1d(wanted.choose(ritz.values), ends)]
+    shared.check(left, interest)
+    return shared.krylov.eps > before
 
 
 def worth_checking(krylov: Krylov) -> bool:
@@ -192,6 +211,7 @@ def current(
             smallest=bracket(ritz, exclusion, -1, confidence),
             data_error=shared.spread.eigenvalues(ritz.coefficients[:, chosen]),
             all_copies=known or rest_has_none(values, ritz.noise[chosen], wanted.which, wanted.tol, rest),
+            rounding=shared.rounding,
         ),
         chosen,
         ritz,

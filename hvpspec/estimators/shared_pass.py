@@ -10,8 +10,9 @@ Hutchinson: arXiv:2010.09649.)
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,34 +23,45 @@ from torch import Tensor
 from hvpspec.bounds.copies import Sums
 from hvpspec.bounds.data_error import BatchSpread
 from hvpspec.bounds.probe_intervals import Remainder
+from hvpspec.bounds.rounding import SampledRounding, check_products, explained, measure_rounding
 from hvpspec.errors import InputError
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.lanczos import add_random, confine, extend, restart, start
-from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.operator_view import AsymmetricProducts, Symmetric
 from hvpspec.krylov.probes import MAX_LIVE_PROBES, Pool
 from hvpspec.krylov.vectors import warm_direction
 from hvpspec.options import PILOT_PROBES, SampledQuantity
-from hvpspec.results.estimate import Estimate
+from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.validation import Tolerance
 
+_ROOM_PER_LIVE_PROBE = 8  # vectors of the room to one probe that is kept
+_LEAST_PROBES_TOGETHER = 2  # whose inner product is needed
+_VECTORS_PER_PROBE = 4  # at the time of its product: itself, the product, and a copy of each
 _BASIS_VECTORS_TOGETHER = 8  # that probes are deflated against at once, where these take little of the memory
 
 
 def share_room(room: int, n: int, itemsize: int, least: int, *, probes: bool) -> tuple[int, int]:
     """How many of `room` vectors go to the basis, and how many probes may be kept (each with its image).
 
-    Raises InputError if the basis would have room for fewer than `least` vectors.
+    least: vectors that the basis needs; 0 without a basis: probes are then kept where there is ample room, and need
+    not be. Raises InputError if the basis would have room for fewer than `least` vectors.
     """
-    live = max(PILOT_PROBES, min(MAX_LIVE_PROBES, room // 8)) if probes else 0
+    if least == 0 and room < PILOT_PROBES * _ROOM_PER_LIVE_PROBE:
+        return 0, 0
+    live = max(PILOT_PROBES, min(MAX_LIVE_PROBES, room // _ROOM_PER_LIVE_PROBE)) if probes else 0
     capacity, least = min(room - 2 * live, n), min(least, n)
     if capacity < least:
-        needed = least + 2 * live
-        raise InputError(
-            f"there is room for {room} vectors of {n:,} numbers, and at least {needed} "
-            f"({needed * n * itemsize / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on the CPU "
-            "or on disk (basis_on)."
-        )
+        raise InputError(too_little_room(room, least + 2 * live, n, itemsize))
     return capacity, live
+
+
+def too_little_room(room: int, needed: int, n: int, itemsize: int) -> str:
+    """The message of an InputError."""
+    return (
+        f"there is room for {room} vectors of {n:,} numbers, and at least {needed} "
+        f"({needed * n * itemsize / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on the CPU "
+        "or on disk (basis_on)."
+    )
 
 
 class SharedPass:
@@ -87,7 +99,11 @@ class SharedPass:
         self._grows = basis
         self._already = A.hvps
         room = storage.vectors(A.n, A.dtype, A.device)
-        self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2, probes=probes)
+        self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2 if basis else 0, probes=probes)
+        self._probes_together = max(room // _VECTORS_PER_PROBE, _LEAST_PROBES_TOGETHER)
+        if not basis and room < _VECTORS_PER_PROBE * _LEAST_PROBES_TOGETHER:
+            needed = _VECTORS_PER_PROBE * _LEAST_PROBES_TOGETHER
+            raise InputError(too_little_room(room, needed, A.n, A.dtype.itemsize))
         self._start = partial(start, A, seed=seed, block=self.block, place=storage.place, drawn=first_draw)
         self._live, self._together = live, min(_BASIS_VECTORS_TOGETHER, 1 + room // 64)
         self._zero, self._finds_zero = zero, find_zero and block == 1
@@ -101,6 +117,9 @@ class SharedPass:
         self.spread = BatchSpread(self.A, self.krylov, self.pool)
         self.history: list[tuple[int, float, float]] = [(0, 0.0, 0.0)]
         self._width: int | None = None
+        self.rounding: Rounding | None = None
+        self.sampled_rounding = SampledRounding()
+        self._sample: tuple[Tensor, Tensor] | None = None  # a probe and its product
 
     @property
     def hvps(self) -> int:
@@ -111,6 +130,11 @@ class SharedPass:
     def dimension(self) -> int:
         """Of the complement."""
         return self.krylov.n - self.krylov.m
+
+    @property
+    def checks(self) -> int:
+        """Products that `check` needs."""
+        return 0 if self.A.explicit else 1
 
     @property
     def can_extend(self) -> bool:
@@ -148,10 +172,10 @@ class SharedPass:
             self._restart(best, width)
         elif self.pool.frozen:
             self.pool.clear()
-        if self._finds_zero and not krylov.m and not krylov.warm:
-            step = extend(krylov, self._first_product(), width)
-        else:
-            step = extend(krylov, self._multiply, width)
+        with self._explaining():
+            shows_zeros = self._finds_zero and not krylov.m and not krylov.warm
+            multiply = self._first_product() if shows_zeros else self._multiply
+            step = extend(krylov, multiply, width)
         krylov.eps = self.A.eps  # products with finite differences may have shown it to be larger
         self.spread.extended(step)
         self.pool.follow(step)
@@ -159,11 +183,47 @@ class SharedPass:
         self.history.append((krylov.m, float(np.trace(known.T)), known.squared_norm))
 
     def probe(self, count: int) -> None:
-        """`count` more probes, at one product each."""
+        """`count` more probes, at one product each; as many at once as there is room for."""
+        while count > self._probes_together:
+            # The inner products of all pairs of a set count, so that a set of one probe would be wasted.
+            part = min(self._probes_together, count - _LEAST_PROBES_TOGETHER)
+            self._probe(part)
+            count -= part
+        self._probe(count)
+
+    def _probe(self, count: int) -> None:
         probes = self.pool.draw(count)
         products = self._multiply(probes)
         self.spread.probed(count)
-        self.pool.add(probes, products)
+        if self.A.recompute is not None and self._sample is None and self.rounding is None:
+            self._sample = (probes[:, :1].clone(), products[:, :1].clone())
+        with self._explaining():
+            self.pool.add(probes, products)
+
+    def check(self, left: float, chosen: np.ndarray | None = None) -> None:
+        """Checks the products made so far by one more, where `left` allows it, and measures their rounding.
+
+        chosen: coefficients of the Ritz vectors of interest; by default all. Errors include from now on what it shows.
+        """
+        krylov = self.krylov
+        with self._explaining():
+            if self.checks <= left and not self.A.explicit:
+                check_products(self.A, krylov)
+        if self.rounding is None:
+            mixed = np.eye(krylov.m) if chosen is None else chosen
+            self.rounding, self.sampled_rounding = measure_rounding(self.A, krylov, mixed, self._sample)
+            self._sample = None
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Says where float32 is the reason that products are not symmetric."""
+        try:
+            yield
+        except AsymmetricProducts as error:
+            better = explained(self.A, error, self.krylov.seed)
+            if better is error:
+                raise
+            raise better from None
 
     def add_random(self) -> None:
         """Starts another Krylov sequence from a new random vector, in the same basis.
@@ -258,7 +318,7 @@ class SharedPass:
         if remainder.count == 0:
             return math.nan, math.inf
         rest, half = remainder.trace(confidence)
-        return known + rest, half + rounding
+        return known + rest, half + rounding + self.sampled_rounding.trace
 
     def _norm(self, remainder: Remainder, confidence: float) -> tuple[float, float]:
         known = self.krylov.projection
@@ -270,4 +330,5 @@ class SharedPass:
         rest, factor = remainder.squared_norm(confidence)
         norm = math.sqrt(squares + rest)
         # The interval is not symmetric; the error is the longer, upper side.
-        return norm, math.sqrt(squares + rest * factor) - norm + known.sum_error(self.A.eps, norm)
+        rounding = known.sum_error(self.A.eps, norm) + self.sampled_rounding.norm
+        return norm, math.sqrt(squares + rest * factor) - norm + rounding

@@ -20,6 +20,7 @@ from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.density import ritz_range
 from hvpspec.estimators.eigsh import (
     Wanted,
+    check,
     converged,
     finish,
     relative_residuals,
@@ -40,6 +41,7 @@ from hvpspec.options import (
     SampledQuantity,
     SpectrumOptions,
     Which,
+    checking_hvps,
     planned_hvps,
     refinement_hvps,
     verification_hvps,
@@ -134,11 +136,12 @@ def spectrum(
     Notes
     -----
     Costs about 2k + 10 HVPs for the eigenpairs of a spectrum with outliers (more if the k-th lies in a dense bulk), and
-    for trace and norm at least 8 more; at most n + 16. If trace or norm are asked for, their probes also search for
-    eigenvalues that the Krylov space has missed (copies of a multiple one), and add them. What a HessianOperator does
-    once before its first product (``verify``) is not counted in HVPs: it takes as long as two of its first batch, and
-    half a one for a loss of one's own. Sources: arXiv:2205.01736
-    (trace), arXiv:2105.06595 (density), doi:10.1137/S0895479898334605 (Lanczos with a thick restart).
+    for trace and norm at least 8 more; at most n + 16, and 1 that checks these where A is no matrix. If trace or norm
+    are asked for, their probes also search for eigenvalues that the Krylov space has missed (copies of a multiple one),
+    and add them. What a HessianOperator does once before its first product (``verify``) is not counted in HVPs: it
+    takes as long as two of its first batch, and half a one for a loss of one's own; nor are two products in float64
+    that measure float32's `rounding`. Sources: arXiv:2205.01736 (trace), arXiv:2105.06595 (density),
+    doi:10.1137/S0895479898334605 (Lanczos with a thick restart).
 
     Examples
     --------
@@ -192,7 +195,8 @@ class Pass:
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
         self.search = Search(self.shared, self.wanted, self.tolerance.confidence, lambda: self.left, self.report_missed)
         self.block_probes = BlockProbes(self.shared, self.blocks)
-        self.reserved, self.checks = 0.0, verification_hvps(options, operator.n)
+        self.to_check = self.shared.checks * checking_hvps(options)
+        self.reserved, self.checks = 0.0, verification_hvps(options, operator.n) + self.to_check
         self.afterwards = refinement_hvps(options)
         self.start = time.perf_counter()
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
@@ -256,11 +260,16 @@ class Pass:
             self._find_density()
         if options.pairs and options.sampled and self.search.to_the_end() and options.density:
             self._find_density()
+        wider = check(shared, self.to_check, self.wanted if options.pairs else None)
+        self.known = replace(self.known, rounding=shared.rounding)
+        if wider and self.rest is not None:
+            self.rest = self._read_density(self.rest.converged)
+            self.known = replace(self.known, density=density_with_zeros(self.rest, shared.krylov.zeros))
         if options.pairs:
             pairs, chosen, ritz = self.search.current()
             # The probes are there to show copies: where they are made, a set of which that is not shown is not final.
             pairs = replace(pairs, converged=pairs.converged and (pairs.all_copies or not options.sampled))
-            checked = self.wanted if self.checks and len(chosen) == self.k else None
+            checked = self.wanted if self.checks > self.to_check and len(chosen) == self.k else None
             self.known = replace(self.known, eigenpairs=self._with_zeros(finish(shared, pairs, chosen, ritz, checked)))
         if options.sampled:
             self.known = replace(self.known, **self._estimates())
@@ -343,8 +352,7 @@ class Pass:
         found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
         to_zero = SettlingZero()
         while True:
-            sums = shared.sums(self.tolerance.confidence) if self.options.sampled else None
-            density = read_density([shared.krylov], self.tolerance.confidence, shared.hvps, sums)
+            density = self._read_density()
             width = ritz_range([shared.krylov])
             fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or shared.dimension == 0
             self.rest = replace(density, converged=fine)
@@ -356,3 +364,8 @@ class Pass:
             if done or self.left <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
                 return
             shared.extend(int(min(shared.block, self.left)))
+
+    def _read_density(self, converged: bool = False) -> Density:
+        shared, confidence = self.shared, self.tolerance.confidence
+        sums = shared.sums(confidence) if self.options.sampled else None
+        return replace(read_density([shared.krylov], confidence, shared.hvps, sums), converged=converged)

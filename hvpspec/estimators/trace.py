@@ -11,7 +11,7 @@ from hvpspec.estimators.extend_or_probe import choose, ends
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage, check_storage
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric
-from hvpspec.options import Place, SampledQuantity
+from hvpspec.options import LEAST_HVPS_TO_CHECK, Place, SampledQuantity
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance, check_budget, check_choice, check_seed
 
@@ -70,8 +70,8 @@ def trace(
     -----
     Costs one HVP for each basis vector and each probe. The number of probes is about 2 F (1.96 / (rtol · tr))², where F
     is the squared Frobenius norm of what the basis leaves, less its mean eigenvalue; there are at most n + 8 products
-    if a basis of n vectors fits in memory. Krylov-aware trace estimation: arXiv:2205.01736; Hutchinson's estimator:
-    doi:10.1080/03610918908812806.
+    if a basis of n vectors fits in memory, and one more that checks these where A is no matrix. Krylov-aware trace
+    estimation: arXiv:2205.01736; Hutchinson's estimator: doi:10.1080/03610918908812806.
 
     Examples
     --------
@@ -186,12 +186,17 @@ def _estimates(
     if not ends(shared, tolerance, budget):
         raise InputError("rtol=0 needs an atol, a budget (max_hvps), or a basis_memory that holds n vectors.")
     limit = math.inf if budget is None else budget
+    kept = shared.checks if limit > LEAST_HVPS_TO_CHECK else 0
     while True:
         estimate = shared.estimate(quantity, tolerance)
         if shared.hvps and math.isfinite(estimate.value):
             yield estimate
-        move = choose(shared, {quantity: estimate}, tolerance, limit - shared.hvps)
+        move = choose(shared, {quantity: estimate}, tolerance, limit - kept * bool(shared.krylov.m) - shared.hvps)
         if move.action == "stop":
+            eps = A.eps
+            shared.check(kept)
+            if A.eps > eps or shared.rounding is not None or shared.hvps > estimate.hvps:
+                yield shared.estimate(quantity, tolerance)
             return
         if move.action == "extend":
             shared.extend(move.count)

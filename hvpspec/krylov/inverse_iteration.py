@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, minres
 
-from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.operator_view import ASYMMETRY_LIMIT, Symmetric, refuse_asymmetric
 from hvpspec.krylov.vectors import gaussian
 from hvpspec.results.eigenpairs import Eigenpairs
 
 _INNER_TOLERANCE = 0.05  # the residual of a solution of unit length, relative to the last round's
 _MAX_ROUNDS = 50
+_ROUNDOFFS_OF_ASYMMETRY = 1e4  # of ‖H‖: a smaller asymmetry may be rounding
 _ROUNDOFFS_AT_LIMIT = 2000  # of ‖H‖: a residual this small is as good as rounding in vectors and products allows
 _SMALLEST_INDEPENDENT_PART = 1e-12  # squared length of a column outside the others; less would magnify rounding
 
@@ -32,12 +33,14 @@ class BudgetSpent(Exception):
 class ShiftedProducts:
     """Products of H − σI with float64 vectors, up to a budget; beyond it, BudgetSpent is raised.
 
-    made: products so far. norm: the largest ‖(H − σI) x‖ / ‖x‖ so far.
+    made: products so far. norm: the largest ‖(H − σI) x‖ / ‖x‖ so far. Each product is compared with the first one:
+    AsymmetricProducts is raised where uᵀHv and vᵀHu differ by more than rounding, as the solvers rely on symmetry.
     """
 
     def __init__(self, A: Symmetric, shift: float, budget: float) -> None:
         self.A, self.shift, self.budget, self.made = A, shift, budget, 0
         self.norm = 0.0
+        self._first: tuple[np.ndarray, np.ndarray] | None = None  # a unit vector and its product
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """(H − σI) X for X (n,) or (n, b)."""
@@ -50,7 +53,16 @@ class ShiftedProducts:
         lengths = np.linalg.norm(columns, axis=0)
         if lengths.all():
             self.norm = max(self.norm, float((np.linalg.norm(product, axis=0) / lengths).max()))
+            self._compare(columns / lengths, product / lengths)
         return product.reshape(X.shape)
+
+    def _compare(self, units: np.ndarray, products: np.ndarray) -> None:
+        if self._first is None:
+            self._first = units[:, 0].copy(), products[:, 0].copy()
+        first, product = self._first
+        # Two vectors that know nothing of each other show about 1/√n of an asymmetry.
+        limit = max(ASYMMETRY_LIMIT / self.A.n**0.25, _ROUNDOFFS_OF_ASYMMETRY * self.A.eps)
+        refuse_asymmetric(float(np.abs(first @ products - product @ units).max()), self.norm, limit)
 
     def operator(self) -> LinearOperator:
         n = self.A.n

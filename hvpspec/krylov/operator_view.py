@@ -14,15 +14,23 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.results.estimate import Recomputed
 from hvpspec.validation import all_finite
+from hvpspec.wording import dtype_name
 
 ROUNDOFFS_PER_PRODUCT = 50  # the error of a product that its asymmetry need not show, in unit roundoffs of ‖H‖
 MAX_FOLDS = 8  # of the batches: enough for a standard error, few enough to cost next to nothing
-_ASYMMETRY_LIMIT = 1e-2  # relative to the norm of the operator
+ASYMMETRY_LIMIT = 1e-2  # relative to the norm of the operator
+# ‖A x‖ / ‖x‖, by largest entries, beyond which squares in float32 or eighth powers in float64 may overflow or vanish.
+_RANGE = {torch.float32: (2.0**-46, 2.0**46), torch.float64: (2.0**-100, 2.0**100)}
 
 
 class _Multiply(Protocol):
     def __call__(self, X: Tensor, /) -> Tensor: ...
+
+
+class Recompute(Protocol):
+    def __call__(self, X: Tensor, /) -> tuple[Tensor, Recomputed] | None: ...
 
 
 class _ByFolds(Protocol):
@@ -34,6 +42,7 @@ class DataOperator(Protocol):
     """What the estimators need of an operator that is a mean over batches of data, beyond SciPy's interface.
 
     Such an operator also has `torch_dtype`, `device` and `noise`, the relative error of its products beyond rounding.
+    One that can compute a product with other rounding errors has `recompute`, see `Symmetric`.
     """
 
     def matmat(self, X: Any) -> Any:
@@ -55,7 +64,10 @@ class Symmetric:
 
     folds: of the batches, for a DataOperator; 0 where the product cannot be split. noise: the relative error that
     products have shown so far, beyond rounding. expect: see DataOperator. limit: how many products may be made; what
-    would be beyond is refused here, where products are counted, whoever asks for it.
+    would be beyond is refused here, where products are counted, whoever asks for it. recompute: a product in float64,
+    or with other rounding errors, and which of the two; None where rounding cannot be measured. explicit: a matrix held
+    here, whose products cannot go wrong one by one. shown: the relative error that comparisons of products have shown,
+    see `hvpspec.bounds.rounding`.
     """
 
     n: int
@@ -68,6 +80,10 @@ class Symmetric:
     noise: Callable[[], float] = lambda: 0.0
     expect: Callable[[int], None] = lambda products: None
     limit: float = math.inf
+    recompute: Recompute | None = None
+    explicit: bool = False
+    shown: float = 0.0
+    reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
 
     @property
     def left(self) -> float:
@@ -75,12 +91,17 @@ class Symmetric:
         return self.limit - self.hvps
 
     @property
+    def unit_roundoff(self) -> float:
+        """Of the dtype."""
+        return float(torch.finfo(self.dtype).eps) / 2
+
+    @property
     def eps(self) -> float:
         """The unit roundoff of the dtype, or a larger number that stands for it where products are less accurate.
 
         The noise bounds the whole error of a product, for which estimators allow ROUNDOFFS_PER_PRODUCT roundoffs.
         """
-        return max(float(torch.finfo(self.dtype).eps) / 2, self.noise() / ROUNDOFFS_PER_PRODUCT)
+        return max(self.unit_roundoff, max(self.noise(), self.shown) / ROUNDOFFS_PER_PRODUCT)
 
     def __matmul__(self, X: Tensor) -> Tensor:
         self._count(X)
@@ -104,7 +125,27 @@ class Symmetric:
             )
         if not all_finite(product):
             raise InputError("the operator returned a product with NaN or Inf entries; fix the operator first.")
+        self._check_range(X, product)
         return product
+
+    def _check_range(self, X: Tensor, product: Tensor) -> None:
+        """Raises InputError where squares of entries would overflow or vanish: no error bar would hold there."""
+        if not product.numel():
+            return
+        largest, given = (float(torch.linalg.vector_norm(vectors, math.inf)) for vectors in (product, X))
+        low, high = _RANGE[self.dtype]
+        if largest == 0 or given == 0:
+            return
+        self.reached = max(self.reached, largest / given)
+        if low <= self.reached <= high:
+            return
+        exponent = math.floor(math.log2(self.reached))
+        how = "dtype=float64 (--dtype float64), or " if self.dtype == torch.float32 else ""
+        raise InputError(
+            f"the operator's values are about {2.0**exponent:.0e}, and their squares leave the range of "
+            f"{dtype_name(self.dtype)}; use {how}the operator (the loss) times 2**{-exponent}, and undo that in the "
+            "results."
+        )
 
 
 def as_symmetric(A: Any) -> Symmetric:
@@ -126,7 +167,7 @@ def as_symmetric(A: Any) -> Symmetric:
         matrix = A.tocsr()
         difference = matrix - matrix.T
         _check_symmetric(abs(difference).max() if difference.nnz else 0.0, abs(matrix).max(), matrix.dtype)
-        return _from_matmat(A.shape[0], A.dtype, lambda X: matrix @ X)
+        return _from_matmat(A.shape[0], A.dtype, lambda X: matrix @ X, explicit=True)
     try:
         array = np.asarray(A)
     except Exception:
@@ -140,10 +181,14 @@ def as_symmetric(A: Any) -> Symmetric:
     return _from_tensor(torch.from_numpy(np.array(array, dtype=_float_dtype(array.dtype))))
 
 
-def refuse_asymmetric(defect: float, scale: float) -> None:
-    """Raises InputError if products contradict symmetry by more than rounding can explain."""
-    if defect > _ASYMMETRY_LIMIT * scale:
-        raise InputError(
+class AsymmetricProducts(InputError):
+    """Products contradict symmetry."""
+
+
+def refuse_asymmetric(defect: float, scale: float, limit: float = ASYMMETRY_LIMIT) -> None:
+    """Raises AsymmetricProducts if products contradict symmetry by more than rounding can explain."""
+    if defect > limit * scale:
+        raise AsymmetricProducts(
             f"the operator is not symmetric, or gives different products for the same vector: off by "
             f"{defect / scale:.1%} of its norm. Is there randomness in the model, the loss or the data, an operation "
             "whose second derivative torch gets wrong, or one whose gradient is that of no function (detach(), "
@@ -154,7 +199,19 @@ def refuse_asymmetric(defect: float, scale: float) -> None:
 def _from_data_operator(A: Any) -> Symmetric:
     folds = min(A.batch_count(), MAX_FOLDS)
     by_folds = A.multiply_by_folds if folds > 1 else None
-    return Symmetric(A.shape[0], A.torch_dtype, A.device, A.matmat, 0, folds, by_folds, lambda: A.noise, A.expect)
+    recompute = getattr(A, "recompute", None) if A.torch_dtype != torch.float64 else None
+    return Symmetric(
+        A.shape[0],
+        A.torch_dtype,
+        A.device,
+        A.matmat,
+        0,
+        folds,
+        by_folds,
+        lambda: A.noise,
+        A.expect,
+        recompute=recompute,
+    )
 
 
 def _from_tensor(matrix: Tensor) -> Symmetric:
@@ -167,10 +224,10 @@ def _from_tensor(matrix: Tensor) -> Symmetric:
     if matrix.dtype not in (torch.float32, torch.float64):
         matrix = matrix.to(torch.float32 if matrix.is_floating_point() else torch.float64)
     _check_symmetric(float((matrix - matrix.T).abs().max()), float(matrix.abs().max()), matrix.dtype)
-    return Symmetric(matrix.shape[0], matrix.dtype, matrix.device, matrix.__matmul__)
+    return Symmetric(matrix.shape[0], matrix.dtype, matrix.device, matrix.__matmul__, explicit=True)
 
 
-def _from_matmat(n: int, dtype: Any, matmat: Any) -> Symmetric:
+def _from_matmat(n: int, dtype: Any, matmat: Any, *, explicit: bool = False) -> Symmetric:
     numpy_dtype = _float_dtype(dtype)
 
     def multiply(X: Tensor, /) -> Tensor:
@@ -180,7 +237,7 @@ def _from_matmat(n: int, dtype: Any, matmat: Any) -> Symmetric:
         return torch.from_numpy(np.ascontiguousarray(product, dtype=numpy_dtype))
 
     torch_dtype = torch.float32 if numpy_dtype == np.float32 else torch.float64
-    return Symmetric(n, torch_dtype, torch.device("cpu"), multiply)
+    return Symmetric(n, torch_dtype, torch.device("cpu"), multiply, explicit=explicit)
 
 
 def _float_dtype(dtype: Any) -> np.dtype:

@@ -216,6 +216,8 @@ class Pool:
 
 def _complement(basis: Basis, X: Tensor) -> tuple[Tensor, np.ndarray]:
     """(I − P) X, and the coefficients of P X in the basis."""
+    if basis.m == 0:
+        return X, np.zeros((0, X.shape[1]))
     outside = X.clone()
     return outside, orthogonalise(basis, X[:, :0], outside, np.zeros((0, X.shape[1])))
 

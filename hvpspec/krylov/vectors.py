@@ -118,4 +118,5 @@ def _normal(n: int, number: int, seed: int, kind: int) -> np.ndarray:
 
 def _stream(seed: int, number: int, start: int, kind: int) -> np.random.Philox:
     """The counter-based generator for one chunk of one vector (Philox, doi:10.1145/2063384.2063405)."""
-    return np.random.Philox(key=[seed, number], counter=[0, 0, start // CHUNK, kind])
+    key = np.array([seed, number], dtype=np.uint64)  # a list with a seed of 2**63 or more would be rounded to float64
+    return np.random.Philox(key=key, counter=[0, 0, start // CHUNK, kind])

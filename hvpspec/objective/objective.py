@@ -98,7 +98,7 @@ class Objective:
         self._train_mode = train_mode
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
-        self._afresh: Callable[[], None] = lambda: None  # forgets what an evaluation left in the model's attributes
+        self._afresh: Callable[[], object] = object  # forgets what an evaluation left in the model's attributes
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
         self._modes_are_safe = False
         self._weight: float | None = None
@@ -135,7 +135,7 @@ class Objective:
             try:
                 yield chosen
             finally:
-                self._parameters, self._buffers = None, []
+                self._parameters, self._buffers, self._afresh = None, [], object  # which can be pickled
 
     def _check_modes(self) -> None:
         if self._modes_are_safe:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
@@ -15,14 +14,16 @@ from hvpspec.memory import check_size
 from hvpspec.objective.losses import LossFunction, LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
+from hvpspec.operators.tensors import TensorOperator
 from hvpspec.options import Engine
 from hvpspec.oracle import Chooser
+from hvpspec.results.estimate import Recomputed
 from hvpspec.wording import dtype_name
 
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
-class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no type hints
+class HessianOperator(TensorOperator):
     """The Hessian of a training loss, as a symmetric matrix that is never stored.
 
     The loss is the weighted mean of `loss` over `data`, in eval mode, as a function of the chosen parameters of
@@ -162,6 +163,22 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
         """Estimated relative error of the products beyond rounding; 0 except for finite differences."""
         return self._product.noise
 
+    def recompute(self, columns: Tensor) -> tuple[Tensor, Recomputed] | None:
+        """The product with other rounding errors, which shows how accurate float32 is here.
+
+        Parameters
+        ----------
+        columns : Tensor
+            Of shape (n, b), in the operator's dtype and on its device.
+
+        Returns
+        -------
+        tuple of Tensor and str, or None
+            The product, and "float64" or (where that does not fit) "other rounding". None for an operator in float64,
+            and for finite differences, whose error is `noise`. Costs b products, which `hvps` does not count.
+        """
+        return self._product.recomputed(columns)
+
     @property
     def plan(self) -> str:
         """How products are computed, in one line: the engine, what it has saved, or why another one is not used."""
@@ -230,73 +247,6 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no typ
         return self.objective.value()
 
     # --- products -----------------------------------------------------------------------------------------------
-
-    def dot(self, x: Any) -> Any:
-        """H times a vector, several vectors, a number or another operator; the same as ``H * x``.
-
-        Parameters
-        ----------
-        x : ndarray, Tensor, float or LinearOperator
-            Vectors have the shape (n,) or (n, b).
-
-        Returns
-        -------
-        ndarray, Tensor or LinearOperator
-            The product; of a number or an operator, a new operator.
-        """
-        return self._multiply_tensor(x) if isinstance(x, Tensor) else super().dot(x)
-
-    def __mul__(self, x: Any) -> Any:
-        return self._multiply_tensor(x) if isinstance(x, Tensor) and x.ndim else super().__mul__(x)
-
-    def __matmul__(self, x: Any) -> Any:
-        return self._multiply_tensor(x) if isinstance(x, Tensor) else super().__matmul__(x)
-
-    def matvec(self, x: Any) -> Any:
-        """H times one vector.
-
-        Parameters
-        ----------
-        x : ndarray or Tensor
-            Of shape (n,) or (n, 1).
-
-        Returns
-        -------
-        ndarray or Tensor
-            Of the same shape. Costs 1 HVP.
-        """
-        if isinstance(x, Tensor):
-            return self._multiply_tensor(x)
-        x = np.asanyarray(x)
-        if x.shape not in ((self.shape[1],), (self.shape[1], 1)):
-            raise InputError(self._wrong_shape(x.shape))
-        return super().matvec(x)
-
-    def matmat(self, X: Any) -> Any:
-        """H times several vectors.
-
-        Parameters
-        ----------
-        X : ndarray or Tensor
-            Of shape (n, b), a vector in each column.
-
-        Returns
-        -------
-        ndarray or Tensor
-            Of shape (n, b). Costs b HVPs.
-        """
-        if isinstance(X, Tensor):
-            return self._multiply_tensor(X)
-        if getattr(X, "shape", (self.shape[1], 0))[:1] != self.shape[1:] or np.ndim(X) != 2:
-            raise InputError(self._wrong_shape(np.shape(X)))
-        return super().matmat(X)
-
-    def __add__(self, x: Any) -> Any:
-        """H + another operator, or + a matrix, so that `H + s * scipy.sparse.eye_array(n)` works too."""
-        return super().__add__(x if isinstance(x, LinearOperator) or np.isscalar(x) else aslinearoperator(x))
-
-    def _matvec(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return self._matmat(x.reshape(-1, 1)).reshape(x.shape)
 
     def _matmat(self, X: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if X.dtype.kind not in "fiub":

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from hvpspec.oracle.agreement import disagreement
 from hvpspec.oracle.autograd import OnBatch, described
 from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.linearized import Linearized
+from hvpspec.oracle.rounding import recomputed
 from hvpspec.oracle.saved_activations import SAVED_SHARE
 from hvpspec.oracle.tracing import NotRecordable
 from hvpspec.oracle.verify import verify, verify_differences
+from hvpspec.results.estimate import Recomputed
 from hvpspec.validation import all_finite
 
 _LOG = logging.getLogger("hvpspec")
@@ -74,6 +77,19 @@ class Chooser:
     def noise(self) -> float:
         """Relative error of the products beyond rounding: 0 except for finite differences."""
         return self._differences.noise if self._differences is not None else 0.0
+
+    def recomputed(self, columns: Tensor) -> tuple[Tensor, Recomputed] | None:
+        """The product with other rounding errors; None in float64, and where the engine's own noise says more."""
+        if self._differences is not None or self.objective.dtype == torch.float64:
+            return None
+        return recomputed(self.objective, columns)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what an engine has recorded and compiled, which belongs to this process: the copy begins anew."""
+        state = self.__dict__.copy()
+        if state["_fast"] is not None:
+            state |= {"_fast": None, "_settled": False, "_made": 0, "_most_columns": 1, "plan": "autograd"}
+        return state
 
     def verified(self) -> None:
         """Says that products have been compared with differences of the gradient by other means."""

@@ -8,9 +8,11 @@ from hvpspec.report.block_rows import block_shortfalls
 from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, error_heading, rounded, shared_confidence
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
-from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.estimate import Bracket, Estimate, Rounding
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted, percent
+
+_LARGE_ROUNDING = 1e-5  # relative to the norm: more than products in float32 usually err
 
 
 def spectrum_notes(spectrum: Spectrum) -> list[str]:
@@ -32,12 +34,23 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
         )
     if (meaning := _error_note(spectrum)) is not None:
         notes.append(meaning)
+    if spectrum.rounding is not None:
+        notes.append(_rounding_note(spectrum.rounding))
     if has_data_error(spectrum):
         notes.append(
             f"{DATA_HEADING}: one standard error due to the choice of data, if the batches are a random sample of a "
             "larger population"
         )
     return notes
+
+
+def _rounding_note(rounding: Rounding) -> str:
+    how = "in float64" if rounding.method == "float64" else "with everything rounded otherwise"
+    note = (
+        f"rounding: products are off by up to {rounding.relative:.1g} of the norm, as "
+        f"{counted(rounding.products, 'product')} computed again {how} show; every error includes it"
+    )
+    return f"{note}; --dtype float64 is more accurate" if rounding.relative > _LARGE_ROUNDING else note
 
 
 def has_data_error(spectrum: Spectrum) -> bool:

@@ -144,7 +144,14 @@ class Density(Stored):
         -------
         Estimate
             Its `interval` holds the number with probability ≥ `confidence`.
+
+        Raises
+        ------
+        InputError
+            Unless a ≤ b; both may be infinite.
         """
+        if not a <= b:
+            raise InputError(f"expected an interval from a to b with a ≤ b; got {a!r} and {b!r}.")
         (low_a, high_a), (low_b, high_b) = (tuple(map(float, self.cdf_bounds(x))) for x in (a, b))
         value = self.n * float(self.cdf(b) - self.cdf(a))
         most, least = min(self.n * (high_b - low_a), self.n), max(self.n * (low_b - high_a), 0.0)

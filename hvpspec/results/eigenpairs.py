@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, Stored
-from hvpspec.results.estimate import Bracket
+from hvpspec.results.estimate import Bracket, Rounding
 from hvpspec.wording import abridged, counted
 
 
@@ -44,6 +44,8 @@ class Eigenpairs(Stored):
     all_copies : bool
         Whether it is shown (at 99 %) that the values include all copies of multiple eigenvalues, and eigenvalues that
         are too close to be resolved. One start vector alone cannot show that.
+    rounding : Rounding or None
+        The rounding error of float32 products, as measured; `error` includes it. None where it is not measured.
 
     Examples
     --------
@@ -66,6 +68,7 @@ class Eigenpairs(Stored):
     smallest: Bracket | None = None
     data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
     all_copies: bool = False
+    rounding: Rounding | None = None
 
     json_order: ClassVar = (
         "values", "error", "residuals", "data_error", "converged", "all_copies", "hvps", "verified", "largest",

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, overload
 from hvpspec.options import QUANTITIES, Which
 from hvpspec.presentation import presented
 from hvpspec.results.blocks import Blocks
-from hvpspec.results.codec import Flattened, Key, Stored
+from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
-from hvpspec.results.estimate import Estimate
+from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.wording import abridged, counted, listed
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Spectrum(Stored):
         Quantities of each group of parameters, where they were asked for.
     which : {"LM", "LA", "SA", "BE"}
         Which eigenpairs were asked for, see `hvpspec.spectrum`.
+    rounding : Rounding or None
+        The rounding error of float32 products, as measured; every error includes it. None where it is not measured.
 
     Examples
     --------
@@ -81,10 +83,11 @@ class Spectrum(Stored):
     condition: Condition | None = None
     blocks: Blocks | None = None
     which: Which = "LM"
+    rounding: Annotated[Rounding | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
-        "density", "condition", "blocks", "hvps", "predicted", "seconds",
+        "density", "condition", "blocks", "rounding", "hvps", "predicted", "seconds",
     )  # fmt: skip
 
     @property

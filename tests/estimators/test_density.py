@@ -10,6 +10,7 @@ from zoo import explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.bounds.quadrature import read_density
+from hvpspec.errors import InputError
 from hvpspec.krylov.lanczos import extend, start
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.results.density import Density
@@ -126,7 +127,7 @@ def test_the_whole_space_is_exact():
     for seed in range(10):
         found = hvpspec.spectral_density(H, rtol=1e-9, seed=seed)
         assert found.converged
-        assert found.hvps <= len(values)
+        assert found.hvps <= len(values) + 1  # which checks the others
         assert distance(found, values) < 1e-10
 
 
@@ -154,3 +155,12 @@ def test_grid_and_dictionary():
     again = Density.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     assert again.to_dict() == found.to_dict()
     assert again.cdf(2.0) == found.cdf(2.0)
+
+
+@pytest.mark.parametrize(("a", "b"), [(float("nan"), 1), (0, float("nan")), (2, 1)])
+def test_counts_need_an_interval(a, b):
+    found = hvpspec.spectral_density(np.diag([1.0, 2.0, 3.0]))
+    with pytest.raises(InputError, match="a ≤ b"):
+        found.count(a, b)
+    assert found.count(-np.inf, np.inf).value == 3
+    assert found.count(1.5, 1.5).value == 0

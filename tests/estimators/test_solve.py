@@ -152,3 +152,20 @@ def test_what_cannot_be_solved(options, message):
     options = {"b": np.ones(200), **options}
     with pytest.raises(InputError, match=message):
         hvpspec.solve(rotated(DEFINITE), **options)
+
+
+@pytest.mark.parametrize("damping", [0.0, 3.0])
+@pytest.mark.parametrize("n", [20, 400])
+def test_an_asymmetric_operator_is_named_at_once(n, damping):
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((n, n)) / np.sqrt(n)
+    made = 0
+
+    def multiply(x):
+        nonlocal made
+        made += 1
+        return A @ x
+
+    with pytest.raises(InputError, match="not symmetric"):
+        hvpspec.solve(sla.LinearOperator((n, n), matvec=multiply, dtype=float), rng.standard_normal(n), damping=damping)
+    assert made <= 20

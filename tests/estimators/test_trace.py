@@ -5,6 +5,7 @@ import pytest
 import torch
 from estimators.spectra import NAMES, SEEDS, matrix
 from scipy import stats
+from scipy.sparse.linalg import LinearOperator
 from zoo import explicit_hessian, mlp
 
 import hvpspec
@@ -265,7 +266,7 @@ def test_a_neural_network(dtype):
         found = estimate(H, max_hvps=24, rtol=0, confidence=0.9999)
         assert abs(found.value - exact(D)) <= found.error, figure
         exactly = estimate(H, rtol=1e-6)
-        assert exactly.hvps <= len(D) + PILOT_PROBES
+        assert exactly.hvps <= len(D) + PILOT_PROBES + 1  # which checks the others
         assert abs(exactly.value - exact(D)) <= exactly.error < 1e-4
 
 
@@ -313,3 +314,24 @@ def test_callbacks_see_every_step_and_may_stop_it():
 def test_options_out_of_range(figure, options, message):
     with pytest.raises(InputError, match=message):
         FIGURES[figure][0](np.eye(3), **options)
+
+
+@pytest.mark.parametrize("room", [8, 13, 40])
+def test_hutchinson_in_little_memory(room):
+    """No more vectors at once than there is room for: each probe, its product, and a copy of each."""
+    n, most = 4000, 0
+    A = np.random.default_rng(0).standard_normal((n, 40))
+    values = A @ A.T
+
+    def multiply(X):
+        nonlocal most
+        most = max(most, X.shape[1])
+        return values @ X
+
+    operator = LinearOperator((n, n), matvec=multiply, matmat=multiply, dtype=float)
+    found = hvpspec.trace(operator, method="hutchinson", basis_memory=room * n * 8, max_hvps=60, rtol=1e-4)
+    assert 4 * most <= max(room, 8)
+    assert found.hvps == 60
+    assert abs(found.value - np.trace(values)) <= 1.5 * found.error
+    with pytest.raises(InputError, match="at least 8"):
+        hvpspec.trace(operator, method="hutchinson", basis_memory=7 * n * 8)

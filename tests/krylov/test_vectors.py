@@ -77,3 +77,13 @@ def test_gaussians():
     other = gaussian(n, 1, seed=1, **OPTIONS)[:, 0].numpy()
     assert abs(g @ other) / np.sqrt(n) < 4
     assert np.abs(np.corrcoef(g[:1000], g[-1000:])[0, 1]) < 0.15  # chunks do not repeat
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1, 2**63, 2**64 - 2])
+def test_neighbouring_seeds_differ(seed):
+    """The largest ones too, which float64 cannot tell apart."""
+    cpu = torch.device("cpu")
+    one, other = (rademacher(256, [0], seed=s, dtype=torch.float64, device=cpu) for s in (seed, seed + 1))
+    assert abs(float((one * other).mean())) < 0.4
+    one, other = (gaussian(256, 0, seed=s, dtype=torch.float64, device=cpu) for s in (seed, seed + 1))
+    assert abs(float((one * other).mean())) < 0.4

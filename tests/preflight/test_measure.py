@@ -148,3 +148,9 @@ def test_a_loss_of_another_model_is_refused():
     )
     with pytest.raises(InputError, match="with another model"):
         inspect_operator(H)
+
+
+@pytest.mark.parametrize("given", ["1e400", "-1e400", "inf", "nan", "1e-1000000000000000000000"])
+def test_an_expected_loss_is_a_number_that_a_loss_can_be(given):
+    with pytest.raises(InputError, match="give the loss as a number"):
+        expected_loss(given)

@@ -128,3 +128,21 @@ def test_the_yardstick_feels_float32():
     assert agreement.disagreement(other, H.objective) is None
     assert "rounding explains" in agreement.disagreement(lambda v: 1.001 * other(v), H.objective)
     assert "rounding explains" in agreement.disagreement(lambda v: other(v) * (1 + 1e-9), plain.objective)
+
+
+def test_too_few_digits_in_float32_are_told_from_a_wrong_derivative():
+    """A loss of 1e-7: 1 − p is a difference of almost equal numbers. In float64 the same Hessian is symmetric."""
+    torch.manual_seed(0)
+    X = torch.randn(64, 6)
+    X[:, 0] = X[:, 0].sign() * (1 + X[:, 0].abs())
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].weight.mul_(0.1)
+        model[0].weight[:, 0] = 1.0
+        model[2].weight.copy_(torch.stack([-torch.ones(8), torch.ones(8)]) * 1.2)
+    H = hvpspec.HessianOperator(model, "cross_entropy", [(X, (X[:, 0] > 0).long())])
+    found = inspect_operator(H)
+    (refused,) = [finding for finding in found.findings if finding.severity == "refused"]
+    assert refused.kind == "few_digits"
+    assert "in float64 it is symmetric" in refused.found
+    assert refused.done == "use --dtype float64"

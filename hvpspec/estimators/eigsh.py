@@ -173,6 +173,8 @@ def current(shared: SharedPass, wanted: Wanted, confidence: float) -> tuple[Eige
     chosen = wanted.choose(ritz.values)
     values, residuals = ritz.values[chosen], ritz.residuals[chosen]
     exclusion = Exclusion.of(krylov)
+    largest = bracket(ritz, exclusion, 1, confidence)
+    population, reason = shared.spread.population(ritz, largest)
     return (
         Eigenpairs(
             values=values,
@@ -181,9 +183,11 @@ def current(shared: SharedPass, wanted: Wanted, confidence: float) -> tuple[Eige
             error=isolated_errors(exclusion, values, residuals, ritz.values) + ritz.noise[chosen],
             converged=_finished(krylov, ritz, chosen, wanted),
             hvps=shared.hvps,
-            largest=bracket(ritz, exclusion, 1, confidence),
+            largest=largest,
             smallest=bracket(ritz, exclusion, -1, confidence),
             data_error=shared.spread.eigenvalues(ritz.coefficients[:, chosen]),
+            population=population,
+            population_reason=reason,
         ),
         chosen,
         ritz,

@@ -122,8 +122,8 @@ class BatchSpread:
         folds = self._weights > 0
         count = int(folds.sum())
         if count < MIN_FOLDS:
-            few = f"{count or 1} batch{'es' if count > 1 else ''}"
-            return None, f"{few} say too little about other data; give at least {MIN_FOLDS}, of samples in random order"
+            few = f"{count} batches say" if count else "1 batch says"
+            return None, f"{few} too little about other data; give at least {MIN_FOLDS}, of samples in random order"
         top = ritz.coefficients[:, np.argsort(-ritz.values, kind="stable")[:_TOP_VECTORS]]
         weights, sketches = self._weights[folds], self._sketches[:, :, : len(top)] @ top
         inside = top.T @ self._basis[folds] @ top
@@ -133,7 +133,8 @@ class BatchSpread:
                 "neighbouring batches are more alike than they would be in random order, so that the batches are no "
                 "random sample; shuffle the samples before they are put into batches"
             )
-        found = population_bracket(inside, outside, weights, largest.upper, largest.confidence)
+        typical = float(self._krylov.of_start.T[0, 0])  # of a random start: the mean eigenvalue, but for chance
+        found = population_bracket(inside, outside, weights, largest.upper, largest.confidence, typical)
         if not largest.upper - largest.lower <= _LEAST_ACCURACY * (found.upper - largest.upper):
             return None, "λ_max of the data themselves is not known well enough yet"
         return found, None

@@ -8,6 +8,7 @@ from hvpspec.report.block_rows import block_shortfalls
 from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, error_heading, rounded, shared_confidence
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
+from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted, percent
@@ -37,7 +38,22 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
             f"{DATA_HEADING}: one standard error due to the choice of data, if the batches are a random sample of a "
             "larger population"
         )
+    if pairs is not None and (population := _population_note(pairs)) is not None:
+        notes.append(population)
     return notes
+
+
+def _population_note(pairs: Eigenpairs) -> str | None:
+    """What the data say about λ_max of the population, or why they say nothing."""
+    found = pairs.population
+    if found is not None:
+        return (
+            f"λ_max of that population lies in [{rounded(found.lower, 3)}, {rounded(found.upper, 3)}] "
+            f"({percent(found.confidence)}, on the same condition); that of a sample is larger on average"
+        )
+    if pairs.population_reason is not None:
+        return f"λ_max of a larger population is left open: {pairs.population_reason}"
+    return None
 
 
 def has_data_error(spectrum: Spectrum) -> bool:

@@ -34,7 +34,12 @@ _LEAST_SHARE_OF_LARGEST_FOLD = 0.5  # of its weight: a smaller last fold varies 
 
 
 def population_bracket(
-    inside: np.ndarray, outside: np.ndarray, weights: np.ndarray, largest: float, confidence: float, typical: float = 0.0
+    inside: np.ndarray,
+    outside: np.ndarray,
+    weights: np.ndarray,
+    largest: float,
+    confidence: float,
+    typical: float = 0.0,
 ) -> Bracket:
     """The interval.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.block_rows import block_shortfalls
-from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, error_heading, rounded, shared_confidence
+from hvpspec.report.numbers import DATA_HEADING, NOT_REACHED, QUANTITY_NAMES, error_heading, rounded, shared_confidence
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
@@ -148,5 +148,5 @@ def _density_note(density: Density) -> str:
     share = rounded(100 * density.error / width, 1)
     return (
         f"density: {nodes}; off by at most {share} % of the spectrum's width (Wasserstein distance, "
-        f"{percent(density.confidence)})"
+        f"{percent(density.confidence)}){'' if density.converged else f'; {NOT_REACHED}'}"
     )

@@ -191,8 +191,8 @@ def table(repetitions: int) -> Iterator[str]:
 
 def other_orders(repetitions: int) -> Iterator[str]:
     yield (
-        "| data | by label: nothing said | … or held | by size: nothing said | … or held | ± data, largest / smallest | "
-        "width, largest / smallest | sd of lower end | sd of upper end |"
+        "| data | by label: nothing said | … or held | by size: nothing said | … or held | "
+        "± data, largest / smallest | width, largest / smallest | sd of lower end | sd of upper end |"
     )
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, make in POPULATIONS.items():
@@ -213,9 +213,9 @@ def main() -> None:
         "# λ_max of the population: how often its interval holds",
         "",
         f"Made by `python scripts/calibrate_data_error.py --repetitions {repetitions}`; confidence 95 %. Each data set",
-        "stands for a population, from which batches are drawn with replacement. Last three columns: how often λ_max of",
-        "the batches ± 1.96 of its standard errors would have held, by how much it is too large on average, and the mean",
-        "width of the interval.",
+        "stands for a population, from which batches are drawn with replacement. Last columns: how often λ_max of",
+        "the batches ± 1.96 of its standard errors would have held, by how much it is too large on average, and the",
+        "mean width of the interval.",
         "",
     ]
     for line in lines:
@@ -225,10 +225,10 @@ def main() -> None:
         lines.append(line)
     lines += [
         "",
-        "Left: eight batches of 40 from samples sorted by label, or by the size of the input. How often nothing is said,",
-        "and how often that or an interval that holds. Right: the same 320 samples shuffled into eight batches",
-        f"{SHUFFLES} times. How much one standard error and the width of the interval differ, and its ends, relative to",
-        "the mean width.",
+        "Left: eight batches of 40 from samples sorted by label, or by the size of the input. How often nothing is",
+        "said, and how often that or an interval that holds. Right: the same 320 samples shuffled into eight batches",
+        f"{SHUFFLES} times. How much one standard error and the width of the interval differ, and its ends, relative",
+        "to the mean width.",
         "",
     ]
     for line in other_orders(max(repetitions // 5, 5)):

@@ -5,9 +5,9 @@ H_g be the mean over fold g of the data, H the mean over all folds, and u the po
 
     λ = E uᵀHu ≤ E λ_max(H),    λ ≥ E vᵀH_g v for a unit vector v that was found without fold g
 
-So λ_max(H) exp(t s / λ_max(H)) is an upper end (its logarithm is the less skewed), and the mean over g of v₋gᵀH_g v₋g, less t s, a lower one, where v₋g is the top
-eigenvector of the other folds' mean, s the standard error of either, from its spread over the folds, and t a quantile of
-Student's distribution. (Leave-one-out as in Efron and Stein 1981,
+So λ_max(H) exp(t s / λ_max(H)) is an upper end (its logarithm is the less skewed), and the mean over g of v₋gᵀH_g v₋g,
+less t s, a lower one, where v₋g is the top eigenvector of the other folds' mean, s the standard error of either, from
+its spread over the folds, and t a quantile of Student's distribution. (Leave-one-out as in Efron and Stein 1981,
 doi:10.1214/aos/1176345462; the bracket: Mak, Morton and Wood 1999, doi:10.1016/S0167-6377(98)00054-6.)
 
 The basis holds the top Ritz vectors V of H. What a fold's H_g V has outside of V is known from its sketch, random

@@ -214,6 +214,8 @@ class Density(Stored):
         value = self.cdf(starts)
         lengths = np.maximum(ends - starts, 0.0)
         within_bounds = float(np.maximum(upper - value, value - lower) @ lengths)
+        if self.quadrature is None:
+            return within_bounds
         beyond = float(lengths[0] + lengths[-1]) / self.n  # an eigenvalue that no node stands for
         # The error of the quadrature changes sign from node to node, and that of the sampling does not follow it.
         return min(

@@ -218,10 +218,8 @@ class Density(Stored):
             return within_bounds
         beyond = float(lengths[0] + lengths[-1]) / self.n  # an eigenvalue that no node stands for
         # The error of the quadrature changes sign from node to node, and that of the sampling does not follow it.
-        return min(
-            within_bounds,
-            math.hypot(self.quadrature_distance, self._sampling_error()) + beyond + _ROUNDING * lengths.sum(),
-        )
+        apart = math.hypot(self.quadrature_distance, self._sampling_error())
+        return min(within_bounds, apart + beyond + _ROUNDING * float(lengths.sum()))
 
     @property
     def quadrature_distance(self) -> float:

@@ -6,7 +6,8 @@ error of their weighted mean f is √(G/(G − 1) Σ_g (w_g / Σ w)² (f_g − f
 section 6.3.)
 
 All this follows from Qᵀ H_g Q and wᵀ H_g w for the basis Q and the probes w, collected from products that are made
-anyway.
+anyway. For λ_max of the population, sketches of H_g Q say what it has outside of the basis: sums, with random signs, of
+the entries whose positions have the same remainder modulo a prime.
 """
 
 from __future__ import annotations
@@ -15,13 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpspec.krylov.lanczos import Krylov, Step
+from hvpspec.bounds.population import MIN_FOLDS, in_random_order, population_bracket
+from hvpspec.krylov.lanczos import Krylov, Ritz, Step
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Pool
+from hvpspec.krylov.vectors import rademacher
+from hvpspec.results.estimate import Bracket
+
+_SKETCH_SUMS = 127  # a prime, so that the entries of a row or a column of weights go to different sums
+_SKETCH_ROWS = _SKETCH_SUMS << 9  # multiplied by their signs at once
+_SKETCH_NUMBER = 1 << 32  # of the seed's random signs: beyond any probe
+_COMPARED = 5  # top Ritz vectors, in which folds are compared with their neighbours
+_LEAST_ACCURACY = 0.5  # of λ_max of the data, relative to the half-width that their choice adds
+_TOP_VECTORS = 64  # Ritz vectors, of the largest values, among which the folds' top eigenvectors are looked for
 
 
 class BatchSpread:
-    """The small matrices of each fold: on the basis (G, m, m) and on the probes (G, N, N)."""
+    """The small matrices of each fold: on the basis (G, m, m) and on the probes (G, N, N), and sketches (G, d, m)."""
 
     def __init__(self, A: Symmetric, krylov: Krylov, pool: Pool) -> None:
         self._A, self._krylov, self._pool = A, krylov, pool
@@ -30,18 +41,24 @@ class BatchSpread:
         self._basis = np.zeros((self._folds, 0, 0))
         self._probes = np.zeros((self._folds, 0, 0))
         self._latest = np.zeros((0, 0, 0))
+        self._signs = torch.zeros(0, 1, dtype=torch.int8)
+        self._sketches = np.zeros((self._folds + 1, _SKETCH_SUMS, 0))  # of H_g Q for each fold g; last, of Q itself
+        self._latest_sketches = self._sketches
 
     def multiply(self, X: Tensor) -> Tensor:
-        """H X; for each fold g, [Q, probes, X]ᵀ H_g X is recorded."""
+        """H X; for each fold g, [Q, probes, X]ᵀ H_g X and the sketch of H_g X are recorded."""
         if not self._folds:
             return self._A @ X
         basis, probes = self._krylov.basis, self._pool.probes
+        self._latest_sketches = np.zeros((self._folds + 1, _SKETCH_SUMS, X.shape[1]))
+        self._latest_sketches[-1] = self._sketched(X)
         self._latest = np.zeros((self._folds, basis.m + probes.shape[1] + X.shape[1], X.shape[1]))
 
         def receive(fold: int, weight: float, product: Tensor) -> None:
             self._weights[fold] = weight
             parts = [basis.rough_inner(product), probes.T @ product, X.T @ product]
             self._latest[fold] = torch.cat(parts).double().cpu().numpy()
+            self._latest_sketches[fold] = self._sketched(product)
 
         return self._A.by_folds(X, receive)
 
@@ -49,6 +66,22 @@ class BatchSpread:
         """The single vector that was multiplied last was in truth `factor` times as long."""
         self._latest[:, :-1] *= factor
         self._latest[:, -1:] *= factor**2
+        self._latest_sketches = self._latest_sketches * factor
+
+    def _sketched(self, X: Tensor) -> np.ndarray:
+        """Random signed sums of the entries of each column: an estimate of inner products, shape (d, b)."""
+        if not len(self._signs):
+            seed = self._krylov.seed
+            self._signs = rademacher(len(X), [_SKETCH_NUMBER], seed=seed, dtype=torch.int8, device=X.device)
+        sums = torch.zeros(_SKETCH_SUMS, X.shape[1], dtype=torch.float64, device=X.device)
+        for start in range(0, len(X), _SKETCH_ROWS):  # in pieces: a copy of the whole would be another vector
+            rows = slice(start, start + _SKETCH_ROWS)
+            signed = X[rows] * self._signs[rows]
+            whole = len(signed) - len(signed) % _SKETCH_SUMS
+            sums += signed[:whole].reshape(-1, *sums.shape).sum(0, dtype=torch.float64)
+            sums[: len(signed) - whole] += signed[whole:]
+        sketch: np.ndarray = sums.cpu().numpy()
+        return sketch
 
     def extended(self, step: Step) -> None:
         """Adds what `multiply` recorded of a Krylov step. To be called before the pool follows the step."""
@@ -61,6 +94,7 @@ class BatchSpread:
         grown[:, :m, m:], grown[:, m:, :m] = above, above.transpose(0, 2, 1)
         grown[:, m:, m:] = (corner + corner.transpose(0, 2, 1)) / 2
         self._basis = grown
+        self._sketches = np.concatenate([self._sketches, self._latest_sketches], 2)
         if across.shape[1]:  # the probes w become w − X a
             a = (step.vectors.T @ self._pool.probes).double().cpu().numpy()
             cross = across @ a
@@ -79,7 +113,37 @@ class BatchSpread:
         if not self._folds:
             return
         self._basis = coefficients.T @ self._basis @ coefficients
+        self._sketches = self._sketches @ coefficients
         self._probes = self._probes[:, :0, :0]
+
+    # --- of the population -------------------------------------------------------------------------------------
+
+    def population(self, ritz: Ritz, largest: Bracket) -> tuple[Bracket | None, str | None]:
+        """An interval for λ_max of the population, or why there is none (neither for an operator without data).
+
+        ritz: all pairs of the basis. largest: λ_max of the data.
+        """
+        if not self._A.folds:
+            return None, None
+        folds = self._weights > 0
+        count = int(folds.sum())
+        if count < MIN_FOLDS:
+            few = f"{count} batches say" if count else "1 batch says"
+            return None, f"{few} too little about other data; give at least {MIN_FOLDS}, of samples in random order"
+        top = ritz.coefficients[:, np.argsort(-ritz.values, kind="stable")[:_TOP_VECTORS]]
+        weights, sketches = self._weights[folds], self._sketches[:, :, : len(top)] @ top
+        inside = top.T @ self._basis[folds] @ top
+        outside = sketches[:-1][folds] - sketches[-1] @ inside
+        if not in_random_order(inside[:, :_COMPARED, :_COMPARED], outside, weights):
+            return None, (
+                "neighbouring batches are more alike than they would be in random order, so that the batches are no "
+                "random sample; shuffle the samples before they are put into batches"
+            )
+        typical = float(self._krylov.of_start.T[0, 0])  # of a random start: the mean eigenvalue, but for chance
+        found = population_bracket(inside, outside, weights, largest.upper, largest.confidence, typical)
+        if not largest.upper - largest.lower <= _LEAST_ACCURACY * (found.upper - largest.upper):
+            return None, "λ_max of the data themselves is not known well enough yet"
+        return found, None
 
     # --- standard errors ----------------------------------------------------------------------------------------
 

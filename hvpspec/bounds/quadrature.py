@@ -14,20 +14,47 @@ from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT
 from hvpspec.results.density import Density
 
 _ANGLE_OF_KNOWN_VECTOR = 1e-2  # radians; an eigenvalue whose vector is known to this angle is treated as known
+_LEAST_STEPS_TO_COMPARE = 6  # with fewer steps
 _COINCIDING_ROUNDOFFS = 200  # of ‖H‖: values of different segments that are closer than this are copies
 
 
 def quadrature_error(density: Density) -> float:
-    """The part of `density.error` that more steps would reduce: how far apart its bounds are."""
+    """How far apart the density's bounds are: what more steps would reduce of the error of its counts."""
     between = np.diff(np.concatenate([density.nodes, [density.support[1]]]))
     sums = np.clip(np.cumsum(density.weights), density.cdf_lower, density.cdf_upper)
     return float(np.maximum(density.cdf_upper - sums, sums - density.cdf_lower) @ np.maximum(between, 0.0))
 
 
-def width(density: Density) -> float:
-    """Of the spectrum as the nodes show it. (The support may be far wider, as long as there are few steps.)"""
-    shown = density.nodes[density.weights > 0]
-    return float(shown[-1] - shown[0])
+def _settling(spaces: list[Krylov]) -> float | None:
+    """How far the quadrature of half the steps is from that of all: farther than the latter is from the distribution.
+
+    The Wasserstein distance of a quadrature to the distribution decreases at least like 1/steps (Chen, Trogdon, Ubaru
+    2021, arXiv:2105.06595, theorem 1): that of half as many steps is twice as far, so that the two are at least as far
+    apart as the better one is from the distribution. None where a space has too few steps or has become invariant.
+    """
+    distances = []
+    for krylov in spaces:
+        known = krylov.of_start
+        steps, block = len(known.T), min(known.segments[0][1], len(known.T)) if known.segments else 0
+        if len(known.segments) != 1 or steps < _LEAST_STEPS_TO_COMPARE * block or krylov.warm:
+            return None
+        half = block * (steps // (2 * block))
+        distances.append(wasserstein(*_gauss(known.T, block), *_gauss(known.T[:half, :half], block)))
+    return float(np.mean(distances))
+
+
+def _gauss(T: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the start vectors' quadrature."""
+    nodes, vectors = np.linalg.eigh(T)
+    return nodes, (vectors[:block] ** 2).mean(0)
+
+
+def wasserstein(nodes: np.ndarray, weights: np.ndarray, others: np.ndarray, their_weights: np.ndarray) -> float:
+    """∫ |F − G| dx of two discrete distributions."""
+    places = np.concatenate([nodes, others])
+    order = np.argsort(places, kind="stable")
+    difference = np.cumsum(np.concatenate([weights, -their_weights])[order])[:-1]
+    return float(np.abs(difference) @ np.diff(places[order]))
 
 
 def _whole(krylov: Krylov, confidence: float, hvps: int) -> Density:
@@ -102,6 +129,7 @@ def read_density(
         hvps=hvps,
         sure_lower=sure_lower,
         sure_upper=sure_upper,
+        quadrature=_settling(spaces),
     )
 
 

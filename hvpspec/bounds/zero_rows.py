@@ -40,6 +40,7 @@ def density_with_zeros(density: Density, zeros: int) -> Density:
         support=(min(density.support[0], 0.0), max(density.support[1], 0.0)),
         n=n,
         node_errors=None if density.node_errors is None else np.insert(density.node_errors, at, 0.0),
+        quadrature=None if density.quadrature is None else density.quadrature * (density.n / n),
         sure_lower=sums(density.sure_lower),
         sure_upper=sums(density.sure_upper),
     )

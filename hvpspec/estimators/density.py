@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hvpspec.bounds.quadrature import quadrature_error, read_density
+from hvpspec.bounds.quadrature import read_density
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
@@ -25,6 +25,7 @@ from hvpspec.results.density import Density
 from hvpspec.results.estimate import Rounding
 from hvpspec.validation import Tolerance, check_budget, check_seed
 
+_MARGIN_OF_VECTORS = 2  # on the products that more random vectors are expected to take
 _CHECKS_PER_BASIS = 20  # the density is computed after each growth of the basis by one part in this many
 
 
@@ -49,7 +50,7 @@ def spectral_density(
         As for `hvpspec.eigsh`.
     rtol : float, default 0.02
         Stop when the Wasserstein-1 distance to the true distribution is, with probability `confidence`, at most `rtol`
-        times the range of the Ritz values. Up to half of this is left to the quadrature error, which more Lanczos steps
+        times the range of the Ritz values. Part of this is left to the quadrature error, which more Lanczos steps
         reduce, and the rest to the sampling error, which more random vectors reduce.
     confidence : float, default 0.95
         Of the error and of the counts of eigenvalues.
@@ -138,11 +139,15 @@ def _checked(density: Density, spaces: list[Krylov], shared: SharedPass, kept: i
 
 
 def _steps_suffice(density: Density, allowed: float, shared: SharedPass, budget: int) -> bool:
-    """Whether more random vectors help more than further steps, and cost less than a basis of the whole space."""
-    quadrature = quadrature_error(density)
-    if quadrature > allowed / 2:
+    """Whether more random vectors help more than further steps, and cost less than a basis of the whole space.
+
+    With an error q of m steps, which is about c/m, and one of s/√N of N vectors, the fewest products N m reach the
+    error allowed, a² = q² + s²/N, where q² is a third of a².
+    """
+    squared = density.quadrature_distance**2
+    if squared > allowed**2 / 3:
         return False
-    vectors = ((density.error - quadrature) / (allowed - quadrature)) ** 2 if allowed > quadrature else math.inf
+    vectors = (density.error**2 - squared) / (allowed**2 - squared) if allowed > 0 else math.inf
     # Where few eigenvalues dominate, the error decreases more slowly than by 1/√vectors.
-    cheaper = math.isfinite(vectors) and 2 * math.ceil(vectors) * shared.krylov.m < shared.A.n
+    cheaper = math.isfinite(vectors) and _MARGIN_OF_VECTORS * math.ceil(vectors) * shared.krylov.m < shared.A.n
     return cheaper or shared.A.n > min(shared.capacity, budget)

@@ -199,6 +199,8 @@ def current(
     exclusion = Exclusion.of(krylov)
     known = krylov.m == krylov.n or block_shows_all_copies(exclusion, ritz, chosen)
     counted = known | counted_within(ritz, krylov.projection.coupling, chosen, rest)
+    largest = bracket(ritz, exclusion, 1, confidence)
+    population, reason = shared.spread.population(ritz, largest)
     return (
         Eigenpairs(
             values=values,
@@ -207,11 +209,13 @@ def current(
             error=isolated_errors(exclusion, values, residuals, ritz.values, counted) + ritz.noise[chosen],
             converged=_finished(krylov, ritz, chosen, wanted),
             hvps=shared.hvps,
-            largest=bracket(ritz, exclusion, 1, confidence),
+            largest=largest,
             smallest=bracket(ritz, exclusion, -1, confidence),
             data_error=shared.spread.eigenvalues(ritz.coefficients[:, chosen]),
             all_copies=known or rest_has_none(values, ritz.noise[chosen], wanted.which, wanted.tol, rest),
             rounding=shared.rounding,
+            population=population,
+            population_reason=reason,
         ),
         chosen,
         ritz,

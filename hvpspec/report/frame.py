@@ -42,6 +42,8 @@ def _rows(spectrum: Spectrum) -> Iterator[Row]:
     ends = known or pairs
     for name in ("lambda_max", "lambda_min"):
         yield from _row(name, None if ends is None else getattr(ends, name))
+    if pairs is not None:
+        yield from _row("population_lambda_max", pairs.population)
     for name in ("trace", "frobenius_norm"):
         yield from _row(name, getattr(spectrum, name))
     if known is not None:

@@ -23,7 +23,15 @@ from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows
 from hvpspec.report.explanations import EXPLANATIONS, explanations
 from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
-from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, certainty, error_heading, rounded, with_error
+from hvpspec.report.numbers import (
+    DATA_HEADING,
+    NOT_REACHED,
+    QUANTITY_NAMES,
+    certainty,
+    error_heading,
+    rounded,
+    with_error,
+)
 from hvpspec.report.sentences import sentences
 from hvpspec.report.table import Row
 from hvpspec.report.terminal import measured_lines, report_sections, without_step
@@ -129,7 +137,8 @@ def figure_lines(spectrum: Spectrum) -> list[Line]:
         data = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
         rows = zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True)
         for number, (value, error, spread) in enumerate(rows, start=1):
-            lines.append(line(f"λ{number}", value, error, spread, "negative" if value < 0 else "", "eigenvalues"))
+            said = [*(["negative"] if value < 0 else []), *([] if pairs.converged else [NOT_REACHED])]
+            lines.append(line(f"λ{number}", value, error, spread, ", ".join(said), "eigenvalues"))
     for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
         if estimate is not None:
             note = certainty(estimate, confidence)

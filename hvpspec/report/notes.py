@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.block_rows import block_shortfalls
-from hvpspec.report.numbers import DATA_HEADING, QUANTITY_NAMES, error_heading, rounded, shared_confidence
+from hvpspec.report.numbers import DATA_HEADING, NOT_REACHED, QUANTITY_NAMES, error_heading, rounded, shared_confidence
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
+from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate, Rounding
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted, percent
@@ -41,6 +42,8 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
             f"{DATA_HEADING}: one standard error due to the choice of data, if the batches are a random sample of a "
             "larger population"
         )
+    if pairs is not None and (population := _population_note(pairs)) is not None:
+        notes.append(population)
     return notes
 
 
@@ -51,6 +54,19 @@ def _rounding_note(rounding: Rounding) -> str:
         f"{counted(rounding.products, 'product')} computed again {how} show; every error includes it"
     )
     return f"{note}; --dtype float64 is more accurate" if rounding.relative > _LARGE_ROUNDING else note
+
+
+def _population_note(pairs: Eigenpairs) -> str | None:
+    """What the data say about λ_max of the population, or why they say nothing."""
+    found = pairs.population
+    if found is not None:
+        return (
+            f"λ_max of that population lies in [{rounded(found.lower, 3)}, {rounded(found.upper, 3)}] "
+            f"({percent(found.confidence)}, on the same condition); that of a sample is larger on average"
+        )
+    if pairs.population_reason is not None:
+        return f"λ_max of a larger population is left open: {pairs.population_reason}"
+    return None
 
 
 def has_data_error(spectrum: Spectrum) -> bool:
@@ -150,5 +166,5 @@ def _density_note(density: Density) -> str:
     share = rounded(100 * density.error / width, 1)
     return (
         f"density: {nodes}; off by at most {share} % of the spectrum's width (Wasserstein distance, "
-        f"{percent(density.confidence)})"
+        f"{percent(density.confidence)}){'' if density.converged else f'; {NOT_REACHED}'}"
     )

@@ -40,6 +40,7 @@ QUANTITY_NAMES = {
 }
 
 DATA_HEADING = "± data (1 s.e.)"
+NOT_REACHED = "tolerance not reached"
 
 
 def rounded(value: float, digits: int) -> str:
@@ -76,7 +77,7 @@ def certainty(estimate: Estimate, shared: float | None) -> str:
     if estimate.method == "exact":
         return "exact, up to rounding"
     said = [] if estimate.confidence == shared else [percent(estimate.confidence)]
-    return ", ".join(said if estimate.converged else [*said, "tolerance not reached"])
+    return ", ".join(said if estimate.converged else [*said, NOT_REACHED])
 
 
 def count_range(count: Estimate, least: int = 0, most: int | None = None) -> str:

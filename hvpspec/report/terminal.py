@@ -15,6 +15,7 @@ from hvpspec.report.explanations import explanation_lines
 from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
     DATA_HEADING,
+    NOT_REACHED,
     QUANTITY_NAMES,
     certainty,
     duration,
@@ -126,7 +127,7 @@ def spectrum_table(spectrum: Spectrum) -> Table:
             data = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
             found = zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True)
             for number, (value, error, spread) in enumerate(found, start=1):
-                row(f"λ{number}", *with_error(value, error), spread, "")
+                row(f"λ{number}", *with_error(value, error), spread, "" if pairs.converged else NOT_REACHED)
     for name in ("trace", "frobenius_norm"):
         estimate: Estimate | None = getattr(spectrum, name)
         if name in spectrum.asked and estimate is None:

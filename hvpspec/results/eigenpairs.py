@@ -40,12 +40,17 @@ class Eigenpairs(Stored):
         Of λ_max and λ_min over the whole spectrum, whichever eigenvalues were asked for.
     data_error : ndarray of float64, shape (k,), or None
         One standard error of each value as an estimate for the population that the data are a sample of; None where
-        there are too few batches. `error` does not include it.
+        there are too few batches. `error` does not include it, nor does it include that a sample's λ_max is larger than
+        the population's on average; `population` does.
     all_copies : bool
         Whether it is shown (at 99 %) that the values include all copies of multiple eigenvalues, and eigenvalues that
         are too close to be resolved. One start vector alone cannot show that.
     rounding : Rounding or None
         The rounding error of float32 products, as measured; `error` includes it. None where it is not measured.
+    population : Bracket or None
+        Of λ_max of the population that the data are a sample of, if the batches are a random sample of it.
+    population_reason : str or None
+        Why there is no such interval; None where there is one, and for an operator without data.
 
     Examples
     --------
@@ -69,10 +74,12 @@ class Eigenpairs(Stored):
     data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
     all_copies: bool = False
     rounding: Rounding | None = None
+    population: Annotated[Bracket | None, LEFT_OUT] = None
+    population_reason: Annotated[str | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "values", "error", "residuals", "data_error", "converged", "all_copies", "hvps", "verified", "largest",
-        "smallest",
+        "smallest", "population", "population_reason",
     )  # fmt: skip
 
     @property
@@ -96,6 +103,8 @@ class Eigenpairs(Stored):
         for name in ("lambda_max", "lambda_min"):
             if (bracket := getattr(self, name)) is not None:
                 lines.append(f"  {name:<11} {bracket}")
+        if self.population is not None:
+            lines.append(f"  {'population':<11} λ_max {self.population}")
         if self.vectors is not None:
             lines.append(f"  {'vectors':<11} {self.vectors.dtype}, shape {self.vectors.shape}")
         return "\n".join(lines) + ">"

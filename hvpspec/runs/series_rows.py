@@ -17,7 +17,8 @@ COLUMNS = (
     "checkpoint", "step", "loss", "lambda_max", "lambda_max_error", "lambda_max_upper", "lambda_min",
     "lambda_min_error", "lambda_min_lower", "trace", "trace_error", "frobenius_norm", "frobenius_norm_error", "edge",
     "lambda_max_over_edge", "overlap", "hvps", "eigenvalue_hvps", "cold_hvps", "hvps_saved",
-    "hvps_saved_estimate", "converged", "seconds", "sha256",
+    "hvps_saved_estimate", "converged", "seconds", "sha256", "eigenvalues_converged", "trace_converged",
+    "frobenius_norm_converged",
 )  # fmt: skip
 
 
@@ -40,7 +41,8 @@ def row(
     the eigenpairs. eigenvalue_hvps: those of `hvps` that the eigenvalues took. cold_hvps: measured from a random start;
     hvps_saved: how many fewer were needed here (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues
     took than `first`, which is what they took at the first checkpoint, from a random start; None there. converged:
-    whether every quantity is within its tolerance; otherwise the errors of λ_max and λ_min are those of the brackets.
+    whether every quantity is within its tolerance; otherwise the errors of λ_max and λ_min are those of the brackets;
+    eigenvalues_converged and so on: whether this one is.
     """
     spectrum, cold = found.spectrum, found.cold_hvps
     columns = {
@@ -55,6 +57,7 @@ def row(
         "hvps_saved": None if cold is None else cold - spectrum.hvps,
         "eigenvalue_hvps": found.eigenvalue_hvps,
         "hvps_saved_estimate": None if first is None else first - found.eigenvalue_hvps,
+        "eigenvalues_converged": None if spectrum.eigenpairs is None else spectrum.eigenpairs.converged,
         "seconds": spectrum.seconds,
         "sha256": sha256,
     }
@@ -63,6 +66,7 @@ def row(
         estimate = getattr(spectrum, name)
         columns[name] = None if estimate is None else estimate.value
         columns[f"{name}_error"] = None if estimate is None else estimate.error
+        columns[f"{name}_converged"] = None if estimate is None else estimate.converged
     return {name: finite(value) if isinstance(value := columns[name], float) else value for name in COLUMNS}
 
 

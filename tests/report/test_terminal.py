@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from report import examples
 
+import hvpspec
 from hvpspec import cli
 from hvpspec.report.documents import load_spectrum
 from hvpspec.report.explanations import EXPLANATIONS
@@ -156,3 +157,14 @@ def test_the_summary_is_what_the_command_prints(tmp_path, capsys):
     folded = found.summary()
     assert max(map(len, folded.splitlines())) <= 80
     assert folded.split() == summary(found, width=None).split()
+
+
+def test_each_figure_says_that_its_own_tolerance_was_not_reached():
+    A = np.diag(np.r_[np.linspace(1, 2, 198), 5.0, 7.0])
+    found = hvpspec.spectrum(A, 3, max_hvps=12, rtol=1e-6)
+    assert not found.eigenpairs.converged
+    assert not found.trace.converged
+    rows = {line.split()[0]: line for line in found.summary(width=None).splitlines() if line}
+    for name in ("λ1", "λ3", "trace", "Frobenius"):
+        assert "tolerance not reached" in rows[name]
+    assert ("tolerance not reached" in rows["density:"]) == (not found.density.converged)

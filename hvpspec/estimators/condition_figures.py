@@ -307,7 +307,7 @@ def _rank(density: Density, threshold: float, at_least: int) -> Estimate:
 
 def _negative(density: Density, zero: float, least: int, most: int) -> Estimate:
     """The number of eigenvalues below −zero."""
-    found = density.count(density.support[0] - 1, np.nextafter(-zero, -math.inf))
+    found = density.count(-math.inf, np.nextafter(-zero, -math.inf))
     low, high = found.interval
     value = density.n * float(density.weights[density.nodes < -_reach_to_zero(density, zero)].sum())
     value = min(max(value, low), high)

@@ -135,6 +135,8 @@ class UserLoss:
             self._call = way
             return result
         first, second = failed["_of_model"], failed["_of_outputs"]
+        if (type(first), str(first)) == (type(second), str(second)):
+            raise first  # whatever it is given
         raise InputError(
             f"called as loss(model, batch), the loss raises {type(first).__name__}: {first}; called as "
             f"loss(outputs, targets), it raises {type(second).__name__}: {second}."

@@ -204,7 +204,7 @@ class _Measurement:
         self.ruled_out: set[str] = set()  # counts that do not add up
         self.compared = False
         self.known: set[str] = set()  # the names of counts in the first batch
-        self.given_adds_up = True
+        self.given_adds_up = self.given_is_constant = True
         self.refusal: str | None = None  # the sentence in force once there is a second batch
         self.is_sum = False
         self.alike = True  # whether all batches have tensors of the same shapes
@@ -227,7 +227,7 @@ class _Measurement:
             known = self.given or math.isfinite(samples_or_nan(self.first, axis))
             return Counting(GIVEN if known else BATCHES, axis, self.is_sum)
         possible = self._possible()
-        if not self.compared or (self.given and GIVEN in possible):
+        if self.given or not self.compared:
             return Counting(GIVEN, axis)
         return Counting(possible[0] if possible else GIVEN, axis)
 
@@ -310,6 +310,7 @@ class _Measurement:
             self.worst[name] = max(self.worst.get(name, 0.0), off)
         if self.given:
             weights = [part.counts[GIVEN] for part in (*parts, whole)]
+            self.given_is_constant &= len(set(weights)) == 1
             total = math.isclose(sum(weights[:-1]), weights[-1], rel_tol=1e-6)
             self.given_adds_up &= total or all(weight == round(weight) > 0 for weight in weights)
 
@@ -334,8 +335,8 @@ class _Measurement:
         """Why the loss cannot be weighed; None where it can."""
         possible = self._possible()
         if self.given:
-            if GIVEN in possible or (self.given_adds_up and not possible):
-                return None
+            if GIVEN in possible or self.given_is_constant or (self.given_adds_up and not possible):
+                return None  # a constant says that every batch is to count the same
             return (
                 f"batch {index}: the second value that the loss returned ({given:g}) is not the weight of the first: "
                 "those of a batch and of its parts do not add up; return the mean loss alone, or with its weight"

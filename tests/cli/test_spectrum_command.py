@@ -59,7 +59,7 @@ def test_provenance_says_where_the_figures_come_from(folder):
     assert provenance["seconds"] > 0
     asked = {"parameters": None, "k": 1, "which": "LM", "rtol": 0.01, "tol": 1e-3, "confidence": 0.95, "seed": 3}
     asked |= {"max_hvps": 20, "only": ["eigenvalues", "trace", "frobenius_norm", "density"], "verify": False}
-    asked |= {"damping": 0.0, "refine": False, "refine_hvps": 500, "blocks": None}
+    asked |= {"damping": 0.0, "refine": False, "refine_hvps": 500, "blocks": None, "block_size": 1}
     assert provenance["options"] == asked
     assert provenance["command"][:3] == ["hvpspec", "spectrum", "model.pt"]
 

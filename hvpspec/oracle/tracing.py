@@ -88,7 +88,14 @@ _COMPUTED = object()  # stands for a weight that is a tensor
 _aten = torch.ops.aten
 _VIEWS_AND_CONSTANTS = frozenset(
     {
-        *(_aten.view.default, _aten.t.default, _aten.transpose.int, _aten.permute.default, _aten.expand.default),
+        *(
+            _aten.view.default,
+            _aten.reshape.default,
+            _aten.t.default,
+            _aten.transpose.int,
+            _aten.permute.default,
+            _aten.expand.default,
+        ),
         *(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.detach.default),
         *(_aten.alias.default, _aten.slice.Tensor, _aten.select.int, _aten.diagonal.default),
         *(_aten.ones.default, _aten.zeros.default, _aten.full.default, _aten.arange.default),

@@ -107,7 +107,7 @@ class Search:
         """Searches until it is shown that nothing is missing, or cannot be; whether the basis has grown."""
         shared, added = self._shared, 0
         while not self._given_up and shared.dimension > 1 and self._left() > 1:
-            pairs, _, _ = self.current()
+            pairs = self._reached()
             if len(pairs.values) < self._wanted.k or not pairs.converged or pairs.all_copies:
                 break
             before = shared.hvps
@@ -122,6 +122,17 @@ class Search:
             self._add(pairs, 2 * (shared.hvps - before) + PILOT_PROBES)
             added += 1
         return added > 0
+
+    def _reached(self) -> Eigenpairs:
+        """The pairs, once they have converged: after others were added, further ones may be among them."""
+        shared = self._shared
+        pairs, chosen, ritz = self.current()
+        while len(pairs.values) == self._wanted.k and not pairs.converged and self._left() > 0 and shared.can_extend:
+            favour(shared.krylov, ritz.coefficients[:, chosen[np.argmax(relative_residuals(pairs))]])
+            shared.extend(1)
+            pairs, chosen, ritz = self.current()
+            self._report(pairs)
+        return pairs
 
     def _interval(self, pairs: Eigenpairs) -> Interval:
         """Where all other eigenvalues lie if nothing is missing."""

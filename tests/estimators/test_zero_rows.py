@@ -42,6 +42,21 @@ def test_they_are_left_out_and_counted(dtype, damping):
     assert "140 of the 200 rows of H are exactly zero" in " ".join(condition_notes(known))
 
 
+def test_the_density_of_a_short_run_holds_with_them():
+    """Most of it is random then, and only the share of the zero rows is known."""
+    values, x = np.linspace(1, 9, 300), np.array([-0.5, 0.5, 3.0, 5.0, 7.0, 9.5])
+    true = (np.r_[values, np.zeros(100)] <= x[:, None]).mean(1)
+    for seed in range(3):
+        density = hvpspec.spectrum(with_zero_rows(values, 400), seed=seed, max_hvps=40).density
+        lower, upper = density.cdf_bounds(x)
+        assert not density.exact[density.weights > 0].all()
+        assert (lower <= true + 1e-9).all()
+        assert (true <= upper + 1e-9).all()
+        assert (density.cdf_lower <= density.cdf_upper).all()
+        assert lower[1] >= 0.25 - 1e-9
+        assert upper[-1] - lower[-1] <= 1e-9
+
+
 @pytest.mark.parametrize(
     ("which", "k", "wanted"),
     [

@@ -128,11 +128,15 @@ class Search:
         shared = self._shared
         pairs, chosen, ritz = self.current()
         while len(pairs.values) == self._wanted.k and not pairs.converged and self._left() > 0 and shared.can_extend:
-            favour(shared.krylov, ritz.coefficients[:, chosen[np.argmax(relative_residuals(pairs))]])
+            self._favour_worst(pairs, chosen, ritz)
             shared.extend(1)
             pairs, chosen, ritz = self.current()
             self._report(pairs)
         return pairs
+
+    def _favour_worst(self, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz) -> None:
+        """Puts the frontier vector first that reduces the largest residual most."""
+        favour(self._shared.krylov, ritz.coefficients[:, chosen[np.argmax(relative_residuals(pairs))]])
 
     def _interval(self, pairs: Eigenpairs) -> Interval:
         """Where all other eigenvalues lie if nothing is missing."""
@@ -164,8 +168,7 @@ class Search:
             pairs, chosen, ritz = self.current()
             self._report(pairs)
             if not pairs.converged:
-                worst = chosen[np.argmax(relative_residuals(pairs))]
-                favour(shared.krylov, ritz.coefficients[:, worst])
+                self._favour_worst(pairs, chosen, ritz)
                 continue
             changed = not np.allclose(pairs.values, known.values, rtol=self._wanted.tol, atol=0)
             if shared.krylov.m - added >= most or (changed and self._suspect(pairs) is None):

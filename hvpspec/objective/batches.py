@@ -51,19 +51,24 @@ def frozen(data: Iterable[Any]) -> list[Any]:
     return [copy.deepcopy(batch) for batch in check_data(data)]
 
 
-def tensors(batch: Any) -> Iterator[Tensor]:
-    """All tensors in a batch, or in the inputs or outputs of a module, however nested."""
+def named_leaves(batch: Any, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in a batch, or in what a module takes or returns, however nested, named as one would write them."""
     if isinstance(batch, Tensor):
-        yield batch
+        yield name, batch
     elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from tensors(value)
+        for key, value in batch.items():
+            yield from named_leaves(value, f"{name}[{key!r}]")
     elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from tensors(value)
+        for number, value in enumerate(batch):
+            yield from named_leaves(value, f"{name}[{number}]")
     elif dataclasses.is_dataclass(batch):
         for field in dataclasses.fields(batch):
-            yield from tensors(getattr(batch, field.name))
+            yield from named_leaves(getattr(batch, field.name), f"{name}.{field.name}")
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """The same without the names."""
+    return (tensor for _, tensor in named_leaves(batch))
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpspec.objective.batches import with_entries
+from hvpspec.objective.batches import tensors, with_entries
 
 _MOST_PARTS = 3  # of a batch of tensors: inputs, targets, weights
 
@@ -59,12 +59,12 @@ def cut(batch: Any, axis: Axis, start: int, stop: int) -> Any:
     """The samples start to stop of a batch. Raises CannotCut."""
     if axis.itself:
         return batch[start:stop]
-    size = length(batch, axis)
+    length(batch, axis)  # raises where the parts do not fit together
 
     def part(value: Any) -> Any:
         return value.narrow(axis.dim, start, stop - start) if isinstance(value, Tensor) else value[start:stop]
 
-    return _mapped(batch, axis, size, lambda values: part(values[0]), [batch], outermost=True)
+    return _mapped(batch, axis, lambda values: part(values[0]), [batch], outermost=True)
 
 
 def joined(first: Any, second: Any, axis: Axis) -> Any:
@@ -80,32 +80,13 @@ def joined(first: Any, second: Any, axis: Axis) -> Any:
             raise CannotCut(f"samples have the shapes {rest[0]} and {rest[1]}")
         return torch.cat(values, axis.dim)
 
-    return _mapped(first, axis, length(first, axis), both, [first, second], outermost=True)
+    return _mapped(first, axis, both, [first, second], outermost=True)
 
 
 def same_samples(first: Any, second: Any) -> bool:
     """Whether some tensor of two batches has samples of one shape, so that a sample means the same in both."""
-    pairs = zip(_tensors(first), _tensors(second), strict=False)
+    pairs = zip(tensors(first), tensors(second), strict=False)
     return any(a.ndim > 0 and a.shape[1:] == b.shape[1:] for a, b in pairs)
-
-
-def named_leaves(batch: Any, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a batch, named as one would write them."""
-    if isinstance(batch, Tensor):
-        yield name, batch
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            yield from named_leaves(value, f"{name}[{key!r}]")
-    elif isinstance(batch, (tuple, list)):
-        for number, value in enumerate(batch):
-            yield from named_leaves(value, f"{name}[{number}]")
-    elif dataclasses.is_dataclass(batch):
-        for field in dataclasses.fields(batch):
-            yield from named_leaves(getattr(batch, field.name), f"{name}.{field.name}")
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    return (tensor for _, tensor in named_leaves(batch))
 
 
 def _lengths(value: Any, axis: Axis, *, outermost: bool = False) -> Iterator[int | None]:
@@ -144,7 +125,6 @@ def _is_axis(value: Any, axis: Axis, outermost: bool) -> bool:
 def _mapped(
     value: Any,
     axis: Axis,
-    size: int,
     change: Callable[[list[Any]], Any],
     values: list[Any],
     *,
@@ -162,7 +142,7 @@ def _mapped(
         return change(values)
 
     def inside(get: Callable[[Any], Any]) -> Any:
-        return _mapped(get(value), axis, size, change, [get(v) for v in values])
+        return _mapped(get(value), axis, change, [get(v) for v in values])
 
     if isinstance(value, Mapping):
         return with_entries(value, {key: inside(lambda v, key=key: v[key]) for key in value})  # type: ignore[misc]

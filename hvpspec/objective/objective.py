@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -265,6 +266,10 @@ class Objective:
         other = Objective(self.model, self.loss, **(same | changes))
         other._counting, other._inner = self._counting, self._inner
         return other
+
+    def on_first_batch(self) -> Objective:
+        """The same objective on the first batch only; on no data where there is none."""
+        return self.with_(data=list(islice(self.data, 1)))
 
     # --- weights ---
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -85,15 +85,11 @@ def noting_replacements() -> Iterator[Replaced]:
 
 
 @contextlib.contextmanager
-def holding_padding_rows(known: Iterable[tuple[torch.Tensor, int]] = ()) -> Iterator[PaddingRows]:
-    """Padding rows of embeddings, which are constants, stay what they are now while the parameters are moved.
-
-    known: weights and numbers of rows. What the context gives fills with all that are looked up meanwhile.
-    """
-    rows = {(id(weight), row): (weight, row, weight[row].detach().clone()) for weight, row in known}
-    token = _PADDING_ROWS.set(rows)
+def holding_padding_rows() -> Iterator[None]:
+    """Padding rows of embeddings, which are constants, stay what they are at their first look-up meanwhile."""
+    token = _PADDING_ROWS.set({})
     try:
-        yield rows
+        yield
     finally:
         _PADDING_ROWS.reset(token)
 

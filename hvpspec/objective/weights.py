@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.objective.batches import named_leaves, tensors
 from hvpspec.objective.cutting import (
     AXES,
     FIRST,
@@ -30,7 +31,6 @@ from hvpspec.objective.cutting import (
     cut,
     joined,
     length,
-    named_leaves,
     said_size,
     same_samples,
 )
@@ -395,4 +395,4 @@ def _deviations(whole: _Part, parts: Sequence[_Part]) -> dict[str, float]:
 
 
 def _shapes(batch: Any) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for _, tensor in named_leaves(batch)]
+    return [tuple(tensor.shape) for tensor in tensors(batch)]

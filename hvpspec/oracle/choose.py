@@ -85,7 +85,7 @@ class Chooser:
         return recomputed(self.objective, columns)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what an engine has recorded and compiled, which belongs to this process: the copy begins anew."""
+        """Without what an engine has recorded and compiled, which belongs to this process: the copy begins again."""
         state = self.__dict__.copy()
         if state["_fast"] is not None:
             state |= {"_fast": None, "_settled": False, "_made": 0, "_most_columns": 1, "plan": "autograd"}

@@ -40,10 +40,7 @@ def verify(objective: Objective) -> None:
     product does not agree with these two.
     """
     objective.settle()
-    first = next(iter(objective.data), None)
-    if first is None:
-        return  # the product itself says so
-    alone = objective.with_(data=[first])
+    alone = objective.on_first_batch()
     doubtful = False
     try:
         doubtful = _is_doubtful(alone.in_float64())
@@ -62,10 +59,7 @@ def verify_differences(objective: Objective) -> None:
     batch where the loss is smooth.
     """
     objective.settle()
-    first = next(iter(objective.data), None)
-    if first is None:
-        return
-    alone = objective.with_(data=[first])
+    alone = objective.on_first_batch()
     with contextlib.suppress(_CannotTell), alone.evaluating() as parameters:
         loss = _repeated(alone, _evaluations(alone))
         if loss.requires_grad and not is_gradient(alone):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable
-from hvpspec.objective.objective import Objective
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.oracle.finite_difference import NO_FUNCTION, FiniteDifference, Validation, compared, is_gradient
 from hvpspec.preflight.locate import once_differentiable
@@ -23,7 +22,7 @@ def compare_with_differences(H: HessianOperator, known: Preflight) -> Preflight:
     if H.engine == "finite-difference":
         return _describe_engine(H, known)
     try:
-        off, bound = compared(on_first_batch(H.objective))
+        off, bound = compared(H.objective.on_first_batch())
     except (InputError, torch.OutOfMemoryError):  # the first batch has weight 0, say: nothing to compare
         return known
     known = replace(known, difference=off, difference_bound=bound)
@@ -118,7 +117,7 @@ def refuse_asymmetric(H: HessianOperator, known: Preflight, off: float) -> Prefl
 
 def _may_be_gradient(H: HessianOperator) -> bool:
     try:
-        return is_gradient(on_first_batch(H.objective))
+        return is_gradient(H.objective.on_first_batch())
     except (InputError, torch.OutOfMemoryError):  # not known
         return True
 
@@ -126,7 +125,7 @@ def _may_be_gradient(H: HessianOperator) -> bool:
 def _tried(H: HessianOperator, *, validate: bool) -> tuple[float | None, Validation | None]:
     """The relative error of products by differences on the first batch, and how they compare with autograd."""
     try:
-        engine = FiniteDifference(on_first_batch(H.objective))
+        engine = FiniteDifference(H.objective.on_first_batch())
         return engine.noise, engine.validate(_MAX_VALIDATED_PARAMETERS) if validate else None
     except (InputError, torch.OutOfMemoryError):  # the first batch has weight 0, say, or no derivative at all
         return None, None
@@ -137,8 +136,3 @@ def _alternative(noise: float | None, checked: Validation | None) -> str:
         return "--engine finite-difference, whose error is measured"
     text = f"--engine finite-difference, whose products have relative errors of up to {noise:.1g} on the first batch"
     return text if checked is None else f"{text}; {_validated(checked)}"
-
-
-def on_first_batch(objective: Objective) -> Objective:
-    """The same objective on the first batch only."""
-    return objective.with_(data=[next(iter(objective.data))])

@@ -15,14 +15,13 @@ from hvpspec.bounds.rounding import asymmetry, symmetric_in_float64
 from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.memory import peak_memory, resident
 from hvpspec.objective.losses import LossValue
-from hvpspec.objective.objective import Objective
+from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
 from hvpspec.oracle.verify import verify
 from hvpspec.preflight.differences import (
     compare_with_differences,
-    on_first_batch,
     refuse_asymmetric,
     refuse_once_differentiable,
 )
@@ -33,15 +32,13 @@ from hvpspec.preflight.precision import computed_in_float32
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import dtype_name, listed, two_digits_percent
 
-# Relative differences between two evaluations of a loss that come from adding in another order.
-_LOSS_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}
 _MAX_PRODUCT_CHANGE = 1e-4  # relative difference between two evaluations of a product; two engines differ by less
 _MAX_ASYMMETRY = 1e-3  # relative
 
 
 def loss_tolerance(dtype: torch.dtype) -> float:
     """How far apart two evaluations of the same loss may be, relative to the mean of its batches' magnitudes."""
-    return _LOSS_ROUNDING[dtype]
+    return REPEATED[dtype]
 
 
 def expected_loss(given: str) -> tuple[float, float]:
@@ -106,7 +103,7 @@ def inspect_operator(
     if abs(again - first.value) > tolerance * max(first.size, abs(again)):
         what = f"two passes over the data give different losses ({first.value:.9g}, {again:.9g})"
         return found(_not_repeatable(H.objective, what))
-    single = on_first_batch(H.objective)
+    single = H.objective.on_first_batch()
     known = found(*unused, *captured(single), *other_in_training(single), *computed_in_float32(single))
     try:
         known, moments = _products(H, known, options.seed, 3 if options.sampled else 2)
@@ -120,7 +117,7 @@ def inspect_operator(
 
 def _not_repeatable(objective: Objective, found: str) -> Finding:
     """Whether it is the model and the loss that change, or the data: the loss of one and the same batch shows which."""
-    single = on_first_batch(objective)
+    single = objective.on_first_batch()
     values = [single.value().value for _ in range(3)]
     if max(values) - min(values) > loss_tolerance(objective.dtype) * max(map(abs, values)):
         return Finding(

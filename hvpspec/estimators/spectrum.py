@@ -52,6 +52,7 @@ from hvpspec.results.spectrum import Progress, Spectrum
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
 FURTHER_HVPS = 2 * PILOT_PROBES  # beyond the n that a basis of the whole space takes: the ceiling of a run
+_NOT_YET = "it is measured at the end of a run"
 _RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
 
 
@@ -203,7 +204,7 @@ class Pass:
         self.rest: Density | None = None  # of the rows that are not zero
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
-            which=options.which,
+            which=options.which, rounding_reason=None if operator.recompute is None else _NOT_YET,
         )  # fmt: skip
 
     @property
@@ -221,7 +222,14 @@ class Pass:
             expected = None
             if further is not None and math.isfinite(further):
                 expected = int(min(hvps + math.ceil(further) + self.checks, self.budget)) + self.afterwards
-            self.callback(Progress(stage, hvps, expected, self.known))
+            known = replace(self.known, eigenpairs=self._shown_whole(self.known.eigenpairs))
+            self.callback(Progress(stage, hvps, expected, known))
+
+    def _shown_whole(self, pairs: Eigenpairs | None) -> Eigenpairs | None:
+        """The pairs, not final before it is shown that no copy is missing, where there are probes to show that."""
+        if pairs is None or pairs.all_copies or not self.options.sampled:
+            return pairs
+        return replace(pairs, converged=False)
 
     def _with_zeros(self, pairs: Eigenpairs) -> Eigenpairs:
         """The eigenpairs with those of zero rows. Of largest magnitude, these are only where there are no others."""
@@ -261,16 +269,15 @@ class Pass:
         if options.pairs and options.sampled and self.search.to_the_end() and options.density:
             self._find_density()
         wider = check(shared, self.to_check, self.wanted if options.pairs else None)
-        self.known = replace(self.known, rounding=shared.rounding)
+        self.known = replace(self.known, rounding=shared.rounding, rounding_reason=None)
         if wider and self.rest is not None:
             self.rest = self._read_density(self.rest.converged)
             self.known = replace(self.known, density=density_with_zeros(self.rest, shared.krylov.zeros))
         if options.pairs:
             pairs, chosen, ritz = self.search.current()
-            # The probes are there to show copies: where they are made, a set of which that is not shown is not final.
-            pairs = replace(pairs, converged=pairs.converged and (pairs.all_copies or not options.sampled))
             checked = self.wanted if self.checks > self.to_check and len(chosen) == self.k else None
             self.known = replace(self.known, eigenpairs=self._with_zeros(finish(shared, pairs, chosen, ritz, checked)))
+            self.known = replace(self.known, eigenpairs=self._shown_whole(self.known.eigenpairs))
         if options.sampled:
             self.known = replace(self.known, **self._estimates())
         if self.rest is not None:

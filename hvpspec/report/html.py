@@ -25,10 +25,10 @@ from hvpspec.report.explanations import EXPLANATIONS, explanations
 from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
     DATA_HEADING,
-    NOT_REACHED,
     QUANTITY_NAMES,
     certainty,
     error_heading,
+    pair_notes,
     rounded,
     with_error,
 )
@@ -135,10 +135,10 @@ def figure_lines(spectrum: Spectrum) -> list[Line]:
     pairs = spectrum.eigenpairs
     if pairs is not None:
         data = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
-        rows = zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True)
-        for number, (value, error, spread) in enumerate(rows, start=1):
-            said = [*(["negative"] if value < 0 else []), *([] if pairs.converged else [NOT_REACHED])]
-            lines.append(line(f"λ{number}", value, error, spread, ", ".join(said), "eigenvalues"))
+        rows = zip(pairs.values.tolist(), pairs.error.tolist(), data, pair_notes(pairs), strict=True)
+        for number, (value, error, spread, note) in enumerate(rows, start=1):
+            said = ", ".join([*(["negative"] if value < 0 else []), *([note] if note else [])])
+            lines.append(line(f"λ{number}", value, error, spread, said, "eigenvalues"))
     for name, estimate in (("trace", spectrum.trace), ("frobenius_norm", spectrum.frobenius_norm)):
         if estimate is not None:
             note = certainty(estimate, confidence)

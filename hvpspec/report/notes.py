@@ -37,6 +37,11 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
         notes.append(meaning)
     if spectrum.rounding is not None:
         notes.append(_rounding_note(spectrum.rounding))
+    if spectrum.rounding_reason is not None:
+        notes.append(
+            f"rounding: that of products in float32 is not known ({spectrum.rounding_reason}); errors include 50 "
+            "roundoffs, which may be too few"
+        )
     if has_data_error(spectrum):
         notes.append(
             f"{DATA_HEADING}: one standard error due to the choice of data, if the batches are a random sample of a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.wording import percent
 
@@ -41,6 +42,7 @@ QUANTITY_NAMES = {
 
 DATA_HEADING = "± data (1 s.e.)"
 NOT_REACHED = "tolerance not reached"
+OTHERS_MISSING = "others may be missing"
 
 
 def rounded(value: float, digits: int) -> str:
@@ -78,6 +80,15 @@ def certainty(estimate: Estimate, shared: float | None) -> str:
         return "exact, up to rounding"
     said = [] if estimate.confidence == shared else [percent(estimate.confidence)]
     return ", ".join(said if estimate.converged else [*said, NOT_REACHED])
+
+
+def pair_notes(pairs: Eigenpairs) -> list[str]:
+    """What is not certain of each eigenpair: its accuracy, or its place among the others."""
+    if pairs.converged:
+        return [""] * len(pairs.values)
+    if pairs.reached is None:  # from an older file
+        return [NOT_REACHED] * len(pairs.values)
+    return [OTHERS_MISSING if reached else NOT_REACHED for reached in pairs.reached.tolist()]
 
 
 def count_range(count: Estimate, least: int = 0, most: int | None = None) -> str:

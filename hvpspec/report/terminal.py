@@ -15,11 +15,11 @@ from hvpspec.report.explanations import explanation_lines
 from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
     DATA_HEADING,
-    NOT_REACHED,
     QUANTITY_NAMES,
     certainty,
     duration,
     error_heading,
+    pair_notes,
     rounded,
     with_error,
 )
@@ -125,9 +125,9 @@ def spectrum_table(spectrum: Spectrum) -> Table:
             row("eigenvalues", "–", "", None, "not reached")
         else:
             data = [None] * len(pairs.values) if pairs.data_error is None else pairs.data_error.tolist()
-            found = zip(pairs.values.tolist(), pairs.error.tolist(), data, strict=True)
-            for number, (value, error, spread) in enumerate(found, start=1):
-                row(f"λ{number}", *with_error(value, error), spread, "" if pairs.converged else NOT_REACHED)
+            found = zip(pairs.values.tolist(), pairs.error.tolist(), data, pair_notes(pairs), strict=True)
+            for number, (value, error, spread, note) in enumerate(found, start=1):
+                row(f"λ{number}", *with_error(value, error), spread, note)
     for name in ("trace", "frobenius_norm"):
         estimate: Estimate | None = getattr(spectrum, name)
         if name in spectrum.asked and estimate is None:

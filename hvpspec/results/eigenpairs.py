@@ -47,6 +47,9 @@ class Eigenpairs(Stored):
         are too close to be resolved. One start vector alone cannot show that.
     rounding : Rounding or None
         The rounding error of float32 products, as measured; `error` includes it. None where it is not measured.
+    reached : ndarray of bool, shape (k,), or None
+        Whether the residual of each pair is within the tolerance asked for. Whether others are missing between those
+        that are says `converged`.
     population : Bracket or None
         Of λ_max of the population that the data are a sample of, if the batches are a random sample of it.
     population_reason : str or None
@@ -74,12 +77,13 @@ class Eigenpairs(Stored):
     data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
     all_copies: bool = False
     rounding: Rounding | None = None
+    reached: Annotated[NDArray[np.bool_] | None, Column("eigenvalues", "converged"), LEFT_OUT] = None
     population: Annotated[Bracket | None, LEFT_OUT] = None
     population_reason: Annotated[str | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
-        "values", "error", "residuals", "data_error", "converged", "all_copies", "hvps", "verified", "largest",
-        "smallest", "population", "population_reason",
+        "values", "error", "residuals", "data_error", "reached", "converged", "all_copies", "hvps", "verified",
+        "largest", "smallest", "population", "population_reason",
     )  # fmt: skip
 
     @property

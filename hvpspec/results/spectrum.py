@@ -59,6 +59,8 @@ class Spectrum(Stored):
         Which eigenpairs were asked for, see `hvpspec.spectrum`.
     rounding : Rounding or None
         The rounding error of float32 products, as measured; every error includes it. None where it is not measured.
+    rounding_reason : str or None
+        Why it is not known although the products are in float32, so that errors include an assumption in its place.
 
     Examples
     --------
@@ -84,10 +86,11 @@ class Spectrum(Stored):
     blocks: Blocks | None = None
     which: Which = "LM"
     rounding: Annotated[Rounding | None, LEFT_OUT] = None
+    rounding_reason: Annotated[str | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
-        "density", "condition", "blocks", "rounding", "hvps", "predicted", "seconds",
+        "density", "condition", "blocks", "rounding", "rounding_reason", "hvps", "predicted", "seconds",
     )  # fmt: skip
 
     @property

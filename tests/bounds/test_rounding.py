@@ -78,6 +78,17 @@ class TestFloat32:
         assert hvpspec.Spectrum.from_dict(found.to_dict()).rounding == found.rounding
         assert "2 products computed again in float64" in " ".join(found.summary().split())
 
+    def test_an_interrupted_run_says_that_rounding_is_not_known(self):
+        H = hvpspec.HessianOperator(Residual(), "cross_entropy", data())
+        steps = []
+        found = hvpspec.spectrum(H, 3, callback=steps.append)
+        known = steps[len(steps) // 2].spectrum
+        assert known.rounding is None
+        assert "rounding: that of products in float32 is not known" in known.summary()
+        assert hvpspec.Spectrum.from_dict(known.to_dict()).rounding_reason == known.rounding_reason
+        assert found.rounding_reason is None
+        assert "is not known" not in found.summary()
+
     def test_cancelled_digits_are_in_every_error(self):
         torch.manual_seed(0)
         model, batches = cancelled_by_batch_norm(), data()

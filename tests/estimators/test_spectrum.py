@@ -181,6 +181,10 @@ def test_progress_is_told_and_holds_what_is_known_when_interrupted():
     assert known.hvps == steps[-1].hvps > 24
     np.testing.assert_allclose(known.eigenpairs.values, eigenvalues("polynomial")[:4], rtol=1e-3)
     assert known.trace is not None
+    # Accurate they are; that there are no copies is shown later, and until then is not claimed.
+    assert known.eigenpairs.reached.all()
+    assert not known.eigenpairs.converged
+    assert known.summary().count("others may be missing") == 4
 
 
 def test_options_are_checked_before_any_product():

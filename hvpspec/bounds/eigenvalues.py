@@ -187,13 +187,18 @@ def counted_within(ritz: Ritz, coupling: np.ndarray, chosen: np.ndarray, rest: t
     counted = np.zeros(len(chosen), bool)
     for number, i in enumerate(chosen):
         for side, end in ((1, rest[1]), (-1, rest[0])):
-            t = ritz.values[i] - side * ritz.residuals[i]
-            distances = side * (ritz.values - t)
-            if not side * (t - end) > 0 or not distances.all():
-                continue
-            raised = np.linalg.eigvalsh(-(coupled / distances) @ coupled.T) if len(coupled) else np.zeros(1)
-            counted[number] |= side * (t - end) > max(float(raised[-1]), 0.0)
+            t = float(ritz.values[i] - side * ritz.residuals[i])
+            counted[number] |= none_beyond(ritz, coupled, t, side, end)
     return counted
+
+
+def none_beyond(ritz: Ritz, coupled: np.ndarray, t: float, side: int, end: float) -> bool:
+    """Whether H has no more eigenvalues beyond t than T, where B has none beyond `end`. coupled: Cᵀ S, (p, m)."""
+    distances = side * (ritz.values - t)
+    if not side * (t - end) > 0 or not distances.all():
+        return False
+    raised = float(np.linalg.eigvalsh(-(coupled / distances) @ coupled.T)[-1]) if len(coupled) else 0.0
+    return side * (t - end) > max(raised, 0.0)
 
 
 def isolated_errors(

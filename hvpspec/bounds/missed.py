@@ -12,12 +12,13 @@ are the largest in magnitude.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
-from hvpspec.bounds.eigenvalues import Exclusion
+from hvpspec.bounds.eigenvalues import Exclusion, none_beyond
 from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Direction, Grams, Pool
@@ -141,14 +142,101 @@ def least_to_exclude(values: np.ndarray, which: Which, interval: tuple[float, fl
     return low, high
 
 
-def rest_has_none(values: np.ndarray, noise: np.ndarray, which: Which, tol: float, rest: tuple[float, float]) -> bool:
-    """Whether B, whose spectrum lies in `rest`, has no eigenvalue that belongs among the values."""
-    if not len(values) or not any(map(math.isfinite, rest)):
+def rest_has_none(ritz: Ritz, chosen: np.ndarray, which: Which, tol: float, rest: tuple[float, float]) -> bool:
+    """Whether B, whose spectrum lies in `rest`, has no eigenvalue that belongs among the chosen Ritz values."""
+    if not len(chosen) or not any(map(math.isfinite, rest)):
         return False
-    ends = Bracket(-math.inf, -math.inf, 1.0), Bracket(math.inf, math.inf, 1.0)
-    low, high = interval_of_rest(values, which, tol, *ends)
-    low, high = least_to_exclude(values, which, (low - float(noise.max()), high + float(noise.max())))
+    values = ritz.values[chosen]
+    low, high = least_to_exclude(values, which, _beyond_rest(ritz, chosen, which, tol))
     return (which == "LA" or rest[0] >= low) and (which == "SA" or rest[1] <= high)
+
+
+def no_copies(
+    krylov: Krylov,
+    ritz: Ritz,
+    chosen: np.ndarray,
+    which: Which,
+    tol: float,
+    rest: tuple[float, float],
+    counts: Sequence[Count],
+) -> bool:
+    """Whether it is shown that no copy of a chosen Ritz value is missing: by counts, or by B's spectrum (in `rest`)."""
+    if not len(chosen):
+        return False
+    if counts and not sides_to_count(ritz, chosen, which, tol, counts):
+        return True
+    none = rest_has_none(ritz, chosen, which, tol, rest)
+    return none and not hides_copies(krylov, ritz, chosen, which, tol, rest)
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many eigenvalues H has beyond t: above for side 1, below for side −1."""
+
+    side: int
+    t: float
+    number: int
+
+
+def sides_to_count(ritz: Ritz, chosen: np.ndarray, which: Which, tol: float, counts: Sequence[Count]) -> list[Count]:
+    """For each side on which copies may be missing: a point in the gap inside of the chosen values, and T's count.
+
+    Left out are sides where the counts show that T has as many eigenvalues beyond such a point as H.
+    """
+    beyond_rest = _beyond_rest(ritz, chosen, which, tol)
+    middle = least_to_exclude(ritz.values[chosen], which, beyond_rest)
+    wanted = []
+    for side, end, t in ((1, beyond_rest[1], middle[1]), (-1, beyond_rest[0], middle[0])):
+        outside = side * ritz.values[chosen]
+        outside = outside[outside > side * end]
+        if outside.size and not any(
+            count.side == side
+            and side * count.t < float(outside.min())
+            and count.number == int((side * (ritz.values - count.t) > 0).sum())
+            for count in counts
+        ):
+            wanted.append(Count(side, t, int((side * (ritz.values - t) > 0).sum())))
+    return wanted
+
+
+def hides_copies(
+    krylov: Krylov, ritz: Ritz, chosen: np.ndarray, which: Which, tol: float, rest: tuple[float, float]
+) -> bool:
+    """Whether a further copy of a chosen Ritz value may be an eigenvalue of H, though B's spectrum lies in `rest`.
+
+    A vector u of H u = λ u that is orthogonal to the one found has the component x = Qᵀu in the basis, and the rest z
+    of it has (B − λ) z = −F Cᵀx. In a space from one random vector x is 0 but for rounding, which grows as the Ritz
+    value converges, to that of a product relative to the residual: then the copy appears in the basis, bit by bit.
+    Where there is a wide gap, H is seen to have no more eigenvalues beyond it than T all the same.
+    """
+    low, high = _beyond_rest(ritz, chosen, which, tol)
+    mixed = krylov.projection.coupling.T @ ritz.coefficients
+    rounding, coupled = krylov.projection.product_error(krylov.eps), float(np.linalg.norm(krylov.projection.coupling))
+    for value, residual in zip(ritz.values[chosen], ritz.residuals[chosen], strict=True):
+        if low <= value <= high:
+            continue
+        distance = value - rest[1] if value > high else rest[0] - value
+        inside = rounding / max(float(residual), rounding)
+        small = inside < 1 and coupled * inside < distance * math.sqrt(1 - inside**2)
+        side, end = (1, rest[1]) if value > high else (-1, rest[0])
+        if (krylov.starts > 1 or not small) and not none_beyond(ritz, mixed, _inside(ritz, value, side), side, end):
+            return True
+    return False
+
+
+def _inside(ritz: Ritz, value: float, side: int) -> float:
+    """The middle of the gap on the inner side of a Ritz value, and of those that rounding may make of it."""
+    further = side * (value - ritz.values)
+    gap = float(further[further > 2 * float(ritz.noise.max())].min(initial=math.inf))
+    return value - side * gap / 2
+
+
+def _beyond_rest(ritz: Ritz, chosen: np.ndarray, which: Which, tol: float) -> tuple[float, float]:
+    """The interval of the rest (`interval_of_rest`), widened by rounding; open on a side that is not asked for."""
+    ends = Bracket(-math.inf, -math.inf, 1.0), Bracket(math.inf, math.inf, 1.0)
+    low, high = interval_of_rest(ritz.values[chosen], which, tol, *ends)
+    noise = float(ritz.noise[chosen].max())
+    return low - noise, high + noise
 
 
 def images_within(grams: list[Grams]) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors
-from hvpspec.bounds.missed import beyond, block_shows_all_copies, nothing_missed, rest_has_none
+from hvpspec.bounds.missed import Count, beyond, block_shows_all_copies, no_copies, nothing_missed
 from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -186,11 +186,16 @@ def converged(krylov: Krylov, wanted: Wanted) -> bool:
 
 
 def current(
-    shared: SharedPass, wanted: Wanted, confidence: float, *, rest: tuple[float, float] = (-math.inf, math.inf)
+    shared: SharedPass,
+    wanted: Wanted,
+    confidence: float,
+    *,
+    rest: tuple[float, float] = (-math.inf, math.inf),
+    counts: Sequence[Count] = (),
 ) -> tuple[Eigenpairs, np.ndarray, Ritz]:
     """The eigenpairs in the Krylov space, without vectors; the indices of these Ritz pairs, and all Ritz pairs.
 
-    rest: where the eigenvalues lie that the space does not contain, as has been shown otherwise.
+    rest: where the eigenvalues of B lie, as has been shown otherwise. counts: of the eigenvalues of H.
     """
     krylov = shared.krylov
     ritz = krylov.ritz()
@@ -212,7 +217,7 @@ def current(
             largest=largest,
             smallest=bracket(ritz, exclusion, -1, confidence),
             data_error=shared.spread.eigenvalues(ritz.coefficients[:, chosen]),
-            all_copies=known or rest_has_none(values, ritz.noise[chosen], wanted.which, wanted.tol, rest),
+            all_copies=known or no_copies(krylov, ritz, chosen, wanted.which, wanted.tol, rest, counts),
             rounding=shared.rounding,
             reached=_within(krylov, ritz, chosen, wanted.tol),
             population=population,

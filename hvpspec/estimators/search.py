@@ -9,24 +9,31 @@ first two of which make no product:
 - by the outer bounds on the spectrum of H, which hold for copies as well,
 - by the images of the probes, see `bounds/missed.py`,
 - by Lanczos on B from a random vector of its own, which leaves basis and probes as they are.
+
+Where copies may be in the basis without having converged (added vectors and rounding bring them there), B says nothing
+of them. Lanczos on B − Cᵀ(T − t)⁻¹C then shows, for one t, that H has as many eigenvalues beyond it as T.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion
 from hvpspec.bounds.missed import (
     PROBABILITY_OF_MISS,
+    Count,
     ends_asked,
+    hides_copies,
     images_within,
     interval_of_rest,
     least_to_exclude,
     proved,
+    sides_to_count,
     suspect,
 )
 from hvpspec.estimators.eigsh import Wanted, current, relative_residuals, worth_checking
@@ -34,6 +41,7 @@ from hvpspec.estimators.extend_or_probe import SMALL_COMPLEMENT
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov, Ritz, confine, extend, favour, start
 from hvpspec.krylov.probes import Direction
+from hvpspec.krylov.vectors import inner
 from hvpspec.options import PILOT_PROBES
 from hvpspec.results.eigenpairs import Eigenpairs
 
@@ -61,12 +69,13 @@ class Search:
         self._shared, self._wanted, self._confidence = shared, wanted, confidence
         self._left, self._report = left, report
         self._lanczos: tuple[int, Interval] = (0, (-math.inf, math.inf))  # basis vectors then, and what it showed
+        self._counts: list[Count] = []
         self._runs = 0
         self._given_up = False
 
     def current(self) -> tuple[Eigenpairs, np.ndarray, Ritz]:
         """See `hvpspec.estimators.eigsh.current`; with what is known of B."""
-        return current(self._shared, self._wanted, self._confidence, rest=self.rest())
+        return current(self._shared, self._wanted, self._confidence, rest=self.rest(), counts=self._counts)
 
     def rest(self) -> Interval:
         """Bounds on the spectrum of B. As the basis grows they remain valid; a restart ends that."""
@@ -93,7 +102,7 @@ class Search:
             found = self._suspect(pairs)
             if found is None:
                 return
-            if shared.dimension <= SMALL_COMPLEMENT and shared.spare <= PILOT_PROBES:
+            if shared.dimension <= SMALL_COMPLEMENT and 0 <= shared.spare <= PILOT_PROBES:
                 while self._left() > 0 and shared.can_extend:  # the whole space, while that is still possible
                     shared.extend(1)
                 return
@@ -175,28 +184,66 @@ class Search:
                 break
 
     def _by_lanczos(self, pairs: Eigenpairs) -> bool | None:
-        """Whether B has an eigenvalue that is missing among the pairs; None if that remains open."""
-        shared, interval = self._shared, self._interval(pairs)
+        """Whether an eigenvalue is missing among the pairs; None if that remains open."""
+        shared, interval, wanted = self._shared, self._interval(pairs), self._wanted
+        _, chosen, ritz = self.current()
+        target = least_to_exclude(pairs.values, wanted.which, interval)
+        if not hides_copies(shared.krylov, ritz, chosen, wanted.which, wanted.tol, target):
+            return self._outside(interval, np.array(ends_asked(target, wanted.which)))
+        for count in sides_to_count(ritz, chosen, wanted.which, wanted.tol, self._counts):
+            missed = self._beyond(count)
+            if missed is not False:
+                return missed
+            self._counts.append(count)
+        return False
+
+    def _outside(self, interval: Interval, points: np.ndarray) -> bool | None:
+        """Whether B has an eigenvalue outside the interval; it is enough if there is none beyond the points."""
+        finite = interval if all(map(math.isfinite, interval)) else (0.0, 0.0)
+        for krylov in self._lanczos_on(self._on_complement((finite[0] + finite[1]) / 2)):
+            ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)
+            if (ritz.values - ritz.noise > interval[1]).any() or (ritz.values + ritz.noise < interval[0]).any():
+                return True
+            inside = all(point <= ritz.values[0] or point >= ritz.values[-1] for point in points)
+            if exclusion is None or (inside and exclusion.empty_at(points, PROBABILITY_OF_MISS)):
+                self._lanczos = (self._shared.krylov.m, _ends(ritz, exclusion, points))
+                return False
+        return None
+
+    def _beyond(self, count: Count) -> bool | None:
+        """Whether H has more eigenvalues beyond t than T.
+
+        It has as many more as S = B − F Cᵀ(T − t)⁻¹C Fᵀ, whatever the basis holds.
+        """
+        known, frontier = self._shared.krylov.projection, self._shared.krylov.frontier
+        shift = known.T - count.t * np.eye(len(known.T))
+        raised = torch.from_numpy(known.coupling.T @ np.linalg.solve(shift, known.coupling)).to(frontier)
+        on_complement = self._on_complement(count.t - count.side * known.norm)
+
+        def multiply(X: Tensor, /) -> Tensor:
+            return on_complement(X) - frontier @ (raised @ inner(frontier, X).to(X.dtype))
+
+        for krylov in self._lanczos_on(multiply):
+            ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)
+            if (count.side * (ritz.values - count.t) > ritz.noise).any():
+                return True
+            if exclusion is None or exclusion.empty_at(np.array([count.t]), PROBABILITY_OF_MISS):
+                return False
+        return None
+
+    def _lanczos_on(self, multiply: Callable[[Tensor], Tensor]) -> Iterator[Krylov]:
+        """The Krylov space of a random vector of its own, after each step that may be made."""
+        shared = self._shared
         steps = min(
             max(_LEAST_STEPS, shared.krylov.m),
             self._room(),
             shared.A.n + 2 * PILOT_PROBES - shared.hvps,
             self._left(),
         )
-        shifted = interval if all(map(math.isfinite, interval)) else (0.0, 0.0)
-        multiply = self._on_complement((shifted[0] + shifted[1]) / 2)
         krylov = self._start_on_complement()
-        points = np.array(ends_asked(least_to_exclude(pairs.values, self._wanted.which, interval), self._wanted.which))
         for _ in range(int(steps)):
             extend(krylov, multiply)
-            ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)
-            if (ritz.values - ritz.noise > interval[1]).any() or (ritz.values + ritz.noise < interval[0]).any():
-                return True
-            inside = all(point <= ritz.values[0] or point >= ritz.values[-1] for point in points)
-            if exclusion is None or (inside and exclusion.empty_at(points, PROBABILITY_OF_MISS)):
-                self._lanczos = (shared.krylov.m, _ends(ritz, exclusion, points))
-                return False
-        return None
+            yield krylov
 
     def _room(self) -> int:
         """How many vectors memory holds besides the basis; where there are too few, probes are reduced to Grams."""

@@ -103,8 +103,8 @@ class Krylov:
     Krylov space of its start, on which certificates and quadrature rely. `share` is the random part of the start:
     s = share · ĝ + a, where ĝ is a random unit vector and a, which is zero in a cold start, does not depend on it.
 
-    zero: which rows of H are known to be zero (n_rows,). The space is then that of the other rows: all vectors are 0 in
-    these, and n is the number of the others.
+    starts: random vectors that have been put into it. zero: which rows of H are known to be zero (n_rows,). The
+    space is then that of the other rows: all vectors are 0 in these, and n is the number of the others.
     """
 
     basis: Basis
@@ -115,6 +115,7 @@ class Krylov:
     drawn: int = 0
     undisturbed: Projection | None = field(default=None)
     share: float = 1.0
+    starts: int = 0
     zero: Tensor | None = None
     zeros: int = 0
 
@@ -357,6 +358,7 @@ def _draw(krylov: Krylov) -> Tensor:
     vector = gaussian(krylov.rows, krylov.drawn, seed=krylov.seed, dtype=like.dtype, device=like.device)
     vector = normalised(outside_of(krylov.zero, vector))
     krylov.drawn += 1
+    krylov.starts += 1
     for _ in range(2):  # the second pass removes errors that normalising a short remainder has magnified
         orthogonalise(krylov.basis, krylov.frontier, vector)
         vector = normalised(vector)

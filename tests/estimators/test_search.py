@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from estimators.adversarial import dense
 from estimators.spectra import matrix, rotated
 
 import hvpspec
@@ -122,3 +123,23 @@ def test_a_search_makes_no_products_where_the_probes_exclude_copies():
     pairs = hvpspec.spectrum(matrix("indefinite with outliers"), 8, rtol=0.1)
     assert pairs.eigenpairs.all_copies
     assert pairs.hvps < 40
+
+
+@pytest.mark.parametrize("seed", [19, 25, 29, 42])
+def test_a_copy_that_rounding_has_brought_into_the_basis_in_part(seed):
+    """Half in the basis and half in its complement, a second 1 was an eigenvalue of neither, and taken for excluded."""
+    values = np.r_[1, 1, 0.99 ** np.arange(1, 119)]
+    pairs = hvpspec.spectrum(dense(values, seed), 6, seed=seed, rtol=0.02).eigenpairs
+    assert not pairs.all_copies or np.allclose(pairs.values, values[:6], rtol=2e-3)
+
+
+def test_copies_are_shown_to_be_complete_by_counts_where_random_vectors_were_added():
+    """More eigenvalues beyond a point than the basis has are found by Lanczos on the Schur complement there."""
+    values = np.repeat(np.linspace(1, 4, 60), 2)
+    complete = 0
+    for seed in range(4):
+        pairs = hvpspec.spectrum(dense(values, seed), 6, seed=seed, rtol=0.02).eigenpairs
+        if pairs.converged:
+            complete += 1
+            np.testing.assert_allclose(pairs.values, values[:-7:-1], rtol=2e-3)
+    assert complete >= 3

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import typer
 
-from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import INTERRUPTED, Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
+from hvpspec.cli.run_folder import RunFolder
 from hvpspec.estimators.spectrum import spectrum
+from hvpspec.krylov.journal import Journal
 from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.documents import to_document
 from hvpspec.report.numbers import QUANTITY_NAMES, duration
@@ -33,6 +34,7 @@ def measure(
     source: Source,
     options: Options,
     screen: Screen,
+    folder: RunFolder,
     *,
     preflight: bool,
     lr: float | None,
@@ -41,19 +43,20 @@ def measure(
 ) -> None:
     """From a checkpoint to spectrum.json. On Ctrl-C, what is known by then is written and marked incomplete."""
     start = time.perf_counter()
-    prepare_folder(options.out)
     try:
         with zero_hessian_refused():
-            opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight)
+            opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight, folder=folder)
             refuse(opened.preflight)
             _show_findings(opened.preflight, screen)
-            found = _spectrum(opened, options, screen)
+            found = _spectrum(opened, options, screen, folder.journal)
     except KeyboardInterrupt:
         screen.error("interrupted before the first figure was known; nothing was written.")
         raise typer.Exit(INTERRUPTED) from None
     provenance = made_by(opened.H, opened.checkpoint, source, opened.loss, options, start, lr=lr, momentum=momentum)
     record = Record(found, opened.loss.value, opened.preflight, provenance)
     paths = write_report(options.out, record)
+    if found.complete:
+        folder.done()
     sections = report_sections(found, rtol=options.rtol, tol=options.tol, lr=lr, momentum=momentum, explain=explain)
     screen.sections(sections)
     screen.sentence(f"engine: {opened.H.plan}")
@@ -71,12 +74,12 @@ def _show_findings(preflight: Preflight, screen: Screen) -> None:
         screen.line(line)
 
 
-def _spectrum(opened: Opened, options: Options, screen: Screen) -> Spectrum:
+def _spectrum(opened: Opened, options: Options, screen: Screen, journal: Journal | None) -> Spectrum:
     """The spectrum, with a progress bar; what was known by then when Ctrl-C comes after the first product."""
     with screen.progress_bar() as show:
         course = _Course(opened, options, screen, show)
         try:
-            return spectrum(opened.H, **options.estimators(), callback=course.follow)
+            return spectrum(opened.H, **options.estimators(), journal=journal, callback=course.follow)
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is known is about to be saved: let that finish
             if course.known is None or course.known.hvps == 0:

@@ -180,6 +180,11 @@ class Journal:
         if self._operator is not None and self._state:
             self._operator.resume(self._state)
 
+    def ended(self) -> None:
+        """The run with this operator is over: where the log had all of it, the operator takes its last state."""
+        if self._log is not None and self._log.header() is None:
+            self.catch_up()
+
     # --- reading and writing ------------------------------------------------------------------------------------
 
     def _next(self, kind: str) -> Header | None:

@@ -39,12 +39,12 @@ def keeping(
         yield A, None
     elif isinstance(journal, Journal):
         yield journaled(A, journal), journal
-        journal.catch_up()
+        journal.ended()
     else:
         prepare_folder(Path(journal), "journal")
         with Journal(Path(journal), inputs_of(A, options, start)) as log:
             yield journaled(A, log), log
-            log.catch_up()
+            log.ended()
             log.finish()
 
 

@@ -133,10 +133,15 @@ class Journal:
         if self._log is None:
             return
         self._limit = shutil.disk_usage(self.folder).free * _SHARE_OF_FREE_DISK + self._log.size
-        self.expected_bytes = products * bytes_each
+        self.expected_bytes = max(self.expected_bytes, products * bytes_each)
         if self.expected_bytes > self._limit:
             size = readable(self.expected_bytes)
             self._give_up(f"it would take about {size}, which is more than half of what is free on the disk")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether products are recorded."""
+        return self._log is not None
 
     @property
     def seconds(self) -> float:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,6 +241,20 @@ def test_a_result_of_other_inputs_is_not_overwritten(place):
         done = call(place, *RUN, "--out", "run")
         assert done.returncode == 2
         assert "is no result of hvpspec that can be read; choose another --out, or overwrite it" in done.stderr
+
+
+def test_a_large_journal_is_planned_and_one_that_does_not_fit_is_not_kept(place, monkeypatch, stopping):
+    monkeypatch.setattr("hvpspec.cli.measure._MUCH_DISK", 1)
+    done = call(place, *RUN, "--out", "run")
+    assert "journal: about " in done.stdout
+    assert "KiB in run/hvpspec-journal, until the run has ended well" in done.stdout
+    monkeypatch.setattr("hvpspec.krylov.journal.shutil.disk_usage", lambda folder: SimpleNamespace(free=20_000))
+    stopping(30)
+    done = call(place, *RUN, "--out", "run", "--restart")
+    assert done.returncode == 130
+    assert "warning: no journal is kept in run/hvpspec-journal: it would take about" in done.stderr
+    assert "journal: about" not in done.stdout
+    assert not (place / "run/hvpspec-journal").exists()
 
 
 def test_no_journal(place, stopping):

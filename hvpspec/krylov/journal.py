@@ -33,7 +33,7 @@ from hvpspec.krylov.inputs import differing
 from hvpspec.krylov.log_file import Header, LogFile
 from hvpspec.krylov.operator_view import AsymmetricProducts, State, Symmetric
 from hvpspec.memory import readable
-from hvpspec.wording import dtype_name
+from hvpspec.wording import counted, dtype_name
 
 FORMAT = "hvpspec/journal/1"
 SECONDS_TO_DISK = 60.0  # at most, from a product to the disk: what a power cut costs, besides the product in flight
@@ -116,9 +116,8 @@ class Journal:
                 f"{self.folder} was left by an interrupted run with other inputs ({differences}); {to_start_over}."
             )
         self._log.payload([])
-        waiting = list(self._log.headers())
-        self.replaying = bool(waiting)
-        self.made = sum(header["columns"] for header in waiting if header.get("kind") in _PRODUCTS)
+        self.replaying = any(self._log.headers())
+        self.made = _products(self._log)
 
     # --- what a run asks ----------------------------------------------------------------------------------------
 
@@ -182,6 +181,9 @@ class Journal:
             return
         self.replaying = False
         self._start = time.perf_counter() - self._seconds
+        if unused := 0 if self._log is None else _products(self._log):
+            self.made -= unused
+            self._note(f"{self.folder}: {counted(unused, 'product')} there do not fit this run, and are made again.")
         if self._operator is not None and self._state:
             self._operator.resume(self._state)
 
@@ -274,6 +276,11 @@ class Journal:
         if contradictory or (self._log is not None and self._log.records == 1):  # or nothing to go on from
             self.finish()
         self.close()
+
+
+def _products(log: LogFile) -> int:
+    """Those that are still to be read."""
+    return sum(header["columns"] for header in log.headers() if header.get("kind") in _PRODUCTS)
 
 
 # --- tensors as bytes ---------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def build():
     return nn.Sequential(nn.Linear(200, 600), nn.Tanh(), nn.Linear(600, 600), nn.Tanh(), nn.Linear(600, 10))
 
 def batches():
-    x = torch.randn(512, 200, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(256, 200, generator=torch.Generator().manual_seed(0))
     return list(zip(x.split(64), (x[:, :10].argmax(1)).split(64)))
 """
 
@@ -106,14 +106,18 @@ def test_killed_at_random_moments_with_more_parameters(tmp_path):
     exec(LARGER, space)
     torch.save(space["build"]().state_dict(), tmp_path / "model.pt")
     source = ["--model", "larger.py:build", "--data", "larger.py:batches", "--loss", "cross_entropy"]
-    found = killed(tmp_path, 6, 0, "spectrum", "model.pt", *source, "-k", "3", "--rtol", "0.2", "--max-hvps", "60")
+    # A fixed engine: "auto" decides by time, and what a killed process has not recorded may be decided otherwise.
+    options = ["--engine", "autograd", "-k", "3", "--rtol", "0.2", "--max-hvps", "30"]
+    found = killed(tmp_path, 5, 0, "spectrum", "model.pt", *source, *options)
     assert found["wrong"] == []
     assert found["useful"] > 2
 
 
 @pytest.mark.slow
-def test_killed_in_every_write_of_a_run_of_the_demo(tmp_path, monkeypatch):
-    """Each process is killed in its third write, half of which gets to the file; nothing is tidied up."""
+@pytest.mark.parametrize("limit", range(9, 17))
+def test_killed_in_every_write_of_a_run_of_the_demo(tmp_path, monkeypatch, limit):
+    """Each process is killed in a write of a later record than the one before: a record takes at most 8. Half of that
+    write gets to the file, and nothing is tidied up."""
 
     class Killed(BaseException):
         pass
@@ -124,7 +128,7 @@ def test_killed_in_every_write_of_a_run_of_the_demo(tmp_path, monkeypatch):
     def dying(file, buffer):
         nonlocal writes
         writes += 1
-        if writes < 3:
+        if writes < limit:
             return whole(file, buffer)
         whole(file, bytes(buffer)[: len(buffer) // 2])
         monkeypatch.setattr(log_file.LogFile, "cut", lambda log: None)
@@ -138,7 +142,7 @@ def test_killed_in_every_write_of_a_run_of_the_demo(tmp_path, monkeypatch):
             break
         except Killed:
             monkeypatch.setattr(log_file.LogFile, "cut", cut)
-    assert runs > 15
+    assert runs > 6
     assert figures(document(tmp_path / "out")) == figures(document(tmp_path / "whole"))
 
 

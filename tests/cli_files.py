@@ -81,3 +81,13 @@ def run(folder, *arguments, **options):
         [sys.executable, "-m", "hvpspec", *arguments],
         cwd=folder, capture_output=True, text=True, env=environment, timeout=300, check=False, **options,
     )  # fmt: skip
+
+
+TIMES = ("seconds", "memory", "expected_seconds", "expected_memory", "most_seconds", "most_memory", "finished")
+
+
+def without_times(document):
+    """A document without what a clock or free memory says, which is all that may differ between two runs."""
+    if isinstance(document, dict):
+        return {name: without_times(value) for name, value in document.items() if name not in TIMES}
+    return [without_times(value) for value in document] if isinstance(document, list) else document

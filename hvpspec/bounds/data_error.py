@@ -54,13 +54,14 @@ class BatchSpread:
         self._latest_sketches[-1] = self._sketched(X)
         self._latest = np.zeros((self._folds, basis.m + probes.shape[1] + X.shape[1], X.shape[1]))
 
-        def receive(fold: int, weight: float, product: Tensor) -> None:
-            self._weights[fold] = weight
+        def reduce(product: Tensor) -> tuple[np.ndarray, np.ndarray]:
             parts = [basis.rough_inner(product), probes.T @ product, X.T @ product]
-            self._latest[fold] = torch.cat(parts).double().cpu().numpy()
-            self._latest_sketches[fold] = self._sketched(product)
+            return torch.cat(parts).double().cpu().numpy(), self._sketched(product)
 
-        return self._A.by_folds(X, receive)
+        product, found = self._A.by_folds(X, reduce)
+        for fold, weight, (inside, sketch) in found:
+            self._weights[fold], self._latest[fold], self._latest_sketches[fold] = weight, inside, sketch
+        return product
 
     def scaled(self, factor: float) -> None:
         """The single vector that was multiplied last was in truth `factor` times as long."""

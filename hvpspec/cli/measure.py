@@ -10,11 +10,13 @@ from pathlib import Path
 
 import typer
 
-from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import INTERRUPTED, Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
+from hvpspec.cli.run_folder import RunFolder
 from hvpspec.estimators.spectrum import spectrum
+from hvpspec.krylov.journal import Journal
+from hvpspec.memory import readable
 from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.documents import to_document
 from hvpspec.report.numbers import QUANTITY_NAMES, duration
@@ -26,6 +28,7 @@ from hvpspec.results.spectrum import Progress, Spectrum
 from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times the products expected so far: an expectation that grows by this factor is worth a line
+_MUCH_DISK = 64 << 20  # bytes: a smaller journal is not worth a line
 
 
 def measure(
@@ -33,6 +36,7 @@ def measure(
     source: Source,
     options: Options,
     screen: Screen,
+    folder: RunFolder,
     *,
     preflight: bool,
     lr: float | None,
@@ -41,19 +45,20 @@ def measure(
 ) -> None:
     """From a checkpoint to spectrum.json. On Ctrl-C, what is known by then is written and marked incomplete."""
     start = time.perf_counter()
-    prepare_folder(options.out)
     try:
         with zero_hessian_refused():
-            opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight)
+            opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight, folder=folder)
             refuse(opened.preflight)
             _show_findings(opened.preflight, screen)
-            found = _spectrum(opened, options, screen)
+            found = _spectrum(opened, options, screen, folder.journal)
     except KeyboardInterrupt:
         screen.error("interrupted before the first figure was known; nothing was written.")
         raise typer.Exit(INTERRUPTED) from None
     provenance = made_by(opened.H, opened.checkpoint, source, opened.loss, options, start, lr=lr, momentum=momentum)
     record = Record(found, opened.loss.value, opened.preflight, provenance)
     paths = write_report(options.out, record)
+    if found.complete:
+        folder.done()
     sections = report_sections(found, rtol=options.rtol, tol=options.tol, lr=lr, momentum=momentum, explain=explain)
     screen.sections(sections)
     screen.sentence(f"engine: {opened.H.plan}")
@@ -71,12 +76,12 @@ def _show_findings(preflight: Preflight, screen: Screen) -> None:
         screen.line(line)
 
 
-def _spectrum(opened: Opened, options: Options, screen: Screen) -> Spectrum:
+def _spectrum(opened: Opened, options: Options, screen: Screen, journal: Journal | None) -> Spectrum:
     """The spectrum, with a progress bar; what was known by then when Ctrl-C comes after the first product."""
     with screen.progress_bar() as show:
-        course = _Course(opened, options, screen, show)
+        course = _Course(opened, options, screen, show, journal)
         try:
-            return spectrum(opened.H, **options.estimators(), callback=course.follow)
+            return spectrum(opened.H, **options.estimators(), journal=journal, callback=course.follow)
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is known is about to be saved: let that finish
             if course.known is None or course.known.hvps == 0:
@@ -87,8 +92,15 @@ def _spectrum(opened: Opened, options: Options, screen: Screen) -> Spectrum:
 class _Course:
     """The course of a run: what is known so far, and how many products the user expects."""
 
-    def __init__(self, opened: Opened, options: Options, screen: Screen, show: Callable[[Progress], None]) -> None:
-        self.opened, self.options, self.screen, self.show = opened, options, screen, show
+    def __init__(
+        self,
+        opened: Opened,
+        options: Options,
+        screen: Screen,
+        show: Callable[[Progress], None],
+        journal: Journal | None,
+    ) -> None:
+        self.opened, self.options, self.screen, self.show, self.journal = opened, options, screen, show, journal
         self.known: Spectrum | None = None
         self.expected = opened.preflight.expected_hvps or 0
 
@@ -117,7 +129,17 @@ class _Course:
         self.screen.sentence(f"expected: about {step.expected:,} HVPs ({budget}){expected_costs(preflight)}")
         if worst := worst_case(preflight):
             self.screen.line(f"          {worst}")
+        self._show_journal()
         self.screen.line()
+
+    def _show_journal(self) -> None:
+        """How much the journal will take, where that is worth a line; it is given up where the disk lacks the room."""
+        if self.journal is None:
+            return
+        self.journal.plan(self.expected, self.opened.H.shape[0] * self.opened.H.torch_dtype.itemsize)
+        if self.journal.is_open and self.journal.expected_bytes >= _MUCH_DISK:
+            size = readable(self.journal.expected_bytes)
+            self.screen.sentence(f"journal: about {size} in {self.journal.folder}, until the run has ended well")
 
     def _named(self, quantity: str) -> str:
         if quantity != "eigenvalues":

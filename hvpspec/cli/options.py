@@ -69,6 +69,19 @@ Momentum = Annotated[
     option(WANTED, "Heavy-ball momentum β: the edge of stability is then (2 + 2β) / lr. Needs --lr.", "--momentum"),
 ]
 
+Restart = Annotated[
+    bool,
+    flag(OUTPUT, "Start over, rather than go on with an interrupted run in --out.", "--restart"),
+]
+Force = Annotated[
+    bool,
+    flag(OUTPUT, "Replace what was made in --out with another checkpoint, data or options.", "--force"),
+]
+NoJournal = Annotated[
+    bool,
+    flag(OUTPUT, "Keep no journal in --out, from which an interrupted run goes on.", "--no-journal"),
+]
+
 
 def check_rate(lr: float | None, momentum: float | None = None) -> None:
     """Raises InputError for a learning rate or momentum that no optimizer can have."""

@@ -20,9 +20,11 @@ from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.provenance import checkpoint_file, describe
+from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
+from hvpspec.krylov.journal import Journal
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses import LossValue
 from hvpspec.operators.hessian import HessianOperator
@@ -141,11 +143,18 @@ def trust(source: Source) -> Trust:
 
 
 def open_checkpoint(
-    checkpoint: Path, source: Source, options: Options, screen: Screen, *, measure: bool = True
+    checkpoint: Path,
+    source: Source,
+    options: Options,
+    screen: Screen,
+    *,
+    measure: bool = True,
+    folder: RunFolder | None = None,
 ) -> Opened:
     """Loads, shows operator and loss, and inspects. What is refused is in the preflight; the caller refuses.
 
-    measure: make the checks that cost products and gradients as well.
+    measure: make the checks that cost products and gradients as well. folder: where the result goes, if what is there
+    is to be compared, and a journal kept.
     """
     loaded = load(checkpoint, source, screen)
     H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
@@ -154,9 +163,31 @@ def open_checkpoint(
     findings = [*loaded.findings, *examine(loaded.model, H.device)]
     loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
-    preflight = inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
     file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint)
+    if folder is not None:
+        folder.check_result(made_by(H, file, source, loss, options, time.perf_counter()))
+        folder.open_journal(H, source, options.spectrum(), file.sha256, loss=loss)
+
+    def inspected() -> Preflight:
+        return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
+
+    preflight = inspected() if folder is None or folder.journal is None else recorded(folder.journal, H, inspected)
     return Opened(H, file, loss, preflight, len(blocks))
+
+
+def recorded(journal: Journal, H: HessianOperator, inspected: Callable[[], Preflight]) -> Preflight:
+    """The preflight, from the journal of an interrupted run if that has it; one that refuses is not recorded."""
+    resumed = journal.replaying
+
+    def find() -> dict[str, Any]:
+        preflight = inspected()
+        refuse(preflight)
+        return preflight.to_dict()
+
+    preflight = Preflight.from_dict(journal.fact("preflight", find))
+    if resumed:
+        H.verified()  # by the process that made the preflight
+    return preflight
 
 
 def inspect(

@@ -14,10 +14,10 @@ from typing import Any
 import typer
 from torch import nn
 
-from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import INTERRUPTED, Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero_hessian_refused
+from hvpspec.cli.run_folder import RunFolder
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.objective.losses import LossValue
@@ -39,6 +39,7 @@ class Request:
     source: Source
     options: Options
     screen: Screen
+    folder: RunFolder
     lr: float | None
     momentum: float | None = None
     measure_savings: bool = False
@@ -64,12 +65,18 @@ class _Opened:
     first: Read
 
 
-def follow(checkpoints: Sequence[Path], request: Request, *, as_given: bool) -> None:
-    """The checkpoints in order, in a table and in files that grow with each."""
+def in_order(checkpoints: Sequence[Path], *, as_given: bool) -> Sequence[Path]:
+    """The checkpoints that the arguments stand for. Raises InputError where one is missing."""
     found = find_checkpoints(checkpoints)
-    ordered = found if as_given else sorted(found, key=natural)
-    prepare_folder(request.options.out)
-    series = Series(request.options.out, request.settings(), ordered)
+    return found if as_given else sorted(found, key=natural)
+
+
+def follow(ordered: Sequence[Path], request: Request) -> None:
+    """The checkpoints in order, in a table and in files that grow with each."""
+    earlier = request.folder.earlier
+    series = Series(
+        request.options.out, request.settings(), ordered, restart=earlier.restart, force=earlier.force
+    )  # fmt: skip
     try:
         with zero_hessian_refused():
             _continue(series, request)
@@ -174,7 +181,7 @@ def _read(checkpoint: Path, opened: _Opened, request: Request) -> Read:
 
 def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tuple[Path, Read, Tracked]]:
     """The checkpoints that are not done yet, each with what was read and what was found."""
-    done, remaining = len(series.rows), series.remaining
+    done, remaining, folder = len(series.rows), series.remaining, request.folder
     reads: list[Read] = []
 
     def operators() -> Iterator[HessianOperator]:
@@ -182,6 +189,10 @@ def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tup
         for number, checkpoint in enumerate(remaining, start=done):
             # The first one is in the model already.
             reads.append(_read(checkpoint, opened, request) if number > 0 else opened.first)
+            folder.open_journal(
+                opened.H, request.source, request.options.spectrum(), reads[-1].fingerprint.sha256,
+                number=number, start=series.vectors,
+            )  # fmt: skip
             yield opened.H
 
     with request.screen.progress_bar() as show:
@@ -190,11 +201,13 @@ def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tup
             start=series.vectors,
             measure_savings=request.measure_savings,
             first=done,
+            journal=lambda number: folder.journal,
             callback=show,
             **request.options.estimators(),
         )
         for number, one in enumerate(found):
             yield remaining[number], reads[number], one
+            folder.done()
 
 
 def _row(

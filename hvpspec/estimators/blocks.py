@@ -176,7 +176,7 @@ def largest_of_block(
     def multiply(X: Tensor, /) -> Tensor:
         return block.take(A @ block.embed(X, A.n))
 
-    masked = Symmetric(block.size, A.dtype, A.device, multiply)
+    masked = Symmetric(block.size, A.dtype, A.device, multiply, decide=A.decide)
     shared = SharedPass(masked, seed=seed, storage=storage, probes=False)
     found: Bracket | None = None
     while shared.hvps < min(budget, _MAX_STEPS_PER_BLOCK, block.size):

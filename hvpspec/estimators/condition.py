@@ -12,6 +12,7 @@ from hvpspec.estimators.refine import refined
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.estimators.spectrum import Pass
 from hvpspec.krylov.lanczos import Krylov
+from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.options import DEFAULT_REFINE_HVPS, Place, SpectrumOptions
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
@@ -108,7 +109,7 @@ def condition(
         if rtol_of is not None and Tolerance(rtol_of).rtol == 0:
             raise InputError(f"{name} must be > 0.")
     refine_k, threshold = check_count("refine_k", refine_k), check_rank_threshold(rank_threshold)
-    run = Pass(A, options, callback=callback)
+    run = Pass(A, as_symmetric(A), options, callback=callback)
     run.measure()
     if run.rest is None:
         raise InputError(f"max_hvps={max_hvps} leaves no product for the density; allow more.")

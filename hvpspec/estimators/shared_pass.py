@@ -98,7 +98,7 @@ class SharedPass:
         self.block, self.place = min(block, A.n), storage.place
         self._grows = basis
         self._already = A.hvps
-        room = storage.vectors(A.n, A.dtype, A.device)
+        room = A.decide("room", lambda: storage.vectors(A.n, A.dtype, A.device))
         self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2 if basis else 0, probes=probes)
         self._probes_together = max(room // _VECTORS_PER_PROBE, _LEAST_PROBES_TOGETHER)
         if not basis and room < _VECTORS_PER_PROBE * _LEAST_PROBES_TOGETHER:

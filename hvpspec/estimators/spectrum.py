@@ -33,7 +33,9 @@ from hvpspec.estimators.search import Search
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.blocks import find_blocks
-from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.journaled import Where, keeping
+from hvpspec.krylov.operator_view import Symmetric, as_symmetric
 from hvpspec.options import (
     DEFAULT_REFINE_HVPS,
     PILOT_PROBES,
@@ -76,6 +78,7 @@ def spectrum(
     refine_hvps: int = DEFAULT_REFINE_HVPS,
     basis_memory: int | str | None = None,
     basis_on: Place = "device",
+    journal: Where | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Spectrum:
     """Compute eigenvalues, trace, Frobenius norm, density and conditioning of a symmetric operator, with errors.
@@ -120,6 +123,11 @@ def spectrum(
         Budget of products for this search, beyond `max_hvps`.
     seed, verify, block_size, basis_memory, basis_on
         As for `hvpspec.eigsh`.
+    journal : path, optional
+        A folder for a journal of the products. If the run is interrupted or killed, the same call goes on from there,
+        and gives the same results to the last bit. It takes as much disk space as all vectors that are multiplied, and
+        is removed when the run ends well. A call with other options or another operator is refused: delete the folder
+        to start over. What a HessianOperator depends on is compared in full; any other operator by its first product.
     callback : callable, optional
         Called with a `Progress` before the first product, with the planned number of products, and after each step. An
         exception that it raises, or Ctrl-C, ends the run; the last `Progress` has what was known.
@@ -159,13 +167,14 @@ def spectrum(
         verify=verify, block_size=block_size, damping=damping, refine=refine, refine_hvps=refine_hvps, blocks=blocks,
         basis_memory=basis_memory, basis_on=basis_on,
     )  # fmt: skip
-    run = Pass(A, options, start, callback)
-    run.measure()
-    if options.refine:
-        run.refine()
-    if run.blocks:
-        run.measure_blocks()
-    return run.finished()
+    with keeping(journal, as_symmetric(A), options, start) as (operator, log):
+        run = Pass(A, operator, options, start, callback, log)
+        run.measure()
+        if options.refine:
+            run.refine()
+        if run.blocks:
+            run.measure_blocks()
+        return run.finished()
 
 
 class Pass:
@@ -176,9 +185,9 @@ class Pass:
     """
 
     def __init__(
-        self, A: Any, options: SpectrumOptions, start: Any = None, callback: Callable[[Progress], None] | None = None
-    ) -> None:
-        operator = as_symmetric(A)
+        self, A: Any, operator: Symmetric, options: SpectrumOptions, start: Any = None,
+        callback: Callable[[Progress], None] | None = None, journal: Journal | None = None,
+    ) -> None:  # fmt: skip
         if start is not None and options.block_size > 1:
             raise InputError("start needs block_size=1; leave out one of the two.")
         self.options, self.tolerance, self.callback = options, options.tolerance, callback
@@ -199,8 +208,10 @@ class Pass:
         self.to_check = self.shared.checks * checking_hvps(options)
         self.reserved, self.checks = 0.0, verification_hvps(options, operator.n) + self.to_check
         self.afterwards = refinement_hvps(options)
-        self.start = time.perf_counter()
+        self.start, self.journal = time.perf_counter(), journal
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
+        if journal is not None:
+            journal.plan(predicted, operator.n * operator.dtype.itemsize)
         self.rest: Density | None = None  # of the rows that are not zero
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
@@ -212,12 +223,17 @@ class Pass:
         """Products of the budget that may be made now."""
         return min(self.budget - self.shared.hvps - self.reserved, self.shared.A.left) - self.checks
 
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, before it was resumed as well."""
+        return time.perf_counter() - self.start if self.journal is None else self.journal.seconds
+
     def report(self, stage: str, further: float | None, **found: Any) -> None:
         """Updates what is known and calls the callback. further: products still to come, if that can be estimated."""
         hvps = self.shared.hvps
         if "eigenpairs" in found:
             found["eigenpairs"] = self._with_zeros(found["eigenpairs"])
-        self.known = replace(self.known, **found, hvps=hvps, seconds=time.perf_counter() - self.start)
+        self.known = replace(self.known, **found, hvps=hvps, seconds=self.seconds)
         if self.callback is not None:
             expected = None
             if further is not None and math.isfinite(further):
@@ -246,8 +262,7 @@ class Pass:
         self.report("missed eigenvalues", None, eigenpairs=pairs, **self._estimates())
 
     def finished(self) -> Spectrum:
-        seconds = time.perf_counter() - self.start
-        return replace(self.known, hvps=self.shared.hvps, seconds=seconds, complete=True)
+        return replace(self.known, hvps=self.shared.hvps, seconds=self.seconds, complete=True)
 
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""

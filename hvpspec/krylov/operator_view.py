@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,7 +25,7 @@ ASYMMETRY_LIMIT = 1e-2  # relative to the norm of the operator
 _RANGE = {torch.float32: (2.0**-46, 2.0**46), torch.float64: (2.0**-100, 2.0**100)}
 
 
-class _Multiply(Protocol):
+class Multiply(Protocol):
     def __call__(self, X: Tensor, /) -> Tensor: ...
 
 
@@ -33,8 +33,21 @@ class Recompute(Protocol):
     def __call__(self, X: Tensor, /) -> tuple[Tensor, Recomputed] | None: ...
 
 
-class _ByFolds(Protocol):
-    def __call__(self, X: Tensor, folds: int, receive: Callable[[int, float, Tensor], None], /) -> Tensor: ...
+class FoldOf(NamedTuple):
+    """A fold of the batches: its number, its weight, and what its product was reduced to."""
+
+    number: int
+    weight: float
+    parts: tuple[np.ndarray, ...]
+
+
+Reduce = Callable[[Tensor], tuple[np.ndarray, ...]]
+State = dict[str, Any]
+"""How an operator would compute its next product, JSON-ready: see `DataOperator`."""
+
+
+class ByFolds(Protocol):
+    def __call__(self, X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]: ...
 
 
 @runtime_checkable
@@ -42,7 +55,9 @@ class DataOperator(Protocol):
     """What the estimators need of an operator that is a mean over batches of data, beyond SciPy's interface.
 
     Such an operator also has `torch_dtype`, `device` and `noise`, the relative error of its products beyond rounding.
-    One that can compute a product with other rounding errors has `recompute`, see `Symmetric`.
+    One that can compute a product with other rounding errors has `recompute`, see `Symmetric`. For a journal it may
+    have `fingerprint()`, all that its products depend on, by names that a message can give; `state()`, how it would
+    compute the next product, where that was decided by measurements; and `resume(state)`, which goes on from there.
     """
 
     def matmat(self, X: Any) -> Any:
@@ -67,22 +82,28 @@ class Symmetric:
     would be beyond is refused here, where products are counted, whoever asks for it. recompute: a product in float64,
     or with other rounding errors, and which of the two; None where rounding cannot be measured. explicit: a matrix held
     here, whose products cannot go wrong one by one. shown: the relative error that comparisons of products have shown,
-    see `hvpspec.bounds.rounding`.
+    see `hvpspec.bounds.rounding`. fingerprint, state, resume: see DataOperator; None where the operator has no
+    fingerprint. decide: what free memory decides is asked through it, `decide(name, find)`, and is found again in a run
+    that is resumed.
     """
 
     n: int
     dtype: torch.dtype
     device: torch.device
-    multiply: _Multiply
+    multiply: Multiply
     hvps: int = field(default=0)
     folds: int = 0
-    multiply_by_folds: _ByFolds | None = None
+    multiply_by_folds: ByFolds | None = None
     noise: Callable[[], float] = lambda: 0.0
     expect: Callable[[int], None] = lambda products: None
     limit: float = math.inf
     recompute: Recompute | None = None
     explicit: bool = False
     shown: float = 0.0
+    fingerprint: Callable[[], dict[str, Any]] | None = None
+    state: Callable[[], State] = dict
+    resume: Callable[[State], None] = lambda state: None
+    decide: Callable[[str, Callable[[], int]], int] = lambda name, find: find()
     reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
 
     @property
@@ -107,11 +128,12 @@ class Symmetric:
         self._count(X)
         return self._checked(X, self.multiply(X))
 
-    def by_folds(self, X: Tensor, receive: Callable[[int, float, Tensor], None]) -> Tensor:
-        """The product; `receive` is called with the number, the weight and the product of each fold of the batches."""
+    def by_folds(self, X: Tensor, reduce: Reduce) -> tuple[Tensor, list[FoldOf]]:
+        """The product, and what `reduce` makes of the product of each fold of the batches."""
         assert self.multiply_by_folds is not None
         self._count(X)
-        return self._checked(X, self.multiply_by_folds(X, self.folds, receive))
+        product, found = self.multiply_by_folds(X, self.folds, reduce)
+        return self._checked(X, product), found
 
     def _count(self, X: Tensor) -> None:
         if X.shape[1] > self.left:
@@ -198,7 +220,8 @@ def refuse_asymmetric(defect: float, scale: float, limit: float = ASYMMETRY_LIMI
 
 def _from_data_operator(A: Any) -> Symmetric:
     folds = min(A.batch_count(), MAX_FOLDS)
-    by_folds = A.multiply_by_folds if folds > 1 else None
+    by_folds = _reduced(A.multiply_by_folds) if folds > 1 else None
+    engine_state = getattr(A, "state", dict)
     recompute = getattr(A, "recompute", None) if A.torch_dtype != torch.float64 else None
     return Symmetric(
         A.shape[0],
@@ -211,7 +234,22 @@ def _from_data_operator(A: Any) -> Symmetric:
         lambda: A.noise,
         A.expect,
         recompute=recompute,
+        fingerprint=getattr(A, "fingerprint", None),
+        state=lambda: {"noise": A.noise, **engine_state()},
+        resume=getattr(A, "resume", lambda state: None),
     )
+
+
+def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None]], Tensor]) -> ByFolds:
+    def by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
+        found: list[FoldOf] = []
+
+        def receive(number: int, weight: float, product: Tensor) -> None:
+            found.append(FoldOf(number, weight, reduce(product)))
+
+        return multiply(X, folds, receive), found
+
+    return by_folds
 
 
 def _from_tensor(matrix: Tensor) -> Symmetric:

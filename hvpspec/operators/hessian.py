@@ -14,6 +14,7 @@ from hvpspec.memory import check_size
 from hvpspec.objective.losses import LossFunction, LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
+from hvpspec.operators.fingerprint import fingerprint
 from hvpspec.operators.tensors import TensorOperator
 from hvpspec.options import Engine
 from hvpspec.oracle import Chooser
@@ -183,6 +184,36 @@ class HessianOperator(TensorOperator):
     def plan(self) -> str:
         """How products are computed, in one line: the engine, what it has saved, or why another one is not used."""
         return self._product.plan
+
+    def fingerprint(self, loss: LossValue | None = None) -> dict[str, Any]:
+        """All that the products depend on, so that a journal can tell whether it is of the same operator.
+
+        Parameters
+        ----------
+        loss : LossValue, optional
+            That of `loss()`, where it is known; by default it is computed.
+
+        Returns
+        -------
+        dict
+            By names that a message can give: digests of the model's values and of the batches, the loss, and options.
+            Costs a pass over the data.
+        """
+        return {**fingerprint(self.objective, loss or self.loss()), "engine": self._product.name}
+
+    def state(self) -> dict[str, Any]:
+        """How the next product would be computed, as far as measurements have decided that; JSON-ready."""
+        return self._product.state()
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on computing as an operator in another process would have, whose `state()` this is.
+
+        Parameters
+        ----------
+        state : dict
+            What that returned.
+        """
+        self._product.resume(state)
 
     def verified(self) -> None:
         """Says that products need not be verified before the first one: a preflight does that more thoroughly."""

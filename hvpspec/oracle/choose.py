@@ -65,13 +65,15 @@ class Chooser:
         self._verified = verified
         self._expected = 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
+        self._resumed: dict[str, Any] | None = None  # the engine of an earlier process, to be made again
 
     @property
     def engine(self) -> str:
         """The name of the engine in use."""
         if self._differences is not None:
             return "finite-difference"
-        return "autograd" if self._fast is None else "linearized"
+        plain = self._fast is None if self._resumed is None else self._resumed["form"] is None
+        return "autograd" if plain else "linearized"
 
     @property
     def noise(self) -> float:
@@ -90,6 +92,25 @@ class Chooser:
         if state["_fast"] is not None:
             state |= {"_fast": None, "_settled": False, "_made": 0, "_most_columns": 1, "plan": "autograd"}
         return state
+
+    def state(self) -> dict[str, Any]:
+        """What measurements have decided of how products are computed, JSON-ready: `resume` goes on from there."""
+        if self._resumed is not None:
+            return self._resumed
+        fast, differences = self._fast, self._differences
+        return {
+            "form": None if fast is None else fast.form, "together": 1 if fast is None else fast.together,
+            "whole": fast is not None and fast.compiled_whole, "plan": self.plan, "settled": self._settled,
+            "most_columns": self._most_columns, "made": self._made, "expected": self._expected,
+            "seconds": self._seconds, "differences": None if differences is None else differences.state(),
+        }  # fmt: skip
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on with the engine of an earlier process; costs are not compared again. It is made when it is needed."""
+        self._resumed, self.plan, self._settled = state, state["plan"], state["settled"]
+        self._most_columns, self._made, self._expected, self._seconds = (
+            state[name] for name in ("most_columns", "made", "expected", "seconds")
+        )
 
     def verified(self) -> None:
         """Says that products have been compared with differences of the gradient by other means."""
@@ -122,6 +143,8 @@ class Chooser:
         if not self._verified:
             (verify if self._differences is None else verify_differences)(self.objective)
             self._verified = True
+        if self._resumed is not None:
+            self._make(self._resumed)
         if not self._settled:
             self._consider(columns.shape[1])
         if self._fast is not None and columns.shape[1] >= 2 * self._most_columns:
@@ -168,6 +191,30 @@ class Chooser:
             elif remaining * self._seconds * _SHARE_SAVED_BY_COMPILING > self._seconds_to_compile():
                 self._settled = True
                 self._try(self._fast.compile)
+
+    def _make(self, state: dict[str, Any]) -> None:
+        """The engine of an earlier process. Raises InputError where it no longer works: its products would be rounded
+        otherwise."""
+        self._resumed = None
+        if self._differences is not None:
+            self._differences.resume(state["differences"])
+        if state["form"] is None:
+            self._fast = None
+            return
+        fast = Linearized(self.objective, memory_limit=self._memory_limit)
+        try:
+            fast.resume(state["form"], together=state["together"], whole=state["whole"])
+            difference = disagreement(fast, self.objective)
+        except (InputError, KeyboardInterrupt, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            difference = described(error)
+        if difference is not None:
+            raise InputError(
+                f'the run was interrupted with the engine "{state["plan"]}", which cannot be used any more '
+                f"({difference}); start over (--restart), or choose another engine."
+            )
+        self._fast = fast
 
     def _seconds_to_change(self) -> float:
         return _SECONDS_TO_RECORD + _PRODUCTS_TO_CHECK * self._seconds

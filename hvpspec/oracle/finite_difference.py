@@ -46,6 +46,7 @@ _WORTH_REPEATING = 1e-5  # relative error of a batch's product, and how many tim
 _TIMES_NOISE = 30.0
 _LEAST_REDUCTION = 1e-3  # of the step, where a product is repeated
 _AS_GOOD_AS_ZERO = 1e-6  # a product's size relative to the largest, if its error is as large as the product
+_SHOWN = ("_step", "_least_step", "_noise", "_rounding", "_largest")  # what products change
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,17 @@ class FiniteDifference:
         """
         self._prepare()
         return self._noise
+
+    def state(self) -> dict[str, float]:
+        """What products so far have shown, on which the next ones depend; for `resume` in another process."""
+        self._prepare()
+        return {name: getattr(self, name) for name in _SHOWN}
+
+    def resume(self, state: dict[str, float]) -> None:
+        """Goes on as after the products of another process."""
+        self._prepare()
+        for name in _SHOWN:
+            setattr(self, name, float(state[name]))
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
         """H @ columns, shape (n, b). Costs 4 b + 1 gradients, and up to 4 b more at kinks. Raises InputError."""

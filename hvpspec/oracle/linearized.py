@@ -41,7 +41,8 @@ class Linearized:
         self._programs: dict[Hashable, Program] = {}
         self._saved: SavedActivations | None = None
         self._frozen: tuple[Hashable, ...] | None = None
-        self._together = 1  # vectors that are computed together
+        self.together = 1  # vectors that are computed together
+        self.compiled_whole = False  # whether all activations were saved when it was compiled
 
     # --- the product --------------------------------------------------------------------------------------------
 
@@ -72,8 +73,8 @@ class Linearized:
 
     def _apply(self, batch: SavedBatch, rows: Tensor) -> Tensor:
         program, activations = batch.program, batch.activations
-        if self._together > 1 and len(rows) > 1:
-            return torch.cat([program.apply_columns(activations, part) for part in torch.split(rows, self._together)])
+        if self.together > 1 and len(rows) > 1:
+            return torch.cat([program.apply_columns(activations, part) for part in torch.split(rows, self.together)])
         if len(rows) == 1:
             return program.apply(*activations, rows[0])[None]
         return torch.stack([program.apply(*activations, row) for row in rows])
@@ -111,19 +112,30 @@ class Linearized:
         """Number of operations in the recorded graphs."""
         return sum(program.recording.operations for program in self._programs.values())
 
-    def compile(self) -> None:
+    def resume(self, form: str, *, together: int, whole: bool) -> None:
+        """Takes the form that was chosen in an earlier process. Raises what the first product and a change raise."""
+        self(self._vector())
+        if form == "compiled":
+            self.compile(whole)
+        elif form != "eager":
+            self.capture()
+        self.together = together
+
+    def compile(self, whole: bool | None = None) -> None:
         """Has Inductor compile the recordings: `apply`, and `prepare` unless all activations are saved.
 
-        Raises whatever it raises; `undo` then goes back.
+        whole: whether they are (None: as it is now), which free memory decides and rounding depends on. Raises whatever
+        it raises; `undo` then goes back.
         """
-        complete = self._saved is not None and self._saved.complete
+        complete = self._saved is not None and self._saved.complete if whole is None else whole
+        self.compiled_whole = complete
         compiled = {}
         for key, program in self._programs.items():
             prepare, apply = program.recording.for_compiler
             first = prepare if complete else torch.compile(prepare, dynamic=False)
             second = torch.compile(apply, dynamic=False)
             compiled[key] = Program(program.recording, first, second, vectorised(apply))
-        self._programs, self._saved, self._together, self.form = compiled, None, 1, "compiled"
+        self._programs, self._saved, self.together, self.form = compiled, None, 1, "compiled"
         self(self._vector())
 
     def capture(self) -> None:
@@ -138,12 +150,12 @@ class Linearized:
                 program = batch.program
                 replay = capture(program.apply, batch.activations, vector)
                 batch.program = Program(program.recording, program.prepare, replay, program.apply_columns)
-        self._together, self.form = 1, "CUDA graph"
+        self.together, self.form = 1, "CUDA graph"
 
     def undo(self) -> None:
         """Back to the eager form."""
         programs = {key: eager(program.recording) for key, program in self._programs.items()}
-        self._programs, self._saved, self._together, self.form = programs, None, 1, "eager"
+        self._programs, self._saved, self.together, self.form = programs, None, 1, "eager"
 
     def _vector(self) -> Tensor:
         return torch.ones(self.objective.space.n, 1, dtype=self.objective.dtype, device=self.objective.device)
@@ -153,7 +165,7 @@ class Linearized:
 
         Doubles the number while the cost of a vector falls and the intermediate values fit the memory limit.
         """
-        self._together = 1
+        self.together = 1
         if self._saved is None or not self._saved.batches:
             return 1
         batch, n, device = self._saved.batches[0], self.objective.space.n, self.objective.device
@@ -176,8 +188,8 @@ class Linearized:
                     break
                 if cost > _MAX_COST_RATIO * best or difference > _MAX_DIFFERENCE_TOGETHER:
                     break
-                self._together, best, size = size, cost, 2 * size
-        return self._together
+                self.together, best, size = size, cost, 2 * size
+        return self.together
 
     def describe(self) -> str:
         """The plan in one line."""
@@ -185,7 +197,7 @@ class Linearized:
         if saved is None:
             return f"linearized, {self.form}"
         held = f"activations of {len(saved.batches)} of {saved.count} batches saved ({readable(saved.size)})"
-        together = f", {self._together} vectors together" if self._together > 1 else ""
+        together = f", {self.together} vectors together" if self.together > 1 else ""
         return f"linearized, {self.form}, {held}{together}"
 
 

@@ -17,7 +17,7 @@ from hvpspec.plots.series import plot_series
 from hvpspec.plots.style import to_bytes
 from hvpspec.runs.series_rows import SCHEMA, csv_text, edge
 
-ELSEWHERE = "choose another --out, or delete that file"
+ELSEWHERE = "choose another --out, or replace that file with --force"
 # Settings that may change from one run to the next: what has been computed does not depend on them.
 _FREE_SETTINGS = ("lr", "momentum", "measure_savings", "expect_loss")
 
@@ -25,13 +25,29 @@ _FREE_SETTINGS = ("lr", "momentum", "measure_savings", "expect_loss")
 class Series:
     """What is done, written after each checkpoint: track.json, track.csv, the picture, and the last eigenvectors."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], checkpoints: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        checkpoints: Sequence[Path],
+        *,
+        restart: bool = False,
+        force: bool = False,
+    ) -> None:
+        """Raises InputError where the folder has another series. restart: starts over; force: where it is another."""
         self.folder, self.settings, self.checkpoints = folder, settings, checkpoints
         self.rows: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []  # where the rows come from: one entry for each run of the command
         self.vectors: np.ndarray | None = None
         if (folder / "track.json").exists():
-            self._resume()
+            try:
+                self._resume()
+            except InputError:
+                if not force:
+                    raise
+                restart = True
+        if restart:
+            self.rows, self.runs, self.vectors = [], [], None
 
     def _resume(self) -> None:
         path = self.folder / "track.json"
@@ -41,7 +57,7 @@ class Series:
                 raise ValueError(document["schema"])
             rows, then, runs = document["checkpoints"], document["settings"], document.get("runs", [])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a {SCHEMA} file ({error}); choose another --out.") from error
+            raise InputError(f"{path}: not a {SCHEMA} file ({error}); {ELSEWHERE}.") from error
         keys = {*then, *self.settings} - set(_FREE_SETTINGS)
         other = sorted(key for key in keys if then.get(key) != self.settings.get(key))
         if other:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
+from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.journaled import Where
 from hvpspec.options import SERIES_QUANTITIES, check_only
 from hvpspec.results.spectrum import Progress
 from hvpspec.results.tracked import Tracked
@@ -28,6 +30,7 @@ def track(
     measure_savings: bool = False,
     seed: int = 0,
     first: int = 0,
+    journal: Where | Callable[[int], Journal | None] | None = None,
     **options: Any,
 ) -> Iterator[Tracked]:
     """Yield the spectrum of each operator in turn, started from the k eigenvectors of the one before (a warm start).
@@ -48,6 +51,9 @@ def track(
         Operator number i uses the seed `seed + i`: a warm start must not depend on the random vectors to come.
     first : int, default 0
         The number of the first operator, for a series that is continued.
+    journal : path or callable, optional
+        As for `hvpspec.spectrum`, for the operator at hand; or ``journal(number)``, which gives an open one. Where a
+        series was interrupted, `first` and `start` must be those of the operator that was at hand.
     **options
         Those of `hvpspec.spectrum`. `only` is eigenvalues, trace and Frobenius norm by default. With the density there
         is no warm start, as its quadrature needs a random one.
@@ -86,10 +92,11 @@ def track(
 
     for number, A in enumerate(operators, start=first):
         eigenvalue_hvps = 0
-        found = spectrum(A, k, seed=seed + number, start=start, callback=watch, **options)
+        own = {**options, "seed": seed + number, "journal": journal(number) if callable(journal) else journal}
+        found = spectrum(A, k, start=start, callback=watch, **own)
         cold = None
         if measure_savings:
-            cold = found.hvps if start is None else spectrum(A, k, seed=seed + number, **options).hvps
+            cold = found.hvps if start is None else spectrum(A, k, **own).hvps
         assert found.eigenpairs is not None
         vectors = found.eigenpairs.vectors
         assert vectors is not None

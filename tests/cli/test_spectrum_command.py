@@ -102,7 +102,7 @@ def test_blocks_and_refinement_are_planned_shown_and_their_shortfalls_said(folde
     assert "2/(λ_max + δ)" in shown
     assert re.search(r"The eigenvalue nearest to zero (did not converge|was not reached)", shown)
     assert not any(line != line.rstrip() for line in shown.splitlines())
-    assert cli.run([*usual, "--rtol", "0.5", "--blocks", "*", "--max-hvps", "4", "--out", "parts"]) == 0
+    assert cli.run([*usual, "--rtol", "0.5", "--blocks", "*", "--max-hvps", "4", "--out", "few"]) == 0
     shown = capsys.readouterr().out
     assert "λ_max of the blocks was not reached. More products (--max-hvps) would find it." in shown
     assert "spent on λ_max of the blocks" not in shown
@@ -146,7 +146,7 @@ def test_pictures_of_an_earlier_run_do_not_stay(stage, monkeypatch, capsys):
     usual = ["demo", "--rtol", "0.2", "-k", "2", "--out", "earlier"]
     assert cli.run(usual) == 0
     assert (stage / "earlier/spectrum.png").exists()
-    assert cli.run([*usual, "--only", "trace"]) == 0
+    assert cli.run([*usual, "--only", "trace", "--force"]) == 0
     assert not (stage / "earlier/spectrum.png").exists()
     assert (stage / "earlier/report.html").exists()
 

@@ -86,6 +86,6 @@ def test_eval_mode_is_said_in_one_line(folder):
     [("train.py:loss", "3 batches, 50 samples)"), ("train.py:weighted", "3 batches, weights sum to 21)")],
 )
 def test_what_the_mean_is_taken_over(folder, loss, said):
-    done = call(folder, "spectrum", *USUAL[:-1], loss, *QUICK, "-k", "1", "--out", "weights")
+    done = call(folder, "spectrum", *USUAL[:-1], loss, *QUICK, "-k", "1", "--out", "weights", "--force")
     assert done.returncode == 0, done.stderr
     assert said in done.stdout.splitlines()[1]

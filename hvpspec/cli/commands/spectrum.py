@@ -8,10 +8,13 @@ from hvpspec.cli.options import (
     Checkpoint,
     Debug,
     Explain,
+    Force,
     LearningRate,
     Momentum,
+    NoJournal,
     NoPreflight,
     Options,
+    Restart,
     Source,
     check_rate,
 )
@@ -27,18 +30,27 @@ def spectrum(
     momentum: Momentum = None,
     no_preflight: NoPreflight = False,
     explain: Explain = False,
+    restart: Restart = False,
+    force: Force = False,
+    no_journal: NoJournal = False,
     debug: Debug = False,
 ) -> None:
     """Eigenvalues, trace, Frobenius norm and spectral density of the Hessian at a checkpoint, each with its error.
 
-    Writes spectrum.json, a picture (SVG and PNG) and a page, report.html.
+    Writes spectrum.json, a picture (SVG and PNG) and a page, report.html. If it is interrupted, the same command
+    continues.
 
     Example: [bold]hvpspec spectrum model.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
     check_rate(lr, momentum)
     from hvpspec.cli.measure import measure
+    from hvpspec.cli.run_folder import Earlier, held
 
-    measure(checkpoint, source, options, screen, preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain)
+    with held(options.out, Earlier(restart=restart, force=force, journal=not no_journal), screen) as folder:
+        measure(
+            checkpoint, source, options, screen, folder,
+            preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
+        )  # fmt: skip
 
 
 @expanded(dtype="float64")
@@ -49,6 +61,9 @@ def demo(
     momentum: Momentum = None,
     no_preflight: NoPreflight = False,
     explain: Explain = False,
+    restart: Restart = False,
+    force: Force = False,
+    no_journal: NoJournal = False,
     debug: Debug = False,
 ) -> None:
     """hvpspec spectrum for a checkpoint that comes with hvpspec: a small classifier of handwritten digits.
@@ -57,7 +72,12 @@ def demo(
     """
     check_rate(lr, momentum)
     from hvpspec.cli.measure import measure
+    from hvpspec.cli.run_folder import Earlier, held
     from hvpspec.demo import CHECKPOINT
 
     source = Source(model="hvpspec.demo:build", data="hvpspec.demo:batches", loss="cross_entropy")
-    measure(CHECKPOINT, source, options, screen, preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain)
+    with held(options.out, Earlier(restart=restart, force=force, journal=not no_journal), screen) as folder:
+        measure(
+            CHECKPOINT, source, options, screen, folder,
+            preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
+        )  # fmt: skip

@@ -13,10 +13,13 @@ from hvpspec.cli.options import (
     ACCURACY,
     SOURCE,
     Debug,
+    Force,
     LearningRate,
     Momentum,
+    NoJournal,
     NoPreflight,
     Options,
+    Restart,
     Source,
     check_rate,
     flag,
@@ -63,6 +66,9 @@ def track(
         ),
     ] = False,
     no_preflight: NoPreflight = False,
+    restart: Restart = False,
+    force: Force = False,
+    no_journal: NoJournal = False,
     debug: Debug = False,
 ) -> None:
     """Sharpness, trace, norm and top eigenspace over the checkpoints of a run; each starts from the last eigenvectors.
@@ -74,7 +80,10 @@ def track(
     check_rate(lr, momentum)
     if not options.spectrum().pairs:
         raise InputError("track needs the eigenvalues: add --only eigenvalues.")
-    from hvpspec.cli.series import Request, follow
+    from hvpspec.cli.run_folder import Earlier, held
+    from hvpspec.cli.series import Request, follow, in_order
 
-    request = Request(source, options, screen, lr, momentum, measure_savings, preflight=not no_preflight)
-    follow(checkpoints, request, as_given=as_given)
+    ordered = in_order(checkpoints, as_given=as_given)
+    with held(options.out, Earlier(restart=restart, force=force, journal=not no_journal), screen) as folder:
+        request = Request(source, options, screen, folder, lr, momentum, measure_savings, preflight=not no_preflight)
+        follow(ordered, request)

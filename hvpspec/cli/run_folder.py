@@ -1,0 +1,157 @@
+"""The folder that a run writes to: held by one run at a time, with the journal of a run that was interrupted there.
+
+What is in it already must be of the same inputs: an interrupted run that is gone on with, or a result to be replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hvpspec.atomic_files import prepare_folder
+from hvpspec.cli.console import Screen
+from hvpspec.cli.options import Source, flag_name
+from hvpspec.errors import InputError
+from hvpspec.folder_lock import FolderLock
+from hvpspec.krylov.inputs import differing, inputs_of
+from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.objective.losses import LossValue
+from hvpspec.operators.hessian import HessianOperator
+from hvpspec.options import SpectrumOptions
+from hvpspec.results.record import Provenance
+from hvpspec.wording import counted
+
+JOURNAL = "hvpspec-journal"
+OVERWRITE = "choose another --out, or overwrite it with --force"
+_FREE_OPTIONS = ("lr", "momentum")  # what is measured does not depend on them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What to do with what an earlier run has left in the folder.
+
+    restart: do not go on with it. force: replace what was made with other inputs. journal: keep one.
+    """
+
+    restart: bool = False
+    force: bool = False
+    journal: bool = True
+
+
+class RunFolder:
+    """A folder while a run holds it; use `held`."""
+
+    def __init__(self, path: Path, earlier: Earlier, screen: Screen) -> None:
+        self.path, self.earlier, self._screen = path, earlier, screen
+        self.journal: Journal | None = None
+
+    def open_journal(
+        self,
+        H: HessianOperator,
+        source: Source,
+        options: SpectrumOptions,
+        sha256: str | None,
+        *,
+        loss: LossValue | None = None,
+        number: int | None = None,
+        start: Any = None,
+    ) -> None:
+        """Opens the journal of this run, or of checkpoint `number` of a series, whose other ones are removed.
+
+        sha256: of the checkpoint. loss: on the data, where it is known. start: vectors of a warm start. Raises
+        InputError for the journal of a run with other inputs.
+        """
+        if not self.earlier.journal:
+            return
+        folder = self.path / (JOURNAL if number is None else f"{JOURNAL}-{number}")
+        _remove({*self.path.glob(f"{JOURNAL}-*")} - {folder})
+        inputs = inputs_of(replace(as_symmetric(H), fingerprint=partial(H.fingerprint, loss)), options, start)
+        inputs = {flag_name(name) if name in _FIELDS else name: value for name, value in inputs.items()}
+        named = {flag_name(name): value for name, value in dataclasses.asdict(source).items() if name != "expect_loss"}
+        self.journal = Journal(
+            folder,
+            {"checkpoint (SHA-256)": sha256, **named, **inputs},
+            restart=self.earlier.restart,
+            replace=self.earlier.force,
+            to_start_over="go back to these, start over with --restart, or choose another --out",
+            note=self._screen.warning,
+        )
+        if self.journal.made:
+            products = counted(self.journal.made, "product")
+            self._screen.note(f"goes on with an interrupted run: {products} in {self.journal.folder}")
+
+    def check_result(self, now: Provenance) -> None:
+        """Raises InputError where spectrum.json is of other inputs, and is not to be replaced."""
+        path = self.path / "spectrum.json"
+        if self.earlier.force or not path.exists():
+            return
+        try:
+            then = _inputs(json.loads(path.read_text(encoding="utf-8"))["provenance"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise InputError(f"{path} is no result of hvpspec that can be read; {OVERWRITE}.") from None
+        inputs = _inputs(json.loads(json.dumps(now.to_dict())))
+        if others := differing(then, {name: value for name, value in inputs.items() if name in then}):
+            raise InputError(f"{path} is the result of other inputs ({others}); {OVERWRITE}.")
+
+    def done(self) -> None:
+        """What was computed is written: the journal is no longer needed."""
+        if self.journal is not None:
+            self.journal.finish()
+            self.journal = None
+
+    def close(self, error: BaseException | None) -> None:
+        """Closes the journal of a run that has not ended well, and says what it is good for."""
+        if self.journal is None:
+            return
+        self.journal.__exit__(None if error is None else type(error))
+        if self.journal.made and self.journal.folder.exists():
+            products = counted(self.journal.made, "product")
+            self._screen.note(f"{products} are kept in {self.journal.folder}: the same command goes on from there.")
+
+
+_FIELDS = {field.name for field in dataclasses.fields(SpectrumOptions)} | {"engine"}
+
+
+@contextlib.contextmanager
+def held(path: Path, earlier: Earlier, screen: Screen) -> Iterator[RunFolder]:
+    """The folder, for as long as the block runs. Raises InputError where another run holds it."""
+    prepare_folder(path)
+    with FolderLock(path):
+        folder = RunFolder(path, earlier, screen)
+        try:
+            yield folder
+        except BaseException as error:
+            folder.close(error)
+            raise
+        folder.close(None)
+
+
+def _remove(journals: Iterable[Path]) -> None:
+    """Those that a killed process has left behind."""
+    for folder in journals:
+        for file in folder.glob("rank-*.log"):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _inputs(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs that a `provenance` in JSON tells of, by names for messages."""
+    checkpoint, data = provenance.get("checkpoint") or {}, provenance.get("data") or {}
+    options = {name: value for name, value in provenance["options"].items() if name not in _FREE_OPTIONS}
+    found = {
+        "checkpoint (SHA-256)": checkpoint.get("sha256"),
+        "batches": data.get("batches"),
+        "weight of the data": data.get("weight"),
+        "--data": data.get("source"),
+        **{f"--{name}": provenance.get(name) for name in ("model", "loss", "dtype")},
+    }
+    known = {name: value for name, value in found.items() if value is not None}
+    return {**known, "--key": checkpoint.get("key"), **{flag_name(name): value for name, value in options.items()}}

@@ -1,0 +1,64 @@
+"""All that the figures of a run depend on, by names that a message can give; and how two runs differ in that."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.options import SpectrumOptions
+from hvpspec.wording import dtype_name, listed
+
+_MAX_LISTED_DIFFERENCES = 4
+_MAX_SHOWN_LENGTH = 32  # characters of an input that a message gives; longer ones are only named
+
+
+def inputs_of(A: Symmetric, options: SpectrumOptions, start: Any = None) -> dict[str, Any]:
+    """What a spectrum depends on: JSON-ready.
+
+    start: vectors of a warm start. An operator without a fingerprint is told apart by its size alone.
+    """
+    blocks = options.blocks
+    rows = {name: _digest(np.arange(A.n)[rows]) for name, rows in blocks.items()} if isinstance(blocks, Mapping) else {}
+    versions = {f"version of {name}": metadata.version(name) for name in ("hvpspec", "torch", "numpy", "scipy")}
+    return {
+        **({} if A.fingerprint is None else A.fingerprint()),
+        "rows": A.n,
+        "dtype": dtype_name(A.dtype),
+        "device": _device_name(A.device),
+        **options.to_dict(),
+        **{f"rows of block {name}": digest for name, digest in rows.items()},
+        "start": None if start is None else _digest(start),
+        "threads": torch.get_num_threads(),
+        **versions,
+    }
+
+
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names the inputs that differ, with their values where these are short: "k: 5 then, 3 now"; "" where none does."""
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return listed((_described(name, then.get(name), now.get(name)) for name in names), _MAX_LISTED_DIFFERENCES)
+
+
+def _described(name: str, *values: Any) -> str:
+    then, now = (
+        "none" if value is None else json.dumps(value, ensure_ascii=False).strip('"').replace('"', "")
+        for value in values
+    )
+    return name if max(len(then), len(now)) > _MAX_SHOWN_LENGTH else f"{name}: {then} then, {now} now"
+
+
+def _digest(values: Any) -> str:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return f"{array.dtype}{array.shape}{zlib.crc32(np.ascontiguousarray(array).tobytes()):08x}"
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -15,7 +15,7 @@ import typer
 from torch import nn
 
 from hvpspec.atomic_files import prepare_folder
-from hvpspec.cli.console import INTERRUPTED, Screen
+from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero_hessian_refused
 from hvpspec.errors import InputError
@@ -28,8 +28,9 @@ from hvpspec.report.terminal import findings_lines
 from hvpspec.results.tracked import Tracked
 from hvpspec.runs.checkpoint_order import find_checkpoints, natural
 from hvpspec.runs.series_rows import row as row_of
-from hvpspec.runs.series_store import ELSEWHERE, Series
+from hvpspec.runs.series_store import ELSEWHERE, FILES, Series
 from hvpspec.runs.track import track
+from hvpspec.stops import check_stops, exit_status, holding, stopped_by
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,15 @@ def follow(checkpoints: Sequence[Path], request: Request, *, as_given: bool) -> 
     """The checkpoints in order, in a table and in files that grow with each."""
     found = find_checkpoints(checkpoints)
     ordered = found if as_given else sorted(found, key=natural)
-    prepare_folder(request.options.out)
+    prepare_folder(request.options.out, files=[f"track.{kind}" for kind in FILES])
     series = Series(request.options.out, request.settings(), ordered)
     try:
         with zero_hessian_refused():
             _continue(series, request)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         done = f"{len(series.rows)} of {len(ordered)} checkpoints are done"
-        request.screen.error(f"interrupted; {done}, and the same command continues from there.")
-        raise typer.Exit(INTERRUPTED) from None
+        request.screen.error(f"{stopped_by(stop)}; {done}, and the same command continues from there.")
+        raise typer.Exit(exit_status(stop)) from None
     _summarise(series, request.screen)
 
 
@@ -106,14 +107,18 @@ def _continue(series: Series, request: Request) -> None:
     for number in without_savings:
         series.rows[number] |= _savings(series, number, opened, request)
         note_run()
-        series.write()
+        with holding():
+            series.write()
+        check_stops()
     for checkpoint, read_then, found in _measured(series, opened, request):
         note_run()
         entry = _row(checkpoint, read_then, found, opened.H, series, request)
         assert found.spectrum.eigenpairs is not None
         assert found.spectrum.eigenpairs.vectors is not None
-        series.add(entry, found.spectrum.eigenpairs.vectors)
-        screen.line(_line(entry))
+        screen.line(_line(entry))  # first, in case it cannot be written
+        with holding():
+            series.add(entry, found.spectrum.eigenpairs.vectors)
+        check_stops()
         left = len(series.remaining)
         if len(series.rows) == done + 1 and left:
             screen.note(_expected(entry["seconds"] * (1 + (request.measure_savings and done > 0)) * left, left))
@@ -260,7 +265,7 @@ def _summarise(series: Series, screen: Screen) -> None:
             f"{short} of {len(rows)} checkpoints did not reach the tolerance: the errors say how accurate each value "
             "is. More products (--max-hvps) would narrow them."
         )
-    screen.announce(series.document(), *(series.folder / f"track.{kind}" for kind in ("json", "csv", "svg", "png")))
+    screen.announce(series.document(), *(series.folder / f"track.{kind}" for kind in FILES))
 
 
 def _savings_line(rows: Sequence[dict[str, Any]]) -> str:

@@ -374,8 +374,6 @@ class Objective:
         for one in (weight if given is None else given, weight):
             if not (math.isfinite(one) and one >= 0):
                 raise InputError(f"batch {index}: the loss's weight is {one}; it must be finite and not negative.")
-        if weight > 0 and not bool(torch.isfinite(loss)):
-            raise InputError(
-                f"batch {index}: the loss is {float(loss)}; look at that batch, and at the checkpoint's values."
-            )
+        if weight > 0 and not math.isfinite(value := float(loss.detach())):
+            raise InputError(f"batch {index}: the loss is {value}; look at that batch, and at the checkpoint's values.")
         return loss, weight

@@ -17,6 +17,7 @@ from hvpspec.plots.series import plot_series
 from hvpspec.plots.style import to_bytes
 from hvpspec.runs.series_rows import SCHEMA, csv_text, edge
 
+FILES = ("json", "csv", "svg", "png")  # kinds: track.json and so on
 ELSEWHERE = "choose another --out, or delete that file"
 # Settings that may change from one run to the next: what has been computed does not depend on them.
 _FREE_SETTINGS = ("lr", "momentum", "measure_savings", "expect_loss")

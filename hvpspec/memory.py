@@ -47,7 +47,7 @@ def free_memory(device: torch.device) -> int:
         import torch  # here, not above: the command line checks sizes before it needs torch, which takes seconds
 
         return int(torch.cuda.mem_get_info(device)[0])
-    return max(0, min(_available(), *_left_by_limits(), *left_in_groups()))
+    return max(0, min([_available(), *_left_by_limits(), *left_in_groups()]))
 
 
 def _available() -> int:
@@ -83,7 +83,7 @@ def left_in_groups(root: Path = Path("/")) -> Iterator[int]:
     except OSError:
         return
     for line in groups:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers not in ("", "memory") and "memory" not in controllers.split(","):
             continue
         kind = _Kind("cgroup2", "", ("memory.max", "memory.high"), "memory.current", "inactive_file")
@@ -114,7 +114,7 @@ def _folders(root: Path, mounts: list[str], kind: _Kind, path: str) -> Iterator[
         filesystem, _, options = [*after.split(" ", 2), "", ""][:3]
         if filesystem != kind.filesystem or kind.controller not in ["", *options.split(",")]:
             continue
-        within, point = (unescaped.replace("\\040", " ") for unescaped in before.split(" ")[3:5])
+        within, point = (field.replace("\\040", " ") for field in [*before.split(" "), *[""] * 5][3:5])
         # A container may see its own group as the root of the mount, while the path is that of the machine.
         relative = path.removeprefix(within.rstrip("/")) if f"{path}/".startswith(f"{within.rstrip('/')}/") else "/"
         top = root / point.lstrip("/")

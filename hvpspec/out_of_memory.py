@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -20,6 +22,13 @@ _SAID_OF_ALLOCATIONS = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class OutOfMemory:
+    """That an allocation failed, and what was said of it."""
+
+    reason: str
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation has failed, on the CPU (torch raises a plain RuntimeError there) or on a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
@@ -29,8 +38,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _SAID_OF_ALLOCATIONS.search(str(error)) is not None
 
 
-def within_memory(work: Callable[[], Result]) -> Result | MemoryError:
-    """What `work` returns, or a MemoryError, not raised, where an allocation failed.
+def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
+    """What `work` returns; or, where an allocation failed, what was said of that.
 
     When it returns, nothing is held any more of what failed: no traceback, whose frames would hold its tensors, and
     nothing in caches. What is tried next has that memory.
@@ -40,9 +49,25 @@ def within_memory(work: Callable[[], Result]) -> Result | MemoryError:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        failed = MemoryError(" ".join(str(error).split()) or type(error).__name__)
+        failed = OutOfMemory(" ".join(str(error).split()) or type(error).__name__)
+        forget_frames(error)
     release_memory()
     return failed
+
+
+@contextlib.contextmanager
+def as_torch_error() -> Iterator[None]:
+    """Raises torch.OutOfMemoryError, which torch raises for GPUs alone, for lack of the CPU's memory as well."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error) or type(error).__name__) from error
+        raise
 
 
 def release_memory() -> None:

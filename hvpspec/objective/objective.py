@@ -43,6 +43,7 @@ from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.torch_kernels import twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
+from hvpspec.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed
 from hvpspec.wording import dtype_name, listed
 
@@ -325,7 +326,8 @@ class Objective:
 
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
-        return self._inner.evaluate(partial(self._one_loss, index, batch))
+        with as_torch_error():
+            return self._inner.evaluate(partial(self._one_loss, index, batch))
 
     def _one_loss(self, index: int, batch: Any) -> Any:
         self._afresh()

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hvpspec.objective.inner_derivatives import InnerDerivatives
+from hvpspec.out_of_memory import as_torch_error
 
 ATTENTION_BACKEND = "math"
 """The only scaled-dot-product attention kernel that has a second derivative."""
@@ -151,7 +152,7 @@ def _in_backward_too(replacements: _Replacements, inner: InnerDerivatives) -> It
         outputs: Any, grad_outputs: Any, retain: bool, create: bool, *args: Any, **kw: Any
     ) -> Any:
         inner.differentiates(bool(create))
-        with replacements:
+        with replacements, as_torch_error():
             return run(outputs, grad_outputs, retain, create, *args, **kw)
 
     autograd._engine_run_backward = run_with_replacements

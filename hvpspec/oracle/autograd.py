@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.objective.objective import Objective
+from hvpspec.out_of_memory import is_out_of_memory
 from hvpspec.validation import all_finite
 
 OnBatch = Callable[[int, float, Tensor | None], None]
@@ -70,9 +71,9 @@ def _batch_hvp(
     try:
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         return products(objective, gradients, parameters, rows)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
 

@@ -42,6 +42,7 @@ class Linearized:
         self._saved: SavedActivations | None = None
         self._frozen: tuple[Hashable, ...] | None = None
         self._together = 1  # vectors that are computed together
+        self._relieved = False  # whether fewer activations are saved than the limit allowed at first
 
     # --- the product --------------------------------------------------------------------------------------------
 
@@ -145,6 +146,20 @@ class Linearized:
         programs = {key: eager(program.recording) for key, program in self._programs.items()}
         self._programs, self._saved, self._together, self.form = programs, None, 1, "eager"
 
+    def relieve(self) -> bool:
+        """Takes less memory from now on: fewer vectors together; then half as many saved activations, then none, so
+        that they are computed for each product. False where that is so already."""
+        if self.form == "CUDA graph":  # which has memory of its own
+            self.undo()
+        elif self._together > 1:
+            self._together //= 2
+        elif self._limit == 0:
+            return False
+        else:
+            held = 0 if self._saved is None or self._relieved else self._saved.size
+            self._limit, self._saved, self._relieved = held // 2, None, True
+        return True
+
     def _vector(self) -> Tensor:
         return torch.ones(self.objective.space.n, 1, dtype=self.objective.dtype, device=self.objective.device)
 
@@ -169,10 +184,7 @@ class Linearized:
                 try:
                     difference = relative_difference(together(activations, rows)[-1:], expected)
                     cost = _fastest(lambda rows=rows: together(activations, rows), device) / size  # type: ignore[misc]
-                except (
-                    RuntimeError,
-                    NotImplementedError,
-                ):  # an operation without a batching rule, or too little memory
+                except (RuntimeError, MemoryError):  # an operation without a batching rule, or too little memory
                     break
                 if cost > _MAX_COST_RATIO * best or difference > _MAX_DIFFERENCE_TOGETHER:
                     break

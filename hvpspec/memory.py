@@ -84,7 +84,7 @@ def left_in_groups(root: Path = Path("/")) -> Iterator[int]:
         return
     for line in groups:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+        if controllers and "memory" not in controllers.split(","):
             continue
         kind = _Kind("cgroup2", "", ("memory.max", "memory.high"), "memory.current", "inactive_file")
         if controllers:

@@ -41,7 +41,7 @@ from hvpspec.objective.live_model import (
 from hvpspec.objective.losses import Loss, LossFunction, LossValue, resolve_loss
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
-from hvpspec.objective.torch_kernels import twice_differentiable
+from hvpspec.objective.torch_kernels import EXCLUSIVE, twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed
@@ -116,11 +116,12 @@ class Objective:
         differentiated twice; all restored afterwards. Raises InputError where going to eval mode changes the model's
         values: the function would be another one.
         """
-        if self._parameters is not None:
-            yield self._parameters
-            return
-        self.settle()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(EXCLUSIVE)  # first: another thread may be evaluating this objective
+            if self._parameters is not None:
+                yield self._parameters
+                return
+            self.settle()
             stack.enter_context(twice_differentiable(self.device, self._inner))
             stack.enter_context(ordinary_tensors(self.model))
             self._check_modes()

@@ -16,7 +16,7 @@ from torch import Tensor
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
-from hvpspec.objective.torch_kernels import exact_arithmetic
+from hvpspec.objective.torch_kernels import EXCLUSIVE, exact_arithmetic
 from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.oracle.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
@@ -61,7 +61,8 @@ class Linearized:
         rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
         total: Tensor | None = None
         with exact_arithmetic(self.objective.device), torch.no_grad():
-            saved = self._current()
+            with EXCLUSIVE:  # while another thread evaluates the model, its values may be moved or in another precision
+                saved = self._current()
             for index, batch in saved.one_pass(self._prepare):
                 product, weight = self._apply(batch, rows), batch.weight
                 del batch  # unless its activations are saved, they are freed before the next batch's are computed

@@ -44,7 +44,7 @@ from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parame
 from hvpspec.objective.torch_kernels import EXCLUSIVE, twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.out_of_memory import as_torch_error
-from hvpspec.validation import check_seed
+from hvpspec.validation import check_seed, not_finite_in
 from hvpspec.wording import dtype_name, listed
 
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
@@ -378,5 +378,7 @@ class Objective:
             if not (math.isfinite(one) and one >= 0):
                 raise InputError(f"batch {index}: the loss's weight is {one}; it must be finite and not negative.")
         if weight > 0 and not math.isfinite(value := float(loss.detach())):
-            raise InputError(f"batch {index}: the loss is {value}; look at that batch, and at the checkpoint's values.")
+            where = not_finite_in(named_tensors(self.model))
+            why = "look at that batch, and at the checkpoint's values" if where is None else f"the model has {where}"
+            raise InputError(f"batch {index}: the loss is {value}; {why}.")
         return loss, weight

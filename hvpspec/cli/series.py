@@ -78,6 +78,10 @@ def follow(checkpoints: Sequence[Path], request: Request, *, as_given: bool) -> 
         done = f"{len(series.rows)} of {len(ordered)} checkpoints are done"
         request.screen.error(f"{stopped_by(stop)}; {done}, and the same command continues from there.")
         raise typer.Exit(exit_status(stop)) from None
+    except (OSError, MemoryError, RuntimeError):  # what may be put right, unlike bad input
+        if series.rows:
+            request.screen.error(f"{len(series.rows)} of {len(ordered)} checkpoints are done.")
+        raise
     _summarise(series, request.screen)
 
 

@@ -181,7 +181,7 @@ def _is_evaluating() -> bool:
     """Whether this thread evaluates losses here, or is one of autograd's own, which works for a thread that does."""
     if _EVALUATING.get():
         return True
-    modes: list[Any] = torch.overrides._get_current_function_mode_stack()
+    modes: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     return any(isinstance(mode, _Replacements) for mode in modes)
 
 

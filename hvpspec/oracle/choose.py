@@ -159,7 +159,7 @@ class Chooser:
     def _with_less(self, product: Callable[[], Tensor]) -> Tensor:
         """The product with less memory, from now on; with the plain engine twice, as others may have needed some for a
         moment. Raises torch.OutOfMemoryError where that is too little."""
-        attempts = 0
+        attempts, reason = 0, ""
         while attempts < _PLAIN_ATTEMPTS:
             if self._fast is None:
                 attempts += 1
@@ -170,7 +170,8 @@ class Chooser:
                 if self._fast is not None:
                     self._announce(self._fast.describe())
                 return found
-        error = torch.OutOfMemoryError(found.reason)
+            reason = found.reason
+        error = torch.OutOfMemoryError(reason)
         error.add_note(LACKING_MEMORY)
         raise error
 

@@ -99,9 +99,13 @@ class Series:
         self.rows.append(entry)
         self.vectors = vectors
         kept = self._vectors_after(len(self.rows))
-        with replacing(kept) as file:
-            np.save(file, vectors, allow_pickle=False)
-        self.write()
+        try:
+            with replacing(kept) as file:
+                np.save(file, vectors, allow_pickle=False)
+            self.write()
+        except BaseException:
+            self.rows.pop()  # it is not done
+            raise
         for old in self.folder.glob("track-vectors-*.npy"):
             if old != kept:
                 old.unlink(missing_ok=True)

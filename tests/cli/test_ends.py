@@ -278,6 +278,22 @@ def test_paths_that_are_not_utf8(own):
     assert r"caf\udcff" in (own / name / "report.html").read_text()
 
 
+def test_track_on_a_full_disk_shows_the_row_and_counts_what_is_on_disk(training_run, tmp_path, monkeypatch):
+    for name in ("train.py", "ckpt-0.pt", "ckpt-2.pt"):
+        (tmp_path / name).write_bytes((training_run / name).read_bytes())
+    monkeypatch.setattr("hvpspec.runs.series_store.to_bytes", lambda picture, kind: b"")
+    names = ("--model", "train.py:build", "--data", "train.py:batches", "--loss", "cross_entropy", "--no-preflight")
+    at_write(monkeypatch, 5, full)  # after eigenvectors, track.json, track.csv and two pictures of the first
+    done = call(tmp_path, "track", "ckpt-0.pt", "ckpt-2.pt", *names, "-k", "1", "--rtol", "0.5", "--out", "out")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert "hvpspec: 1 of 2 checkpoints are done." in said
+    assert re.search(r"^hvpspec: OSError: .*No space left on device: 'out/track-vectors-2.npy'", said[-1])
+    assert "\nckpt-2.pt " in done.stdout
+    assert len(json.loads((tmp_path / "out/track.json").read_text())["checkpoints"]) == 1
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".tmp"]
+
+
 def test_track_says_what_is_done(training_run, tmp_path):
     for name in ("ckpt-0.pt", "ckpt-2.pt", "ckpt-4.pt"):
         (tmp_path / name).write_bytes((training_run / name).read_bytes())

@@ -14,7 +14,7 @@ from hvpspec.cli.commands.compare import compare
 from hvpspec.cli.commands.spectrum import demo, spectrum
 from hvpspec.cli.commands.track import track
 from hvpspec.cli.console import plain_console
-from hvpspec.cli.ends import STATUSES, explained
+from hvpspec.cli.ends import EXIT, explained
 from hvpspec.stops import stoppable
 
 COMMANDS = (spectrum, check, compare, track, demo)
@@ -36,10 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Checkpoint in, certified spectrum out: the Hessian of a PyTorch loss from Hessian-vector products.",
-    epilog="\n\n".join(["One example each:", *examples(), STATUSES, "NO_COLOR=1 turns colours off."]),
+    epilog="\n\n".join(["One example each:", *examples(), EXIT, "NO_COLOR=1 turns colours off."]),
 )
 for _command in COMMANDS:
-    app.command(epilog=STATUSES)(_command)
+    app.command(epilog=EXIT)(_command)
 
 
 def _help(context: typer.Context, asked: bool) -> None:
@@ -70,7 +70,7 @@ def _top(
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs the command line; the exit status is as `STATUSES` says."""
+    """Runs the command line; the exit status is as `EXIT` says."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with stoppable():

@@ -9,7 +9,7 @@ from hvpspec.errors import InputError, OutputError
 from hvpspec.out_of_memory import LACKING_MEMORY, is_out_of_memory
 from hvpspec.stops import exit_status, stopped_by
 
-STATUSES = (
+EXIT = (
     "Exit status: 0 done · 2 bad input, with a sentence that says what to do · 130 interrupted (143 by SIGTERM, 129 by "
     "SIGHUP) · 1 any other error."
 )

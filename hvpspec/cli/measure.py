@@ -79,7 +79,7 @@ def measure(
                 course = _Course(opened, request, screen)
                 course.run()
             held.enter_context(holding())
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:  # sys.exit() in somebody's code included
             held.enter_context(holding())
             if course is None or course.known_by(error) is None:
                 if not isinstance(error, KeyboardInterrupt):
@@ -170,11 +170,11 @@ class _Course:
 
     def known_by(self, end: BaseException | None) -> Spectrum | None:
         """What was known when that ended the run; None before the first product."""
-        if self.known is None or self.known.hvps == 0:
-            return None
-        if end is None or self.known.complete:
+        if self.known is None or self.known.complete:
             return self.known
-        return dataclasses.replace(self.known, stopped=ended_by(end))
+        if self.known.hvps == 0:
+            return None
+        return dataclasses.replace(self.known, stopped=None if end is None else ended_by(end))
 
     def save(self, stop: Stopped) -> None:
         """While a library's call goes on: whoever has sent the signal may not wait for its end."""

@@ -38,7 +38,7 @@ _SECONDS_TO_COMPILE_AN_OPERATION = 0.03
 _SHARE_SAVED_BY_COMPILING = 0.2
 _PRODUCTS_TO_CHECK = 3  # made to check a new engine and to measure its cost
 
-_PLAIN_ATTEMPTS = 2  # with the plain engine, where memory does not suffice
+_PLAIN_RETRIES = 1  # with the plain engine, where memory does not suffice
 _TOO_LITTLE_MEMORY = "too little memory for the linearized engine"
 _MAX_COST_RATIO = 1.05  # of a new engine's product and the reference's: it is not used above
 _PEAK_TO_SAVED_RATIO = 3  # bytes that plain double backward holds of a batch, to those saved of it, as measured
@@ -159,10 +159,10 @@ class Chooser:
     def _with_less(self, product: Callable[[], Tensor]) -> Tensor:
         """The product with less memory, from now on; with the plain engine twice, as others may have needed some for a
         moment. Raises torch.OutOfMemoryError where that is too little."""
-        attempts, reason = 0, ""
-        while attempts < _PLAIN_ATTEMPTS:
+        retries, reason = 0, ""
+        while retries < _PLAIN_RETRIES:
             if self._fast is None:
-                attempts += 1
+                retries += 1
             elif not self._fast.relieve():
                 self._fall_back(_TOO_LITTLE_MEMORY)
             found = within_memory(product)

@@ -118,6 +118,12 @@ def test_an_error_in_the_middle_saves_what_is_known(own, dense, action, status, 
     assert "ended by an error: the figures are those known by then" in done.stdout
 
 
+def test_a_program_that_exits_in_the_middle(own, dense):
+    with pytest.raises(SystemExit):
+        call(own, *arguments(own, "raise SystemExit(3)"))
+    assert check_saved(own / "out", dense[0], "λ1 written to out/spectrum.json").stopped.endswith("SystemExit: 3")
+
+
 @pytest.mark.parametrize(
     ("before", "said"),
     [(False, "nothing was written."), (True, "nothing was written (out/spectrum.json is of an earlier run).")],

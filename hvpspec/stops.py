@@ -96,6 +96,11 @@ def holding() -> Iterator[None]:
         _state.holding -= 1
 
 
+def asked() -> Stopped | None:
+    """The first signal that has come, whatever has become of its exception."""
+    return None if _state.number is None else Stopped(_state.number)
+
+
 def check_stops() -> None:
     """Raises Stopped for a signal that has come while it was held, or whose exception somebody's code has swallowed."""
     if _state.number is not None and not _state.holding and threading.current_thread() is threading.main_thread():

@@ -14,9 +14,10 @@ from hvpspec.cli.commands.compare import compare
 from hvpspec.cli.commands.spectrum import demo, spectrum
 from hvpspec.cli.commands.track import track
 from hvpspec.cli.console import plain_console
-from hvpspec.cli.ends import EXIT, explained
-from hvpspec.stops import stoppable
+from hvpspec.cli.ends import EXIT, Said, explained
+from hvpspec.stops import asked, stoppable
 
+_TYPER_INTERRUPTED = 130  # what it makes of a KeyboardInterrupt while it reads the arguments
 COMMANDS = (spectrum, check, compare, track, demo)
 
 
@@ -74,7 +75,10 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with stoppable():
-            return app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
+            status = app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
+            if status == _TYPER_INTERRUPTED and not isinstance(status, Said):
+                raise asked() or KeyboardInterrupt
+            return int(status)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)

@@ -16,6 +16,15 @@ EXIT = (
 _MAX_MESSAGE_LENGTH = 2000  # characters: a message of somebody's own code may quote anything
 
 
+class Said(int):
+    """The exit status of a stop that has been told of already: Typer gives 130 to any other, without a word."""
+
+
+def ended(stop: KeyboardInterrupt) -> typer.Exit:
+    """To be raised once it is said what has ended the command."""
+    return typer.Exit(Said(exit_status(stop)))
+
+
 def explained(error: BaseException) -> tuple[str, int]:
     """What to say of an error, in one line, and the exit status."""
     if isinstance(error, KeyboardInterrupt):

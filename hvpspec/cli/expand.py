@@ -8,12 +8,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_args, get_type_hints
 
-import typer
-
 from hvpspec.cli.console import Screen, screen_for
+from hvpspec.cli.ends import ended
 from hvpspec.cli.options import AsJson, Quiet, flag_name
 from hvpspec.errors import InputError
-from hvpspec.stops import exit_status, stopped_by
+from hvpspec.stops import stopped_by
 
 Command = Callable[..., None]
 
@@ -44,7 +43,7 @@ def expanded(*, without: Sequence[str] = (), instead: str = "", **defaults: Any)
                     command(**given, **dict.fromkeys(screens, screen))
                 except KeyboardInterrupt as stop:
                     screen.error(f"{stopped_by(stop)}.")
-                    raise typer.Exit(exit_status(stop)) from None
+                    raise ended(stop) from None
 
         run.__name__ = command.__name__
         run.__doc__ = command.__doc__

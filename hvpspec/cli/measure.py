@@ -8,11 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import typer
-
 from hvpspec.atomic_files import prepare_folder, write_json
 from hvpspec.cli.console import Screen
-from hvpspec.cli.ends import ended_by, explained
+from hvpspec.cli.ends import ended, ended_by, explained
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.errors import OutputError
@@ -26,7 +24,7 @@ from hvpspec.report.write_report import FILES, write_report
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress, Spectrum
-from hvpspec.stops import Stopped, check_stops, exit_status, holding, stopped_by, when_unheard
+from hvpspec.stops import Stopped, check_stops, holding, stopped_by, when_unheard
 from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times the products expected so far: an expectation that grows by this factor is worth a line
@@ -86,7 +84,7 @@ def measure(
                     raise
                 where = _nothing_written(options.out)
                 screen.error(f"{stopped_by(error)} before the first figure was known; {where}.")
-                raise typer.Exit(exit_status(error)) from None
+                raise ended(error) from None
             forget_frames(error)  # frees what the product held
             end = error
         found = course.known_by(end)
@@ -97,7 +95,7 @@ def measure(
     if end is not None and failure is not None:
         screen.error(explained(failure)[0])
     if isinstance(end, KeyboardInterrupt):
-        raise typer.Exit(exit_status(end))
+        raise ended(end)
     if (reason := end or failure) is not None:
         raise reason
 
@@ -142,7 +140,7 @@ def _show(
         which = "all figures are known" if found.complete else "what was known by then is saved"
         where = f"written: {', '.join(map(str, paths))}" if paths else "no file could be written"
         screen.error(f"{stopped_by(stop)} after the last product: {which}; {where}.")
-        raise typer.Exit(exit_status(stop)) from None
+        raise ended(stop) from None
 
 
 def _show_findings(preflight: Preflight, screen: Screen) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
 from torch import nn
 
 from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
+from hvpspec.cli.ends import ended
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero_hessian_refused
 from hvpspec.errors import InputError
@@ -30,7 +30,7 @@ from hvpspec.runs.checkpoint_order import find_checkpoints, natural
 from hvpspec.runs.series_rows import row as row_of
 from hvpspec.runs.series_store import ELSEWHERE, FILES, Series
 from hvpspec.runs.track import track
-from hvpspec.stops import check_stops, exit_status, holding, stopped_by
+from hvpspec.stops import check_stops, holding, stopped_by
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def follow(checkpoints: Sequence[Path], request: Request, *, as_given: bool) -> 
     except KeyboardInterrupt as stop:
         done = f"{len(series.rows)} of {len(ordered)} checkpoints are done"
         request.screen.error(f"{stopped_by(stop)}; {done}, and the same command continues from there.")
-        raise typer.Exit(exit_status(stop)) from None
+        raise ended(stop) from None
     except (OSError, MemoryError, RuntimeError):  # what may be put right, unlike bad input
         if series.rows:
             request.screen.error(f"{len(series.rows)} of {len(ordered)} checkpoints are done.")

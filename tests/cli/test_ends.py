@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cli_files import TRAIN, call
 
-from hvpspec import atomic_files, stops
+from hvpspec import atomic_files, cli, stops
 from hvpspec.cli import measure
 from hvpspec.report.documents import read_record, read_spectrum
 
@@ -26,7 +26,7 @@ class Data:
         global passes
         passes += 1
         for number, (x, y) in enumerate(batches()):
-            if passes == {at} and number == 1:
+            if {at} <= passes < {at} + {lasting} and number == 1:
                 {action}
             yield x, y
 
@@ -41,9 +41,9 @@ MIDDLE = 40  # a pass over the data after the first figures and before the last
 ASKED = ("--dtype", "float64", "--engine", "autograd", "--no-preflight", "-k", "3", "--rtol", "1e-9")
 
 
-def arguments(folder, action, at=MIDDLE, out="out"):
+def arguments(folder, action, at=MIDDLE, out="out", lasting=1):
     """Of a run with the engine that reads the data for every product; `action` happens in the given pass."""
-    (folder / "faulty.py").write_text(TRAIN + FAULTY.format(at=at, action=action))
+    (folder / "faulty.py").write_text(TRAIN + FAULTY.format(at=at, lasting=lasting, action=action))
     names = ("--model", "faulty.py:build", "--data", "faulty.py:Data", "--loss", "cross_entropy")
     return ("spectrum", "model.pt", *names, *ASKED, "--out", out)
 
@@ -102,6 +102,7 @@ ERRORS = [
     ("raise KeyError('x')", 1, "KeyError: 'x'"),
     ("x = x * float('nan')", 2, "batch 1: the loss is nan"),
     ("x = x * 2", 2, "two passes over the data give different losses"),
+    ("x = x * 2", 2, "the operator is not symmetric"),
     ("return", 2, "data changed between two passes"),
     ("raise torch.OutOfMemoryError('CUDA out of memory')", 1, "out of memory"),
 ]
@@ -109,13 +110,37 @@ ERRORS = [
 
 @pytest.mark.parametrize(("action", "status", "said"), ERRORS, ids=[said for _, _, said in ERRORS])
 def test_an_error_in_the_middle_saves_what_is_known(own, dense, action, status, said):
-    done = call(own, *arguments(own, action))
+    lasting = 9 if re.search("memory|symmetric", said) else 1  # passes; memory that is short for a moment is no end
+    done = call(own, *arguments(own, action, lasting=lasting))
     assert done.returncode == status
     assert re.search(f"^hvpspec: {said}", done.stderr, re.MULTILINE), done.stderr
     assert len(done.stderr.splitlines()) == 1
     found = check_saved(own / "out", dense[0], done.stdout)
     assert found.stopped.startswith("ended by an error: ")
     assert "ended by an error: the figures are those known by then" in done.stdout
+
+
+def test_memory_that_is_short_for_a_moment_is_no_end(own):
+    done = call(own, *arguments(own, "raise MemoryError"), "--max-hvps", "50")
+    assert done.returncode == 0
+    assert read_spectrum(own / "out/spectrum.json").complete
+
+
+def test_a_signal_while_the_arguments_are_read(own, monkeypatch):
+    """Typer makes 130 of it, whatever the signal, and says nothing."""
+    signals = iter([signal.SIGTERM, signal.SIGINT])
+    monkeypatch.setattr(cli, "app", lambda **given: interrupted_in_typer(next(signals)))
+    for status, said in ((143, "stopped by SIGTERM."), (130, "interrupted.")):
+        done = call(own, "demo")
+        assert done.returncode == status
+        assert done.stderr == f"hvpspec: {said}\n"
+
+
+def interrupted_in_typer(number):
+    try:
+        os.kill(os.getpid(), number)
+    except KeyboardInterrupt:
+        return 130
 
 
 def test_a_program_that_exits_in_the_middle(own, dense):

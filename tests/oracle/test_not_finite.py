@@ -6,9 +6,10 @@ from torch import nn
 
 import hvpspec
 from hvpspec.errors import InputError
+from hvpspec.options import ENGINES
 
 
-@pytest.mark.parametrize("engine", hvpspec.options.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_what_is_not_finite_is_named_by_batch_and_parameter(engine):
     """In a batch other than the first: of the parameters, of the loss, of the gradient and of a product."""
     if engine == "cudagraph" and not torch.cuda.is_available():

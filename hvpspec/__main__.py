@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.util import find_spec
 
+from hvpspec.stops import exit_status, stoppable, stopped_by
+from hvpspec.streams import flushed, make_unfailing
+
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):  # λ and ± on a terminal that cannot show them must not end the run
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    streams = make_unfailing()
+    status: int | None = None
+    try:
+        with stoppable():
+            status = _run()
+    except KeyboardInterrupt as stop:
+        if status is None:  # while the command line itself was imported
+            print(f"hvpspec: {stopped_by(stop)} before anything was read.", file=sys.stderr)
+        status = exit_status(stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing left to save, and no traceback to be shown
+    if lost := flushed(streams):
+        print(f"hvpspec: what is printed could not all be written to stdout ({lost}).", file=sys.stderr)
+        status = status or 1
+    sys.exit(status)
+
+
+def _run() -> int:
     try:
         from hvpspec.cli import run
 
@@ -22,10 +42,8 @@ def main() -> None:
             f"hvpspec: the command line needs {error.name}, which is not installed; pip install 'hvpspec[cli]'.",
             file=sys.stderr,
         )
-        sys.exit(2)
-    except KeyboardInterrupt:  # while the command line itself was imported
-        sys.exit(130)
-    sys.exit(run())
+        return 2
+    return run()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """The errors and warnings that hvpspec raises on purpose. Each message says what is wrong and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Something given to hvpspec (a model, a loss, data, a vector, an option) cannot be used.
@@ -68,3 +73,28 @@ class CheckpointWarning(UserWarning):
 
     def __str__(self) -> str:
         return f"{self.found}; {self.done}."
+
+
+class OutputError(OSError):
+    """Some of the files of a result could not be made or written; the others were.
+
+    Attributes
+    ----------
+    written : list of Path
+        The files that were written.
+    missing : dict of str to Exception
+        The names of those that were not, and why.
+    """
+
+    def __init__(self, folder: Path, written: Sequence[Path], missing: Mapping[str, Exception]) -> None:
+        super().__init__(folder, written, missing)
+        self.folder, self.written, self.missing = folder, list(written), dict(missing)
+
+    def __str__(self) -> str:
+        by_reason: dict[str, list[str]] = {}
+        for name, error in self.missing.items():
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+            by_reason.setdefault(reason, []).append(name)
+        lost = "; ".join(f"{', '.join(names)}: not written ({reason})" for reason, names in by_reason.items())
+        there = ", ".join(path.name for path in self.written) or "nothing"
+        return f"{lost}; of this run, {self.folder} has {there}."

@@ -6,11 +6,17 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvpspec.errors import InputError
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -36,15 +42,104 @@ def check_size(name: str, size: Any) -> int | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device."""
-    import torch  # here, not above: the command line checks sizes before it needs torch, which takes seconds to import
-
+    """Bytes that this process may still take on the device: what is free, within the limits that it runs under."""
     if device.type == "cuda":
+        import torch  # here, not above: the command line checks sizes before it needs torch, which takes seconds
+
         return int(torch.cuda.mem_get_info(device)[0])
+    return max(0, min([_available(), *_left_by_limits(), *left_in_groups()]))
+
+
+def _available() -> int:
+    """Bytes of the machine's memory that can be had without swapping."""
     try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not every system says
         return 8 * 2**30
+
+
+def _left_by_limits() -> Iterator[int]:
+    """What `ulimit -v` and `ulimit -d` leave."""
+    for name, field in (("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")):
+        if resource is None or not hasattr(resource, name):
+            continue
+        limit, used = resource.getrlimit(getattr(resource, name))[0], _status(field)
+        if limit != resource.RLIM_INFINITY and used is not None:
+            yield limit - used
+
+
+def left_in_groups(root: Path = Path("/")) -> Iterator[int]:
+    """What the memory limits of Linux's control groups leave: those of a container, a batch job, a systemd unit.
+
+    A group's limits hold for all below it. Its cached file pages that are not in use are given up before a process is
+    ended, so that they count as free. root: where /proc and /sys are, for tests.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        kind = _Kind("cgroup2", "", ("memory.max", "memory.high"), "memory.current", "inactive_file")
+        if controllers:
+            kind = _Kind("cgroup", "memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+        for folder in _folders(root, mounts, kind, path):
+            limits = [limit for name in kind.limits if (limit := _number(folder / name)) is not None]
+            used = _number(folder / kind.usage)
+            if limits and used is not None:
+                yield min(limits) - max(used - _entry(folder / "memory.stat", kind.cached), 0)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A version of control groups: its file system, the mount's controller, and the names of files and of an entry."""
+
+    filesystem: str
+    controller: str
+    limits: tuple[str, ...]
+    usage: str
+    cached: str
+
+
+def _folders(root: Path, mounts: list[str], kind: _Kind, path: str) -> Iterator[Path]:
+    """The group's folder and those of the groups around it, as far as they can be seen from here."""
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        filesystem, _, options = [*after.split(" ", 2), "", ""][:3]
+        if filesystem != kind.filesystem or kind.controller not in ["", *options.split(",")]:
+            continue
+        within, point = (field.replace("\\040", " ") for field in [*before.split(" "), *[""] * 5][3:5])
+        # A container may see its own group as the root of the mount, while the path is that of the machine.
+        relative = path.removeprefix(within.rstrip("/")) if f"{path}/".startswith(f"{within.rstrip('/')}/") else "/"
+        top = root / point.lstrip("/")
+        folder = top / relative.lstrip("/")
+        while True:
+            yield folder
+            if folder == top or top not in folder.parents:
+                break
+            folder = folder.parent
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is none, as in "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _entry(path: Path, name: str) -> int:
+    try:
+        found = re.search(rf"^{name} (\d+)$", path.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def readable(size: float) -> str:

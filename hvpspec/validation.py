@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -95,3 +96,14 @@ def _is_real(value: Any) -> bool:
 def all_finite(vectors: Tensor) -> bool:
     """Whether no entry is NaN or Inf. (The sum is checked first: it is faster, and finite in most cases.)"""
     return bool(vectors.sum().isfinite()) or bool(vectors.isfinite().all())
+
+
+def not_finite_in(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The first entry that is NaN or Inf, such as "nan at [2, 3] of '0.weight'"; None where all are finite."""
+    for name, tensor in named:
+        if not tensor.is_floating_point() or all_finite(tensor):
+            continue
+        position = (~tensor.isfinite()).nonzero()[0].tolist()
+        place = f" at {position} of" if position else " in"
+        return f"{float(tensor[tuple(position)].detach())}{place} '{name}'"
+    return None

@@ -8,17 +8,17 @@ import traceback
 from typing import Annotated
 
 import typer
-from typer.exceptions import TyperException
 
 from hvpspec.cli.commands.check import check
 from hvpspec.cli.commands.compare import compare
 from hvpspec.cli.commands.spectrum import demo, spectrum
 from hvpspec.cli.commands.track import track
-from hvpspec.cli.console import INTERRUPTED, plain_console
-from hvpspec.errors import InputError
+from hvpspec.cli.console import plain_console
+from hvpspec.cli.ends import EXIT, Said, explained
+from hvpspec.stops import asked, stoppable
 
+_TYPER_INTERRUPTED = 130  # what it makes of a KeyboardInterrupt while it reads the arguments
 COMMANDS = (spectrum, check, compare, track, demo)
-EXIT = "Exit status: 0 done · 2 bad input, with a sentence that says what to do · 130 interrupted · 1 any other error."
 
 
 def examples() -> list[str]:
@@ -71,27 +71,17 @@ def _top(
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs the command line; the exit status: 0 done, 2 bad input, 130 interrupted, 1 any other error."""
+    """Runs the command line; the exit status is as `EXIT` says."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
-    except Exception as error:
+        with stoppable():
+            status = app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
+            if status == _TYPER_INTERRUPTED and not isinstance(status, Said):
+                raise asked() or KeyboardInterrupt
+            return int(status)
+    except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
-        message, status = _explain(error)
+        message, status = explained(error)
         plain_console(stderr=True).print(f"hvpspec: {message}", markup=False)
         return status
-
-
-def _explain(error: Exception) -> tuple[str, int]:
-    """What to say of an error, in one line, and the exit status."""
-    if isinstance(error, typer.Abort):
-        return "interrupted.", INTERRUPTED
-    if isinstance(error, TyperException):
-        context = getattr(error, "ctx", None)
-        command = "hvpspec" if context is None else context.command_path
-        message = error.format_message().replace("Value error, ", "").rstrip(".")  # Pydantic's words
-        return f"{message}. {command} --help lists the options.", 2
-    if isinstance(error, InputError):
-        return " ".join(str(error).split()), 2
-    return f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", 1

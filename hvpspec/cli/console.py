@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from hvpspec.report.terminal import Section
     from hvpspec.results.spectrum import Progress
 
-INTERRUPTED = 130  # the exit status after Ctrl-C
-
 
 def plain_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console without rich's own colours and line breaks: a path or a sentence stays one line for a script."""
@@ -71,6 +69,10 @@ class Screen:
     def error(self, message: str) -> None:
         """An error, on stderr, even with --quiet."""
         self._errors.print(f"hvpspec: {message}", markup=False)
+
+    def insist(self) -> None:
+        """Prints from now on even with --quiet: what would be lost otherwise."""
+        self._out.quiet = self._json_stream is not None
 
     def announce(self, document: dict[str, Any], *paths: Path) -> None:
         """Says what was written where; with --json, prints the document instead."""

@@ -8,11 +8,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_args, get_type_hints
 
-import typer
-
-from hvpspec.cli.console import INTERRUPTED, Screen, screen_for
+from hvpspec.cli.console import Screen, screen_for
+from hvpspec.cli.ends import ended
 from hvpspec.cli.options import AsJson, Quiet, flag_name
 from hvpspec.errors import InputError
+from hvpspec.stops import stopped_by
 
 Command = Callable[..., None]
 
@@ -41,9 +41,9 @@ def expanded(*, without: Sequence[str] = (), instead: str = "", **defaults: Any)
             with screen_for(as_json=as_json, quiet=quiet) as screen:
                 try:
                     command(**given, **dict.fromkeys(screens, screen))
-                except KeyboardInterrupt:
-                    screen.error("interrupted.")
-                    raise typer.Exit(INTERRUPTED) from None
+                except KeyboardInterrupt as stop:
+                    screen.error(f"{stopped_by(stop)}.")
+                    raise ended(stop) from None
 
         run.__name__ = command.__name__
         run.__doc__ = command.__doc__

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import typer
-
-from hvpspec.cli.console import INTERRUPTED, Screen
+from hvpspec.atomic_files import prepare_folder, write_json
+from hvpspec.cli.console import Screen
+from hvpspec.cli.ends import ended, ended_by, explained
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.cli.run_folder import RunFolder
+from hvpspec.errors import OutputError
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.krylov.journal import Journal
 from hvpspec.memory import readable
 from hvpspec.options import EIGENVALUE_KINDS
+from hvpspec.out_of_memory import forget_frames
 from hvpspec.report.documents import to_document
 from hvpspec.report.numbers import QUANTITY_NAMES, duration
 from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
-from hvpspec.report.write_report import write_report
+from hvpspec.report.write_report import FILES, write_report
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress, Spectrum
+from hvpspec.stops import Stopped, check_stops, holding, stopped_by, when_unheard
 from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times the products expected so far: an expectation that grows by this factor is worth a line
 _MUCH_DISK = 64 << 20  # bytes: a smaller journal is not worth a line
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What was asked for, and when the command began, by time.perf_counter."""
+
+    source: Source
+    options: Options
+    lr: float | None
+    momentum: float | None
+    start: float
+
+    def record(self, opened: Opened, found: Spectrum) -> Record:
+        """All that is known, for the files."""
+        provenance = made_by(
+            opened.H, opened.checkpoint, self.source, opened.loss, self.options, self.start,
+            lr=self.lr, momentum=self.momentum,
+        )  # fmt: skip
+        return Record(found, opened.loss.value, opened.preflight, provenance)
 
 
 def measure(
@@ -43,28 +65,89 @@ def measure(
     momentum: float | None,
     explain: bool,
 ) -> None:
-    """From a checkpoint to spectrum.json. On Ctrl-C, what is known by then is written and marked incomplete."""
-    start = time.perf_counter()
+    """From a checkpoint to spectrum.json.
+
+    Where a signal or an error ends the run, what is known by then is shown and written, marked incomplete.
+    """
+    request = _Request(source, options, lr, momentum, time.perf_counter())
+    prepare_folder(options.out, files=FILES)
+    course: _Course | None = None
+    end: BaseException | None = None
+    with contextlib.ExitStack() as held:
+        try:
+            with zero_hessian_refused():
+                opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight, folder=folder)
+                refuse(opened.preflight)
+                _show_findings(opened.preflight, screen)
+                course = _Course(opened, request, screen, folder.journal)
+                course.run()
+            held.enter_context(holding())
+        except BaseException as error:  # sys.exit() in somebody's code included
+            held.enter_context(holding())
+            if course is None or course.known_by(error) is None:
+                if not isinstance(error, KeyboardInterrupt):
+                    raise
+                where = _nothing_written(options.out)
+                screen.error(f"{stopped_by(error)} before the first figure was known; {where}.")
+                raise ended(error) from None
+            forget_frames(error)  # frees what the product held
+            end = error
+        found = course.known_by(end)
+        assert found is not None
+        record = request.record(opened, found)
+        paths, failure = _written(options.out, record)
+        if found.complete and failure is None:
+            folder.done()
+    _show(record, paths, failure, request, opened, screen, explain=explain)
+    if end is not None and failure is not None:
+        screen.error(explained(failure)[0])
+    if isinstance(end, KeyboardInterrupt):
+        raise ended(end)
+    if (reason := end or failure) is not None:
+        raise reason
+
+
+def _written(folder: Path, record: Record) -> tuple[list[Path], OutputError | None]:
+    """The paths of the files, and what could not be written."""
     try:
-        with zero_hessian_refused():
-            opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight, folder=folder)
-            refuse(opened.preflight)
-            _show_findings(opened.preflight, screen)
-            found = _spectrum(opened, options, screen, folder.journal)
-    except KeyboardInterrupt:
-        screen.error("interrupted before the first figure was known; nothing was written.")
-        raise typer.Exit(INTERRUPTED) from None
-    provenance = made_by(opened.H, opened.checkpoint, source, opened.loss, options, start, lr=lr, momentum=momentum)
-    record = Record(found, opened.loss.value, opened.preflight, provenance)
-    paths = write_report(options.out, record)
-    if found.complete:
-        folder.done()
-    sections = report_sections(found, rtol=options.rtol, tol=options.tol, lr=lr, momentum=momentum, explain=explain)
-    screen.sections(sections)
-    screen.sentence(f"engine: {opened.H.plan}")
-    screen.announce(to_document(record), *paths)
-    if not found.complete:
-        raise typer.Exit(INTERRUPTED)
+        return write_report(folder, record), None
+    except OutputError as error:
+        return error.written, error
+
+
+def _nothing_written(folder: Path) -> str:
+    path = folder / "spectrum.json"
+    return f"nothing was written ({path} is of an earlier run)" if path.exists() else "nothing was written"
+
+
+def _show(
+    record: Record,
+    paths: Sequence[Path],
+    failure: OutputError | None,
+    request: _Request,
+    opened: Opened,
+    screen: Screen,
+    *,
+    explain: bool,
+) -> None:
+    """Prints the tables and where the files are."""
+    found, options = record.spectrum, request.options
+    if failure is not None and "spectrum.json" in failure.missing:
+        screen.insist()
+    try:
+        sections = report_sections(
+            found, rtol=options.rtol, tol=options.tol, lr=request.lr, momentum=request.momentum, explain=explain
+        )
+        screen.sections(sections)
+        screen.sentence(f"engine: {opened.H.plan}")
+        screen.announce(to_document(record), *paths)
+        if found.complete:
+            check_stops()
+    except KeyboardInterrupt as stop:
+        which = "all figures are known" if found.complete else "what was known by then is saved"
+        where = f"written: {', '.join(map(str, paths))}" if paths else "no file could be written"
+        screen.error(f"{stopped_by(stop)} after the last product: {which}; {where}.")
+        raise ended(stop) from None
 
 
 def _show_findings(preflight: Preflight, screen: Screen) -> None:
@@ -76,35 +159,39 @@ def _show_findings(preflight: Preflight, screen: Screen) -> None:
         screen.line(line)
 
 
-def _spectrum(opened: Opened, options: Options, screen: Screen, journal: Journal | None) -> Spectrum:
-    """The spectrum, with a progress bar; what was known by then when Ctrl-C comes after the first product."""
-    with screen.progress_bar() as show:
-        course = _Course(opened, options, screen, show, journal)
-        try:
-            return spectrum(opened.H, **options.estimators(), journal=journal, callback=course.follow)
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is known is about to be saved: let that finish
-            if course.known is None or course.known.hvps == 0:
-                raise
-            return course.known
-
-
 class _Course:
     """The course of a run: what is known so far, and how many products the user expects."""
 
-    def __init__(
-        self,
-        opened: Opened,
-        options: Options,
-        screen: Screen,
-        show: Callable[[Progress], None],
-        journal: Journal | None,
-    ) -> None:
-        self.opened, self.options, self.screen, self.show, self.journal = opened, options, screen, show, journal
+    def __init__(self, opened: Opened, request: _Request, screen: Screen, journal: Journal | None) -> None:
+        self.opened, self.request, self.options, self.screen = opened, request, request.options, screen
+        self.journal = journal
+        self.show: Callable[[Progress], None] = lambda step: None
         self.known: Spectrum | None = None
         self.expected = opened.preflight.expected_hvps or 0
 
+    def run(self) -> None:
+        """Makes the products, with a progress bar."""
+        with self.screen.progress_bar() as self.show, when_unheard(self.save):
+            self.known = spectrum(
+                self.opened.H, **self.options.estimators(), journal=self.journal, callback=self.follow
+            )
+
+    def known_by(self, end: BaseException | None) -> Spectrum | None:
+        """What was known when that ended the run; None before the first product."""
+        if self.known is None or self.known.complete:
+            return self.known
+        if self.known.hvps == 0:
+            return None
+        return dataclasses.replace(self.known, stopped=None if end is None else ended_by(end))
+
+    def save(self, stop: Stopped) -> None:
+        """While a library's call goes on: whoever has sent the signal may not wait for its end."""
+        if (known := self.known_by(stop)) is not None:
+            write_json(self.options.out / "spectrum.json", to_document(self.request.record(self.opened, known)))
+            self.screen.error(f"{stopped_by(stop)}: what is known is saved; waiting for an operation to end.")
+
     def follow(self, step: Progress) -> None:
+        check_stops()
         if self.known is None:
             step = dataclasses.replace(step, expected=self.expected or step.expected)
             self.expected = step.expected or 0

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
 from torch import nn
 
-from hvpspec.cli.console import INTERRUPTED, Screen
+from hvpspec.atomic_files import prepare_folder
+from hvpspec.cli.console import Screen
+from hvpspec.cli.ends import ended
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero_hessian_refused
 from hvpspec.cli.run_folder import RunFolder
@@ -28,8 +29,9 @@ from hvpspec.report.terminal import findings_lines
 from hvpspec.results.tracked import Tracked
 from hvpspec.runs.checkpoint_order import find_checkpoints, natural
 from hvpspec.runs.series_rows import row as row_of
-from hvpspec.runs.series_store import ELSEWHERE, Series
+from hvpspec.runs.series_store import ELSEWHERE, FILES, Series
 from hvpspec.runs.track import track
+from hvpspec.stops import check_stops, holding, stopped_by
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,21 @@ def in_order(checkpoints: Sequence[Path], *, as_given: bool) -> Sequence[Path]:
 def follow(ordered: Sequence[Path], request: Request) -> None:
     """The checkpoints in order, in a table and in files that grow with each."""
     earlier = request.folder.earlier
+    prepare_folder(request.options.out, files=[f"track.{kind}" for kind in FILES])
     series = Series(
         request.options.out, request.settings(), ordered, restart=earlier.restart, force=earlier.force
     )  # fmt: skip
     try:
         with zero_hessian_refused():
             _continue(series, request)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         done = f"{len(series.rows)} of {len(ordered)} checkpoints are done"
-        request.screen.error(f"interrupted; {done}, and the same command continues from there.")
-        raise typer.Exit(INTERRUPTED) from None
+        request.screen.error(f"{stopped_by(stop)}; {done}, and the same command continues from there.")
+        raise ended(stop) from None
+    except (OSError, MemoryError, RuntimeError):  # what may be put right, unlike bad input
+        if series.rows:
+            request.screen.error(f"{len(series.rows)} of {len(ordered)} checkpoints are done.")
+        raise
     _summarise(series, request.screen)
 
 
@@ -113,14 +120,18 @@ def _continue(series: Series, request: Request) -> None:
     for number in without_savings:
         series.rows[number] |= _savings(series, number, opened, request)
         note_run()
-        series.write()
+        with holding():
+            series.write()
+        check_stops()
     for checkpoint, read_then, found in _measured(series, opened, request):
         note_run()
         entry = _row(checkpoint, read_then, found, opened.H, series, request)
         assert found.spectrum.eigenpairs is not None
         assert found.spectrum.eigenpairs.vectors is not None
-        series.add(entry, found.spectrum.eigenpairs.vectors)
-        screen.line(_line(entry))
+        screen.line(_line(entry))  # first, in case it cannot be written
+        with holding():
+            series.add(entry, found.spectrum.eigenpairs.vectors)
+        check_stops()
         left = len(series.remaining)
         if len(series.rows) == done + 1 and left:
             screen.note(_expected(entry["seconds"] * (1 + (request.measure_savings and done > 0)) * left, left))
@@ -273,7 +284,7 @@ def _summarise(series: Series, screen: Screen) -> None:
             f"{short} of {len(rows)} checkpoints did not reach the tolerance: the errors say how accurate each value "
             "is. More products (--max-hvps) would narrow them."
         )
-    screen.announce(series.document(), *(series.folder / f"track.{kind}" for kind in ("json", "csv", "svg", "png")))
+    screen.announce(series.document(), *(series.folder / f"track.{kind}" for kind in FILES))
 
 
 def _savings_line(rows: Sequence[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from hvpspec.errors import InputError
 from hvpspec.krylov.vectors import CHUNK, inner
 from hvpspec.memory import check_size, free_memory
 from hvpspec.options import Place
+from hvpspec.out_of_memory import OutOfMemory, within_memory
 from hvpspec.validation import check_choice
 
 _SHARE_OF_FREE_MEMORY = 0.25  # for long vectors, where no budget was given
@@ -64,11 +65,14 @@ class Basis:
         self.m = 0
         self.device = device
         self._file: Path | None = None
+        self._handle: int | None = None
         self._place = place
         if place == "disk":
-            handle, name = tempfile.mkstemp(prefix="hvpspec-basis-")
-            os.close(handle)
+            self._handle, name = tempfile.mkstemp(prefix="hvpspec-basis-")
             self._file = Path(name)
+            if (nameless := Path(f"/proc/self/fd/{self._handle}")).exists():
+                self._file.unlink()  # the file goes with the process, however that ends
+                self._file = nameless
         home = device if place == "device" else torch.device("cpu")
         self._empty = torch.empty(0, n, dtype=dtype, device=home)
         self._storage = self._empty
@@ -77,7 +81,10 @@ class Basis:
         file = getattr(self, "_file", None)
         if file is not None:
             self.release()  # unmaps it first
-            file.unlink(missing_ok=True)
+            if self._handle is not None:
+                os.close(self._handle)
+            if file.parent == Path(tempfile.gettempdir()):
+                file.unlink(missing_ok=True)
 
     @property
     def rows(self) -> Tensor:
@@ -93,7 +100,9 @@ class Basis:
         """Adds the columns of X (n, b)."""
         needed = self.m + X.shape[1]
         if needed > len(self._storage):
-            self._grow(next_capacity(len(self._storage), needed))
+            capacity = next_capacity(len(self._storage), needed)
+            if isinstance(within_memory(lambda: self._grow(capacity)), OutOfMemory):
+                self._grow(needed)
         self._storage[self.m : needed] = X.T
         self.m = needed
 
@@ -152,8 +161,8 @@ class Basis:
                 flat = torch.from_file(str(self._file), shared=True, size=capacity * n, dtype=dtype)
             except (OSError, RuntimeError) as error:
                 raise InputError(
-                    f"no room for the basis in {self._file.parent} ({error}); choose another folder with TMPDIR, or "
-                    "set basis_memory."
+                    f"no room for the basis in {tempfile.gettempdir()} ({error}); choose another folder with TMPDIR, "
+                    "or set basis_memory."
                 ) from error
             grown = flat.view(capacity, n)
         self._storage = grown

@@ -22,7 +22,8 @@ def fixed_noise(seed: int | None, index: int, device: torch.device) -> Iterator[
     """The global generators of torch, NumPy and Python start from `seed` and the number of the batch, and are as they
     were when it ends. None leaves them alone.
 
-    A generator that the model or the loss holds itself is not reached.
+    A generator that the model or the loss holds itself is not reached. A thread that draws from these meanwhile gets
+    other numbers than it would have got.
     """
     if seed is None:
         yield

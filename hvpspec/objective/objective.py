@@ -41,9 +41,10 @@ from hvpspec.objective.live_model import (
 from hvpspec.objective.losses import Loss, LossFunction, LossValue, resolve_loss
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
-from hvpspec.objective.torch_kernels import twice_differentiable
+from hvpspec.objective.torch_kernels import EXCLUSIVE, twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
-from hvpspec.validation import check_seed
+from hvpspec.out_of_memory import as_torch_error
+from hvpspec.validation import check_seed, not_finite_in
 from hvpspec.wording import dtype_name, listed
 
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
@@ -115,11 +116,12 @@ class Objective:
         differentiated twice; all restored afterwards. Raises InputError where going to eval mode changes the model's
         values: the function would be another one.
         """
-        if self._parameters is not None:
-            yield self._parameters
-            return
-        self.settle()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(EXCLUSIVE)  # first: another thread may be evaluating this objective
+            if self._parameters is not None:
+                yield self._parameters
+                return
+            self.settle()
             stack.enter_context(twice_differentiable(self.device, self._inner))
             stack.enter_context(ordinary_tensors(self.model))
             self._check_modes()
@@ -325,7 +327,8 @@ class Objective:
 
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
-        return self._inner.evaluate(partial(self._one_loss, index, batch))
+        with as_torch_error():
+            return self._inner.evaluate(partial(self._one_loss, index, batch))
 
     def _one_loss(self, index: int, batch: Any) -> Any:
         self._afresh()
@@ -374,8 +377,8 @@ class Objective:
         for one in (weight if given is None else given, weight):
             if not (math.isfinite(one) and one >= 0):
                 raise InputError(f"batch {index}: the loss's weight is {one}; it must be finite and not negative.")
-        if weight > 0 and not bool(torch.isfinite(loss)):
-            raise InputError(
-                f"batch {index}: the loss is {float(loss)}; look at that batch, and at the checkpoint's values."
-            )
+        if weight > 0 and not math.isfinite(value := float(loss.detach())):
+            where = not_finite_in(named_tensors(self.model))
+            why = "look at that batch, and at the checkpoint's values" if where is None else f"the model has {where}"
+            raise InputError(f"batch {index}: the loss is {value}; {why}.")
         return loss, weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hvpspec.objective.inner_derivatives import InnerDerivatives
+from hvpspec.out_of_memory import as_torch_error
 
 ATTENTION_BACKEND = "math"
 """The only scaled-dot-product attention kernel that has a second derivative."""
@@ -33,6 +35,14 @@ PaddingRows = dict[tuple[int, int], tuple[torch.Tensor, int, torch.Tensor]]
 """By the weight's identity and the number of the row: the weight, that number, and the values."""
 _PADDING_ROWS: ContextVar[PaddingRows | None] = ContextVar("padding_rows", default=None)
 _REPLACED: ContextVar[Replaced | None] = ContextVar("replaced", default=None)
+_EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)  # in this thread
+
+EXCLUSIVE = threading.RLock()
+"""Held while anything is changed that a process has once: switches of torch, random generators, warning filters.
+
+Two threads that compute products of two models take turns, so that each finds the switches as it has set them, and all
+are restored in the end. What a thread that trains meanwhile calls is not replaced.
+"""
 
 
 @contextlib.contextmanager
@@ -43,6 +53,7 @@ def twice_differentiable(device: torch.device, inner: InnerDerivatives | None = 
     of the loss, where losses are evaluated; if one differentiates inside, kernels are right at higher orders too.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(EXCLUSIVE)
         stack.enter_context(exact_arithmetic(device))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -65,6 +76,7 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
+            stack.enter_context(EXCLUSIVE)
             stack.enter_context(_without_tf32())
         yield
 
@@ -150,15 +162,27 @@ def _in_backward_too(replacements: _Replacements, inner: InnerDerivatives) -> It
     def run_with_replacements(
         outputs: Any, grad_outputs: Any, retain: bool, create: bool, *args: Any, **kw: Any
     ) -> Any:
+        if not _is_evaluating():
+            return run(outputs, grad_outputs, retain, create, *args, **kw)
         inner.differentiates(bool(create))
-        with replacements:
+        with replacements, as_torch_error():
             return run(outputs, grad_outputs, retain, create, *args, **kw)
 
     autograd._engine_run_backward = run_with_replacements
+    token = _EVALUATING.set(True)
     try:
         yield
     finally:
+        _EVALUATING.reset(token)
         autograd._engine_run_backward = run
+
+
+def _is_evaluating() -> bool:
+    """Whether this thread evaluates losses here, or is one of autograd's own, which works for a thread that does."""
+    if _EVALUATING.get():
+        return True
+    modes: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(isinstance(mode, _Replacements) for mode in modes)
 
 
 def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -206,21 +230,19 @@ def _uncompiled() -> Iterator[None]:
         yield
 
 
-class _NonReentrant:
-    """Replaces torch.utils.checkpoint.CheckpointFunction, whose backward cannot be differentiated."""
-
-    @staticmethod
-    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
-        _note("reentrant_checkpoint")
-        return torch.utils.checkpoint.checkpoint(
-            function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state
-        )
-
-
 @contextlib.contextmanager
 def _without_reentrant_checkpoints() -> Iterator[None]:
+    """Replaces torch.utils.checkpoint.CheckpointFunction, whose backward cannot be differentiated."""
     module: Any = torch.utils.checkpoint
-    reentrant, module.CheckpointFunction = module.CheckpointFunction, _NonReentrant
+    reentrant = module.CheckpointFunction
+
+    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        if not _is_evaluating():
+            return reentrant.apply(function, preserve_rng_state, *args)
+        _note("reentrant_checkpoint")
+        return module.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+
+    module.CheckpointFunction = type("CheckpointFunction", (reentrant,), {"apply": staticmethod(apply)})
     try:
         yield
     finally:

@@ -342,7 +342,7 @@ class HessianOperator(TensorOperator):
             The product (n, b) on all data. Costs b HVPs.
         """
         count = self.batch_count()
-        fold, weight = 0, 0.0
+        fold, weight, last = 0, 0.0, -1
         total = torch.zeros_like(columns)
 
         def close() -> None:
@@ -353,7 +353,11 @@ class HessianOperator(TensorOperator):
             weight = 0.0
 
         def on_batch(index: int, batch_weight: float, product: Tensor | None) -> None:
-            nonlocal fold, weight
+            nonlocal fold, weight, last
+            if index <= last:  # the product is begun again, with another engine or with less memory
+                fold, weight = 0, 0.0
+                total.zero_()
+            last = index
             if (of := min(index * folds // count, folds - 1)) != fold:
                 close()
                 fold = of

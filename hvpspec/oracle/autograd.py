@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.objective.objective import Objective
-from hvpspec.validation import all_finite
+from hvpspec.out_of_memory import is_out_of_memory
+from hvpspec.validation import all_finite, not_finite_in
 
 OnBatch = Callable[[int, float, Tensor | None], None]
 """Is told each batch's number, its weight and its own product, shape (n, b); None stands for a product of zero."""
@@ -44,7 +45,6 @@ def hvp(objective: Objective, columns: Tensor, on_batch: OnBatch | None = None) 
                 first = False
             product = _batch_hvp(objective, index, loss, parameters, rows)
             if product is not None:
-                _check_finite(index, product, rows)
                 total.add_(product, alpha=weight)
             if on_batch is not None:
                 on_batch(index, weight, None if product is None else product.T)
@@ -69,12 +69,15 @@ def _batch_hvp(
         return None
     try:
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        return products(objective, gradients, parameters, rows)
-    except torch.OutOfMemoryError:
-        raise
+        product = products(objective, gradients, parameters, rows)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
+    if product is not None and not all_finite(product):
+        _refuse(objective, index, gradients, product, rows)
+    return product
 
 
 def products(
@@ -144,12 +147,19 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)[:_MAX_MESSAGE_LENGTH]}"
 
 
-def _check_finite(index: int, product: Tensor, rows: Tensor) -> None:
-    if all_finite(product):
-        return
+def _refuse(
+    objective: Objective, index: int, gradients: Sequence[Tensor | None], product: Tensor, rows: Tensor
+) -> NoReturn:
+    """Raises InputError, naming batch and parameter, for a product that is not finite."""
     if not all_finite(rows):
         raise InputError("the vector to multiply has NaN or Inf entries.")
+    space = objective.space
+    row = next(row for row in product if not all_finite(row))
+    where = not_finite_in(zip(space.names, space.split(row), strict=True))
+    known = [(name, gradient) for name, gradient in zip(space.names, gradients, strict=True) if gradient is not None]
+    of_gradient = not_finite_in(known)
+    also = "" if of_gradient is None else f", and so has the gradient ({of_gradient})"
     raise InputError(
-        f"batch {index}: the Hessian-vector product is not finite, although the loss is; look for a square root, a "
-        "norm or a logarithm of 0 in that batch, or try float64."
+        f"batch {index}: the Hessian-vector product is not finite, although the loss is: it has {where}{also}; look "
+        "for a square root, a norm or a logarithm of 0 in that batch, or try float64."
     )

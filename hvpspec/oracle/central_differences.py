@@ -26,6 +26,7 @@ from hvpspec.errors import InputError
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.torch_kernels import holding_padding_rows
 from hvpspec.oracle.autograd import OnBatch, graph_nodes
+from hvpspec.validation import all_finite, not_finite_in
 
 Evaluate = Callable[[], tuple[Tensor, float]]
 """A batch's loss and its weight."""
@@ -70,6 +71,7 @@ def differences(
             if weight == 0:
                 continue
             centre = gradient(objective, loss, parameters)
+            _check_finite(objective, index, "the gradient", centre)
             del loss  # frees memory for the next
             shares = torch.zeros_like(units) if on_batch is not None else None
             for row, v in enumerate(units):
@@ -87,6 +89,7 @@ def differences(
                 found, off = estimate(step)
                 loudest = max(loudest, noise(found, off))
                 found, off = improve(estimate, found, off)
+                _check_finite(objective, index, "the gradient near the parameters", found[0])
                 total[:, row].add_(found, alpha=weight)
                 least[row] += weight * off
                 if shares is not None:
@@ -96,6 +99,16 @@ def differences(
                 on_batch(index, weight, shares)
     total /= weights
     return Differences(step, total[0], error(total) + least / weights, loudest)
+
+
+def _check_finite(objective: Objective, index: int, what: str, vector: Tensor) -> None:
+    if all_finite(vector):
+        return
+    where = not_finite_in(zip(objective.space.names, objective.space.split(vector), strict=True))
+    raise InputError(
+        f"batch {index}: {what} is not finite, although the loss is: it has {where}; look for a square root, a norm "
+        "or a logarithm of 0 in that batch, or try float64."
+    )
 
 
 def estimated(gradient_at: GradientAt, centre: Tensor, step: float) -> Tensor:

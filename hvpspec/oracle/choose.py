@@ -24,6 +24,7 @@ from hvpspec.oracle.rounding import recomputed
 from hvpspec.oracle.saved_activations import SAVED_SHARE
 from hvpspec.oracle.tracing import NotRecordable
 from hvpspec.oracle.verify import verify, verify_differences
+from hvpspec.out_of_memory import LACKING_MEMORY, OutOfMemory, is_out_of_memory, release_memory, within_memory
 from hvpspec.results.estimate import Recomputed
 from hvpspec.validation import all_finite
 
@@ -37,6 +38,8 @@ _SECONDS_TO_COMPILE_AN_OPERATION = 0.03
 _SHARE_SAVED_BY_COMPILING = 0.2
 _PRODUCTS_TO_CHECK = 3  # made to check a new engine and to measure its cost
 
+_PLAIN_RETRIES = 1  # with the plain engine, where memory does not suffice
+_TOO_LITTLE_MEMORY = "too little memory for the linearized engine"
 _MAX_COST_RATIO = 1.05  # of a new engine's product and the reference's: it is not used above
 _PEAK_TO_SAVED_RATIO = 3  # bytes that plain double backward holds of a batch, to those saved of it, as measured
 _VECTORS_IN_PEAK = 4  # of length n, which plain double backward holds too
@@ -147,12 +150,14 @@ class Chooser:
             self._make(self._resumed)
         if not self._settled:
             self._consider(columns.shape[1])
-        if self._fast is not None and columns.shape[1] >= 2 * self._most_columns:
+        if (fast := self._fast) is not None and columns.shape[1] >= 2 * self._most_columns:
             self._most_columns = columns.shape[1]
-            if self._fast.vectorise(self._most_columns) > 1:
-                self._announce(self._fast.describe())
+            if within_memory(lambda: fast.vectorise(self._most_columns)) != 1:
+                self._announce(fast.describe())
         start = time.perf_counter()
-        product = self._product(columns, on_batch)
+        product = within_memory(lambda: self._product(columns, on_batch))
+        if isinstance(product, OutOfMemory):
+            product = self._with_less(lambda: self._product(columns, on_batch))
         self._made += columns.shape[1]
         self._seconds = min(self._seconds, (time.perf_counter() - start) / columns.shape[1])
         return product
@@ -166,14 +171,32 @@ class Chooser:
             return autograd.hvp(self.objective, columns, on_batch)
         try:
             product = self._fast(columns, on_batch)
-        except (KeyboardInterrupt, torch.OutOfMemoryError):
-            raise
+            if all_finite(product):
+                return product
         except Exception as error:  # the reference either computes the product or says what is wrong
+            if is_out_of_memory(error):
+                raise
             self._fall_back(described(error))
-            return autograd.hvp(self.objective, columns, on_batch)
-        if not all_finite(product):
-            return autograd.hvp(self.objective, columns, on_batch)  # which names the batch
-        return product
+        return autograd.hvp(self.objective, columns, on_batch)  # which names the batch
+
+    def _with_less(self, product: Callable[[], Tensor]) -> Tensor:
+        """The product with less memory, from now on; with the plain engine twice, as others may have needed some for a
+        moment. Raises torch.OutOfMemoryError where that is too little."""
+        retries, reason = 0, ""
+        while retries < _PLAIN_RETRIES:
+            if self._fast is None:
+                retries += 1
+            elif not self._fast.relieve():
+                self._fall_back(_TOO_LITTLE_MEMORY)
+            found = within_memory(product)
+            if not isinstance(found, OutOfMemory):
+                if self._fast is not None:
+                    self._announce(self._fast.describe())
+                return found
+            reason = found.reason
+        error = torch.OutOfMemoryError(reason)
+        error.add_note(LACKING_MEMORY)
+        raise error
 
     # --- the plan -----------------------------------------------------------------------------------------------
 
@@ -226,26 +249,34 @@ class Chooser:
     def _record(self) -> None:
         fast = Linearized(self.objective, memory_limit=self._memory_limit)
         reference = self._seconds
-        try:
-            difference = disagreement(fast, self.objective)
-        except NotRecordable as error:
-            return self._fall_back(str(error))
-        except (InputError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            return self._fall_back(described(error))
-        if difference is not None:
-            self._warn("linearized", difference)
-            return self._fall_back(f"the linearized engine disagrees: {difference}")
-        self._fast = fast
-        self._seconds = self._measure()
-        if self.name == "auto" and self._seconds > _MAX_COST_RATIO * reference:
-            self._seconds = reference
+        while isinstance(found := within_memory(lambda: self._tried(fast)), OutOfMemory):
+            if not fast.relieve():
+                return self._fall_back(_TOO_LITTLE_MEMORY)
+        if isinstance(found, str):
+            return self._fall_back(found)
+        if self.name == "auto" and found > _MAX_COST_RATIO * reference:
             return self._fall_back("the linearized engine is not faster here")
+        self._fast, self._seconds = fast, found
         self._settled = self.name != "auto"
         self._announce(fast.describe())
         if self.name in ("compiled", "cudagraph"):
             self._try(fast.compile if self.name == "compiled" else fast.capture)
+
+    def _tried(self, fast: Linearized) -> float | str:
+        """Seconds of a product with a new engine that agrees with the reference; or why it is not used."""
+        try:
+            difference = disagreement(fast, self.objective)
+            if difference is None:
+                self._fast = fast
+                return self._measure()
+        except NotRecordable as error:
+            return str(error)
+        except Exception as error:
+            if isinstance(error, InputError) or is_out_of_memory(error):
+                raise
+            return described(error)
+        self._warn("linearized", difference)
+        return f"the linearized engine disagrees: {difference}"
 
     def _try(self, change: Callable[[], None]) -> None:
         """Compiles or captures; goes back where that fails, disagrees with the reference, or is slower."""
@@ -261,19 +292,19 @@ class Chooser:
             if self.name == "auto" and after > before:
                 return self._undo()
             self._seconds, self._most_columns = after, 1
-        except KeyboardInterrupt:
-            raise
+            return self._announce(fast.describe())
         except Exception as error:  # no compiler, too little memory, an operation that the compiler does not know …
-            self._undo()
-            self._announce(f"{fast.describe()} (not {change.__name__}d: {autograd.first_line(error)})")
-            return
-        self._announce(fast.describe())
+            reason = autograd.first_line(error)
+        release_memory()
+        self._undo()
+        self._announce(f"{fast.describe()} (not {change.__name__}d: {reason})")
 
     def _undo(self) -> None:
         """Back to the eager form."""
-        assert self._fast is not None
-        self._fast.undo()
-        self._fast(self._vector())
+        fast = self._fast
+        assert fast is not None
+        fast.undo()
+        within_memory(lambda: fast(self._vector()))  # saves activations again
         self._most_columns = 1
 
     def _vector(self) -> Tensor:
@@ -281,12 +312,13 @@ class Chooser:
 
     def _measure(self) -> float:
         """Seconds of a product with one vector: the faster of two, after a first that may still prepare something."""
-        assert self._fast is not None
+        fast = self._fast
+        assert fast is not None
         v = self._vector()
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            self._fast(v)
+            fast(v)
             if v.device.type == "cuda":
                 torch.cuda.synchronize(v.device)
             seconds.append(time.perf_counter() - start)

@@ -29,6 +29,7 @@ from hvpspec.oracle.central_differences import (
     noise,
     size,
 )
+from hvpspec.out_of_memory import forget_frames
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 
@@ -218,7 +219,7 @@ def is_gradient(objective: Objective) -> bool:
 def _with_best_step(objective: Objective, enough: float) -> tuple[Objective, Tensor, Differences, float]:
     """The objective, in float64 where that exists, a random unit vector (1, n), differences by the best step, and the
     least step: a smaller one changes less than the last digit of the coarsest numbers that the loss is made of."""
-    last: InputError | None = None
+    last: Exception | None = None
     for working in (objective.in_float64(), objective):
         v = torch.randn(1, working.space.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         v = (v / v.norm()).to(working.device, working.dtype)
@@ -227,7 +228,8 @@ def _with_best_step(objective: Objective, enough: float) -> tuple[Objective, Ten
                 unit, length = coarsest_unit(next(working.losses())[1]), size(parameters)
             attempt, least = partial(differences, working, v), unit * length
             return working, v, _best(attempt, unit**_FIRST_STEP * length, least, enough), least
-        except InputError as raised:  # an operation does not exist in float64
+        except (InputError, torch.OutOfMemoryError) as raised:  # an operation or the memory for float64 does not exist
+            forget_frames(raised)
             last = raised
     assert last is not None
     raise last

@@ -16,7 +16,7 @@ from torch import Tensor
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
-from hvpspec.objective.torch_kernels import exact_arithmetic
+from hvpspec.objective.torch_kernels import EXCLUSIVE, exact_arithmetic
 from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.oracle.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
@@ -43,6 +43,7 @@ class Linearized:
         self._frozen: tuple[Hashable, ...] | None = None
         self.together = 1  # vectors that are computed together
         self.compiled_whole = False  # whether all activations were saved when it was compiled
+        self._relieved = False  # whether fewer activations are saved than the limit allowed at first
 
     # --- the product --------------------------------------------------------------------------------------------
 
@@ -61,7 +62,8 @@ class Linearized:
         rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
         total: Tensor | None = None
         with exact_arithmetic(self.objective.device), torch.no_grad():
-            saved = self._current()
+            with EXCLUSIVE:  # while another thread evaluates the model, its values may be moved or in another precision
+                saved = self._current()
             for index, batch in saved.one_pass(self._prepare):
                 product, weight = self._apply(batch, rows), batch.weight
                 del batch  # unless its activations are saved, they are freed before the next batch's are computed
@@ -157,6 +159,20 @@ class Linearized:
         programs = {key: eager(program.recording) for key, program in self._programs.items()}
         self._programs, self._saved, self.together, self.form = programs, None, 1, "eager"
 
+    def relieve(self) -> bool:
+        """Takes less memory from now on: fewer vectors together; then half as many saved activations, then none, so
+        that they are computed for each product. False where that is so already."""
+        if self.form == "CUDA graph":  # which has memory of its own
+            self.undo()
+        elif self.together > 1:
+            self.together //= 2
+        elif self._limit == 0:
+            return False
+        else:
+            held = 0 if self._saved is None or self._relieved else self._saved.size
+            self._limit, self._saved, self._relieved = held // 2, None, True
+        return True
+
     def _vector(self) -> Tensor:
         return torch.ones(self.objective.space.n, 1, dtype=self.objective.dtype, device=self.objective.device)
 
@@ -181,10 +197,7 @@ class Linearized:
                 try:
                     difference = relative_difference(together(activations, rows)[-1:], expected)
                     cost = _fastest(lambda rows=rows: together(activations, rows), device) / size  # type: ignore[misc]
-                except (
-                    RuntimeError,
-                    NotImplementedError,
-                ):  # an operation without a batching rule, or too little memory
+                except (RuntimeError, MemoryError):  # an operation without a batching rule, or too little memory
                     break
                 if cost > _MAX_COST_RATIO * best or difference > _MAX_DIFFERENCE_TOGETHER:
                     break

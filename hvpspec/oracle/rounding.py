@@ -19,6 +19,7 @@ from torch import Tensor
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.memory import free_memory
 from hvpspec.objective.objective import Objective
+from hvpspec.objective.torch_kernels import EXCLUSIVE
 from hvpspec.oracle import autograd
 from hvpspec.results.estimate import Recomputed
 
@@ -28,7 +29,7 @@ _VECTORS_IN_FLOAT64 = 6  # of the model's size, with their margin: its copy, a g
 
 def recomputed(objective: Objective, columns: Tensor) -> tuple[Tensor, Recomputed]:
     """H times the columns (n, b) with other rounding errors, and how it was computed. Costs b products."""
-    with warnings.catch_warnings():
+    with EXCLUSIVE, warnings.catch_warnings():
         warnings.simplefilter("ignore", ZeroHessianWarning)  # the products themselves have said so
         if objective.dtype != torch.float64 and _fits(objective, columns):
             with contextlib.suppress(torch.OutOfMemoryError, InputError, RuntimeError, TypeError):

@@ -41,14 +41,11 @@ def verify(objective: Objective) -> None:
     """
     objective.settle()
     alone = objective.on_first_batch()
-    doubtful = False
-    try:
-        doubtful = _is_doubtful(alone.in_float64())
-    except _CannotTell:  # an operation that has no float64, a batch without weight
-        with contextlib.suppress(_CannotTell):
-            doubtful = _is_doubtful(alone)
-    if doubtful:
-        _judge(alone)
+    for one in (alone.in_float64(), alone):
+        with contextlib.suppress(_CannotTell):  # no float64 of an operation or no memory for it, a batch without weight
+            if _is_doubtful(one):
+                _judge(alone)
+            return
 
 
 def verify_differences(objective: Objective) -> None:
@@ -125,7 +122,7 @@ def _evaluations(objective: Objective) -> Callable[[], Tensor]:
     def evaluate() -> Tensor:
         try:
             _, loss, _ = next(objective.losses())
-        except (InputError, StopIteration) as error:
+        except (InputError, StopIteration, torch.OutOfMemoryError) as error:
             raise _CannotTell from error
         return loss
 
@@ -150,9 +147,7 @@ def _differs(
         v = (v / v.norm()).to(objective.device, objective.dtype)
         found = products(objective, gradients, parameters, v[None])
         exact = torch.zeros_like(v) if found is None else found[0]
-    except torch.OutOfMemoryError as error:
-        raise _CannotTell from error
-    except RuntimeError as error:  # the product itself says what cannot be differentiated
+    except RuntimeError as error:  # the product itself says what cannot be differentiated, or needs too much memory
         raise _CannotTell from error
     pieces = [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, gradients, strict=True)]
     centre = torch.cat([piece.reshape(-1) for piece in pieces])

@@ -145,6 +145,8 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
                 continue
             try:
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise InputError(f"the loss cannot be differentiated: {error}") from error
             unused -= {name for name, g in zip(objective.space.names, gradients, strict=True) if g is not None}

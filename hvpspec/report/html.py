@@ -22,7 +22,7 @@ from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows
 from hvpspec.report.explanations import EXPLANATIONS, explanations
-from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
+from hvpspec.report.notes import ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
     DATA_HEADING,
     QUANTITY_NAMES,
@@ -74,6 +74,7 @@ def report_html(record: Record) -> str:
     return environment.get_template("report.html.jinja").render(
         title=_title(provenance),
         complete=spectrum.complete,
+        ending=ending(spectrum).partition(": ")[0],
         facts=_facts(record),
         findings=sentences(record),
         notes=[*spectrum_notes(spectrum), *shortfalls(spectrum, rtol=options.get("rtol"), tol=options.get("tol"))],

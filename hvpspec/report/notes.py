@@ -16,6 +16,11 @@ from hvpspec.wording import counted, percent
 _LARGE_ROUNDING = 1e-5  # relative to the norm: more than products in float32 usually err
 
 
+def ending(spectrum: Spectrum) -> str:
+    """How a run that is not complete has ended, after "the run was": "interrupted", "stopped by SIGTERM", …"""
+    return spectrum.stopped or "interrupted"
+
+
 def spectrum_notes(spectrum: Spectrum) -> list[str]:
     """Bounds on all eigenvalues, the density, and what the errors mean."""
     notes = []

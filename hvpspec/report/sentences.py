@@ -10,7 +10,7 @@ import math
 from hvpspec.bounds.stability import Stability, edge_of_stability, stability
 from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.condition_rows import shifted_name
-from hvpspec.report.notes import shortfalls
+from hvpspec.report.notes import ending, shortfalls
 from hvpspec.report.numbers import between, down, plus_minus, rounded, with_error
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Estimate
@@ -148,7 +148,10 @@ def _preflight(preflight: Preflight | None) -> list[str]:
 
 def _trust(spectrum: Spectrum) -> list[str]:
     if not spectrum.complete:
-        return ["The run was interrupted: these are the figures known by then, with the errors that they had."]
+        return [
+            f"The run was {ending(spectrum).rstrip('.')}. These are the figures known by then, with the errors that "
+            "they had."
+        ]
     if spectrum.converged and not shortfalls(spectrum):
         return [f"Every figure asked for is within its tolerance, after {spectrum.hvps:,} Hessian-vector products."]
     return [

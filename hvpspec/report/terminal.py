@@ -12,7 +12,7 @@ from hvpspec.memory import readable
 from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows
 from hvpspec.report.explanations import explanation_lines
-from hvpspec.report.notes import has_data_error, shortfalls, spectrum_confidence, spectrum_notes
+from hvpspec.report.notes import ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
     DATA_HEADING,
     QUANTITY_NAMES,
@@ -74,7 +74,7 @@ def report_sections(
     if explain:
         names = [name for section in sections for name in section.quantities]
         sections.append(Section(None, ["What the figures mean:", *explanation_lines(names)]))
-    rest = "" if spectrum.complete else " · interrupted: the figures are those known by then"
+    rest = "" if spectrum.complete else f" · {ending(spectrum).partition(': ')[0]}: the figures are those known by then"
     sections.append(Section(None, [f"{spectrum.hvps:,} HVPs in {spectrum.seconds:.1f} s{rest}"]))
     return [section for section in sections if section.table is not None or section.notes]
 

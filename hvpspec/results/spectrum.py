@@ -44,7 +44,7 @@ class Spectrum(Stored):
     seconds : float
         Time that all of it took.
     complete : bool
-        False in a callback and after an interruption: the quantities are those known by then.
+        False in a callback and after an interruption or an error: the quantities are those known by then.
     density : Density or None
         The distribution of all eigenvalues.
     asked : tuple of str
@@ -61,6 +61,8 @@ class Spectrum(Stored):
         The rounding error of float32 products, as measured; every error includes it. None where it is not measured.
     rounding_reason : str or None
         Why it is not known although the products are in float32, so that errors include an assumption in its place.
+    stopped : str or None
+        What ended a run of the command line before it was complete, such as "stopped by SIGTERM", or its error.
 
     Examples
     --------
@@ -87,10 +89,11 @@ class Spectrum(Stored):
     which: Which = "LM"
     rounding: Annotated[Rounding | None, LEFT_OUT] = None
     rounding_reason: Annotated[str | None, LEFT_OUT] = None
+    stopped: Annotated[str | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
-        "density", "condition", "blocks", "rounding", "rounding_reason", "hvps", "predicted", "seconds",
+        "density", "condition", "blocks", "rounding", "rounding_reason", "hvps", "predicted", "seconds", "stopped",
     )  # fmt: skip
 
     @property
@@ -206,6 +209,8 @@ class Spectrum(Stored):
         ------
         InputError
             Where nothing can be written in that folder.
+        OutputError
+            An OSError, where some of the files could not be written, as on a full disk; it says which.
 
         Examples
         --------

@@ -20,6 +20,7 @@ from typing import Any
 
 from hvpspec.errors import InputError
 from hvpspec.report.documents import read_record
+from hvpspec.report.notes import ending
 from hvpspec.results.comparison import Comparison, Difference, Run, Value
 from hvpspec.results.record import Provenance
 from hvpspec.runs.compare_values import values_of
@@ -77,7 +78,9 @@ def share_vectors(first: Run, other: Run) -> bool:
 def _warnings(runs: Sequence[Run]) -> list[str]:
     """Why the runs may not be comparable, the first against each of the others."""
     said = [
-        f"{run.label}: interrupted; its figures are those known by then" for run in runs if not run.spectrum.complete
+        f"{run.label}: {ending(run.spectrum).partition(': ')[0]}; its figures are those known by then"
+        for run in runs
+        if not run.spectrum.complete
     ]
     first = _settings(runs[0].record.provenance)
     for run in runs[1:]:

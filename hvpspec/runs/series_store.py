@@ -17,6 +17,7 @@ from hvpspec.plots.series import plot_series
 from hvpspec.plots.style import to_bytes
 from hvpspec.runs.series_rows import SCHEMA, csv_text, edge
 
+FILES = ("json", "csv", "svg", "png")  # kinds: track.json and so on
 ELSEWHERE = "choose another --out, or replace that file with --force"
 # Settings that may change from one run to the next: what has been computed does not depend on them.
 _FREE_SETTINGS = ("lr", "momentum", "measure_savings", "expect_loss")
@@ -114,9 +115,13 @@ class Series:
         self.rows.append(entry)
         self.vectors = vectors
         kept = self._vectors_after(len(self.rows))
-        with replacing(kept) as file:
-            np.save(file, vectors, allow_pickle=False)
-        self.write()
+        try:
+            with replacing(kept) as file:
+                np.save(file, vectors, allow_pickle=False)
+            self.write()
+        except BaseException:
+            self.rows.pop()  # it is not done
+            raise
         for old in self.folder.glob("track-vectors-*.npy"):
             if old != kept:
                 old.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ def check(checkpoint: Checkpoint, source: Source, options: Options, screen: Scre
     from hvpspec.report.terminal import findings_lines, measured_lines
 
     start = time.perf_counter()
-    prepare_folder(options.out)
+    prepare_folder(options.out, files=["check.json"])
     with zero_hessian_refused():
         opened = open_checkpoint(checkpoint, source, options, screen)
     preflight = opened.preflight

@@ -42,9 +42,10 @@ def compare(
     from hvpspec.runs.compare import compared, read_runs
     from hvpspec.runs.compare_table import comparison_explanations, comparison_notes, comparison_tables
 
+    names = ("compare.json", "compare.svg", "compare.png")
     comparison = compared(read_runs(runs), confidence=confidence)
     if output is not None:
-        prepare_folder(output, option="--out")
+        prepare_folder(output, files=names)
     for warning in comparison.warnings:
         screen.warning(f"{warning}.")
     for table in comparison_tables(comparison, screen.width):
@@ -56,7 +57,7 @@ def compare(
     paths = []
     if output is not None:
         picture = plot_comparison(comparison)
-        paths = [output / name for name in ("compare.json", "compare.svg", "compare.png")]
+        paths = [output / name for name in names]
         write_json(paths[0], comparison.to_dict())
         for path in paths[1:]:
             write_whole(path, to_bytes(picture, path.suffix[1:]))

@@ -1,0 +1,227 @@
+"""Where memory does not suffice: fewer vectors together, fewer saved activations, none, and then the plain engine."""
+
+import errno
+import gc
+import weakref
+
+import pytest
+import torch
+from oracle.comparison import relative
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from zoo import mlp
+
+import hvpspec
+from hvpspec.errors import NotTwiceDifferentiable
+from hvpspec.oracle import autograd, linearized, verify
+from hvpspec.out_of_memory import OutOfMemory, is_out_of_memory, within_memory
+
+ON_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you …")
+ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+FAILURES = [ON_CPU, ON_GPU, MemoryError("Unable to allocate 8. GiB for an array"), MemoryError()]
+
+
+class Failing(TorchDispatchMode):
+    """The operation number `at` fails, and those after it while `lasting`; what was alive at the failure is noted."""
+
+    def __init__(self, at, error=ON_CPU, *, lasting=1):
+        super().__init__()
+        self.at, self.error, self.lasting, self.count = at, error, lasting, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        if self.at <= self.count - 1 < self.at + self.lasting:
+            raise type(self.error)(*self.error.args)
+        return function(*args, **(kwargs or {}))
+
+
+def problem():
+    """An operator for each engine, and the product that they should give with three vectors."""
+    torch.manual_seed(0)
+    case = mlp()
+    reference = hvpspec.HessianOperator(case.model, case.loss, case.data, dtype="float64", engine="autograd")
+    V = torch.randn(reference.shape[0], 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    fast = hvpspec.HessianOperator(case.model, case.loss, case.data, dtype="float64", engine="linearized")
+    return reference, fast, V, reference @ V
+
+
+@pytest.mark.parametrize("error", [*FAILURES, OSError(errno.ENOMEM, "Cannot allocate memory")], ids=repr)
+def test_what_lack_of_memory_looks_like(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no"), OSError(errno.ENOSPC, "full"), ValueError("out of memory")], ids=repr
+)
+def test_what_it_does_not_look_like(error):
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error)):
+        within_memory(lambda: (_ for _ in ()).throw(error))
+
+
+def test_nothing_of_what_failed_is_held_when_the_next_thing_is_tried():
+    held = []
+
+    def work():
+        big = torch.ones(1000)
+        held.append(weakref.ref(big))
+        try:
+            raise ON_CPU
+        except RuntimeError as error:
+            raise torch.OutOfMemoryError("again") from error
+
+    gc.disable()
+    try:
+        assert within_memory(work) == OutOfMemory("again")
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+def test_each_step_of_the_ladder_gives_the_same_product(monkeypatch, error):
+    """The recorded engine fails again and again, until the plain engine is left."""
+    _, fast, V, expected = problem()
+    assert relative(fast @ V, expected) <= 1e-12
+    engine = fast._product._fast
+    engine._together = 2
+    states = []
+
+    def apply(self, batch, rows):
+        states.append((self._together, len(self._saved.batches), self._limit))
+        raise type(error)(*error.args)
+
+    monkeypatch.setattr(linearized.Linearized, "_apply", apply)
+    assert relative(fast @ V, expected) <= 1e-12
+    count = len(list(fast.objective.data))
+    assert states[0] == (2, count, None)
+    assert states[1] == (1, count, None)
+    assert 0 < states[2][2] < states[0][1] * 10**9  # a limit, half of what was held
+    assert states[3][1:] == (0, 0)  # nothing is saved: recomputed for each product
+    assert len(states) == 4
+    assert fast.plan == "autograd (too little memory for the linearized engine)"
+    assert fast.engine == "autograd"
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_with_a_lower_step_of_the_ladder_the_engine_goes_on(monkeypatch, fails):
+    _, fast, V, expected = problem()
+    assert relative(fast @ V, expected) <= 1e-12
+    fast._product._fast._together = 2
+    apply, calls = linearized.Linearized._apply, iter(range(1000))
+
+    def failing(self, batch, rows):
+        if next(calls) < fails:
+            raise ON_CPU
+        return apply(self, batch, rows)
+
+    monkeypatch.setattr(linearized.Linearized, "_apply", failing)
+    assert relative(fast @ V, expected) <= 1e-12
+    assert fast.engine == "linearized"
+    assert fast.plan == fast._product._fast.describe()
+    assert relative(fast @ V, expected) <= 1e-12
+
+
+def test_every_operation_of_a_product_failing_in_turn(monkeypatch):
+    """With the recorded engine: a product is made again; its parts by folds are not counted twice."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # which takes most of the time
+    _, fast, V, expected = problem()
+    assert relative(fast @ V, expected) <= 1e-12
+    parts = {}
+    fast.multiply_by_folds(V, 2, lambda fold, weight, product: parts.__setitem__(fold, (weight, product.clone())))
+    with Failing(10**9) as counting:
+        fast @ V
+    assert counting.count > 50
+    for at in range(5, counting.count - 5, 13):
+        if fast.engine != "linearized":  # each failure has made it take less
+            _, fast, V, expected = problem()
+            fast @ V
+        found = {}
+        with Failing(at) as mode:
+            product = fast.multiply_by_folds(
+                V, 2, lambda fold, weight, product, found=found: found.__setitem__(fold, (weight, product.clone()))
+            )
+        assert mode.count > at
+        assert relative(product, expected) <= 1e-12
+        for fold, (weight, part) in parts.items():
+            assert found[fold][0] == weight
+            assert relative(found[fold][1], part) <= 1e-12
+
+
+def test_a_plain_product_that_does_not_fit_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    reference, _, V, _ = problem()
+    with Failing(10**9) as counting:
+        reference @ V
+    for at in range(5, counting.count - 5, 100):
+        with Failing(at, lasting=10**6), pytest.raises(torch.OutOfMemoryError, match="can't allocate memory") as raised:
+            reference @ V
+        assert "smaller batches" in raised.value.__notes__[0]
+        assert not isinstance(raised.value.__cause__, NotTwiceDifferentiable)
+    model = reference.objective.model
+    assert all(parameter.dtype == torch.float64 and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_plain_product_is_tried_twice():
+    """Others may have needed memory for a moment."""
+    reference, _, V, expected = problem()
+    with Failing(100) as mode:
+        assert torch.equal(reference @ V, expected)
+    assert mode.count > 100
+
+
+def test_figures_do_not_change_where_the_engine_has_to_take_less(monkeypatch):
+    """Every 11th use of the recorded engine fails: the spectrum is the same."""
+    _, fast, _, _ = problem()
+    expected = hvpspec.spectrum(fast, 3, seed=1, rtol=0.05)
+    _, fast, _, _ = problem()
+    apply, calls = linearized.Linearized._apply, iter(range(10**6))
+
+    def failing(self, batch, rows):
+        if next(calls) % 11 == 10:
+            raise ON_CPU
+        return apply(self, batch, rows)
+
+    monkeypatch.setattr(linearized.Linearized, "_apply", failing)
+    found = hvpspec.spectrum(fast, 3, seed=1, rtol=0.05)
+    assert found.eigenpairs.values == pytest.approx(expected.eigenpairs.values, rel=1e-9)
+    assert found.trace.value == pytest.approx(expected.trace.value, rel=1e-9)
+    assert found.trace.data_error == pytest.approx(expected.trace.data_error, rel=1e-6)
+    assert found.hvps == expected.hvps
+
+
+def test_where_float64_does_not_fit_the_check_is_made_in_float32(monkeypatch):
+    """The check before the first product is in float64 where that is possible: that must not end the run."""
+    case = mlp()
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data, engine="autograd", dtype="float32")
+    checked = []
+    real = verify._is_doubtful
+
+    def doubtful(objective):
+        checked.append(objective.dtype)
+        return real(objective)
+
+    def tight(self, index, batch):
+        if self.dtype == torch.float64:
+            raise MemoryError
+        return real_loss(self, index, batch)
+
+    real_loss = type(H.objective)._one_loss
+    monkeypatch.setattr(type(H.objective), "_one_loss", tight)
+    monkeypatch.setattr(verify, "_is_doubtful", doubtful)
+    product = H @ torch.ones(H.shape[0])
+    assert product.isfinite().all()
+    assert checked == [torch.float64, torch.float32]
+
+
+def test_a_recording_that_does_not_fit_is_not_used(monkeypatch):
+    reference, fast, V, expected = problem()
+
+    def prepare(self, *arguments):
+        raise ON_GPU
+
+    monkeypatch.setattr(linearized.Linearized, "_prepare", prepare)
+    assert relative(fast @ V, expected) <= 1e-12
+    assert fast.plan == "autograd (too little memory for the linearized engine)"
+    assert autograd.hvp(reference.objective, V).shape == V.shape
+    assert isinstance(fast.objective.model, nn.Module)

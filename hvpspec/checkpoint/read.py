@@ -18,8 +18,8 @@ from hvpspec.checkpoint.formats.files import foreign, head
 from hvpspec.checkpoint.formats.huggingface import huggingface_model
 from hvpspec.checkpoint.formats.safetensors_files import is_safetensors, read_safetensors, read_shards
 from hvpspec.checkpoint.formats.torch_export import export_model, export_tensors
-from hvpspec.checkpoint.formats.torch_pickle import Trust, read_torch
-from hvpspec.checkpoint.formats.torchscript import script_model, script_tensors
+from hvpspec.checkpoint.formats.torch_pickle import Trust, read_archive, read_torch
+from hvpspec.checkpoint.formats.torchscript.script import script_model, script_tensors
 from hvpspec.checkpoint.state_dict import SavedState, find_state_dict, levels, saved_state
 from hvpspec.errors import CheckpointError
 
@@ -129,9 +129,10 @@ def _content(path: Path, trust: Trust | None) -> Any:
                 return script_tensors(archive)
             if archive.kind == "export":
                 return export_tensors(archive)
+            return read_archive(archive, trust)
     elif not _is_known(first, path):
         raise foreign(path)
-    return read_torch(path, path, trust)
+    return read_torch(path, trust)
 
 
 def recognise(path: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hvpspec.checkpoint.formats.stand_ins import Array
+from hvpspec.checkpoint.formats.pickles.stand_ins import Array
 from hvpspec.errors import CheckpointError
 from hvpspec.wording import listed
 

@@ -141,4 +141,4 @@ class Archive:
 
 def _is_folder(member: zipfile.ZipInfo) -> bool:
     """Whether it is an entry for a folder, which programs other than torch write."""
-    return member.is_dir() and member.file_size == 0
+    return member.filename.endswith("/") and member.file_size == 0

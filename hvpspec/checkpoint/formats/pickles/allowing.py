@@ -66,8 +66,10 @@ def is_the_users(name: str) -> bool:
 def may_be_advised(name: str) -> bool:
     """Whether a message may advise to allow it, as far as can be known without importing what the file names."""
     module, _, attribute = name.rpartition(".")
+    if module == _MAIN and attribute.isidentifier():
+        return True
     if never_allowed(name) or not name.isprintable() or not (is_plain(name) or is_the_users(name)):
         return False
-    if module in sys.modules and module != _MAIN:
+    if module in sys.modules:
         return isinstance(getattr(sys.modules[module], "__dict__", {}).get(attribute), type)
-    return module == _MAIN or attribute.lstrip("_")[:1].isupper()
+    return attribute.lstrip("_")[:1].isupper()

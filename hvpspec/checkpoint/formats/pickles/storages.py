@@ -14,6 +14,8 @@ from torch import Tensor
 from hvpspec.checkpoint.formats.archive import STORAGE_DTYPES, Archive
 from hvpspec.checkpoint.formats.limits import Budget
 
+_READ_BYTES = 1 << 20  # at once
+
 _MAX_DIMENSIONS = 64  # torch's own limit
 
 # What pickles call the memory of tensors of a dtype: torch.FloatStorage, torch.storage.UntypedStorage.
@@ -120,16 +122,12 @@ class LegacyStorages:
             if int.from_bytes(file.read(8), "little") != len(storage):
                 raise ValueError("a tensor has less data than declared, or more")
             flat = torch.empty(0, dtype=torch.uint8).set_(storage.content)  # type: ignore[call-overload]
-            if storage.content.nbytes() and _read_fully(file, memoryview(flat.numpy())) < storage.content.nbytes():
-                raise EOFError("it is cut short")
+            for place in flat.split(_READ_BYTES) if len(flat) else ():
+                part = file.read(len(place))
+                if len(part) < len(place):
+                    raise EOFError("it is cut short")
+                place.copy_(torch.frombuffer(bytearray(part), dtype=torch.uint8))
             in_native_order(storage.content, storage.dtype, "little")
-
-
-def _read_fully(file: IO[bytes], target: memoryview) -> int:
-    at = 0
-    while at < len(target) and (count := file.readinto(target[at:])):  # type: ignore[attr-defined]
-        at += count
-    return at
 
 
 def _named(pid: Any, count: int) -> Sequence[Any]:

@@ -25,7 +25,7 @@ FORMAT = "TorchScript archive"
 _MAX_SOURCE_BYTES = 8 << 20  # a traced network of a thousand layers has one
 _MAX_DEPTH = 150  # of nested expressions and statements, which torch parses by recursion
 
-_STATEMENTS = (ast.Assign, ast.Expr, ast.If, ast.For, ast.While, ast.Pass, ast.Return)
+_STATEMENTS = (ast.Assign, ast.AnnAssign, ast.Expr, ast.If, ast.For, ast.While, ast.Pass, ast.Return)
 _EXPRESSIONS = (
     ast.Call, ast.keyword, ast.Attribute, ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Subscript,
     ast.UnaryOp, ast.USub, ast.Load, ast.Store,
@@ -217,13 +217,11 @@ class _Inspection:
         self._type(part.returns)
         for default in (*given.defaults, *given.kw_defaults):
             self._constant(default)
-        types = {argument.arg: argument.annotation for argument in arguments if argument.annotation is not None}
         stored = {node.id for node in ast.walk(part) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        known = {name: kind for name, kind in types.items() if name not in stored}
-        local = {*types, *stored}
+        local = stored.union(argument.arg for argument in arguments)
         if not local.isdisjoint({"torch", "ops", "CONSTANTS", "__torch__", *BUILTINS}) or "self" in stored:
             raise NotSafe("gives its own meaning to a name of torch's")
-        _Body(self, local, known).statements(part.body)
+        _Body(self, local, _known_types(part, stored)).statements(part.body)
 
     def operator(self, name: str, allowed: frozenset[str]) -> None:
         """An operator of torch's."""
@@ -254,6 +252,8 @@ class _Body:
                 raise NotSafe("cannot be inspected")
             if isinstance(line, ast.For | ast.While) and line.orelse:
                 raise NotSafe("cannot be inspected")
+            if isinstance(line, ast.AnnAssign):
+                self._inspection.type(line.annotation)
             for part in _children(line):
                 self.expression(part)
             for inner in ("body", "orelse"):
@@ -324,8 +324,34 @@ class _Body:
             raise NotSafe("has a value whose type cannot be known beforehand")
 
 
+def _known_types(part: ast.FunctionDef, stored: set[str]) -> dict[str, ast.expr]:
+    """The types of arguments that keep their value, and of names that are declared wherever they get one."""
+    known = {
+        argument.arg: argument.annotation
+        for argument in part.args.args
+        if argument.annotation is not None and argument.arg not in stored
+    }
+    lines = list(ast.walk(part))
+    declared = {
+        line.target.id: line.annotation
+        for line in lines
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    }
+    for name, kind in declared.items():
+        alike = 0  # places where the name gets a value of that type
+        for line in lines:
+            if isinstance(line, ast.AnnAssign) and _is(line.target, name):
+                alike += ast.dump(line.annotation) == ast.dump(kind)
+            elif isinstance(line, ast.Assign) and _is(line.targets[0], name) and isinstance(line.value, ast.Name):
+                given = known.get(line.value.id)
+                alike += given is not None and ast.dump(given) == ast.dump(kind)
+        if alike == sum(_is(line, name) and isinstance(getattr(line, "ctx", None), ast.Store) for line in lines):
+            known[name] = kind
+    return known
+
+
 def _is_simple(kind: ast.expr) -> bool:
-    if isinstance(kind, ast.Subscript) and isinstance(kind.value, ast.Name) and kind.value.id in ("List", "Dict", "Optional"):
+    if isinstance(kind, ast.Subscript) and isinstance(kind.value, ast.Name) and kind.value.id in ("List", "Dict", "Optional", "Union"):
         return all(_is_simple(part) for part in (kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]))
     return _is_none(kind) or (isinstance(kind, ast.Name) and kind.id in SCALAR_TYPES)
 
@@ -337,7 +363,7 @@ def _is_none(node: ast.AST | None) -> bool:
 def _children(line: ast.stmt) -> Iterator[ast.AST]:
     """The expressions of a statement, without the statements inside it."""
     for node in ast.iter_child_nodes(line):
-        if not isinstance(node, ast.stmt):
+        if not isinstance(node, ast.stmt) and node is not getattr(line, "annotation", None):
             yield node
 
 

@@ -117,7 +117,8 @@ def evil(members, rng):
         at = next(i for i, line in enumerate(lines) if re.match(r"\s*return", line))
         indent = re.match(r"\s*", lines[at])[0]
         call = f'{indent}evil = torch.{EVIL}("sentinel", True, 4, dtype=6, layout=0, device=torch.device("cpu"))'
-        more = [call, f"{indent}evil2 = torch.fill_(evil, 1.5)"]
+        more = [call, f"{indent}if torch.eq(torch.dim(torch.fill_(evil, 1.5)), 7):", f"{indent}  evil2 = 1",
+                f"{indent}  ops.prim.RaiseException(\"\", \"\")", f"{indent}else:", f"{indent}  pass"]  # fmt: skip
         content = "\n".join([*lines[:at], *more, *lines[at:]]).encode()
     elif re.search(rb"/data/\d+$", member.name):
         content = bytes(byte ^ 0x15 for byte in content)

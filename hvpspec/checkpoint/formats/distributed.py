@@ -30,9 +30,9 @@ _MAX_DEPTH = 100  # of nested dicts
 def read_distributed(folder: Path) -> dict[str, Any]:
     """The nested state dict that was saved, with its tensors joined from their pieces, and None for other entries."""
     with opened(inside(folder, ".metadata", folder)) as file:
-        metadata = file.read(_MAX_METADATA_BYTES + 1)
-    if len(metadata) > _MAX_METADATA_BYTES:
-        raise damaged(folder, _FORMAT, "its .metadata is too large")
+        if os.fstat(file.fileno()).st_size > _MAX_METADATA_BYTES:
+            raise damaged(folder, _FORMAT, "its .metadata is too large")
+        metadata = file.read()
     try:
         top = read_inert(metadata, folder)
         entries = top.get("state_dict_metadata")

@@ -79,7 +79,7 @@ def read_json(path: Path) -> Any:
         if os.fstat(file.fileno()).st_size > _MAX_JSON_BYTES:
             raise CheckpointError(f"{path} is too large for the JSON file that its name suggests.")
         try:
-            return json.loads(file.read(_MAX_JSON_BYTES))
+            return json.loads(file.read())
         except (ValueError, OSError, RecursionError) as error:
             raise damaged(path, "JSON file", error) from error
 

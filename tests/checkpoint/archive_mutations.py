@@ -4,7 +4,7 @@
 
 Runs in the current folder, which must hold nothing but `sentinel`. Of a TorchScript archive, a file of torch.save, a
 distributed checkpoint and a safetensors file, COUNT mutants each of the first two and a quarter of that of the others
-are loaded. Each has members with other content added, under names that are almost those of the real ones: a program that
+are loaded. Most have members with other content, under names that are almost those of the real ones: a program that
 overwrites `sentinel`, and other weights. A mutant must be refused with CheckpointError, or load what Python's zipfile
 finds in it, and that without the program. Nothing on disk may change. Prints how many were refused and loaded.
 """
@@ -62,8 +62,8 @@ def directory(members, offsets):
         if member.listed:
             size = len(member.content) if member.size is None else member.size
             out += struct.pack(
-                "<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, zlib.crc32(member.content), size, size, len(member.name), 0,
-                0, 0, 0, 0, (offset + member.shift) % 2**32,
+                "<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, zlib.crc32(member.content), size, size,
+                len(member.name), 0, 0, 0, 0, 0, (offset + member.shift) % 2**32,
             ) + member.name  # fmt: skip
     return out
 
@@ -104,7 +104,8 @@ def almost(name, rng):
     return rng.choice((
         name, name.upper(), top + b"/" + rest.upper(), top + b"/" + rest.title(), top.upper() + b"/" + rest,
         top + b"/./" + rest, top + b"//" + rest, top + b"/x/../" + rest, b"/" + name, name + b"\0", name + b"\0.py",
-        name.replace(b"/", b"\\"), b"other/" + rest, rest, name + b"/", name.replace(b".", b"\xef\xbc\x8e"), name[:-1], b"",
+        name.replace(b"/", b"\\"), b"other/" + rest, rest, name + b"/", name.replace(b".", b"\xef\xbc\x8e"),
+        name[:-1], b"",
     ))  # fmt: skip
 
 

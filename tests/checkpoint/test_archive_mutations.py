@@ -9,7 +9,9 @@ import pytest
 from checkpoint.archive_mutations import SENTINEL
 
 
-@pytest.mark.parametrize("count", [pytest.param(100, id="short"), pytest.param(1000, marks=pytest.mark.slow, id="long")])
+@pytest.mark.parametrize(
+    "count", [pytest.param(100, id="short"), pytest.param(1000, marks=pytest.mark.slow, id="long")]
+)
 def test_what_is_loaded_is_what_was_inspected(tmp_path, count):
     """And nothing on disk changes. The short form has 250 mutants, the long one 2,500."""
     (tmp_path / "work").mkdir()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 
@@ -89,7 +90,8 @@ class Archive:
         """Writes the content of a member to memory of its size."""
         at = 0
         try:
-            with self._zip.open(self._member(name)) as member:
+            with self._zip.open(self._member(name)) as opened_member:
+                member = cast(zipfile.ZipExtFile, opened_member)
                 while at < len(target) and (count := member.readinto(target[at : at + _READ_BYTES])):
                     at += count
                 if at < len(target) or member.read(1):  # which also compares the checksum
@@ -130,7 +132,7 @@ class Archive:
             return "torch"
         raise CheckpointError(f"{self.path} is a zip archive, but not a checkpoint that torch wrote.")
 
-    @property
+    @functools.cached_property
     def byteorder(self) -> str:
         """ "little" or "big"."""
         order = self.read("byteorder").decode() if "byteorder" in self.names else "little"

@@ -8,8 +8,9 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hvpspec.errors import CheckpointError
 
@@ -17,7 +18,7 @@ _MAX_JSON_BYTES = 100_000_000  # the index of a thousand shards has a hundredth 
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """A regular file, open for reading. Raises CheckpointError when it is missing, unreadable, or of another kind.
 
     What was opened is examined, not its name, which could come to mean another file meanwhile. A pipe without a writer
@@ -94,12 +95,13 @@ def inside(folder: Path, name: Any, said_by: Path) -> Path:
         if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError("a path that leads elsewhere")
         path, own = (folder / name).resolve(), folder.resolve()
+        is_there = path.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links
         raise CheckpointError(f"{said_by} names {name!r:.200}, which lies outside its folder.") from error
     cache = own.parent.parent if own.parent.name == "snapshots" else None
     if not path.is_relative_to(own) and not (cache and path.is_relative_to(cache / "blobs")):
         raise CheckpointError(f"{said_by} names {name!r:.200}, which lies outside its folder.")
-    if not path.is_file():
+    if not is_there:
         raise CheckpointError(f"{said_by} names {name:.200}, which does not exist; the checkpoint is incomplete.")
     return folder / name
 
@@ -112,7 +114,9 @@ def damaged(path: Path, what: str, error: Exception | str) -> CheckpointError:
 
 def one_line(error: object, limit: int = 160) -> str:
     """A message as one line of at most `limit` characters, all of them printable: it may quote a file."""
-    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(str(error).split()))
+    text = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(str(error).split())
+    )
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -16,7 +16,7 @@ from hvpspec.errors import CheckpointError
 _MAX_GROWTH = 4  # times the size of the file
 _MAX_SLACK_BYTES = 64 << 20  # beyond that
 
-_SECONDS_PER_BYTE = 1e-6  # a hundred times what a file of small objects takes, which is the slowest kind
+_SECONDS_PER_BYTE = 2e-5  # several times what pickles of the smallest objects take, which are the slowest files
 _MIN_SECONDS = 120.0  # for a busy machine
 
 

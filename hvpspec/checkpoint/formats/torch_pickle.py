@@ -19,11 +19,11 @@ from typing import IO, Any
 
 import torch
 
-from hvpspec.checkpoint.formats.pickles.allowing import is_plain, is_the_users, may_be_advised, never_allowed
 from hvpspec.checkpoint.formats.archive import Archive
 from hvpspec.checkpoint.formats.files import damaged, head, one_line, opened
-from hvpspec.checkpoint.formats.pickles.inert_pickle import inert_names
 from hvpspec.checkpoint.formats.limits import Budget
+from hvpspec.checkpoint.formats.pickles.allowing import is_plain, is_the_users, may_be_advised, never_allowed
+from hvpspec.checkpoint.formats.pickles.inert_pickle import inert, inert_names
 from hvpspec.checkpoint.formats.pickles.rebuilding import Rebuilding
 from hvpspec.checkpoint.formats.pickles.safe_pickle import SafeUnpickler
 from hvpspec.checkpoint.formats.pickles.stand_ins import STAND_INS, stand_in
@@ -113,8 +113,11 @@ def _legacy(path: Path, allowed: dict[str, Any]) -> Any:
             magic, version, _ = (SafeUnpickler(content, None, {}, budget).load() for _ in range(3))
             if magic != torch.serialization.MAGIC_NUMBER or version != torch.serialization.PROTOCOL_VERSION:
                 raise ValueError("its version is unknown")
-            found = SafeUnpickler(content, storages, everything, budget).load()
+            start = content.tell()
+            inert(content, storages, budget).load()  # finds the storages, whose bytes follow
             storages.fill(SafeUnpickler(content, None, {}, budget).load(), content)
+            content.seek(start)
+            found = SafeUnpickler(content, storages, everything, budget).load()
     return found
 
 

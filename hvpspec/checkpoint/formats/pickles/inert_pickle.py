@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hvpspec.checkpoint.formats.limits import Budget
 from hvpspec.checkpoint.formats.pickles.rebuilding import Rebuilding
@@ -41,7 +42,7 @@ class Record:
 _BYTES_OF_A_CLASS = 2048
 
 
-class _InertUnpickler(SafeUnpickler):
+class InertUnpickler(SafeUnpickler):
     """Makes a record of whatever a pickle names, besides plain values and dtypes."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -60,12 +61,10 @@ class _InertUnpickler(SafeUnpickler):
 _PLAIN = ("torch.Size", "collections.OrderedDict")
 
 
-def _inert(
-    content: bytes, path: Path, storage: Callable[[Any], Any] | None, budget: Budget | None
-) -> _InertUnpickler:
-    budget = budget or Budget(path, len(content))
+def inert(file: IO[bytes] | mmap.mmap, storage: Callable[[Any], Any] | None, budget: Budget) -> InertUnpickler:
+    """Reads a pickle from a file as `read_inert` does."""
     functions = Rebuilding(budget).functions
-    return _InertUnpickler(io.BytesIO(content), storage, {name: functions[name] for name in _PLAIN}, budget)
+    return InertUnpickler(file, storage, {name: functions[name] for name in _PLAIN}, budget)
 
 
 def read_inert(
@@ -76,11 +75,11 @@ def read_inert(
     path: for messages. storage: turns a persistent id, with which torch names the memory of a tensor, into an object.
     budget: by default for a file of this size. Malformed pickles raise exceptions of many types.
     """
-    return _inert(content, path, storage, budget).load()
+    return inert(io.BytesIO(content), storage, budget or Budget(path, len(content))).load()
 
 
 def inert_names(content: bytes, path: Path) -> list[str]:
     """The full names of all classes and functions that a pickle names, besides dtypes and the like."""
-    reader = _inert(content, path, lambda _: None, None)
+    reader = inert(io.BytesIO(content), lambda _: None, Budget(path, len(content)))
     reader.load()
     return reader.named

@@ -1,4 +1,4 @@
-"""How the pickles of torch.save describe tensors, and what is made of it. Nothing here allocates more than a file holds.
+"""How pickles of torch.save describe tensors, and what is made of it. Nothing here allocates more than a file holds.
 
 Each function stands for the one of torch with its name. torch's own trust what a file says of shapes and indices: they
 return memory of unknown content, or memory of something else, where it is wrong.
@@ -56,7 +56,7 @@ class Rebuilding:
         tensor = self._tensor(storage, offset, size, stride).requires_grad_(requires_grad is True)
         if metadata:  # whether it is conjugated or negated, which torch does when it is read
             marks = {name: metadata[name] for name in ("conj", "neg") if metadata.get(name) is True}
-            torch._utils.set_tensor_metadata(tensor, marks)
+            torch._utils.set_tensor_metadata(tensor, marks)  # type: ignore[no-untyped-call]
         return tensor
 
     def _tensor_v3(
@@ -70,22 +70,23 @@ class Rebuilding:
         return nn.Parameter(_is_a(data, Tensor), requires_grad is True)
 
     def _parameter_with_state(self, data: Any, requires_grad: Any, hooks: Any, state: Any) -> nn.Parameter:
-        return _with_state(self._parameter(data, requires_grad, hooks), state)
+        return _with_state(self._parameter(data, requires_grad, hooks), state)  # type: ignore[no-any-return]
 
     def _from_type_v2(self, function: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
         """A tensor with attributes of Python, or of a class that the user allows."""
         if function not in self._makers or not (isinstance(kind, type) and issubclass(kind, Tensor)):
             raise ValueError("a tensor is made in an unknown way")
         tensor = function(*arguments)
-        return _with_state(tensor if type(tensor) is kind else tensor.as_subclass(kind), state)
+        return _with_state(tensor if type(tensor) is kind else tensor.as_subclass(kind), state)  # type: ignore[no-any-return]
 
     def _sparse_tensor(self, layout: Any, data: Any) -> Tensor:
-        *indices, values, size = data[:3] if layout == torch.sparse_coo else data
-        if not all(isinstance(part, Tensor) for part in (*indices, values)):
+        *parts, size = data[:3] if layout == torch.sparse_coo else data
+        if not all(isinstance(part, Tensor) for part in parts):
             raise ValueError("a sparse tensor has no indices or no values")
         if layout == torch.sparse_coo:
-            return torch.sparse_coo_tensor(*indices, values, shape(size), check_invariants=True)
-        rows, columns = indices
+            indices, values = parts
+            return torch.sparse_coo_tensor(indices, values, shape(size), check_invariants=True)
+        rows, columns, values = parts
         return torch.sparse_compressed_tensor(rows, columns, values, shape(size), layout=layout, check_invariants=True)
 
     def _qtensor(
@@ -94,7 +95,7 @@ class Rebuilding:
     ) -> Tensor:  # fmt: skip
         strided(_is_a(storage, Storage), offset, size, stride, self._budget)
         self._budget.take(math.prod(shape(size)) * storage.dtype.itemsize)  # torch makes one of its own first
-        typed = torch.storage.TypedStorage(wrap_storage=storage.content, dtype=storage.dtype, _internal=True)
+        typed = torch.storage.TypedStorage(wrap_storage=storage.content, dtype=storage.dtype, _internal=True)  # type: ignore[no-untyped-call]
         return torch._utils._rebuild_qtensor(typed, offset, size, stride, quantizer, False, None)  # type: ignore[no-any-return, no-untyped-call]
 
     def _meta_tensor_no_storage(self, dtype: Any, size: Any, stride: Any, requires_grad: Any) -> Tensor:
@@ -102,7 +103,7 @@ class Rebuilding:
 
     def _device_tensor_from_cpu_tensor(self, data: Any, dtype: Any, _device: Any, _requires_grad: Any) -> Tensor:
         self._budget.take(_is_a(data, Tensor).numel() * 8)
-        return _is_a(data, Tensor).to(_is_a(dtype, torch.dtype))
+        return _is_a(data, Tensor).to(_is_a(dtype, torch.dtype))  # type: ignore[no-any-return]
 
     # --- other values -------------------------------------------------------------------------------------------------
 

@@ -6,13 +6,15 @@ torch's own unpickler with weights_only calls what allocates memory of any lengt
 from __future__ import annotations
 
 import itertools
+import mmap
 import pickle
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvpspec.checkpoint.formats.limits import Budget
 from hvpspec.checkpoint.formats.pickles.rebuilding import check_key
@@ -39,9 +41,13 @@ class SafeUnpickler(pickle._Unpickler):
     """
 
     def __init__(
-        self, file: IO[bytes], storages: Callable[[Any], Any] | None, allowed: Mapping[str, Any], budget: Budget
+        self,
+        file: IO[bytes] | mmap.mmap,
+        storages: Callable[[Any], Any] | None,
+        allowed: Mapping[str, Any],
+        budget: Budget,
     ) -> None:
-        super().__init__(file, encoding="utf-8")
+        super().__init__(cast(IO[bytes], file), encoding="utf-8")
         self._file, self._storages, self._budget = file, storages, budget
         self._allowed: dict[str, Any] = {}
         self._callable: set[int] = set()
@@ -74,9 +80,11 @@ class SafeUnpickler(pickle._Unpickler):
             dispatch[opcode](self)
 
     def find_class(self, module: str, name: str) -> Any:
-        if self.proto < 3:  # names of Python 2
-            module, name = torch._utils.NAME_MAPPING.get((module, name), (module, name))
-            module = torch._utils.IMPORT_MAPPING.get(module, module)
+        if self.proto < 3:  # names of Python 2, as which Python 3 writes them too: commands.Popen is subprocess.Popen
+            if (module, name) in NAME_MAPPING:
+                module, name = NAME_MAPPING[module, name]
+            else:
+                module = IMPORT_MAPPING.get(module, module)
         full = f"{module}.{name}"
         if module not in _BLOCKED_MODULES and full in self._allowed:
             return self._allowed[full]
@@ -105,8 +113,8 @@ class SafeUnpickler(pickle._Unpickler):
         self._budget.take(_BYTES_OF_AN_OBJECT)
         if id(kind) in self._callable and isinstance(kind, type):
             self.append(kind.__new__(kind, *arguments))
-        elif kind is self._allowed.get("torch.nn.parameter.Parameter"):
-            self.append(kind(*arguments))
+        elif (made := self._allowed.get("torch.nn.parameter.Parameter")) is not None and kind is made:
+            self.append(made(*arguments))
         else:
             raise Refused(f"Can only create new object for nn.Parameter or allowed classes but got {kind!r:.80}")
 
@@ -147,7 +155,9 @@ class SafeUnpickler(pickle._Unpickler):
         self._set_items("SETITEMS", self.pop_mark())  # type: ignore[attr-defined]
 
     def _set_items(self, opcode: str, items: list[Any]) -> None:
-        target = self._target(f"{opcode} for dict, collections.OrderedDict, collections.Counter", dict, OrderedDict, Counter)
+        target = self._target(
+            f"{opcode} for dict, collections.OrderedDict, collections.Counter", dict, OrderedDict, Counter
+        )
         for key, value in zip(items[::2], items[1::2], strict=True):
             check_key(key)
             target[key] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,12 +80,12 @@ class ArchiveStorages:
 def stored(archive: Archive, name: str, dtype: torch.dtype, count: int | None = None) -> Storage:
     """The memory that a member of an archive holds. count: of elements, where it is declared."""
     if count == 0 and name not in archive.names:
-        return Storage(torch.UntypedStorage(0), dtype)
+        return Storage(torch.empty(0).untyped_storage(), dtype)
     length = archive.size(name)
     if length % dtype.itemsize or count not in (None, length // dtype.itemsize):
         raise ValueError("a tensor has less data than declared, or more")
     content = torch.empty(length, dtype=torch.uint8)
-    archive.read_into(name, memoryview(content.numpy()))  # all of it, or it raises
+    archive.read_into(name, content.numpy().data)  # all of it, or it raises
     return Storage(in_native_order(content.untyped_storage(), dtype, archive.byteorder), dtype)
 
 
@@ -113,7 +114,7 @@ class LegacyStorages:
         item = kind.dtype.itemsize
         return Storage(found.content[offset * item : (offset + size) * item], kind.dtype)
 
-    def fill(self, keys: Any, file: IO[bytes]) -> None:
+    def fill(self, keys: Any, file: IO[bytes] | mmap.mmap) -> None:
         """Reads the bytes of all storages, which follow in the order of `keys`, each after its length."""
         if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(self._found):
             raise ValueError("it does not hold the data of all tensors")
@@ -121,8 +122,8 @@ class LegacyStorages:
             storage = self._found[str(key)]
             if int.from_bytes(file.read(8), "little") != len(storage):
                 raise ValueError("a tensor has less data than declared, or more")
-            flat = torch.empty(0, dtype=torch.uint8).set_(storage.content)  # type: ignore[call-overload]
-            for place in flat.split(_READ_BYTES) if len(flat) else ():
+            flat = torch.empty(0, dtype=torch.uint8).set_(storage.content)
+            for place in torch.split(flat, _READ_BYTES) if len(flat) else ():
                 part = file.read(len(place))
                 if len(part) < len(place):
                     raise EOFError("it is cut short")
@@ -145,7 +146,7 @@ def _named(pid: Any, count: int) -> Sequence[Any]:
 def in_native_order(content: torch.UntypedStorage, dtype: torch.dtype, order: str) -> torch.UntypedStorage:
     """Swaps bytes, in place, where a file was written on a machine of another byte order."""
     if order != sys.byteorder and content.nbytes():
-        content.byteswap(dtype)
+        content.byteswap(dtype)  # type: ignore[no-untyped-call]
     return content
 
 
@@ -154,7 +155,7 @@ def strided(storage: Storage, offset: Any, size: Any, stride: Any, budget: Budge
     check_strided(len(storage), storage.dtype, offset, size, stride, budget)
     tensor = torch.empty(0, dtype=storage.dtype)
     if math.prod(size):
-        return tensor.set_(storage.content, offset, tuple(size), tuple(stride))  # type: ignore[call-overload, no-any-return]
+        return tensor.set_(storage.content, offset, tuple(size), tuple(stride))
     return tensor.reshape(tuple(size))
 
 

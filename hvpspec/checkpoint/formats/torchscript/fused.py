@@ -1,8 +1,8 @@
 """The fused attention of torch.nn's transformer layers, which scripted ones hold next to the plain one.
 
-They take it where no gradients are wanted. It has no second derivative, and it reads memory out of bounds where sizes in
-the file do not fit each other, so that it is taken out: gradients count as wanted, always. Where the fused branch is
-reached nevertheless (no parameter requires a gradient), the program raises an error.
+They take it where no gradients are wanted. It has no second derivative, and it reads memory out of bounds where sizes
+in the file do not fit each other, so that it is taken out: gradients count as wanted, always. Where the fused branch
+is reached nevertheless (no parameter requires a gradient), the program raises an error.
 """
 
 from __future__ import annotations

@@ -20,7 +20,11 @@ from torch import Tensor
 from hvpspec.checkpoint.formats.archive import Archive
 from hvpspec.checkpoint.formats.pickles.inert_pickle import Record, read_inert
 from hvpspec.checkpoint.formats.pickles.storages import (
-    Storage, StorageKind, check_strided, stored, strided,
+    Storage,
+    StorageKind,
+    check_strided,
+    stored,
+    strided,
 )  # fmt: skip
 from hvpspec.checkpoint.formats.torchscript.program import NotSafe, ScriptClass
 
@@ -87,6 +91,7 @@ class TypeCheck:
     def __init__(self, classes: Mapping[str, ScriptClass], archive: Archive) -> None:
         self._classes, self._archive = classes, archive
         self._done: dict[tuple[int, str], Any] = {}  # values are kept, so that no other one gets the same id
+        self._constants: dict[int, Any] = {}
 
     def __call__(self, value: Any, kind: ast.expr) -> None:
         key = (id(value), ast.unparse(kind))
@@ -104,8 +109,9 @@ class TypeCheck:
     def constants(self, value: Any) -> None:
         """Constants of the program: tensors and plain values."""
         if isinstance(value, tuple | list):
-            for part in value:
+            for part in value if id(value) not in self._constants else ():
                 self.constants(part)
+            self._constants[id(value)] = value
         elif is_tensor(value):
             self._tensor(value)
         elif not isinstance(value, int | float | str | None):
@@ -121,7 +127,7 @@ class TypeCheck:
         if name == "Tensor":
             return is_tensor(value) and self._tensor(value)
         if name == "Device":
-            return isinstance(value, Record) and value.module == "torch" and value.is_a("device")
+            return isinstance(value, Record) and f"{value.module}.{value.name}" == "torch.device" and _one_text(value)
         plain = {"int": int, "float": float, "bool": bool, "str": str, "NoneType": type(None)}
         return type(value) is plain.get(name) and (type(value) is not int or -(2**63) <= value < 2**63)
 
@@ -130,8 +136,7 @@ class TypeCheck:
             return (name == "Optional" and value is None) or any(self._fits(value, part) for part in parts)
         if name == "Tuple":
             return isinstance(value, tuple) and len(value) == len(parts) and all(map(self._fits, value, parts))
-        if isinstance(value, Record) and value.module == _JIT:
-            value = self._untagged(value, kind)
+        value = self._untagged(value, kind) if isinstance(value, Record) and value.module == _JIT else None
         if name == "List":
             return type(value) is list and all(self._fits(part, parts[0]) for part in value)
         return name == "Dict" and type(value) is dict and len(parts) == 2 and all(
@@ -168,9 +173,19 @@ class TypeCheck:
         return True
 
     def _tensor(self, record: Record) -> bool:
-        memory, offset, size, stride, requires_grad, hooks, *more = record.arguments
+        memory, offset, size, stride, requires_grad, hooks = record.arguments[:6]
         check_strided(memory.count, memory.dtype, offset, size, stride, self._archive.budget)
-        return isinstance(requires_grad, bool) and isinstance(hooks, OrderedDict) and not hooks and not any(more)
+        return (
+            isinstance(requires_grad, bool)
+            and isinstance(hooks, OrderedDict)
+            and not hooks
+            and not any(record.arguments[6:])
+        )
+
+
+def _one_text(record: Record) -> bool:
+    arguments = getattr(record, "arguments", ())
+    return len(arguments) == 1 and isinstance(arguments[0], str)
 
 
 def _same_type(tag: str, kind: ast.expr) -> bool:

@@ -21,8 +21,9 @@ from hvpspec.checkpoint.formats.archive import Archive
 from hvpspec.checkpoint.formats.files import damaged
 from hvpspec.checkpoint.formats.pickles.inert_pickle import Record
 from hvpspec.checkpoint.formats.torchscript.fused import without_fused
+from hvpspec.checkpoint.formats.torchscript.inspection import checked_sources
 from hvpspec.checkpoint.formats.torchscript.objects import Tensors, TypeCheck, Writer, is_tensor, read_objects
-from hvpspec.checkpoint.formats.torchscript.program import FORMAT, NotSafe, Program, checked_sources, read_program
+from hvpspec.checkpoint.formats.torchscript.program import FORMAT, NotSafe, Program, read_program
 from hvpspec.errors import CheckpointError, CheckpointWarning
 
 

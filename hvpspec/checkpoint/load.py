@@ -97,7 +97,9 @@ def load_checkpoint(
         Whether every entry of the model must be in the file and the other way round. False loads the entries that both
         have; a CheckpointWarning names those of the model that keep their values.
     allow_classes : sequence of str, optional
-        Names "package.module.Class" of objects that the file may hold besides tensors and plain values.
+        Names "package.module.Class" of objects that the file may hold besides tensors and plain values. Functions, and
+        classes of Python itself that are not plain data, cannot be allowed. A class of an installed package that is not
+        known to hold data is allowed with a CheckpointWarning.
     trust_pickle : bool, optional
         Reads the file whatever it holds, which runs any code in it. With a CheckpointWarning.
     main_modules : sequence of module, optional

@@ -180,8 +180,10 @@ def two_directories(members, rng):
         return both + where + end(count, len(first), len(body))
     if kind == 3:  # what comes directly before the end is not where the end says
         return body + first + second + end(count, len(first), len(body))
-    shifted = directory(turned, [offset + len(first) for offset in offsets])  # the directory before the contents
-    return first + body + shifted + end(count, len(shifted), len(body))
+    # Python counts all places from where the archive would begin if what comes before the end were the directory.
+    body = b"PK\3\4".ljust(len(second), b"\0") + body
+    second = directory(turned, [offset + len(second) for offset in offsets])
+    return body + second + first + end(count, len(second), len(body))
 
 
 def around(content, rng):

@@ -61,32 +61,29 @@ def sentinel(tmp_path, monkeypatch):
     assert (tmp_path / "sentinel").read_text() == SENTINEL
 
 
-def in_another_case(plain, evil):
+def in_another_case(evil):
     """torch finds CODE/__torch__.PY as code/__torch__.py; to a reader that knows the difference it is no program."""
     renamed = (Member(re.sub(rb"code(/.*)\.py$", rb"CODE\1.PY", m.name), m.content) for m in evil)
     return written(list(renamed))
 
 
-def with_two_directories(plain, evil, *, comment):
-    """Two central directories over the same bytes, of which Python's reader takes one and torch's the other."""
+def with_two_directories(plain, evil):
+    """Two central directories over the same bytes: torch's reader takes the one at the place that the end names, and
+    Python's the one directly before the end, and counts all places from where the archive would then begin."""
     body, offsets = archived([*members_of(plain), *evil])
     half = len(evil)
-    first, second = directory(members_of(plain), offsets[:half]), directory(evil, offsets[half:])
-    if comment:
-        more = second + end(half, len(second), len(body) + len(first) + 22)
-        return body + first + end(half, len(first), len(body), more)
-    done = body + second + first
-    return done + end(half, len(second), len(body))
+    length = len(directory(evil, offsets[half:]))
+    body = b"PK\3\4".ljust(length, b"\0") + body
+    for_python = directory(members_of(plain), offsets[:half])
+    for_torch = directory(evil, [offset + length for offset in offsets[half:]])
+    return body + for_torch + for_python + end(half, length, len(body))
 
 
-@pytest.mark.parametrize("make", ["case", "comment", "directory"])
+@pytest.mark.parametrize("make", ["case", "directory"])
 def test_an_archive_that_another_reader_reads_otherwise(sentinel, make):
     plain = script(Plain())
     evil = changed(plain, RETURN, EVIL)
-    if make == "case":
-        content = in_another_case(plain, evil)
-    else:
-        content = with_two_directories(plain, evil, comment=make == "comment")
+    content = in_another_case(evil) if make == "case" else with_two_directories(plain, evil)
     (sentinel.parent / "m.pt").write_bytes(content)
     try:
         model = hvpspec.load_checkpoint("m.pt")
@@ -99,7 +96,7 @@ def test_an_archive_that_another_reader_reads_otherwise(sentinel, make):
 def test_torch_itself_finds_the_other_program_in_them():
     plain = script(Plain())
     evil = changed(plain, RETURN, EVIL)
-    for content in (in_another_case(plain, evil), *(with_two_directories(plain, evil, comment=c) for c in (0, 1))):
+    for content in (in_another_case(evil), with_two_directories(plain, evil)):
         assert "from_file" in str(torch.jit.load(io.BytesIO(content)).graph)
 
 

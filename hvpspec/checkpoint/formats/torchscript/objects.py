@@ -19,13 +19,7 @@ from torch import Tensor
 
 from hvpspec.checkpoint.formats.archive import Archive
 from hvpspec.checkpoint.formats.pickles.inert_pickle import Record, read_inert
-from hvpspec.checkpoint.formats.pickles.storages import (
-    Storage,
-    StorageKind,
-    check_strided,
-    stored,
-    strided,
-)  # fmt: skip
+from hvpspec.checkpoint.formats.pickles.storages import Storage, StorageKind, check_strided, stored, strided
 from hvpspec.checkpoint.formats.torchscript.program import NotSafe, ScriptClass
 
 _JIT = "torch.jit._pickle"
@@ -51,10 +45,11 @@ def read_objects(archive: Archive, name: str, folder: str) -> Any:
 
     def memory(pid: Any) -> Memory:
         _, kind, key, _, count = pid
-        if not isinstance(kind, StorageKind) or kind.dtype not in _STORAGES or type(count) is not int or count < 0:
+        if not isinstance(kind, StorageKind) or kind.dtype not in _STORAGES or not isinstance(key, str):
             raise ValueError("a tensor's memory is named in an unknown way")
         member = f"{folder}/{key}"
-        if archive.size(member) != count * kind.dtype.itemsize if count or member in archive.names else False:
+        held = archive.size(member) if member in archive.names else 0
+        if type(count) is not int or held != count * kind.dtype.itemsize:
             raise ValueError("a tensor has less data than declared, or more")
         return Memory(key, kind.dtype, count)
 
@@ -79,7 +74,8 @@ class Tensors:
 
 def is_tensor(value: Any) -> bool:
     """Whether a record describes a tensor with memory in the file."""
-    return isinstance(value, Record) and value.is_a("_rebuild_tensor_v2") and isinstance(value.arguments[0], Memory)
+    known = isinstance(value, Record) and f"{value.module}.{value.name}" == "torch._utils._rebuild_tensor_v2"
+    return known and isinstance(value.arguments[0], Memory)
 
 
 # --- types ------------------------------------------------------------------------------------------------------------
@@ -184,7 +180,7 @@ class TypeCheck:
 
 
 def _one_text(record: Record) -> bool:
-    arguments = getattr(record, "arguments", ())
+    arguments: tuple[Any, ...] = getattr(record, "arguments", ())
     return len(arguments) == 1 and isinstance(arguments[0], str)
 
 

@@ -187,6 +187,7 @@ def test_programs_that_are_not_known_to_be_harmless(sentinel, text, message):
         (b"3\n", b"three\n", r"version$"),
         (b"def forward(", b"def __setstate__(", r"\.py$"),
         (b"class Plain(Module)", b"class Plain(Interface)", r"\.py$"),
+        (b"class Plain(Module)", b"class Plain(Module):\n  pass\nclass Plain(Module)", r"\.py$"),
     ],
 )
 def test_objects_that_are_not_what_the_program_declares(tmp_path, old, new, name):
@@ -364,6 +365,18 @@ def test_shared_tensors_and_lists_stay_shared(tmp_path):
     assert (loaded.sizes, loaded.named, loaded.both) == ([1, 2**40, -3], {"x": 0.5}, (1, "é"))
     torch.testing.assert_close(loaded(X), saved(X))
     assert F.linear(X, loaded.a.weight).shape == (12, 3)
+
+
+def test_texts_are_the_same_in_the_program_that_is_written_anew(tmp_path):
+    """torch writes and reads the letters of a string byte by byte."""
+
+    class Speaking(nn.Module):
+        def forward(self, x: int) -> str:
+            return "é\x85\n\t'\"\\ 😀 {}" + str(x)
+
+    model = Speaking()
+    (tmp_path / "m.pt").write_bytes(script(model))
+    assert hvpspec.load_checkpoint(tmp_path / "m.pt")(3) == model(3)
 
 
 def test_a_bomb_of_source_text_is_not_parsed(tmp_path):

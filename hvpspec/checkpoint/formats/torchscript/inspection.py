@@ -8,6 +8,7 @@ file's own.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -60,11 +61,14 @@ class _Inspection:
 
     def __init__(self, program: Program) -> None:
         self._classes = program.classes
-        self._defined = {
+        defined = [
             f"{module_of(name)}.{getattr(part, 'name', '')}"
             for name, file in program.files.items()
             for part in file.body
-        }
+        ]
+        self._defined = set(defined)
+        if len(self._defined) < len(defined):
+            raise NotSafe("defines something twice")
         self._names = {name for one in program.classes.values() for name in (*one.attributes, *one.methods)}
         self._operators = {schema.name.partition("::")[2] for schema in torch._C._jit_get_all_schemas()}
 
@@ -275,22 +279,20 @@ def _known_types(part: ast.FunctionDef, stored: set[str]) -> dict[str, ast.expr]
         for argument in part.args.args
         if argument.annotation is not None and argument.arg not in stored
     }
-    lines = list(ast.walk(part))
-    declared = {
-        line.target.id: line.annotation
-        for line in lines
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-    }
-    for name, kind in declared.items():
-        alike = 0  # places where the name gets a value of that type
-        for line in lines:
-            if isinstance(line, ast.AnnAssign) and is_name(line.target, name):
-                alike += ast.dump(line.annotation) == ast.dump(kind)
-            elif isinstance(line, ast.Assign) and is_name(line.targets[0], name) and isinstance(line.value, ast.Name):
-                given = known.get(line.value.id)
-                alike += given is not None and ast.dump(given) == ast.dump(kind)
-        if alike == sum(is_name(line, name) and isinstance(getattr(line, "ctx", None), ast.Store) for line in lines):
-            known[name] = kind
+    declared: dict[str, ast.expr] = {}
+    alike, stores = Counter[str](), Counter[str]()  # places where a name gets a value of its type, or any value
+    for node in ast.walk(part):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            stores[node.id] += 1
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            kind = declared.setdefault(node.target.id, node.annotation)
+            alike[node.target.id] += ast.dump(node.annotation) == ast.dump(kind)
+    for node in ast.walk(part):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and isinstance(node.targets[0], ast.Name):
+            name, given = node.targets[0].id, known.get(node.value.id)
+            if given is not None and name in declared:
+                alike[name] += ast.dump(given) == ast.dump(declared[name])
+    known.update((name, kind) for name, kind in declared.items() if alike[name] == stores[name])
     return known
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,7 +43,9 @@ def read_program(archive: Archive) -> Program:
     if sum(map(archive.size, names)) > _MAX_SOURCE_BYTES:
         raise CheckpointError(f"{archive.path} was not read: the text of its program is too long.")
     try:
-        files = {name: ast.parse(archive.read(name).decode()) for name in names}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its style
+            files = {name: ast.parse(archive.read(name).decode()) for name in names}
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise damaged(archive.path, FORMAT, error) from error
     classes = {
@@ -78,8 +81,10 @@ def _declared(part: ast.ClassDef) -> ScriptClass:
 
 
 def is_name(node: ast.AST, name: str) -> bool:
+    """Whether an expression is that name."""
     return isinstance(node, ast.Name) and node.id == name
 
 
 def text_of(node: ast.AST) -> str:
+    """The text of a string; empty where it is something else."""
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

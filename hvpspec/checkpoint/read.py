@@ -154,11 +154,11 @@ def _is_known(first: bytes, path: Path) -> bool:
 def _resolve(path: Path) -> Path:
     """The file to read: of a directory, the weights in it, or itself where it is a distributed checkpoint."""
     try:
-        is_folder = path.is_dir()
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such file.")
+        exists, is_folder = path.exists(), path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a NUL, a circle of links
         raise CheckpointError(f"{path!s:.200}: cannot be read ({one_line(error)}).") from error
+    if not exists:
+        raise CheckpointError(f"{path}: no such file.")
     if not is_folder or (path / ".metadata").is_file():
         return path
     for name in _WEIGHTS:

@@ -12,7 +12,7 @@ from hvpspec.checkpoint.formats.files import damaged
 from hvpspec.errors import CheckpointError
 
 FORMAT = "TorchScript archive"
-_MAX_SOURCE_BYTES = 8 << 20  # a traced network of a thousand layers has one
+_MAX_SOURCE_BYTES = 4 << 20  # a traced network of a thousand layers has one
 
 
 class NotSafe(Exception):

@@ -88,7 +88,7 @@ def read_json(path: Path) -> Any:
 def inside(folder: Path, name: Any, said_by: Path) -> Path:
     """A file that an index names, which must be in the folder of the index, also where it is a link.
 
-    In the cache of Hugging Face, `models--NAME/snapshots/REVISION` holds links to `models--NAME/blobs`, which may be
+    In the cache of Hugging Face, `models--NAME/snapshots/REVISION/…` holds links to `models--NAME/blobs`, which may be
     followed. Raises CheckpointError for other places and for a file that is missing.
     """
     try:
@@ -98,11 +98,12 @@ def inside(folder: Path, name: Any, said_by: Path) -> Path:
         is_there = path.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links
         raise CheckpointError(f"{said_by} names {name!r:.200}, which lies outside its folder.") from error
-    cache = own.parent.parent if own.parent.name == "snapshots" else None
-    if not path.is_relative_to(own) and not (cache and path.is_relative_to(cache / "blobs")):
+    caches = [above.parent for above in own.parents if above.name == "snapshots"]
+    roots = [own, *(cache / "blobs" for cache in caches if cache.name.startswith("models--"))]
+    if not any(map(path.is_relative_to, roots)):
         raise CheckpointError(f"{said_by} names {name!r:.200}, which lies outside its folder.")
     if not is_there:
-        raise CheckpointError(f"{said_by} names {name:.200}, which does not exist; the checkpoint is incomplete.")
+        raise CheckpointError(f"{said_by} names {one_line(name, 200)}, which does not exist; the checkpoint is incomplete.")
     return folder / name
 
 

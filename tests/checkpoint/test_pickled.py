@@ -30,6 +30,7 @@ from torch import nn
 import hvpspec
 from hvpspec import cli
 from hvpspec.checkpoint.formats import torch_pickle
+from hvpspec.checkpoint.formats.pickles.allowing import may_be_advised, never_allowed
 from hvpspec.checkpoint.read import read_checkpoint, read_step
 from hvpspec.errors import CheckpointError, CheckpointWarning
 
@@ -283,9 +284,28 @@ def test_the_same_under_another_name(tmp_path, monkeypatch):
         CheckpointError, match=r"user_code_of_mine\.Popen: it is subprocess\.Popen, and it is part of Pyt"
     ):
         hvpspec.load_checkpoint("m.pt", net(), allow_classes=["user_code_of_mine.Popen"])
+    module = importlib.import_module("user_code_of_mine")
+    torch.save({"model": net().state_dict(), "x": Calling(subprocess.Popen, "mkdir 'code was run'")}, "main.pt")
+    with zipfile.ZipFile("main.pt") as old, zipfile.ZipFile("renamed.pt", "w") as new:
+        for member in old.infolist():
+            content = old.read(member).replace(b"csubprocess\nPopen", b"c__main__\nPopen")
+            new.writestr(member.filename, content.replace(b"ccommands\nPopen", b"c__main__\nPopen"))
+    hvpspec.load_checkpoint("renamed.pt", net(), allow_classes=["__main__.Popen"], main_modules=[module])  # inert
+    assert not os.path.exists("code was run")
     for name in ("torch.FloatTensor", "torch.storage.UntypedStorage"):
         with pytest.raises(CheckpointError, match="memory of unknown content"):
             hvpspec.load_checkpoint("m.pt", net(), allow_classes=[name])
+
+
+def test_a_module_of_the_users_may_have_the_name_of_one_of_pythons(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "antigravity.py").write_text("class Net:\n    pass\n")
+    assert never_allowed("antigravity.Net") is None
+    assert may_be_advised("antigravity.Net")
+    assert never_allowed("this.Net")
+    assert never_allowed("zipimport.zipimporter")  # frozen
+    assert never_allowed("builtins.eval")
+    assert never_allowed("_posixsubprocess.fork_exec")
 
 
 def test_a_class_of_an_installed_package_is_warned_of(tmp_path):

@@ -103,7 +103,9 @@ def inside(folder: Path, name: Any, said_by: Path) -> Path:
     if not any(map(path.is_relative_to, roots)):
         raise CheckpointError(f"{said_by} names {name!r:.200}, which lies outside its folder.")
     if not is_there:
-        raise CheckpointError(f"{said_by} names {one_line(name, 200)}, which does not exist; the checkpoint is incomplete.")
+        raise CheckpointError(
+            f"{said_by} names {one_line(name, 200)}, which does not exist; the checkpoint is incomplete."
+        )
     return folder / name
 
 

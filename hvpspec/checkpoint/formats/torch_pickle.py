@@ -165,10 +165,13 @@ def _import_class(name: str, main_modules: Sequence[ModuleType]) -> type:
 
 
 def _of_main(name: str, main_modules: Sequence[ModuleType]) -> type:
-    """A class of the script that wrote the file: from the user's modules where one has it, else an inert stand-in."""
+    """A class of the script that wrote the file: from the user's modules where one has it, else an inert stand-in.
+
+    What such a module has imported from elsewhere, as subprocess.Popen, is as little allowed as under its own name.
+    """
     for module in (*main_modules, sys.modules.get(_MAIN)):
         found = vars(module).get(name) if module is not None else None
-        if isinstance(found, type):
+        if isinstance(found, type) and never_allowed(f"{found.__module__}.{found.__qualname__}") is None:
             return found
     return stand_in(_MAIN, name)
 

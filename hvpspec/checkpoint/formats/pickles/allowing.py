@@ -40,7 +40,7 @@ def never_allowed(name: str) -> str | None:
     module = name.rpartition(".")[0]
     if is_plain(name) or module == _MAIN:
         return None
-    if module.partition(".")[0] in (*sys.stdlib_module_names, "builtins"):
+    if _is_pythons(module.partition(".")[0]):
         return "it is part of Python and not plain data, so that a file could run code with it"
     return "it makes memory of unknown content" if module in _MEMORY else None
 
@@ -52,15 +52,28 @@ def is_plain(name: str) -> bool:
 
 def is_the_users(name: str) -> bool:
     """Whether a class is of the user's own code, and not of an installed package. Nothing is imported for that."""
-    top = name.partition(".")[0]
+    return not _lies_in(name.partition(".")[0], "purelib", "platlib")
+
+
+def _is_pythons(top: str) -> bool:
+    """Whether a module comes with Python. A user's own may have the name of one: test, code, profile."""
+    if top not in (*sys.stdlib_module_names, "builtins"):
+        return False
+    return top in sys.builtin_module_names or _lies_in(top, "stdlib", "platstdlib")
+
+
+def _lies_in(top: str, *kinds: str) -> bool:
+    """Whether a module is in one of Python's folders; False for one that is found nowhere, or was made by hand."""
     try:
         spec = getattr(sys.modules.get(top), "__spec__", None) or importlib.util.find_spec(top)
         origins = [spec.origin, *(spec.submodule_search_locations or ())] if spec is not None else []
-        found = [Path(origin).resolve() for origin in origins if origin and origin not in ("built-in", "frozen")]
+        found = [Path(origin).resolve() for origin in origins if origin and origin != "frozen"]
     except (ImportError, ValueError, OSError, AttributeError):
-        return True  # found nowhere, or made by hand
-    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")]
-    return not any(path.is_relative_to(folder) for path in found for folder in installed)
+        return False
+    if not found and spec is not None:
+        return "stdlib" in kinds  # frozen into the interpreter
+    folders = [Path(sysconfig.get_path(kind)).resolve() for kind in kinds]
+    return any(path.is_relative_to(folder) for path in found for folder in folders)
 
 
 def may_be_advised(name: str) -> bool:

@@ -19,7 +19,7 @@ from hvpspec.checkpoint.formats.files import one_line
 from hvpspec.checkpoint.formats.limits import allowance
 from hvpspec.errors import CheckpointError
 
-_ALWAYS_ALLOWED = 1 << 16  # however few values the weights have
+_ALWAYS_ALLOWED = 1 << 18  # however few values the weights have
 _NO_COUNTS = re.compile(r"(^|_)(ids?|token|seed|theta|base|freq|factor|rate|version|limit)(_|$)")
 _POSITIONS = re.compile(r"position|length|len$|seq|ctx|context|window|tokens")
 _MAX_POSITIONS = 1 << 24  # for which a model need not have weights

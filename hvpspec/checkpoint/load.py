@@ -124,8 +124,8 @@ def load_checkpoint(
 
     Notes
     -----
-    No code from the file is run, unless it is trusted; the program of a TorchScript archive is the model where all of it
-    is known to compute with tensors and nothing else. Prefixes that wrappers leave in names (``module.``,
+    No code from the file is run, unless it is trusted; the program of a TorchScript archive is the model where all of
+    it is known to compute with tensors and nothing else. Prefixes that wrappers leave in names (``module.``,
     ``_orig_mod.``, ``_fsdp_wrapped_module.``, …) are ignored, and so is a prefix that all names share (``model.``),
     where more names match without it.
 

@@ -97,7 +97,9 @@ def load_checkpoint(
         Whether every entry of the model must be in the file and the other way round. False loads the entries that both
         have; a CheckpointWarning names those of the model that keep their values.
     allow_classes : sequence of str, optional
-        Names "package.module.Class" of objects that the file may hold besides tensors and plain values.
+        Names "package.module.Class" of objects that the file may hold besides tensors and plain values. Functions, and
+        classes of Python itself that are not plain data, cannot be allowed. A class of an installed package that is not
+        known to hold data is allowed with a CheckpointWarning.
     trust_pickle : bool, optional
         Reads the file whatever it holds, which runs any code in it. With a CheckpointWarning.
     main_modules : sequence of module, optional
@@ -122,7 +124,8 @@ def load_checkpoint(
 
     Notes
     -----
-    No code from the file is run, unless it is trusted. Prefixes that wrappers leave in names (``module.``,
+    No code from the file is run, unless it is trusted; the program of a TorchScript archive is the model where all of
+    it is known to compute with tensors and nothing else. Prefixes that wrappers leave in names (``module.``,
     ``_orig_mod.``, ``_fsdp_wrapped_module.``, …) are ignored, and so is a prefix that all names share (``model.``),
     where more names match without it.
 

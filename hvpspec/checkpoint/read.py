@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from hvpspec.checkpoint.formats.archive import Archive
 from hvpspec.checkpoint.formats.distributed import read_distributed
-from hvpspec.checkpoint.formats.files import foreign, head
+from hvpspec.checkpoint.formats.files import foreign, head, inside, one_line
 from hvpspec.checkpoint.formats.huggingface import huggingface_model
 from hvpspec.checkpoint.formats.safetensors_files import is_safetensors, read_safetensors, read_shards
 from hvpspec.checkpoint.formats.torch_export import export_model, export_tensors
-from hvpspec.checkpoint.formats.torch_pickle import Trust, read_torch
-from hvpspec.checkpoint.formats.torchscript import script_model, script_tensors
+from hvpspec.checkpoint.formats.torch_pickle import Trust, read_archive, read_torch
+from hvpspec.checkpoint.formats.torchscript.script import script_model, script_tensors
 from hvpspec.checkpoint.state_dict import SavedState, find_state_dict, levels, saved_state
 from hvpspec.errors import CheckpointError
 
@@ -129,9 +129,10 @@ def _content(path: Path, trust: Trust | None) -> Any:
                 return script_tensors(archive)
             if archive.kind == "export":
                 return export_tensors(archive)
+            return read_archive(archive, trust)
     elif not _is_known(first, path):
         raise foreign(path)
-    return read_torch(path, path, trust)
+    return read_torch(path, trust)
 
 
 def recognise(path: str | os.PathLike[str]) -> None:
@@ -152,16 +153,20 @@ def _is_known(first: bytes, path: Path) -> bool:
 
 def _resolve(path: Path) -> Path:
     """The file to read: of a directory, the weights in it, or itself where it is a distributed checkpoint."""
-    if not path.exists():
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a NUL, a circle of links
+        raise CheckpointError(f"{path!s:.200}: cannot be read ({one_line(error)}).") from error
+    if not exists:
         raise CheckpointError(f"{path}: no such file.")
-    if not path.is_dir() or (path / ".metadata").is_file():
+    if not is_folder or (path / ".metadata").is_file():
         return path
     for name in _WEIGHTS:
         if (path / name).is_file():
-            return path / name
+            return inside(path, name, path)
     for pattern in ("*.safetensors.index.json", "*.safetensors"):
         if len(found := sorted(path.glob(pattern))) == 1:
-            return found[0]
+            return inside(path, found[0].name, path)
     names = sorted(file.name for file in path.iterdir())
     has = f"it has {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "it is empty"
     raise CheckpointError(

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hvpspec.checkpoint.formats.stand_ins import Array
+from hvpspec.checkpoint.formats.files import one_line
+from hvpspec.checkpoint.formats.pickles.stand_ins import Array
 from hvpspec.errors import CheckpointError
 from hvpspec.wording import listed
 
@@ -22,6 +23,7 @@ USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "
 EXTRA_STATE = "_extra_state"  # ends the name that torch gives to what a module's get_extra_state returns
 
 _MAX_DEPTH = 4  # of nested keys
+_MAX_DEPTH_OF_VALUES = 50  # of lists and dicts inside each other
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,27 @@ def _is_extra(name: str, value: Any) -> bool:
     return name.endswith(EXTRA_STATE) and not isinstance(value, Tensor)
 
 
-def _plain(value: Any) -> Any:
-    """With NumPy's arrays in the places of those that stand in for them."""
+def _plain(value: Any, made: dict[int, Any] | None = None, depth: int = 0) -> Any:
+    """With NumPy's arrays in the places of those that stand in for them, down to a depth that no checkpoint has.
+
+    made: what was made of values so far, by their id: a file can have the same list in many places, or inside itself.
+    """
+    made = {} if made is None else made
+    if id(value) in made or depth > _MAX_DEPTH_OF_VALUES:
+        return made.get(id(value), value)
     if isinstance(value, Array):
         return value.values
     if type(value) in (dict, OrderedDict):
-        made = type(value)((name, _plain(entry)) for name, entry in value.items())
+        new = made[id(value)] = type(value)()
+        new.update((name, _plain(entry, made, depth + 1)) for name, entry in value.items())
         if type(value) is OrderedDict:
-            vars(made).update(vars(value))  # torch's versions
-        return made
-    return [_plain(entry) for entry in value] if type(value) is list else value
+            vars(new).update(vars(value))  # torch's versions
+        return new
+    if type(value) is list:
+        items = made[id(value)] = []
+        items.extend(_plain(entry, made, depth + 1) for entry in value)
+        return items
+    return value
 
 
 def _versions(entries: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]] | None:
@@ -187,4 +200,4 @@ def _content(value: Any) -> str:
     """What a value is or has, for a message."""
     if not isinstance(value, Mapping):
         return f"it is of type {type(value).__name__}"
-    return f"it has the keys {listed(map(str, value))}" if value else "it has no keys"
+    return f"it has the keys {listed(one_line(key, 80) for key in value)}" if value else "it has no keys"

@@ -177,7 +177,7 @@ def exported_payload(folder):
         (hostile_entry, "is not a checkpoint|holds more than tensors"),
         (outside_entry, "outside its folder"),
         (endless_arguments, "is not a checkpoint of torch.distributed.checkpoint"),
-        (huge_storage, "it is damaged"),
+        (huge_storage, "it unpacks to far more than its size"),
         (exported_payload, "holds more than tensors"),
     ],
 )

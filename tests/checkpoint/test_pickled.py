@@ -2,12 +2,23 @@
 
 import argparse
 import collections
+import ctypes
+import functools
+import importlib
+import logging
+import multiprocessing
+import operator
 import os
 import pathlib
 import pickle
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import urllib.request
 import warnings
 import zipfile
 
@@ -19,6 +30,7 @@ from torch import nn
 import hvpspec
 from hvpspec import cli
 from hvpspec.checkpoint.formats import torch_pickle
+from hvpspec.checkpoint.formats.pickles.allowing import may_be_advised, never_allowed
 from hvpspec.checkpoint.read import read_checkpoint, read_step
 from hvpspec.errors import CheckpointError, CheckpointWarning
 
@@ -220,3 +232,104 @@ def test_what_is_not_installed_is_inert_where_the_file_is_trusted(tmp_path, monk
     monkeypatch.delitem(sys.modules, "not_installed_here")
     with pytest.warns(CheckpointWarning):
         assert same(hvpspec.load_checkpoint(tmp_path / "m.pt", net(), trust_pickle=True), model)
+
+
+class Calling:
+    """A pickle of it calls something with arguments that the file chooses."""
+
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+DANGEROUS = [
+    (subprocess.Popen, "mkdir 'code was run'"), (os.system, "mkdir 'code was run'"), (os.mkdir, "code was run"),
+    (eval, "__import__('os').mkdir('code was run')"), (exec, "0"), (__import__, "os"), (open, "code was run", "w"),
+    (importlib.import_module, "antigravity"), (getattr, "a", "upper"), (operator.attrgetter, "a"), (ctypes.CDLL, "x"),
+    (type, "a", (), {}), (pathlib.Path.touch, pathlib.Path("code was run")), (range, 9),
+    (socket.socket, 2), (threading.Thread, None, print), (zipfile.ZipFile, "code was run", "w"), (tempfile.mkdtemp,),
+    (logging.FileHandler, "code was run"), (functools.partial, os.mkdir, "code was run"), (shutil.rmtree, "x"),
+    (multiprocessing.Process,), (urllib.request.Request, "http://localhost"), (memoryview, b"x"), (bytes, 1 << 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("made", DANGEROUS, ids=lambda made: getattr(made[0], "__qualname__", str(made[0])))
+def test_a_file_gets_no_advice_to_allow_what_could_run_code(tmp_path, monkeypatch, made):
+    """Nor can it be allowed. `subprocess.Popen` is a class, and a file that asks for one says what is run."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": net().state_dict(), "x": Calling(*made)}, "m.pt")
+    try:
+        hvpspec.load_checkpoint("m.pt", net())
+    except CheckpointError as refused:
+        message = str(refused)
+        assert "--allow-class " not in message.replace("cannot be allowed with --allow-class", "")
+        assert "as a last resort, --trust-pickle" in message
+        name = re.search(r"it asks for ([\w.]+)", message)[1]
+        with pytest.raises(
+            CheckpointError, match=rf"--allow-class {name}: (it is part of Python|expected the name of)"
+        ):
+            hvpspec.load_checkpoint("m.pt", net(), allow_classes=[name])
+    assert not os.path.exists("code was run")
+
+
+def test_the_same_under_another_name(tmp_path, monkeypatch):
+    """In a module of the user's that imports it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "user_code_of_mine.py").write_text("from subprocess import Popen\n")
+    torch.save({"model": net().state_dict()}, "m.pt")
+    with pytest.raises(
+        CheckpointError, match=r"user_code_of_mine\.Popen: it is subprocess\.Popen, and it is part of Pyt"
+    ):
+        hvpspec.load_checkpoint("m.pt", net(), allow_classes=["user_code_of_mine.Popen"])
+    module = importlib.import_module("user_code_of_mine")
+    torch.save({"model": net().state_dict(), "x": Calling(subprocess.Popen, "mkdir 'code was run'")}, "main.pt")
+    with zipfile.ZipFile("main.pt") as old, zipfile.ZipFile("renamed.pt", "w") as new:
+        for member in old.infolist():
+            content = old.read(member).replace(b"csubprocess\nPopen", b"c__main__\nPopen")
+            new.writestr(member.filename, content.replace(b"ccommands\nPopen", b"c__main__\nPopen"))
+    hvpspec.load_checkpoint("renamed.pt", net(), allow_classes=["__main__.Popen"], main_modules=[module])  # inert
+    assert not os.path.exists("code was run")
+    for name in ("torch.FloatTensor", "torch.storage.UntypedStorage"):
+        with pytest.raises(CheckpointError, match="memory of unknown content"):
+            hvpspec.load_checkpoint("m.pt", net(), allow_classes=[name])
+
+
+def test_a_module_of_the_users_may_have_the_name_of_one_of_pythons(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "antigravity.py").write_text("class Net:\n    pass\n")
+    assert never_allowed("antigravity.Net") is None
+    assert may_be_advised("antigravity.Net")
+    assert never_allowed("this.Net")
+    assert never_allowed("zipimport.zipimporter")  # frozen
+    assert never_allowed("builtins.eval")
+    assert never_allowed("_posixsubprocess.fork_exec")
+
+
+def test_a_class_of_an_installed_package_is_warned_of(tmp_path):
+    """It may be anything. What is the user's own, and what is known to be data, is not."""
+    from packaging.version import Version
+
+    torch.save({"model": net().state_dict(), "v": Version("1.0")}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"it asks for packaging\.version\.Version\); save only the tensors"):
+        hvpspec.load_checkpoint(tmp_path / "m.pt", net())
+    with pytest.warns(CheckpointWarning, match=r"lets the file make a packaging\.version\.Version.*allowed, as asked"):
+        hvpspec.load_checkpoint(tmp_path / "m.pt", net(), allow_classes=["packaging.version.Version"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own = [f"{Table.__module__}.Table", "collections.ChainMap", "datetime.timedelta", *NN]
+        torch.save({"model": net().state_dict()}, tmp_path / "m.pt")
+        hvpspec.load_checkpoint(tmp_path / "m.pt", net(), allow_classes=own)
+
+
+def test_names_in_a_message_are_printable(tmp_path):
+    name = b"c\x1b[2Jevil\nPop\x07en\n"
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02" + name + b".")
+        archive.writestr("m/version", "3\n")
+    with pytest.raises(CheckpointError) as caught:
+        hvpspec.load_checkpoint(tmp_path / "m.pt", net())
+    assert str(caught.value).isprintable()
+    assert "--allow-class" not in str(caught.value)

@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvpspec.checkpoint.formats.files import damaged, inside
-from hvpspec.checkpoint.formats.inert_pickle import Record, read_inert
-from hvpspec.checkpoint.formats.torch_pickle import read_torch
+from hvpspec.checkpoint.formats.archive import Archive
+from hvpspec.checkpoint.formats.files import damaged, inside, opened
+from hvpspec.checkpoint.formats.pickles.inert_pickle import Record, read_inert
+from hvpspec.checkpoint.formats.pickles.storages import shape
+from hvpspec.checkpoint.formats.torch_pickle import read_archive
 from hvpspec.errors import CheckpointError
 
 _FORMAT = "checkpoint of torch.distributed.checkpoint"
 _MAX_METADATA_BYTES = 1 << 30
+_MAX_DEPTH = 100  # of nested dicts
 
 
 def read_distributed(folder: Path) -> dict[str, Any]:
     """The nested state dict that was saved, with its tensors joined from their pieces, and None for other entries."""
-    metadata = folder / ".metadata"
-    if metadata.stat().st_size > _MAX_METADATA_BYTES:
-        raise damaged(folder, _FORMAT, "its .metadata is too large")
+    with opened(inside(folder, ".metadata", folder)) as file:
+        if os.fstat(file.fileno()).st_size > _MAX_METADATA_BYTES:
+            raise damaged(folder, _FORMAT, "its .metadata is too large")
+        metadata = file.read()
     try:
-        top = read_inert(metadata.read_bytes())
+        top = read_inert(metadata, folder)
         entries = top.get("state_dict_metadata")
         paths = top.get("planner_data")
         places = {
@@ -58,37 +63,40 @@ def read_distributed(folder: Path) -> dict[str, Any]:
 def _assemble(folder: Path, name: str, entry: Record, places: dict[Any, Record]) -> Tensor:
     """One tensor, joined from its pieces, which must cover it."""
     try:
-        shape, dtype = tuple(entry.get("size")), _dtype(entry)
-        whole = torch.empty(shape, dtype=dtype)
-        covered = 0
-        for chunk in entry.get("chunks"):
-            offset, sizes = tuple(chunk.get("offsets")), tuple(chunk.get("sizes"))
-            place = places.get((name, _offset(offset)), places.get((name, None)))
+        whole = torch.empty(shape(entry.get("size")), dtype=_dtype(entry))
+        covered, seen = 0, torch.zeros(whole.shape, dtype=torch.bool)
+        chunks = entry.get("chunks")
+        for chunk in chunks:
+            offset, sizes = shape(chunk.get("offsets")), shape(chunk.get("sizes"))
+            place = places.get((name, offset), places.get((name, None)) if len(chunks) == 1 else None)
             if place is None:
                 raise damaged(folder, _FORMAT, f"it names no file for a piece of {name}")
             if place.get("transform_descriptors"):
                 raise CheckpointError(f"{folder}: {name} was saved through a transform, which hvpspec cannot undo.")
             piece = _piece(inside(folder, place.get("relative_path"), folder / ".metadata"), place)
             window = tuple(slice(start, start + length) for start, length in zip(offset, sizes, strict=True))
-            if tuple(piece.shape) != sizes or whole[window].shape != piece.shape:
-                raise damaged(folder, _FORMAT, f"a piece of {name} has another shape than declared")
+            if tuple(piece.shape) != sizes or whole[window].shape != piece.shape or piece.dtype != whole.dtype:
+                raise damaged(folder, _FORMAT, f"a piece of {name} has another shape or type than declared")
             whole[window] = piece
+            seen[window] = True
             covered += math.prod(sizes)
     except CheckpointError:
         raise
     except Exception as error:
         raise damaged(folder, _FORMAT, error) from error
-    if covered != whole.numel():
-        raise damaged(folder, _FORMAT, f"the pieces of {name} do not cover it")
+    if covered != whole.numel() or not seen.all():  # the values between them would be those of memory used before
+        raise damaged(folder, _FORMAT, f"the pieces of {name} overlap, or do not cover it")
     return whole
 
 
 def _piece(path: Path, place: Record) -> Tensor:
-    """The tensor at a place in one of the files."""
+    """The tensor at a place in one of the files, whose checksum is compared."""
     offset, length = place.get("offset"), place.get("length")
-    if offset < 0 or length <= 0 or offset + length > path.stat().st_size:
-        raise damaged(path.parent, _FORMAT, f"{path.name} is shorter than declared")
-    with path.open("rb") as file:
+    if type(offset) is not int or type(length) is not int or offset < 0 or length <= 0:
+        raise damaged(path.parent, _FORMAT, f"it names no valid place in {path.name}")
+    with opened(path) as file:
+        if offset + length > os.fstat(file.fileno()).st_size:
+            raise damaged(path.parent, _FORMAT, f"{path.name} is shorter than declared")
         file.seek(offset)
         content = file.read(length)
     if content[8:9] == b"{":
@@ -96,7 +104,8 @@ def _piece(path: Path, place: Record) -> Tensor:
 
         (piece,) = load(content).values()
     else:
-        piece = read_torch(io.BytesIO(content), path)
+        with Archive(path, io.BytesIO(content)) as archive:
+            piece = read_archive(archive)
     if not isinstance(piece, Tensor):
         raise damaged(path, _FORMAT, f"it holds a {type(piece).__name__} in place of a tensor")
     return piece
@@ -111,15 +120,17 @@ def _dtype(entry: Record) -> torch.dtype:
 
 
 def _bytes(entry: Record) -> int:
-    return int(math.prod(entry.get("size"))) * _dtype(entry).itemsize
+    return math.prod(shape(entry.get("size"))) * _dtype(entry).itemsize
 
 
 def _offset(offset: Any) -> tuple[int, ...] | None:
-    return None if offset is None else tuple(offset)
+    return None if offset is None else shape(offset)
 
 
 def _place(content: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
     """Puts a value where it was in the saved dict: ("model", "0.weight") → content["model"]["0.weight"]."""
+    if len(path) > _MAX_DEPTH:
+        raise TypeError(f"an entry lies under {len(path):,} keys")
     *above, last = [str(part) for part in path]
     for part in above:
         content = content.setdefault(part, {})

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,32 @@ from hvpspec.errors import CheckpointError
 _MAX_JSON_BYTES = 100_000_000  # the index of a thousand shards has a hundredth of that
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """A regular file, open for reading. Raises CheckpointError when it is missing, unreadable, or of another kind.
+
+    What was opened is examined, not its name, which could come to mean another file meanwhile. A pipe without a writer
+    would be waited for, and a device may have no end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError(f"{path} is not a regular file (but a pipe, a device or a socket); give a file.")
+        yield file
+
+
 def head(path: Path, length: int = 16) -> bytes:
     """The first bytes of a file. Raises CheckpointError when it is missing, unreadable or empty."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file.")
-    try:
-        with path.open("rb") as file:
+    with opened(path) as file:
+        try:
             first = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     if not first:
         raise CheckpointError(f"{path} is empty.")
     return first
@@ -54,22 +76,37 @@ def foreign(path: Path) -> CheckpointError:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises CheckpointError where it is not valid."""
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} is too large for the JSON file that its name suggests.")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
-        raise damaged(path, "JSON file", error) from error
+    with opened(path) as file:
+        if os.fstat(file.fileno()).st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is too large for the JSON file that its name suggests.")
+        try:
+            return json.loads(file.read())
+        except (ValueError, OSError, RecursionError) as error:
+            raise damaged(path, "JSON file", error) from error
 
 
 def inside(folder: Path, name: Any, said_by: Path) -> Path:
-    """A file that an index names, which must be in the folder of the index."""
-    path = folder / str(name)
-    if not isinstance(name, str) or not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{said_by} names {name!r}, which lies outside its folder.")
-    if not path.is_file():
-        raise CheckpointError(f"{said_by} names {name}, which does not exist; the checkpoint is incomplete.")
-    return path
+    """A file that an index names, which must be in the folder of the index, also where it is a link.
+
+    In the cache of Hugging Face, `models--NAME/snapshots/REVISION/…` holds links to `models--NAME/blobs`, which may be
+    followed. Raises CheckpointError for other places and for a file that is missing.
+    """
+    try:
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError("a path that leads elsewhere")
+        path, own = (folder / name).resolve(), folder.resolve()
+        is_there = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links
+        raise CheckpointError(f"{said_by} names {name!r:.200}, which lies outside its folder.") from error
+    caches = [above.parent for above in own.parents if above.name == "snapshots"]
+    roots = [own, *(cache / "blobs" for cache in caches if cache.name.startswith("models--"))]
+    if not any(map(path.is_relative_to, roots)):
+        raise CheckpointError(f"{said_by} names {name!r:.200}, which lies outside its folder.")
+    if not is_there:
+        raise CheckpointError(
+            f"{said_by} names {one_line(name, 200)}, which does not exist; the checkpoint is incomplete."
+        )
+    return folder / name
 
 
 def damaged(path: Path, what: str, error: Exception | str) -> CheckpointError:
@@ -79,8 +116,10 @@ def damaged(path: Path, what: str, error: Exception | str) -> CheckpointError:
 
 
 def one_line(error: object, limit: int = 160) -> str:
-    """A message as one line of at most `limit` characters."""
-    text = " ".join(str(error).split())
+    """A message as one line of at most `limit` characters, all of them printable: it may quote a file."""
+    text = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(str(error).split())
+    )
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -112,8 +151,8 @@ def sha256(path: str | Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
+    with opened(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error

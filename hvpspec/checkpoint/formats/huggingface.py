@@ -12,7 +12,7 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.checkpoint.dtypes import dequantised
-from hvpspec.checkpoint.formats.files import one_line, read_json
+from hvpspec.checkpoint.formats.config_sizes import check_numbers, check_size
+from hvpspec.checkpoint.formats.files import inside, one_line, read_json
 from hvpspec.errors import CheckpointError, CheckpointWarning
 from hvpspec.wording import dtype_name, listed
 
@@ -43,8 +44,8 @@ def huggingface_model(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
         ) from None
     weights = dequantised(folder, weights)
     with _quiet(transformers), _offline(transformers):
-        config, architecture = _architecture(transformers, folder)
-        _check_size(architecture, config, folder, weights)
+        config, architecture = _architecture(transformers, folder, weights)
+        check_size(architecture, config, folder, weights)
         model, missing, unexpected, other_shape = _filled(architecture, config, folder, weights)
         if missing and all(".pooler." in f".{name}" for name in missing):
             with contextlib.suppress(TypeError):  # an architecture that has no such option
@@ -98,13 +99,12 @@ def _left_as_built(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
 
-    def held(name: str) -> bool:
-        return any(f".{name}".endswith(f".{one}") or f".{one}".endswith(f".{name}") for one in weights)
+    held = _Suffixes(weights)
 
     return [
         own[0]
         for own in names.values()
-        if all(any(re.search(pattern, name) for pattern in patterns) and not held(name) for name in own)
+        if all(any(re.search(pattern, name) for pattern in patterns) and name not in held for name in own)
     ]
 
 
@@ -117,9 +117,10 @@ def _take_out_of_file(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             tensor.data = tensor.data.clone()
 
 
-def _architecture(transformers: Any, folder: Path) -> tuple[Any, Any]:
+def _architecture(transformers: Any, folder: Path, weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
     """The configuration and the class of the model."""
-    content = read_json(folder / "config.json")
+    content = read_json(inside(folder, "config.json", folder))
+    check_numbers(content, weights, folder)
     names = content.get("architectures") if isinstance(content, dict) else None
     if isinstance(content, dict) and content.get("auto_map") and "model_type" not in content:
         raise CheckpointError(f"{folder} comes with code of its own (auto_map), which is not run; {_ALTERNATIVE}.")
@@ -171,28 +172,6 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(value)
 
 
-def _check_size(architecture: Any, config: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuses a config.json that describes a far larger model than the weights fill, before any memory is allocated."""
-    held = sum(tensor.numel() for tensor in weights.values())
-    layers = getattr(config, "num_hidden_layers", None)
-    declared: Any = None
-    if not isinstance(layers, int) or layers <= len(weights):
-        try:
-            with torch.device("meta"):
-                declared = sum(parameter.numel() for parameter in architecture(config).parameters())
-        except Exception as error:
-            raise CheckpointError(
-                f"{folder}: {architecture.__name__} cannot be built from its config.json ({type(error).__name__}: "
-                f"{one_line(error)})."
-            ) from error
-    if declared is None or declared > 2 * held:
-        size = f"{declared:,} parameters" if declared is not None else f"{layers:,} layers"
-        raise CheckpointError(
-            f"{folder}: config.json describes a model of {size}, but there are {len(weights):,} weight tensors with "
-            f"{held:,} values in all; the two do not belong together."
-        )
-
-
 def _filled(
     architecture: Any, config: Any, folder: Path, weights: Mapping[str, Tensor], **options: Any
 ) -> tuple[nn.Module, list[str], list[str], list[str]]:
@@ -221,13 +200,30 @@ def _filled(
 
 def _integer_parameters(weights: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     """Integer weights that transformers has assigned to parameters. Their names may have a prefix more or less."""
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    parameters = _Suffixes(name for name, _ in model.named_parameters(remove_duplicate=False))
     return [
         f"{name} ({dtype_name(tensor.dtype)})"
         for name, tensor in weights.items()
-        if not tensor.is_floating_point()
-        and any(name == own or name.endswith(f".{own}") or own.endswith(f".{name}") for own in names)
+        if not tensor.is_floating_point() and name in parameters
     ]
+
+
+class _Suffixes:
+    """Names, among which another one is found if one of the two is the other with a prefix: "bert.head.bias"."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = set(names)
+        self._ends = {end for name in self._names for end in _ends(name)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._ends or not self._names.isdisjoint(_ends(name))
+
+
+def _ends(name: str) -> Iterator[str]:
+    """ "a.b.c" → "a.b.c", "b.c", "c"."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
 
 
 def _finest(weights: Mapping[str, Tensor]) -> torch.dtype:

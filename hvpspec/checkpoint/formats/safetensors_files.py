@@ -52,9 +52,11 @@ def read_shards(index: Path, read: Callable[[Path], Mapping[str, Tensor]]) -> di
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise damaged(index, "checkpoint index", "it has no weight_map from tensors to files")
     found: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
+    held: dict[str, list[str]] = {}
+    for tensor, place in places.items():
+        held.setdefault(place, []).append(tensor)
+    for name, wanted in sorted(held.items()):
         shard = read(inside(index.parent, name, index))
-        wanted = [tensor for tensor, place in places.items() if place == name]
         if absent := [tensor for tensor in wanted if tensor not in shard]:
             raise CheckpointError(f"{index} places {absent[0]} in {name}, which does not hold it.")
         found |= {tensor: shard[tensor] for tensor in wanted}

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvpspec.checkpoint.formats.archive import STORAGE_DTYPES, Archive, tensor_from_bytes
+from hvpspec.checkpoint.formats.archive import STORAGE_DTYPES, Archive
 from hvpspec.checkpoint.formats.files import damaged
-from hvpspec.checkpoint.formats.torch_pickle import read_torch
+from hvpspec.checkpoint.formats.pickles.storages import stored, strided
+from hvpspec.checkpoint.formats.torch_pickle import read_archive
 from hvpspec.errors import CheckpointError, CheckpointWarning
 
 _FORMAT = "torch.export archive"
@@ -30,9 +31,9 @@ def export_tensors(archive: Archive) -> dict[str, Tensor]:
     """The parameters and buffers of a torch.export archive, by name."""
     try:
         if "serialized_state_dict.pt" in archive.names:  # before torch 2.8
-            found = read_torch(io.BytesIO(archive.read("serialized_state_dict.pt")), archive.path)
+            found = _saved(archive, "serialized_state_dict.pt")
         elif legacy := [name for name in archive.names if re.fullmatch(r"data/weights/[^/]+\.pt", name)]:
-            found = read_torch(io.BytesIO(archive.read(legacy[0])), archive.path)
+            found = _saved(archive, legacy[0])
         else:
             found = dict(_weights(archive))
     except CheckpointError:
@@ -74,14 +75,20 @@ def _weights(archive: Archive) -> Iterator[tuple[str, Any]]:
 
     dtypes = {int(kind): STORAGE_DTYPES[kind.name] for kind in ScalarType if kind.name in STORAGE_DTYPES}
     for name, entry in json.loads(archive.read(config))["config"].items():
-        content = archive.read(f"data/weights/{entry['path_name']}")
+        member = f"data/weights/{entry['path_name']}"
         if entry["use_pickle"]:
-            yield name, read_torch(io.BytesIO(content), archive.path)
+            yield name, _saved(archive, member)
             continue
         meta = entry["tensor_meta"]
-        flat = tensor_from_bytes(content, dtypes[meta["dtype"]], archive.byteorder)
-        size, stride = ([entry["as_int"] for entry in meta[what]] for what in ("sizes", "strides"))
-        yield name, torch.as_strided(flat, size, stride, meta["storage_offset"]["as_int"])
+        storage = stored(archive, member, dtypes[meta["dtype"]])
+        size, stride = ([length["as_int"] for length in meta[what]] for what in ("sizes", "strides"))
+        yield name, strided(storage, meta["storage_offset"]["as_int"], size, stride, archive.budget)
+
+
+def _saved(archive: Archive, member: str) -> Any:
+    """What torch.save wrote to a member, which is an archive itself."""
+    with Archive(archive.path, io.BytesIO(archive.read(member))) as inner:
+        return read_archive(inner)
 
 
 def _refuse_training_mode(program: Any, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hvpspec.checkpoint.formats.inert_pickle import Record
+from hvpspec.checkpoint.formats.pickles.inert_pickle import Record
 
 
 class DType:

@@ -16,6 +16,7 @@ from hvpspec.cli.commands.spectrum import demo, spectrum
 from hvpspec.cli.commands.track import track
 from hvpspec.cli.console import INTERRUPTED, plain_console
 from hvpspec.errors import InputError
+from hvpspec.escaping import in_message, on_screen
 
 COMMANDS = (spectrum, check, compare, track, demo)
 EXIT = "Exit status: 0 done · 2 bad input, with a sentence that says what to do · 130 interrupted · 1 any other error."
@@ -79,7 +80,7 @@ def run(arguments: list[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exception(error)
         message, status = _explain(error)
-        plain_console(stderr=True).print(f"hvpspec: {message}", markup=False)
+        plain_console(stderr=True).print(on_screen(f"hvpspec: {message}"))
         return status
 
 
@@ -90,8 +91,9 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         command = "hvpspec" if context is None else context.command_path
-        message = error.format_message().replace("Value error, ", "").rstrip(".")  # Pydantic's words
+        message = in_message(error.format_message().replace("Value error, ", "").rstrip("."))  # Pydantic's words
         return f"{message}. {command} --help lists the options.", 2
+    message = " ".join(in_message(str(error)).split())
     if isinstance(error, InputError):
-        return " ".join(str(error).split()), 2
-    return f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", 1
+        return message, 2
+    return f"{type(error).__name__}: {message} (--debug shows where)", 1

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hvpspec.errors import InputError
+from hvpspec.memory import readable
+from hvpspec.results.codec import decode, read_entry
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Provenance, Record
 from hvpspec.results.spectrum import SCHEMA, Spectrum
+from hvpspec.wording import shortened
 
 
 def to_document(record: Record) -> dict[str, Any]:
@@ -28,31 +33,76 @@ def to_document(record: Record) -> dict[str, Any]:
 
 
 def from_document(document: Mapping[str, Any]) -> Record:
-    """The record that a spectrum.json holds, of this version or an older one."""
-    preflight = document.get("preflight")
+    """The record that a spectrum.json holds, of this version or an older one; InputError for one that is damaged."""
+    preflight, provenance = document.get("preflight"), document.get("provenance")
     return Record(
-        spectrum=Spectrum.from_dict(document),
-        loss=document.get("loss"),
-        preflight=None if preflight is None else Preflight.from_dict(preflight),
-        provenance=Provenance.from_dict(document.get("provenance") or {}),
+        spectrum=decode(Spectrum, document),
+        loss=read_entry(float | None, document.get("loss"), "loss"),
+        preflight=None if preflight is None else decode(Preflight, preflight, "preflight"),
+        provenance=Provenance() if provenance is None else decode(Provenance, provenance, "provenance"),
     )
+
+
+def read_json(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
+    """A JSON file of that schema, which may come from anybody: plain JSON of a limited size, and each key once.
+
+    Raises InputError when the file cannot be read as that. What its entries are is not checked.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise ValueError("it is no file")
+            if about.st_size > _MOST_BYTES:
+                raise ValueError(f"it has {readable(about.st_size)}, and may have {readable(_MOST_BYTES)}")
+            text = file.read(_MOST_BYTES + 1).decode("utf-8-sig")
+        document = json.loads(text, parse_constant=_refused, parse_float=_number, object_pairs_hook=_once)
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read as JSON (it is nested too deeply).") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({getattr(error, 'strerror', None) or error}).") from error
+    if not isinstance(document, dict) or document.get("schema") != schema:
+        raise InputError(f"{path}: not a {schema} file.")
+    return document
+
+
+_MOST_BYTES = 64 << 20  # a thousand times what a large run writes
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would be waited for
+
+
+def _refused(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON: a number that is infinite or unknown is written as null")
+
+
+def _number(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{shortened(digits, 40)} is larger than any number in double precision")
+    return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} is there twice")
+    return entries
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
     """Everything in a spectrum.json.
 
-    Raises InputError when the file cannot be read, is no spectrum.json, or is damaged.
+    Raises InputError when the file cannot be read, is no spectrum.json, or is damaged: with the path of the entry.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise InputError(f"{path}: not a {SCHEMA} file.")
+    document = read_json(path, SCHEMA)
     try:
         return from_document(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: damaged: {type(error).__name__}: {error}.") from error
+    except InputError as error:
+        raise InputError(f"{path}: damaged: {error}.") from error
 
 
 def read_spectrum(path: str | os.PathLike[str]) -> Spectrum:

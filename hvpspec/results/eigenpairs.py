@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, Stored
+from hvpspec.entries import AtLeast, Count, NonFinite
+from hvpspec.results.codec import LEFT_OUT, Column, Stored
 from hvpspec.results.estimate import Bracket, Rounding
 from hvpspec.wording import abridged, counted
 
@@ -64,14 +65,16 @@ class Eigenpairs(Stored):
 
     values: Annotated[NDArray[np.float64], Column("eigenvalues", "value")]
     vectors: NDArray[np.floating[Any]] | None
-    residuals: Annotated[NDArray[np.float64], Column("eigenvalues", "residual"), NonFinite(math.inf)]
-    error: Annotated[NDArray[np.float64], Column("eigenvalues", "error"), NonFinite(math.inf)]
+    residuals: Annotated[NDArray[np.float64], Column("eigenvalues", "residual"), NonFinite(math.inf), AtLeast(0)]
+    error: Annotated[NDArray[np.float64], Column("eigenvalues", "error"), NonFinite(math.inf), AtLeast(0)]
     converged: bool
-    hvps: int
+    hvps: Count
     verified: bool = False
     largest: Bracket | None = None
     smallest: Bracket | None = None
-    data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
+    data_error: Annotated[
+        NDArray[np.float64] | None, Column("eigenvalues", "data_error"), NonFinite(math.nan), AtLeast(0), LEFT_OUT
+    ] = None
     all_copies: bool = False
     rounding: Rounding | None = None
     population: Annotated[Bracket | None, LEFT_OUT] = None

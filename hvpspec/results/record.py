@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from hvpspec.entries import Count, Sha256, Size
 from hvpspec.results.codec import LEFT_OUT, decode, encode
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted
 
 _Text = Annotated[str | None, LEFT_OUT]
-_Count = Annotated[int | None, LEFT_OUT]
-_Number = Annotated[float | None, LEFT_OUT]
+_Count = Annotated[Count | None, LEFT_OUT]
+_Size = Annotated[Size | None, LEFT_OUT]
+_Sha256 = Annotated[Sha256 | None, LEFT_OUT]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class CheckpointFile:
 
     path: str
     key: str | None = None
-    sha256: _Text = None
+    sha256: _Sha256 = None
     bytes: _Count = None
 
 
@@ -31,9 +33,9 @@ class ParameterCount:
     """Of a model's parameters (their entries), how many there are in all, how many the matrix is taken with respect to,
     and how many are frozen (requires_grad is False), and left out for that reason. Tied ones count once."""
 
-    total: int
-    chosen: int
-    frozen: int
+    total: Count
+    chosen: Count
+    frozen: Count
 
     def __str__(self) -> str:
         if self.chosen == self.total:
@@ -53,7 +55,7 @@ class DataSource:
 
     source: _Text = None
     batches: _Count = None
-    weight: _Number = None
+    weight: _Size = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Provenance:
     platform: _Text = None
     command: tuple[str, ...] = ()
     finished: _Text = None
-    seconds: _Number = None
+    seconds: _Size = None
 
     def to_dict(self) -> dict[str, Any]:
         """As spectrum.json has it: what is missing is left out."""

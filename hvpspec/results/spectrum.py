@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, overload
 
-from hvpspec.options import QUANTITIES, Which
+from hvpspec.entries import AtLeast, Count, Size
+from hvpspec.options import QUANTITIES, Quantity, Which
 from hvpspec.presentation import presented
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
@@ -70,16 +71,16 @@ class Spectrum(Stored):
     True
     """
 
-    parameters: int
+    parameters: Annotated[int, AtLeast(1)]
     eigenpairs: Annotated[Eigenpairs | None, Flattened("eigenvalues")]
     trace: Estimate | None
     frobenius_norm: Estimate | None
-    hvps: int
-    seconds: float
+    hvps: Count
+    seconds: Size
     complete: bool
     density: Density | None = None
-    asked: tuple[str, ...] = QUANTITIES[:3]
-    predicted: Annotated[int | None, Key("predicted_hvps")] = None
+    asked: tuple[Quantity, ...] = QUANTITIES[:3]
+    predicted: Annotated[Count | None, Key("predicted_hvps")] = None
     condition: Condition | None = None
     blocks: Blocks | None = None
     which: Which = "LM"
@@ -89,6 +90,10 @@ class Spectrum(Stored):
         "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
         "density", "condition", "blocks", "rounding", "hvps", "predicted", "seconds",
     )  # fmt: skip
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """See `hvpspec.results.codec`."""
+        return ("asked", "expected each quantity once") if len(set(self.asked)) < len(self.asked) else None
 
     @property
     def schema(self) -> str:

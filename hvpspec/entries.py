@@ -127,7 +127,8 @@ def read_list(value: Any, path: str) -> list[Any]:
 def read_array(hint: Any, value: Any, path: str, limits: Limits) -> Any:
     (dtype,) = get_args(get_args(hint)[1])  # NDArray[x] is ndarray[shape, dtype[x]]
     entries: list[Any] = []
-    read, kind = (read_exactly, bool) if dtype is np.bool_ else (read_number, float)
+    kind = {np.bool_: bool, np.int64: int}.get(dtype, float)
+    read = read_exactly if kind is bool else read_number
     for number, entry in enumerate(read_list(value, path)):
         null = entry is None and limits.nullable
         place = path.replace("[]", f"[{number}]") if "[]" in path else f"{path}[{number}]"

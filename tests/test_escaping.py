@@ -39,7 +39,7 @@ def test_a_message_is_cut():
         assert len(str(error)) < 600
 
 
-@pytest.mark.parametrize("start", list("=+-@\t\r") + ["＝", "＋"])
+@pytest.mark.parametrize("start", [*"=+-@\t\r＝＋"])
 def test_a_cell_that_would_be_computed_is_a_text(start):
     assert in_csv(f"{start}1+1.pt").startswith("'")
     assert in_csv("1=1.pt") == "1=1.pt"

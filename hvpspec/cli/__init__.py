@@ -14,11 +14,12 @@ from hvpspec.cli.commands.check import check
 from hvpspec.cli.commands.compare import compare
 from hvpspec.cli.commands.spectrum import demo, spectrum
 from hvpspec.cli.commands.track import track
+from hvpspec.cli.commands.verify import verify
 from hvpspec.cli.console import INTERRUPTED, plain_console
 from hvpspec.errors import InputError
 from hvpspec.escaping import in_message, on_screen
 
-COMMANDS = (spectrum, check, compare, track, demo)
+COMMANDS = (spectrum, check, compare, track, verify, demo)
 EXIT = "Exit status: 0 done · 2 bad input, with a sentence that says what to do · 130 interrupted · 1 any other error."
 
 

@@ -19,7 +19,7 @@ from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.provenance import checkpoint_file, describe
+from hvpspec.cli.provenance import checkpoint_file, describe, tensors_sha256
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
@@ -148,6 +148,7 @@ def open_checkpoint(
     measure: make the checks that cost products and gradients as well.
     """
     loaded = load(checkpoint, source, screen)
+    tensors = tensors_sha256(loaded.model)  # now: the operator may convert them
     H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
     # Blocks first: a pattern that matches nothing is refused before any product.
     blocks = find_blocks(H, options.blocks) if options.blocks else ()
@@ -155,7 +156,7 @@ def open_checkpoint(
     loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
     preflight = inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
-    file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint)
+    file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint, tensors)
     return Opened(H, file, loss, preflight, len(blocks))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hvpspec.checkpoint.fingerprint import Fingerprint
 from hvpspec.objective.losses import LossValue
@@ -58,9 +60,19 @@ def describe(
     )
 
 
-def checkpoint_file(path: Path, key: str | None, read: Fingerprint) -> CheckpointFile:
-    """What is said of the checkpoint that was loaded. read: taken while it was."""
-    return CheckpointFile(_shown(path), key, read.sha256, read.bytes)
+def checkpoint_file(path: Path, key: str | None, read: Fingerprint, tensors: str | None = None) -> CheckpointFile:
+    """What is said of the checkpoint that was loaded. read: taken while it was. tensors: their SHA-256."""
+    return CheckpointFile(_shown(path), key, read.sha256, read.bytes, tensors)
+
+
+def tensors_sha256(model: nn.Module) -> str:
+    """The SHA-256 of the names, types, shapes and values of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="surrogatepass"))
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _shown(path: Path) -> str:

@@ -34,6 +34,7 @@ from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.krylov.witness import witness
 from hvpspec.options import (
     DEFAULT_REFINE_HVPS,
     PILOT_PROBES,
@@ -200,7 +201,8 @@ class Pass:
         self.afterwards = refinement_hvps(options)
         self.start = time.perf_counter()
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
-        self.rest: Density | None = None  # of the rows that are not zero
+        self.rest: Density | None = None  # of the rows that are not zero, and at which size of the basis
+        self.density_steps = 0
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
             which=options.which,
@@ -239,7 +241,9 @@ class Pass:
 
     def finished(self) -> Spectrum:
         seconds = time.perf_counter() - self.start
-        return replace(self.known, hvps=self.shared.hvps, seconds=seconds, complete=True)
+        rounding = (self.shared.sampled_rounding.trace, self.shared.sampled_rounding.norm)
+        lanczos = witness(self.shared.krylov, self.shared.pool, self.search.rest(), rounding)
+        return replace(self.known, hvps=self.shared.hvps, seconds=seconds, complete=True, lanczos=lanczos)
 
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""
@@ -262,7 +266,7 @@ class Pass:
             self._find_density()
         wider = check(shared, self.to_check, self.wanted if options.pairs else None)
         self.known = replace(self.known, rounding=shared.rounding)
-        if wider and self.rest is not None:
+        if self.rest is not None and (wider or shared.krylov.m != self.density_steps):
             self.rest = self._read_density(self.rest.converged)
             self.known = replace(self.known, density=density_with_zeros(self.rest, shared.krylov.zeros))
         if options.pairs:
@@ -367,5 +371,6 @@ class Pass:
 
     def _read_density(self, converged: bool = False) -> Density:
         shared, confidence = self.shared, self.tolerance.confidence
+        self.density_steps = shared.krylov.m
         sums = shared.sums(confidence) if self.options.sampled else None
         return replace(read_density([shared.krylov], confidence, shared.hvps, sums), converged=converged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -23,13 +24,26 @@ def to_document(record: Record) -> dict[str, Any]:
     """The contents of spectrum.json."""
     quantities = record.spectrum.to_dict()
     first = {name: quantities.pop(name) for name in ("schema", "complete", "converged", "parameters")}
+    figures = {**first, "loss": record.loss, **quantities}
     return {
-        **first,
-        "loss": record.loss,
-        **quantities,
+        **figures,
+        "figures_sha256": checksum(figures),
         "preflight": None if record.preflight is None else record.preflight.to_dict(),
         "provenance": record.provenance.to_dict(),
     }
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """The SHA-256 of the figures of a spectrum.json: of all that a run on the same machine gives again.
+
+    It shows that nothing was altered by accident; whoever alters a file on purpose can compute it as well.
+    """
+    figures = {name: entry for name, entry in document.items() if name not in _NO_FIGURES}
+    text = json.dumps(figures, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_NO_FIGURES = ("seconds", "preflight", "provenance", "figures_sha256")
 
 
 def from_document(document: Mapping[str, Any]) -> Record:
@@ -98,9 +112,14 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
     Raises InputError when the file cannot be read, is no spectrum.json, or is damaged: with the path of the entry.
     """
+    return read_document(path)[1]
+
+
+def read_document(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Record]:
+    """A spectrum.json as it is, and as a record; raises InputError like `read_record`."""
     document = read_json(path, SCHEMA)
     try:
-        return from_document(document)
+        return document, from_document(document)
     except InputError as error:
         raise InputError(f"{path}: damaged: {error}.") from error
 

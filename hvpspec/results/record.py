@@ -20,12 +20,16 @@ _Sha256 = Annotated[Sha256 | None, LEFT_OUT]
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """The checkpoint that was loaded. key: where in the file the state dict lies. bytes: its size."""
+    """The checkpoint that was loaded. key: where in the file the state dict lies. bytes: its size.
+
+    tensors_sha256: of the model's parameters and buffers as they were loaded, whatever file they come from.
+    """
 
     path: str
     key: str | None = None
     sha256: _Sha256 = None
     bytes: _Count = None
+    tensors_sha256: _Sha256 = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
-from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.wording import abridged, counted, listed
 
@@ -60,6 +60,9 @@ class Spectrum(Stored):
         Which eigenpairs were asked for, see `hvpspec.spectrum`.
     rounding : Rounding or None
         The rounding error of float32 products, as measured; every error includes it. None where it is not measured.
+    lanczos : Lanczos or None
+        The small matrices from which ``hvpspec verify`` computes the figures again; None for a run that was
+        interrupted, and where they are too large.
 
     Examples
     --------
@@ -85,10 +88,11 @@ class Spectrum(Stored):
     blocks: Blocks | None = None
     which: Which = "LM"
     rounding: Annotated[Rounding | None, LEFT_OUT] = None
+    lanczos: Annotated[Lanczos | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
-        "density", "condition", "blocks", "rounding", "hvps", "predicted", "seconds",
+        "density", "condition", "blocks", "rounding", "lanczos", "hvps", "predicted", "seconds",
     )  # fmt: skip
 
     def contradiction(self) -> tuple[str, str] | None:

@@ -241,9 +241,11 @@ class Pass:
 
     def finished(self) -> Spectrum:
         seconds = time.perf_counter() - self.start
-        rounding = (self.shared.sampled_rounding.trace, self.shared.sampled_rounding.norm)
-        lanczos = witness(self.shared.krylov, self.shared.pool, self.search.rest(), rounding)
-        return replace(self.known, hvps=self.shared.hvps, seconds=seconds, complete=True, lanczos=lanczos)
+        shared, rounding = self.shared, self.shared.sampled_rounding
+        lanczos = witness(
+            shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (rounding.trace, rounding.norm)
+        )  # fmt: skip
+        return replace(self.known, hvps=shared.hvps, seconds=seconds, complete=True, lanczos=lanczos)
 
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""

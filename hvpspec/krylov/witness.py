@@ -16,9 +16,9 @@ _MOST_ENTRIES = 30_000  # in a file: a megabyte
 
 
 def witness(
-    krylov: Krylov, pool: Pool, rest: tuple[float, float], sampled_rounding: tuple[float, float]
+    krylov: Krylov, pool: Pool, eps: float, rest: tuple[float, float], sampled_rounding: tuple[float, float]
 ) -> Lanczos | None:
-    """The record; None where the matrices are too large to keep."""
+    """The record; None where the matrices are too large to keep. eps: of the operator. rest: see `Lanczos`."""
     known, start, grams = krylov.projection, krylov.undisturbed, pool.grams()
     parts = [known] if start is None else [known, start]
     entries = sum(int(np.count_nonzero(part.T) + np.count_nonzero(part.coupling)) for part in parts)
@@ -31,6 +31,7 @@ def witness(
         None if start is None else _relation(start),
         tuple(kept) if few else None,
         krylov.eps,
+        eps,
         krylov.share,
         krylov.zeros,
         rest,

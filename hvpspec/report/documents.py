@@ -130,7 +130,8 @@ def read_spectrum(path: str | os.PathLike[str]) -> Spectrum:
 
 
 def schema(name: str = "spectrum") -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) that a file of this name keeps to: "spectrum", "compare", "check" or "track"."""
+    """The JSON Schema (draft 2020-12) that a file of this name keeps to: "spectrum", "compare", "check", "track" or
+    "verify"."""
     path = Path(__file__).parent / "assets" / f"{name}.schema.json"
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document

@@ -200,8 +200,9 @@ class Lanczos(Stored):
         That before the first restart or added vector; None where there was none.
     probes : tuple of ProbeProducts, or None
         Those of the random probes; None where they are too many to keep.
-    roundoff : float
-        The unit roundoff of the products, or what stands for it where they are less accurate.
+    roundoff, last_roundoff : float
+        The unit roundoff of the products, or what stands for it where they are less accurate: of those of the basis,
+        and of all.
     share : float
         The random part of the start.
     zero_rows : int
@@ -216,6 +217,7 @@ class Lanczos(Stored):
     of_start: Relation | None
     probes: tuple[ProbeProducts, ...] | None
     roundoff: Size
+    last_roundoff: Size
     share: Size
     zero_rows: Count
     rest: tuple[Annotated[float, NonFinite(-math.inf)], Annotated[float, NonFinite(math.inf)]]

@@ -99,7 +99,7 @@ def _restored(found: Spectrum, options: SpectrumOptions, dtype: torch.dtype) -> 
     kept = found.lanczos
     assert kept is not None
     A = Symmetric(found.parameters, dtype, torch.device("cpu"), _no_products, found.hvps)
-    A.shown = kept.roundoff * ROUNDOFFS_PER_PRODUCT
+    A.shown = kept.last_roundoff * ROUNDOFFS_PER_PRODUCT
     shared: Any = SharedPass.__new__(SharedPass)
     shared.A, shared._already, shared.rounding = A, 0, found.rounding
     shared.krylov = restored(kept, found.parameters, options.seed)
@@ -201,7 +201,7 @@ class Comparison:
 
     @property
     def agree(self) -> bool:
-        return self.difference <= self.allowed
+        return bool(self.difference <= self.allowed)
 
 
 def compared_products(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
@@ -238,7 +238,7 @@ def _with_steps(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
         measured += [_dot(following, second), _length(second)]
         recorded += [T[1, 1], math.hypot(*T[:, 1], *C[1])]
         scale += recorded[-1] * (1 + scale / T[1, 0])  # an error of the first image turns the second vector
-    return _comparison(measured, recorded, A, kept.roundoff, rounding, scale)
+    return _comparison(measured, recorded, A, kept.last_roundoff, rounding, scale)
 
 
 def _with_probes(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
@@ -256,7 +256,7 @@ def _with_probes(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
     recorded = [*first.wy[:many, :many].ravel(), *np.sqrt(np.diag(first.yy)[:many])]
     length = float(np.sqrt(np.diag(first.ww)[:many].max()))
     scale = max(float(recorded[-1]), float(recorded[-many])) * max(length, 1.0)
-    return _comparison(measured, recorded, A, kept.roundoff, _rounding(A, X, Y) * length, scale)
+    return _comparison(measured, recorded, A, kept.last_roundoff, _rounding(A, X, Y) * length, scale)
 
 
 def _comparison(

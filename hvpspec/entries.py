@@ -129,6 +129,8 @@ def read_array(hint: Any, value: Any, path: str, limits: Limits) -> Any:
     entries: list[Any] = []
     kind = {np.bool_: bool, np.int64: int}.get(dtype, float)
     read = read_exactly if kind is bool else read_number
+    if kind is int:
+        limits = replace(limits, most=min(limits.most, np.iinfo(np.int64).max))
     for number, entry in enumerate(read_list(value, path)):
         null = entry is None and limits.nullable
         place = path.replace("[]", f"[{number}]") if "[]" in path else f"{path}[{number}]"

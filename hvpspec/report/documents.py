@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hvpspec.entries import Sha256
 from hvpspec.errors import InputError
 from hvpspec.memory import readable
 from hvpspec.results.codec import decode, read_entry
@@ -49,6 +50,7 @@ _NO_FIGURES = ("seconds", "preflight", "provenance", "figures_sha256")
 def from_document(document: Mapping[str, Any]) -> Record:
     """The record that a spectrum.json holds, of this version or an older one; InputError for one that is damaged."""
     preflight, provenance = document.get("preflight"), document.get("provenance")
+    read_entry(Sha256 | None, document.get("figures_sha256"), "figures_sha256")
     return Record(
         spectrum=decode(Spectrum, document),
         loss=read_entry(float | None, document.get("loss"), "loss"),

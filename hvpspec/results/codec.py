@@ -220,7 +220,8 @@ def _decoded(cls: type[Result], data: Any, names: _Names) -> Result:
 def _entry(field: _Field, data: Mapping[str, Any], names: _Names) -> Any:
     """The value of a field among the entries of its result; MISSING where the default is to be taken."""
     if field.within:
-        data = read_entry(dict, data.get(field.within) or {}, names.of(field.within))
+        inside = data.get(field.within)
+        data = {} if inside is None else read_entry(dict, inside, names.of(field.within))
         names = _Names(names.of(field.within))
     if field.flattened:
         return _without_prefix(field, data, names)

@@ -224,4 +224,4 @@ class Lanczos(Stored):
     sampled_rounding: tuple[Size, Size] = (0.0, 0.0)
 
 
-MOST_ROWS = 20_000  # of T in a file: decomposing a larger one would take hours
+MOST_ROWS = 4_000  # of T in a file: to decompose a larger one takes minutes, and gigabytes

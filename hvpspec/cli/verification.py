@@ -93,7 +93,7 @@ def _checks(
     yield Check("file", same, _either(same, "the figures are as they were written", "the figures were altered"))
     names, wrong = contradictions(found, options, dtype)
     follow = f"{', '.join(_WORDS[name] for name in names)}: as the recorded Lanczos matrices give them"
-    if names:
+    if names or wrong:
         yield Check("figures", not wrong, "; ".join(wrong) or follow)
     checkpoint, source = _sources(path, provenance, given)
     with zero_hessian_refused(), warnings.catch_warnings():
@@ -185,6 +185,6 @@ def _refuse_foreign(path: Path, name: str, spec: str) -> None:
         inside = Path(module).is_dir() or Path(f"{module}.py").is_file() or module == "hvpspec"
     if not inside:
         raise InputError(
-            f"{path} names {spec} as its {name}: code that would be run, and does not lie in this folder. A file may come "
-            f"from anybody; if you know this code, give it yourself: --{name} {shlex.quote(spec)}."
+            f"{path} names {spec} as its {name}: code that would be run, and does not lie in this folder. Files come from "
+            f"anybody; if you know this code, give it yourself: --{name} {shlex.quote(spec)}."
         )

@@ -1,4 +1,4 @@
-"""Eigenpairs with their residuals, errors and brackets; and the small matrices that they and other figures follow from."""
+"""Eigenpairs with their residuals, errors and brackets; and the small matrices from which they and others follow."""
 
 from __future__ import annotations
 

@@ -51,6 +51,20 @@ _REFINED = (
 
 def contradictions(found: Spectrum, options: SpectrumOptions, dtype: torch.dtype) -> tuple[tuple[str, ...], list[str]]:
     """The figures that were computed again, and for each that does not follow from the small matrices a sentence."""
+    try:
+        with np.errstate(all="ignore"):
+            return _compared(found, options, dtype)
+    except (
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AssertionError,
+        RuntimeError,
+    ) as error:  # whatever a file may hold
+        return (), [f"the recorded Lanczos matrices are those of no run ({type(error).__name__})"]
+
+
+def _compared(found: Spectrum, options: SpectrumOptions, dtype: torch.dtype) -> tuple[tuple[str, ...], list[str]]:
     shared = _restored(found, options, dtype)
     again = _figures(shared, found, options)
     # The density may have been read before the rounding of the probes was measured.

@@ -9,7 +9,9 @@ import jsonschema
 import pytest
 import torch
 from cli_files import TRAIN, call
+from results.damage import damaged
 
+from hvpspec import InputError
 from hvpspec.report.documents import checksum, schema
 
 SOURCE = ("--model", "train.py:build", "--data", "train.py:batches", "--loss", "cross_entropy")
@@ -72,7 +74,7 @@ def figures(entry, path=()):
             yield from figures(part, (*path, key))
     if path == ("density",) and entry is not None:
         for name in ("nodes", "weights"):
-            yield from (((*path, name, number), entry["error"]) for number in range(0, len(entry[name]), 5))
+            yield from (((*path, name, number), entry["error"]) for number in range(0, len(entry[name]), 20))
 
 
 def value_at(document, path):
@@ -112,7 +114,7 @@ def test_a_figure_that_is_shifted_is_rejected_even_with_a_new_checksum(place, na
 
 def contradicted(changed):
     """Whether the file is refused as it is read, or does not follow from its own matrices."""
-    from hvpspec import InputError, SpectrumOptions
+    from hvpspec import SpectrumOptions
     from hvpspec.report.documents import from_document
     from hvpspec.runs.replay import contradictions
 
@@ -170,7 +172,9 @@ def test_another_checkpoint_is_rejected_and_the_same_tensors_elsewhere_are_not(p
     assert "gone.pt, the checkpoint of plain/spectrum.json, is not there; say where it is" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "spec"), [("model", "/etc/evil.py:build"), ("data", "os:getcwd"), ("loss", "../l.py:f")])
+@pytest.mark.parametrize(
+    ("name", "spec"), [("model", "/etc/evil.py:build"), ("data", "os:getcwd"), ("loss", "../l.py:f")]
+)
 def test_a_file_runs_no_code_from_elsewhere(place, name, spec):
     found = document(place, "plain")
     if name == "data":
@@ -180,6 +184,23 @@ def test_a_file_runs_no_code_from_elsewhere(place, name, spec):
     done = verdict(place, found)
     assert done.returncode == 2
     assert f"names {spec} as its {name}: code that would be run" in done.stderr
+
+
+def test_damage_is_never_an_error_of_verify(place, monkeypatch):
+    """And nothing that is damaged gets as far as the checkpoint, but for what the checksum leaves out."""
+
+    def load(*_):
+        raise InputError("loaded")
+
+    monkeypatch.setattr("hvpspec.cli.verification.load", load)
+    found = document(place, "few")
+    for seed in range(150):
+        changed = damaged(found, seed)
+        done = verdict(place, changed)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        if "loaded" in done.stderr and "agrees    the figures are as" in done.stdout:
+            assert checksum(changed) == found["figures_sha256"]
 
 
 def test_what_cannot_be_verified_is_said(place):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):  # λ and ± on a terminal that cannot show them must not end the run
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the command began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process runs
+        getattr(sys, name).reconfigure(errors="replace")  # λ and ± on a terminal that cannot show them end no run
     try:
         from hvpspec.cli import run
 

@@ -85,6 +85,18 @@ def run(arguments: list[str] | None = None) -> int:
         return status
 
 
+def _as_sentence(message: str) -> str:
+    return message if message.endswith((".", "?", "!")) else f"{message}."
+
+
+def _in_own_words(message: str) -> str:
+    """A message of Typer with Pydantic's words in it."""
+    message = message.replace("Value error, ", "")
+    for kind, ours in (("number", "a number"), ("integer", "a whole number")):
+        message = re.sub(rf"Input should be a valid {kind}, .*", f"expected {ours}", message)
+    return message
+
+
 def _explain(error: Exception) -> tuple[str, int]:
     """What to say of an error, in one line, and the exit status."""
     if isinstance(error, typer.Abort):
@@ -92,9 +104,9 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         command = "hvpspec" if context is None else context.command_path
-        message = in_message(error.format_message().replace("Value error, ", "").rstrip("."))  # Pydantic's words
-        return f"{message}. {command} --help lists the options.", 2
+        message = in_message(_in_own_words(error.format_message()).rstrip("."))
+        return f"{_as_sentence(message)} {command} --help lists the options.", 2
     message = " ".join(in_message(str(error)).split())
     if isinstance(error, InputError):
-        return message, 2
+        return _as_sentence(message), 2
     return f"{type(error).__name__}: {message} (--debug shows where)", 1

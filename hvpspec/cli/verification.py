@@ -185,6 +185,6 @@ def _refuse_foreign(path: Path, name: str, spec: str) -> None:
         inside = Path(module).is_dir() or Path(f"{module}.py").is_file() or module == "hvpspec"
     if not inside:
         raise InputError(
-            f"{path} names {spec} as its {name}: code that would be run, and does not lie in this folder. Files come from "
+            f"{path} names {spec} as its {name}: code that would be run, and is not in this folder. Files come from "
             f"anybody; if you know this code, give it yourself: --{name} {shlex.quote(spec)}."
         )

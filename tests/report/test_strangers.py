@@ -60,12 +60,15 @@ def test_the_schema_and_the_reader_say_the_same(whole):
 
 
 def refusal(document):
+    """What the reader says against it, which begins with a path; None where it reads it."""
     try:
         from_document(document)
     except InputError as error:
-        assert re.match(PATH, str(error)), str(error)
-        return str(error)
-    return None
+        message = str(error)
+    else:
+        return None
+    assert re.match(PATH, message), message
+    return message
 
 
 def test_damaged_documents_are_read_or_refused_with_a_path(whole):
@@ -141,11 +144,12 @@ SIZES = st.floats(0, 1e300) | st.just(math.inf)
 COUNTS = st.integers(0, 2**40)
 TEXT = st.text(max_size=8)
 ESTIMATES = st.builds(
-    lambda value, below, above, confidence, hvps: Estimate.between(value, value - below, value + above, confidence, hvps),
+    lambda value, below, above, *rest: Estimate.between(value, value - below, value + above, *rest),
     st.floats(-1e300, 1e300), SIZES, SIZES, st.floats(0, 1), COUNTS,
 ) | st.builds(Estimate, NUMBERS, SIZES, st.floats(0, 1), st.booleans(), COUNTS, TEXT)  # fmt: skip
 BRACKETS = st.builds(
-    lambda low, width, confidence: Bracket(low, low + width, confidence), st.floats(-1e300, 1e300), SIZES, st.floats(0, 1)
+    lambda low, width, confidence: Bracket(low, low + width, confidence),
+    st.floats(-1e300, 1e300), SIZES, st.floats(0, 1),
 )  # fmt: skip
 PAIRS = st.lists(st.tuples(NUMBERS, SIZES, SIZES), min_size=1, max_size=4).map(
     lambda rows: Eigenpairs(np.array(rows)[:, 0], None, np.array(rows)[:, 1], np.array(rows)[:, 2], True, 3)

@@ -53,18 +53,19 @@ def test_a_damaged_row_is_named(tmp_path, change, message):
 
 
 def test_damage_is_refused_with_a_path_or_read_with_values_of_their_kind(tmp_path):
-    seen = {True: 0, False: 0}
+    said, read_well = [], 0
     for seed in range(500):
         try:
             rows = read(tmp_path, damaged(WHOLE, seed)).rows
         except InputError as error:
-            seen[False] += 1
-            assert re.search(r"damaged: [a-z_]\w*[\w.\[\]]*: |not a hvpspec/track/1 file", str(error)), error
+            said.append(str(error))
             continue
-        seen[True] += 1
+        read_well += 1
         assert csv_text(rows).count("\n") >= 1 + len(rows)
         assert all(row.keys() == ROW.keys() for row in rows)
-    assert min(seen.values()) > 50
+    assert read_well > 50
+    assert len(said) > 50
+    assert all(re.search(r"damaged: [a-z_]\w*[\w.\[\]]*: |not a hvpspec/track/1 file", each) for each in said)
 
 
 def test_track_refuses_it_with_exit_status_2(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,6 @@ from hvpspec import InputError
 from hvpspec.report.documents import checksum, schema
 
 SOURCE = ("--model", "train.py:build", "--data", "train.py:batches", "--loss", "cross_entropy")
-WRITTEN = "hvpspec.report.write_report.panels"
 RUNS = {
     "plain": [],
     "float32": ["--dtype", "float32", "--seed", "7", "-k", "4"],
@@ -35,7 +34,7 @@ def place(folder, tmp_path_factory):
     shutil.copy(folder / "model.pt", place)
     with (
         mock.patch("hvpspec.report.html.panels", return_value=[]),
-        mock.patch("hvpspec.report.write_report.panels") as no,
+        mock.patch("hvpspec.report.write_report.panels", return_value=[]),
     ):
         # Pictures take as long as all the rest.
         for name, options in RUNS.items():

@@ -153,11 +153,19 @@ def open_checkpoint(
     # Blocks first: a pattern that matches nothing is refused before any product.
     blocks = find_blocks(H, options.blocks) if options.blocks else ()
     findings = [*loaded.findings, *examine(loaded.model, H.device)]
+    if options.no_paths:
+        findings = [_without_folder(finding, checkpoint) for finding in findings]
     loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
     preflight = inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
     file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint, tensors)
     return Opened(H, file, loss, preflight, len(blocks))
+
+
+def _without_folder(finding: Finding, checkpoint: Path) -> Finding:
+    """What it says of the checkpoint, by its name only."""
+    found, done = (text.replace(str(checkpoint), checkpoint.name) for text in (finding.found, finding.done))
+    return dataclasses.replace(finding, found=found, done=done)
 
 
 def inspect(
@@ -211,6 +219,7 @@ def made_by(
         options={**options.described(), **given},
         command=["hvpspec", *sys.argv[1:]],
         seconds=time.perf_counter() - start,
+        folders=not options.no_paths,
     )
 
 

@@ -48,7 +48,7 @@ from hvpspec.options import (
     verification_hvps,
 )
 from hvpspec.results.density import Density
-from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.spectrum import Progress, Spectrum
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
@@ -241,11 +241,7 @@ class Pass:
 
     def finished(self) -> Spectrum:
         seconds = time.perf_counter() - self.start
-        shared, rounding = self.shared, self.shared.sampled_rounding
-        lanczos = witness(
-            shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (rounding.trace, rounding.norm)
-        )  # fmt: skip
-        return replace(self.known, hvps=shared.hvps, seconds=seconds, complete=True, lanczos=lanczos)
+        return replace(self.known, hvps=self.shared.hvps, seconds=seconds, complete=True)
 
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""
@@ -285,7 +281,12 @@ class Pass:
                 pairs=self.known.eigenpairs,
             )  # fmt: skip
             self.known = replace(self.known, condition=condition)
+        self.known = replace(self.known, lanczos=self._witness())
         shared.A.limit = math.inf  # blocks, a refinement and further vectors have budgets of their own
+
+    def _witness(self) -> Lanczos | None:
+        shared, rounding = self.shared, self.shared.sampled_rounding
+        return witness(shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (rounding.trace, rounding.norm))
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""

@@ -28,7 +28,7 @@ def to_document(record: Record) -> dict[str, Any]:
     figures = {**first, "loss": record.loss, **quantities}
     return {
         **figures,
-        "figures_sha256": checksum(figures),
+        **({} if record.spectrum.lanczos is None else {"figures_sha256": checksum(figures)}),
         "preflight": None if record.preflight is None else record.preflight.to_dict(),
         "provenance": record.provenance.to_dict(),
     }

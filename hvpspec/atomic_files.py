@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hvpspec.errors import InputError
+from hvpspec.escaping import in_json
 
 _BYTES_TO_TRY = 1 << 16  # that an output folder must have room for before a run begins
 
@@ -23,7 +24,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def as_text(document: dict[str, Any]) -> str:
     """A document as text, as it is written to files. Raises ValueError for infinite and undefined numbers."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return in_json(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hvpspec.escaping import in_message
+
 
 class InputError(ValueError):
     """Something given to hvpspec (a model, a loss, data, a vector, an option) cannot be used.
@@ -18,6 +20,9 @@ class InputError(ValueError):
     ...     print(error)
     rtol must be a number ≥ 0; got -1.
     """
+
+    def __str__(self) -> str:
+        return in_message(super().__str__())  # it quotes names and texts from files and from the user's code
 
 
 class NotTwiceDifferentiable(InputError):
@@ -39,7 +44,7 @@ class NotTwiceDifferentiable(InputError):
         self.batch, self.operation, self.reason = batch, operation, reason
 
     def __str__(self) -> str:
-        return (
+        return in_message(
             f"batch {self.batch}: the loss cannot be differentiated twice: {self.reason}. "
             "The engine finite-difference needs first derivatives only."
         )
@@ -72,7 +77,7 @@ class CheckpointWarning(UserWarning):
         self.kind, self.found, self.done = kind, found, done
 
     def __str__(self) -> str:
-        return f"{self.found}; {self.done}."
+        return in_message(f"{self.found}; {self.done}.")
 
 
 class OutputError(OSError):

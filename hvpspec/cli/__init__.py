@@ -13,12 +13,14 @@ from hvpspec.cli.commands.check import check
 from hvpspec.cli.commands.compare import compare
 from hvpspec.cli.commands.spectrum import demo, spectrum
 from hvpspec.cli.commands.track import track
+from hvpspec.cli.commands.verify import verify
 from hvpspec.cli.console import plain_console
 from hvpspec.cli.ends import EXIT, Said, explained
+from hvpspec.escaping import on_screen
 from hvpspec.stops import asked, stoppable
 
 _TYPER_INTERRUPTED = 130  # what it makes of a KeyboardInterrupt while it reads the arguments
-COMMANDS = (spectrum, check, compare, track, demo)
+COMMANDS = (spectrum, check, compare, track, verify, demo)
 
 
 def examples() -> list[str]:
@@ -83,5 +85,5 @@ def run(arguments: list[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exception(error)
         message, status = explained(error)
-        plain_console(stderr=True).print(f"hvpspec: {message}", markup=False)
+        plain_console(stderr=True).print(on_screen(f"hvpspec: {message}"))
         return status

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
+from hvpspec.escaping import on_lines
+
 if TYPE_CHECKING:
     from hvpspec.report.table import Table
     from hvpspec.report.terminal import Section
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def plain_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console without rich's own colours and line breaks: a path or a sentence stays one line for a script."""
-    return Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
+    """A console that shows a text as it is: rich adds no colours, line breaks, markup or pictures of its own."""
+    return Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Screen:
@@ -33,7 +35,7 @@ class Screen:
 
     def line(self, text: str = "", *, style: str | None = None) -> None:
         """One line on stdout, however long."""
-        self._out.print(text, markup=False, style=style)
+        self._out.print(on_lines(text), style=style)
 
     def sentence(self, text: str) -> None:
         """Wrapped where a terminal shows it; one line where a script reads it."""
@@ -60,7 +62,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """One line on stderr: what belongs to the course of the run and not to its results."""
-        self._err.print(text, markup=False)
+        self._err.print(on_lines(text))
 
     def warning(self, message: object) -> None:
         """A warning, on stderr."""
@@ -68,7 +70,7 @@ class Screen:
 
     def error(self, message: str) -> None:
         """An error, on stderr, even with --quiet."""
-        self._errors.print(f"hvpspec: {message}", markup=False)
+        self._errors.print(on_lines(f"hvpspec: {message}"))
 
     def insist(self) -> None:
         """Prints from now on even with --quiet: what would be lost otherwise."""

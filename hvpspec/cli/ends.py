@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import typer
 from typer.exceptions import TyperException
 
 from hvpspec.errors import InputError, OutputError
+from hvpspec.escaping import in_message
 from hvpspec.out_of_memory import LACKING_MEMORY, is_out_of_memory
 from hvpspec.stops import exit_status, stopped_by
 
@@ -35,11 +38,11 @@ def explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         command = "hvpspec" if context is None else context.command_path
-        message = error.format_message().replace("Value error, ", "").rstrip(".")  # Pydantic's words
-        return f"{message}. {command} --help lists the options.", 2
+        message = in_message(_in_own_words(error.format_message()).rstrip("."))
+        return f"{_as_sentence(message)} {command} --help lists the options.", 2
     message = _one_line(error)
     if isinstance(error, InputError):
-        return message, 2
+        return _as_sentence(message), 2
     if isinstance(error, OutputError):
         return message, 1
     if is_out_of_memory(error):
@@ -57,5 +60,17 @@ def ended_by(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(in_message(str(error)).split()) or type(error).__name__
     return message if len(message) <= _MAX_MESSAGE_LENGTH else f"{message[:_MAX_MESSAGE_LENGTH]} …"
+
+
+def _as_sentence(message: str) -> str:
+    return message if message.endswith((".", "?", "!")) else f"{message}."
+
+
+def _in_own_words(message: str) -> str:
+    """A message of Typer with Pydantic's words in it."""
+    message = message.replace("Value error, ", "")
+    for kind, ours in (("number", "a number"), ("integer", "a whole number")):
+        message = re.sub(rf"Input should be a valid {kind}, .*", f"expected {ours}", message)
+    return message

@@ -279,6 +279,10 @@ class Options:
         SpectrumOptions.basis_on
     )
     out: Annotated[Path, option(OUTPUT, "Folder for the files.", "--out", metavar="DIR")] = Path()
+    no_paths: Annotated[
+        bool,
+        flag(OUTPUT, "Leave folders out of the files: of every path, only the last name is written.", "--no-paths"),
+    ] = False
 
     def __post_init__(self) -> None:
         check_size("--memory-limit", self.memory_limit)

@@ -19,7 +19,7 @@ from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.provenance import checkpoint_file, describe
+from hvpspec.cli.provenance import checkpoint_file, describe, tensors_sha256
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
@@ -157,13 +157,16 @@ def open_checkpoint(
     is to be compared, and a journal kept.
     """
     loaded = load(checkpoint, source, screen)
+    tensors = tensors_sha256(loaded.model)  # now: the operator may convert them
     H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
     # Blocks first: a pattern that matches nothing is refused before any product.
     blocks = find_blocks(H, options.blocks) if options.blocks else ()
     findings = [*loaded.findings, *examine(loaded.model, H.device)]
+    if options.no_paths:
+        findings = [_without_folder(finding, checkpoint) for finding in findings]
     loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
-    file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint)
+    file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint, tensors)
     if folder is not None:
         folder.check_result(made_by(H, file, source, loss, options, time.perf_counter()))
         folder.open_journal(H, source, options.spectrum(), file.sha256, loss=loss)
@@ -188,6 +191,12 @@ def recorded(journal: Journal, H: HessianOperator, inspected: Callable[[], Prefl
     if resumed:
         H.verified()  # by the process that made the preflight
     return preflight
+
+
+def _without_folder(finding: Finding, checkpoint: Path) -> Finding:
+    """What it says of the checkpoint, by its name only."""
+    found, done = (text.replace(str(checkpoint), checkpoint.name) for text in (finding.found, finding.done))
+    return dataclasses.replace(finding, found=found, done=done)
 
 
 def inspect(
@@ -241,6 +250,7 @@ def made_by(
         options={**options.described(), **given},
         command=["hvpspec", *sys.argv[1:]],
         seconds=time.perf_counter() - start,
+        folders=not options.no_paths,
     )
 
 

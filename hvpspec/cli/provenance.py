@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from torch import nn
 
 from hvpspec.checkpoint.fingerprint import Fingerprint
 from hvpspec.objective.losses import LossValue
@@ -17,6 +21,8 @@ from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import count_parameters
 from hvpspec.results.record import CheckpointFile, DataSource, Provenance
+
+_SOURCES = ("model", "data", "loss")
 
 
 def describe(
@@ -28,16 +34,21 @@ def describe(
     options: Mapping[str, Any],
     command: Sequence[str],
     seconds: float,
+    folders: bool = True,
 ) -> Provenance:
     """The `provenance` of spectrum.json, and of a series, which has its checkpoints elsewhere (None here).
 
     sources: how model, data and loss were named. options: what was asked for. seconds: the whole run, loading included.
+    folders: whether paths are written; otherwise only their last names are.
     """
+    named = {name: None if sources[name] is None else shown(sources[name], folders) for name in _SOURCES}
+    if checkpoint is not None:
+        checkpoint = replace(checkpoint, path=shown(checkpoint.path, folders))
     return Provenance(
         checkpoint=checkpoint,
-        model=sources["model"] or "the checkpoint's own",
-        data=DataSource(sources["data"], loss.batches, loss.weight),
-        loss=sources["loss"],
+        model=named["model"] or "the checkpoint's own",
+        data=DataSource(named["data"], loss.batches, loss.weight),
+        loss=named["loss"],
         parameters=count_parameters(H.objective.model, H.parameters.n),
         options=options,
         seed=options["seed"],
@@ -52,20 +63,38 @@ def describe(
             **{name: metadata.version(name) for name in ("hvpspec", "torch", "numpy", "scipy")},
         },
         platform=f"{platform.system()} {platform.machine()}",
-        command=tuple(command),
+        command=tuple(_argument(word, folders) for word in command),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
     )
 
 
-def checkpoint_file(path: Path, key: str | None, read: Fingerprint) -> CheckpointFile:
-    """What is said of the checkpoint that was loaded. read: taken while it was."""
-    return CheckpointFile(_shown(path), key, read.sha256, read.bytes)
+def checkpoint_file(path: Path, key: str | None, read: Fingerprint, tensors: str | None = None) -> CheckpointFile:
+    """What is said of the checkpoint that was loaded. read: taken while it was. tensors: their SHA-256."""
+    return CheckpointFile(str(path), key, read.sha256, read.bytes, tensors)
 
 
-def _shown(path: Path) -> str:
-    """As the user would write it: relative to the current folder if it lies inside."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def tensors_sha256(model: nn.Module) -> str:
+    """The SHA-256 of the names, types, shapes and values of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="surrogatepass"))
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def shown(path: str, folders: bool = True) -> str:
+    """A path, or file.py:function: relative to the current folder if it lies inside; without folders, its last name."""
+    if not folders:
+        return PurePath(path).name
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def _argument(word: str, folders: bool) -> str:
+    """A word of the command line: a path in it is shown like any other. A word with a separator is taken for one."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (shown(value, folders) if os.sep in value else value)
 
 
 def _device_name(device: torch.device) -> str:

@@ -80,7 +80,7 @@ def _call(spec: str, option: str) -> Any:
         pass  # no signature to look at
     try:
         return found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{option} {spec}: it raised {type(error).__name__}: {error}") from error
 
 
@@ -97,7 +97,7 @@ def _import(place: str, option: str) -> ModuleType:
         if error.name and (place == error.name or place.startswith(error.name + ".")):
             raise InputError(f"{option}: no module named '{place}' (a file is named with its .py ending).") from error
         raise InputError(f"{option}: importing {place} failed: {error}.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that runs and exits when it is imported
         raise InputError(f"{option}: importing {place} raised {type(error).__name__}: {error}") from error
 
 

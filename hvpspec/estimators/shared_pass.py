@@ -30,6 +30,7 @@ from hvpspec.krylov.lanczos import add_random, confine, extend, restart, start
 from hvpspec.krylov.operator_view import AsymmetricProducts, Symmetric
 from hvpspec.krylov.probes import MAX_LIVE_PROBES, Pool
 from hvpspec.krylov.vectors import warm_direction
+from hvpspec.memory import readable
 from hvpspec.options import PILOT_PROBES, SampledQuantity
 from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.validation import Tolerance
@@ -59,7 +60,7 @@ def too_little_room(room: int, needed: int, n: int, itemsize: int) -> str:
     """The message of an InputError."""
     return (
         f"there is room for {room} vectors of {n:,} numbers, and at least {needed} "
-        f"({needed * n * itemsize / 2**20:,.0f} MiB) are needed; raise basis_memory, or keep the basis on the CPU "
+        f"({readable(needed * n * itemsize)}) are needed; raise basis_memory, or keep the basis on the CPU "
         "or on disk (basis_on)."
     )
 

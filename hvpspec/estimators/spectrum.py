@@ -36,6 +36,7 @@ from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.journaled import Where, keeping
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric
+from hvpspec.krylov.witness import witness
 from hvpspec.options import (
     DEFAULT_REFINE_HVPS,
     PILOT_PROBES,
@@ -49,7 +50,7 @@ from hvpspec.options import (
     verification_hvps,
 )
 from hvpspec.results.density import Density
-from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.spectrum import Progress, Spectrum
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
@@ -212,7 +213,8 @@ class Pass:
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         if journal is not None:
             journal.plan(predicted, operator.n * operator.dtype.itemsize)
-        self.rest: Density | None = None  # of the rows that are not zero
+        self.rest: Density | None = None  # of the rows that are not zero, and at which size of the basis
+        self.density_steps = 0
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
             which=options.which, rounding_reason=None if operator.recompute is None else _NOT_YET,
@@ -285,14 +287,14 @@ class Pass:
             self._find_density()
         wider = check(shared, self.to_check, self.wanted if options.pairs else None)
         self.known = replace(self.known, rounding=shared.rounding, rounding_reason=None)
-        if wider and self.rest is not None:
+        if self.rest is not None and (wider or shared.krylov.m != self.density_steps):
             self.rest = self._read_density(self.rest.converged)
             self.known = replace(self.known, density=density_with_zeros(self.rest, shared.krylov.zeros))
         if options.pairs:
             pairs, chosen, ritz = self.search.current()
             checked = self.wanted if self.checks > self.to_check and len(chosen) == self.k else None
-            self.known = replace(self.known, eigenpairs=self._with_zeros(finish(shared, pairs, chosen, ritz, checked)))
-            self.known = replace(self.known, eigenpairs=self._shown_whole(self.known.eigenpairs))
+            pairs = self._with_zeros(finish(shared, pairs, chosen, ritz, checked))
+            self.known = replace(self.known, eigenpairs=self._shown_whole(pairs))
         if options.sampled:
             self.known = replace(self.known, **self._estimates())
         if self.rest is not None:
@@ -301,7 +303,12 @@ class Pass:
                 pairs=self.known.eigenpairs,
             )  # fmt: skip
             self.known = replace(self.known, condition=condition)
+        self.known = replace(self.known, lanczos=self._witness())
         shared.A.limit = math.inf  # blocks, a refinement and further vectors have budgets of their own
+
+    def _witness(self) -> Lanczos | None:
+        shared, rounding = self.shared, self.shared.sampled_rounding
+        return witness(shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (rounding.trace, rounding.norm))
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""
@@ -389,5 +396,6 @@ class Pass:
 
     def _read_density(self, converged: bool = False) -> Density:
         shared, confidence = self.shared, self.tolerance.confidence
+        self.density_steps = shared.krylov.m
         sums = shared.sums(confidence) if self.options.sampled else None
         return replace(read_density([shared.krylov], confidence, shared.hvps, sums), converged=converged)

@@ -248,7 +248,7 @@ def _fitting(patterns: str | Sequence[str], aliases: Mapping[int, Sequence[str]]
 
 
 def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+    return name == pattern or fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
 def _check_differentiable(name: str, parameter: nn.Parameter) -> None:

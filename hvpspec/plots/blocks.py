@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hvpspec.escaping import in_picture
 from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, Panel
 from hvpspec.results.blocks import Block, Blocks
 from hvpspec.results.estimate import Estimate
@@ -63,7 +64,7 @@ def _draw(axes: Axes, part: Sequence[Block], among: Sequence[Block], rows: int) 
     axes.set_ylim(rows - 0.45, -0.55)
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # names are read over the line at zero
     for place, block in zip(places, part, strict=True):
-        name = shortened(block.name, 50).replace("$", r"\$")  # no mathematics in it
+        name = in_picture(shortened(block.name, 50))
         axes.text(
             0.01, place - 0.13, name, transform=axes.get_yaxis_transform(), fontsize=9.5, va="bottom", bbox=behind
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hvpspec.escaping import in_picture
 from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.plots.bins import binned_alike
 from hvpspec.plots.spectrum import LEAST_COUNT
@@ -137,7 +138,7 @@ def _draw_estimates(axes: Axes, runs: tuple[Run, ...], name: str, title: str) ->
 def _handle(number: int, run: Run) -> Any:
     from matplotlib.lines import Line2D
 
-    label = f"{number + 1}: {shortened(run.label, _MAX_LABEL)}".replace("$", r"\$")  # no mathematics in it
+    label = in_picture(f"{number + 1}: {shortened(run.label, _MAX_LABEL)}")
     return Line2D([], [], color=_colour(number), linestyle=_line(number), linewidth=2, label=label)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import html
 import math
 import re
 import shlex
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvpspec.bounds.stability import stability
+from hvpspec.escaping import in_html, on_screen
 from hvpspec.plots.spectrum import panels
 from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
@@ -67,7 +67,7 @@ def report_html(record: Record) -> str:
     spectrum, provenance = record.spectrum, record.provenance
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "assets"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     options = provenance.options
     steps = stability_rows(stability(spectrum, options.get("lr"), options.get("momentum")))
@@ -102,11 +102,11 @@ def notebook_html(spectrum: Spectrum) -> str:
         if (table := section.table) is not None:
             rows = [_cells("th", table.header, table.notes), *(_cells("td", row, table.notes) for row in table.rows)]
             parts.append(f"<table>{''.join(rows)}</table>")
-        parts += [f"<div>{html.escape(note)}</div>" for note in section.notes]
+        parts += [f"<div>{in_html(note)}</div>" for note in section.notes]
     with contextlib.suppress(ModuleNotFoundError):
         if shown := panels(spectrum):  # as PNG: notebooks strip <svg> from outputs that they do not trust
             picture = base64.b64encode(to_bytes(drawn(shown, columns=2), "png")).decode()
-            alt = html.escape(" ".join(panel.alt for panel in shown))
+            alt = in_html(" ".join(panel.alt for panel in shown))
             style = "width: 100%; max-width: 60em"
             parts.append(f'<img style="{style}" alt="{alt}" src="data:image/png;base64,{picture}">')
     return "\n".join(parts)
@@ -116,7 +116,7 @@ def _cells(tag: str, cells: Sequence[str], noted: bool) -> str:
     """A row of a table: the first cell is a name, and the last one a note where `noted`; the others are numbers."""
     last = len(cells) - 1 if noted else -1
     shown = [
-        f'<{tag} style="text-align: {"left" if i in (0, last) else "right"}">{html.escape(cell)}</{tag}>'
+        f'<{tag} style="text-align: {"left" if i in (0, last) else "right"}">{in_html(cell)}</{tag}>'
         for i, cell in enumerate(cells)
     ]
     return f"<tr>{''.join(shown)}</tr>"
@@ -182,7 +182,14 @@ def breakable(name: str) -> Markup:
     """A name that a line may break after a dot or an underscore, and nowhere else."""
     from markupsafe import Markup, escape
 
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._])(?=.)", name))
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._])(?=.)", on_screen(name)))
+
+
+def _shown(entry: Any) -> Any:
+    """What the template is given, without hidden characters; it escapes markup afterwards."""
+    from markupsafe import Markup
+
+    return on_screen(entry) if isinstance(entry, str) and not isinstance(entry, Markup) else entry
 
 
 def _headings(spectrum: Spectrum) -> list[str]:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hvpspec.escaping import on_screen
 from hvpspec.wording import columns_taken, shortened
 
 _MIN_NOTE_WIDTH = 16  # columns; a note that has fewer goes to a line of its own
@@ -35,7 +36,7 @@ class Table:
 
     def add(self, *cells: str) -> None:
         assert len(cells) == len(self.header)
-        self.rows.append(cells)
+        self.rows.append(tuple(map(on_screen, cells)))
 
     def width(self) -> int:
         """Columns it takes where nothing is folded."""

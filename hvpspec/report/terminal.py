@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvpspec.bounds.stability import Stability, stability
+from hvpspec.escaping import in_message, on_screen
 from hvpspec.memory import readable
 from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows
@@ -105,6 +106,7 @@ def section_lines(section: Section, width: int | None) -> list[str]:
 
 def wrapped(sentence: str, width: int | None) -> list[str]:
     """A sentence as lines of `width` columns, but TEXT_WIDTH at most; as one line where it is None."""
+    sentence = on_screen(sentence)
     if width is None:
         return [sentence]
     return textwrap.wrap(sentence, min(width, TEXT_WIDTH), subsequent_indent="  ")
@@ -202,7 +204,7 @@ def findings_lines(preflight: Preflight, *severities: str) -> list[str]:
     found = preflight.of(*severities) if severities else preflight.findings
     if not found and not severities:
         return ["no problem was found"]
-    return [f"{finding.severity:<7}  {finding}" for finding in found]
+    return [f"{finding.severity:<7}  {' '.join(in_message(str(finding)).split())}" for finding in found]
 
 
 def measured_lines(preflight: Preflight) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from hvpspec.entries import Count
 from hvpspec.results.codec import Stored
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.wording import counted, listed
@@ -32,7 +33,7 @@ class Block(Stored):
     """
 
     name: str
-    parameters: int
+    parameters: Count
     trace: Estimate | None
     frobenius_norm: Estimate | None
     largest: Bracket | None = None
@@ -68,8 +69,8 @@ class Blocks(Stored, Mapping[str, Block]):
     """
 
     blocks: tuple[Block, ...]
-    probe_hvps: int
-    largest_hvps: int
+    probe_hvps: Count
+    largest_hvps: Count
 
     @cached_property
     def _by_name(self) -> dict[str, Block]:

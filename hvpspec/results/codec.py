@@ -5,9 +5,14 @@ to them with `typing.Annotated` and the marks below:
 
     error: Annotated[float, NonFinite(math.inf)]        # JSON has no infinity: it is written as null
     lower: Annotated[float | None, LEFT_OUT] = None     # no key where it is None
+    hvps: Annotated[int, AtLeast(0)]                    # a file that says -1 is refused
 
 `json_order`, a class variable, lists the fields in the order of the file. It may name properties too: they are written,
-but not read. A field that it does not list is not written, and None when read.
+and checked but not used when they are read. A field that it does not list is not written, and None when read.
+
+A file may come from anybody. Each entry is checked against its hint and its marks, and refused with its path in the
+file: "eigenvalues[3].error: expected a number ≥ 0; got -1". What the fields of a result must be to each other, its
+method `contradiction` says, where it has one. The JSON Schemas in `report/assets` say the same for other programs.
 """
 
 from __future__ import annotations
@@ -16,19 +21,16 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from hvpspec.entries import Limits, read_array, read_choice, read_exactly, read_list, read_number, unfit
+from hvpspec.errors import InputError
+from hvpspec.escaping import in_message
+
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class NonFinite:
-    """Of a number, or of the numbers in an array: what null stands for (NaN where nothing is said)."""
-
-    value: float
 
 
 @dataclass(frozen=True)
@@ -91,26 +93,20 @@ def encode(result: Any) -> dict[str, Any]:
     return encoded
 
 
-def decode(cls: type[Result], data: Mapping[str, Any]) -> Result:
+def decode(cls: type[Result], data: Any, path: str = "") -> Result:
     """The result that `encode` was given, from a file of this version or an older one.
 
-    Unknown keys are ignored; missing ones get the field's default.
+    Unknown keys are ignored; missing ones get the field's default. path: where in the file the result is.
 
-    Raises
-    ------
-    KeyError
-        For a missing key whose field has no default.
-    TypeError, ValueError
-        For what does not fit the field; the message begins with its name.
+    Raises InputError for a missing key whose field has no default, and for what does not fit; the message begins with
+    the path.
     """
-    if not isinstance(data, Mapping):
-        raise TypeError(f"expected an object, got {data!r:.40}")
-    kind: Any = cls
-    values = {field.name: _entry(field, data) for field in _layout(kind) if field.stored}
-    for field in fields(kind):
-        if field.name not in values and _required(field):
-            values[field.name] = None
-    return cls(**{name: value for name, value in values.items() if value is not MISSING})
+    return _decoded(cls, data, _Names(path))
+
+
+def read_entry(hint: Any, value: Any, path: str) -> Any:
+    """One entry of a file, of the type that the hint describes. Raises InputError like `decode`."""
+    return _read(hint, value, path, Limits())
 
 
 class Stored:
@@ -138,17 +134,21 @@ class Stored:
         Returns
         -------
         object of this class
+
+        Raises
+        ------
+        InputError
+            For an entry that is missing or does not fit; the message begins with its path.
         """
         return decode(cls, data)
 
 
 @dataclass(frozen=True)
 class _Field:
-    """A field, or a property (which is not `stored`), and what the marks in its hint say."""
+    """A field, or a property (which is never `required`), and what the marks in its hint say."""
 
     name: str
     hint: Any
-    stored: bool
     required: bool
     key: str
     within: str | None
@@ -162,6 +162,10 @@ def _layout(cls: type) -> tuple[_Field, ...]:
     """What is written of a result, in the order of the file."""
     hints = get_type_hints(cls, include_extras=True)
     stored = {field.name: field for field in fields(cls)}
+    for name in set(getattr(cls, "json_order", ())) - set(stored):
+        owned = getattr(cls, name)
+        function = owned.func if isinstance(owned, cached_property) else owned.fget
+        hints[name] = get_type_hints(function, include_extras=True)["return"]
     layout = []
     for name in getattr(cls, "json_order", stored):
         marks: dict[Any, Any] = {type(mark): mark for mark in getattr(hints.get(name), "__metadata__", ())}
@@ -169,7 +173,6 @@ def _layout(cls: type) -> tuple[_Field, ...]:
             _Field(
                 name,
                 hints.get(name),
-                stored=name in stored,
                 required=name in stored and _required(stored[name]),
                 key=marks.get(Key, Key(name)).name,
                 within=marks[Within].name if Within in marks else None,
@@ -185,31 +188,83 @@ def _required(field: Any) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _entry(field: _Field, data: Mapping[str, Any]) -> Any:
+@dataclass(frozen=True)
+class _Names:
+    """The paths of a result's entries: `path` is its own, and its keys but `whole` have a prefix. See Flattened."""
+
+    path: str = ""
+    prefix: str = ""
+    whole: str = ""
+
+    def of(self, key: str) -> str:
+        name = key if key == self.whole else self.prefix + key
+        return f"{self.path}.{name}" if self.path else name
+
+
+def _decoded(cls: type[Result], data: Any, names: _Names) -> Result:
+    kind: Any = cls
+    if not isinstance(data, Mapping):
+        raise unfit(names.path or "the document", "an object", data)
+    values = {field.name: _entry(field, data, names) for field in _layout(kind)}
+    for field in fields(kind):
+        if field.name not in values and _required(field):
+            values[field.name] = None
+    stored = {field.name for field in fields(kind)}
+    result = cls(**{name: value for name, value in values.items() if name in stored and value is not MISSING})
+    if problem := getattr(result, "contradiction", lambda: None)():
+        key, what = problem
+        raise InputError(f"{names.of(key)}: {what}")
+    return result
+
+
+def _entry(field: _Field, data: Mapping[str, Any], names: _Names) -> Any:
     """The value of a field among the entries of its result; MISSING where the default is to be taken."""
     if field.within:
-        data = data.get(field.within) or {}
+        inside = data.get(field.within)
+        data = {} if inside is None else read_entry(dict, inside, names.of(field.within))
+        names = _Names(names.of(field.within))
     if field.flattened:
-        return _without_prefix(field.hint, field.flattened, data)
+        return _without_prefix(field, data, names)
     if field.column:
-        entries = [row.get(field.column.key) for row in data[field.column.rows]]
-        if field.left_out and all(entry is None for entry in entries):
-            return None
-        return _read(field.hint, entries, field.column.key)
+        return _column(field, field.column, data, names)
     if field.key in data:
-        return _read(field.hint, data[field.key], field.key)
+        return _read(field.hint, data[field.key], names.of(field.key), Limits())
     if field.required:
-        raise KeyError(field.key)
+        raise InputError(f"{names.of(field.key)}: missing")
     return MISSING
 
 
-def _without_prefix(hint: Any, name: str, data: Mapping[str, Any]) -> Any:
+def _column(field: _Field, column: Column, data: Mapping[str, Any], names: _Names) -> Any:
+    path = names.of(column.rows)
+    if column.rows not in data:
+        raise InputError(f"{path}: missing")
+    entries = []
+    for number, row in enumerate(read_list(data[column.rows], path)):
+        row = read_entry(dict, row, f"{path}[{number}]")
+        if column.key not in row and not field.left_out:
+            raise InputError(f"{path}[{number}].{column.key}: missing")
+        entries.append(row.get(column.key))
+    if field.left_out and all(entry is None for entry in entries):
+        return None
+    return _read(field.hint, entries, f"{path}[].{column.key}", Limits())
+
+
+def _without_prefix(field: _Field, data: Mapping[str, Any], names: _Names) -> Any:
     """A flattened result."""
-    if not data[name]:
+    name = field.flattened
+    assert name is not None
+    if name not in data:
+        raise InputError(f"{names.of(name)}: missing")
+    if data[name] == []:
         return None
     prefix = f"{name}_"
     own = {key.removeprefix(prefix): entry for key, entry in data.items() if key.startswith(prefix)}
-    return _read(hint, own | {name: data[name]}, name)
+    (cls,) = (option for option in get_args(_bare(field.hint)) if option is not type(None))
+    return _decoded(cls, own | {name: data[name]}, _Names(names.path, prefix, name))
+
+
+def _bare(hint: Any) -> Any:
+    return hint.__origin__ if get_origin(hint) is Annotated else hint
 
 
 def _with_prefix(name: str, value: Any) -> dict[str, Any]:
@@ -233,86 +288,50 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read(hint: Any, value: Any, name: str, null: float = math.nan) -> Any:
-    """The value that a hint describes. name: of the field, for messages. null: the number that null stands for."""
+def _read(hint: Any, value: Any, path: str, limits: Limits) -> Any:
+    """The value that a hint describes. path: of the entry, for messages."""
     if get_origin(hint) is Annotated:
-        said = [mark.value for mark in hint.__metadata__ if isinstance(mark, NonFinite)]
-        return said[0] if said and value is None else _read(hint.__origin__, value, name, *said)
+        limits = limits.with_marks(hint.__metadata__)
+        return limits.null if limits.nullable and value is None else _read(hint.__origin__, value, path, limits)
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         (inner,) = (option for option in get_args(hint) if option is not type(None))
-        return None if value is None else _read(inner, value, name, null)
+        return None if value is None else _read(inner, value, path, limits)
     if is_dataclass(hint) and isinstance(hint, type):
-        return _nested(hint, value, name)
-    return _READERS.get(origin or hint, _as_it_is)(hint, value, name, null)
+        return _decoded(hint, value, _Names(path))
+    return _READERS.get(origin or hint, _as_it_is)(hint, value, path, limits)
 
 
-def _nested(cls: type, value: Any, name: str) -> Any:
-    try:
-        return decode(cls, value)
-    except KeyError as error:
-        raise KeyError(f"{name}.{error.args[0]}") from error
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from error
-
-
-def _read_number(hint: Any, value: Any, name: str, null: float) -> Any:
-    if value is None and hint is float:
-        return null
-    if isinstance(value, bool) or not isinstance(value, int | hint):
-        raise TypeError(f"{name}: expected a number, got {value!r:.40}")
-    return value
-
-
-def _read_exactly(hint: Any, value: Any, name: str, null: float) -> Any:
-    if not isinstance(value, hint):
-        raise TypeError(f"{name}: expected {_JSON_NAMES[hint]}, got {value!r:.40}")
-    return value
-
-
-def _read_choice(hint: Any, value: Any, name: str, null: float) -> Any:
-    if value not in get_args(hint):
-        raise ValueError(f"{name}: expected one of {get_args(hint)}, got {value!r:.40}")
-    return value
-
-
-def _read_list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"{name}: expected a list, got {value!r:.40}")
-    return list(value)
-
-
-def _read_array(hint: Any, value: Any, name: str, null: float) -> Any:
-    (dtype,) = get_args(get_args(hint)[1])  # NDArray[x] is ndarray[shape, dtype[x]]
-    return np.array([null if entry is None else entry for entry in _read_list(value, name)], dtype)
-
-
-def _read_tuple(hint: Any, value: Any, name: str, null: float) -> Any:
-    entries, options = _read_list(value, name), get_args(hint)
+def _read_tuple(hint: Any, value: Any, path: str, limits: Limits) -> Any:
+    entries, options = read_list(value, path), get_args(hint)
     if options[-1] is Ellipsis:
         options = options[:1] * len(entries)
     if len(entries) != len(options):
-        raise ValueError(f"{name}: expected {len(options)} entries, got {len(entries)}")
-    return tuple(_read(option, entry, name, null) for option, entry in zip(options, entries, strict=True))
+        raise InputError(f"{path}: expected {len(options)} entries; got {len(entries)}")
+    found = [
+        _read(option, entry, f"{path}[{number}]", limits)
+        for number, (option, entry) in enumerate(zip(options, entries, strict=True))
+    ]
+    return tuple(found)
 
 
-def _read_dict(hint: Any, value: Any, name: str, null: float) -> Any:
+def _read_dict(hint: Any, value: Any, path: str, limits: Limits) -> Any:
     of = get_args(hint)[1] if get_args(hint) else Any
-    return {key: _read(of, entry, name, null) for key, entry in _read_exactly(dict, value, name, null).items()}
+    entries = read_exactly(dict, value, path, limits)
+    return {key: _read(of, entry, f"{path}.{in_message(key)}", limits) for key, entry in entries.items()}
 
 
-def _as_it_is(hint: Any, value: Any, name: str, null: float) -> Any:
+def _as_it_is(hint: Any, value: Any, path: str, limits: Limits) -> Any:
     return value
 
 
-_JSON_NAMES = {bool: "true or false", str: "a text", dict: "an object"}
-_READERS: dict[Any, Callable[[Any, Any, str, float], Any]] = {
-    float: _read_number,
-    int: _read_number,
-    bool: _read_exactly,
-    str: _read_exactly,
-    Literal: _read_choice,
-    np.ndarray: _read_array,
+_READERS: dict[Any, Callable[[Any, Any, str, Limits], Any]] = {
+    float: read_number,
+    int: read_number,
+    bool: read_exactly,
+    str: read_exactly,
+    Literal: read_choice,
+    np.ndarray: read_array,
     tuple: _read_tuple,
     dict: _read_dict,
     Mapping: _read_dict,

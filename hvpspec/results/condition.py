@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hvpspec.entries import Count, Share, Size
 from hvpspec.results.codec import Stored
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket, Estimate
@@ -106,29 +107,29 @@ class Condition(Stored):
     (8.0, 1.3125)
     """
 
-    parameters: int
-    damping: float
-    confidence: float
-    zero: float
+    parameters: Count
+    damping: Size
+    confidence: Share
+    zero: Size
     largest: Bracket
     smallest: Bracket
     norm: Bracket
     negative: Estimate
-    negative_at_least: int
+    negative_at_least: Count
     negative_mass: Estimate
     rank: Estimate
-    rank_threshold: float
+    rank_threshold: Size
     definite: Definite
     nearest_zero: Bound
     kappa: Bracket
     digits_lost: Bracket
     digits: float
     finite_difference: Bound
-    hvps: int
-    accuracy: float = 1e-6
+    hvps: Count
+    accuracy: Size = 1e-6
     stable_rank: Estimate | None = None
     participation_ratio: Estimate | None = None
-    bulk_count: int = 0
+    bulk_count: Count = 0
     bulk_mean: Estimate | None = None
     bulk_spread: Estimate | None = None
     flatness: Estimate | None = None
@@ -138,9 +139,9 @@ class Condition(Stored):
     gradient_descent: Bracket | None = None
     conjugate_gradients: Bound | None = None
     nearest_range: Bracket | None = None
-    rank_at_least: int | None = None
+    rank_at_least: Count | None = None
     refined: Eigenpairs | None = None
-    zero_rows: int = 0
+    zero_rows: Count = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc
 
+from hvpspec.entries import AtLeast, Count, NonFinite, Share, Size
 from hvpspec.errors import InputError
-from hvpspec.results.codec import LEFT_OUT, NonFinite, Stored
+from hvpspec.results.codec import LEFT_OUT, Stored
 from hvpspec.results.estimate import Estimate
 from hvpspec.wording import counted
 
 _ROUNDING = 1e-12  # of sums of weights
+_ROUNDING_OF_A_FILE = 1e-6  # likewise, where other programs may have written the weights
+_MOST_NODES = 100_000  # in a file; a basis of so many vectors does not fit into any memory
 _SIMULATIONS = 400  # of the weights of random vectors, for the quantile of their distance
 
 
@@ -73,25 +76,45 @@ class Density(Stored):
     """
 
     nodes: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    weights: Annotated[NDArray[np.float64], AtLeast(0)]
     exact: NDArray[np.bool_]
     cdf_lower: NDArray[np.float64]
     cdf_upper: NDArray[np.float64]
     support: tuple[Annotated[float, NonFinite(-math.inf)], Annotated[float, NonFinite(math.inf)]]
-    n: int
-    samples: int
-    confidence: float
-    hvps: int
+    n: Annotated[int, AtLeast(1)]
+    samples: Annotated[int, AtLeast(1)]
+    confidence: Share
+    hvps: Count
     converged: bool = True
-    node_errors: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
+    node_errors: Annotated[NDArray[np.float64] | None, AtLeast(0), LEFT_OUT] = None
     sure_lower: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
     sure_upper: Annotated[NDArray[np.float64] | None, LEFT_OUT] = None
-    quadrature: Annotated[float | None, LEFT_OUT] = None
+    quadrature: Annotated[Size | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "nodes", "weights", "exact", "cdf_lower", "cdf_upper", "support", "n", "samples", "confidence", "hvps",
         "converged", "error", "node_errors", "sure_lower", "sure_upper", "quadrature",
     )  # fmt: skip
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """See `hvpspec.results.codec`."""
+        many = len(self.nodes)
+        if not 0 < many <= _MOST_NODES:
+            return "nodes", f"expected from 1 to {_MOST_NODES:,} numbers; got {many:,}"
+        if (np.diff(self.nodes) < 0).any():
+            return "nodes", "expected rising numbers"
+        for name in ("weights", "exact", "cdf_lower", "cdf_upper", "node_errors", "sure_lower", "sure_upper"):
+            column = getattr(self, name)
+            if column is not None and len(column) != many:
+                return name, f"expected {many:,} entries, as many as there are nodes; got {len(column):,}"
+        if not abs(float(self.weights.sum()) - 1) <= _ROUNDING_OF_A_FILE:
+            return "weights", f"expected numbers whose sum is 1; got {self.weights.sum():g}"
+        for name in ("cdf_lower", "cdf_upper", "sure_lower", "sure_upper"):
+            column = getattr(self, name)
+            if column is not None and not ((abs(column - 0.5) <= 0.5 + _ROUNDING_OF_A_FILE).all()):
+                return name, "expected numbers from 0 to 1"
+        low, high = self.support
+        return ("support", "expected the smaller end first") if low > high else None
 
     def cdf(self, x: ArrayLike) -> NDArray[np.float64]:
         """The share of eigenvalues that are ≤ x.
@@ -220,7 +243,7 @@ class Density(Stored):
         return int(np.count_nonzero(self.weights))
 
     @cached_property
-    def error(self) -> float:
+    def error(self) -> Annotated[float, NonFinite(math.inf), AtLeast(0)]:
         """A bound on the Wasserstein-1 distance to the true distribution, ∫ |cdf − true cdf| dx, at `confidence`.
 
         In the unit of the eigenvalues.

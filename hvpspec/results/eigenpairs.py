@@ -1,4 +1,4 @@
-"""Eigenpairs with their residuals, errors and brackets."""
+"""Eigenpairs with their residuals, errors and brackets; and the small matrices from which they and others follow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hvpspec.results.codec import LEFT_OUT, Column, NonFinite, Stored
+from hvpspec.entries import AtLeast, Count, NonFinite, Size
+from hvpspec.results.codec import LEFT_OUT, Column, Stored
 from hvpspec.results.estimate import Bracket, Rounding
 from hvpspec.wording import abridged, counted
 
@@ -67,14 +68,16 @@ class Eigenpairs(Stored):
 
     values: Annotated[NDArray[np.float64], Column("eigenvalues", "value")]
     vectors: NDArray[np.floating[Any]] | None
-    residuals: Annotated[NDArray[np.float64], Column("eigenvalues", "residual"), NonFinite(math.inf)]
-    error: Annotated[NDArray[np.float64], Column("eigenvalues", "error"), NonFinite(math.inf)]
+    residuals: Annotated[NDArray[np.float64], Column("eigenvalues", "residual"), NonFinite(math.inf), AtLeast(0)]
+    error: Annotated[NDArray[np.float64], Column("eigenvalues", "error"), NonFinite(math.inf), AtLeast(0)]
     converged: bool
-    hvps: int
+    hvps: Count
     verified: bool = False
     largest: Bracket | None = None
     smallest: Bracket | None = None
-    data_error: Annotated[NDArray[np.float64] | None, Column("eigenvalues", "data_error"), LEFT_OUT] = None
+    data_error: Annotated[
+        NDArray[np.float64] | None, Column("eigenvalues", "data_error"), NonFinite(math.nan), AtLeast(0), LEFT_OUT
+    ] = None
     all_copies: bool = False
     rounding: Rounding | None = None
     reached: Annotated[NDArray[np.bool_] | None, Column("eigenvalues", "converged"), LEFT_OUT] = None
@@ -112,3 +115,117 @@ class Eigenpairs(Stored):
         if self.vectors is not None:
             lines.append(f"  {'vectors':<11} {self.vectors.dtype}, shape {self.vectors.shape}")
         return "\n".join(lines) + ">"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SmallMatrix(Stored):
+    """The entries of a matrix that are not zero: `values[i]` is in row `rows[i]` and column `columns[i]`."""
+
+    shape: tuple[Count, Count]
+    rows: Annotated[NDArray[np.int64], AtLeast(0)]
+    columns: Annotated[NDArray[np.int64], AtLeast(0)]
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, dense: NDArray[np.float64]) -> SmallMatrix:
+        """From all entries."""
+        rows, columns = np.nonzero(dense)
+        return cls((dense.shape[0], dense.shape[1]), rows, columns, dense[rows, columns])
+
+    def dense(self) -> NDArray[np.float64]:
+        """All entries."""
+        dense = np.zeros(self.shape)
+        dense[self.rows, self.columns] = self.values
+        return dense
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """See `hvpspec.results.codec`."""
+        if max(self.shape) > MOST_ROWS:
+            return "shape", f"expected at most {MOST_ROWS:,} rows and columns"
+        for name, index, size in (("rows", self.rows, self.shape[0]), ("columns", self.columns, self.shape[1])):
+            if len(index) != len(self.values):
+                return name, f"expected {len(self.values):,} entries, as many as there are values; got {len(index):,}"
+            if (index >= size).any():
+                return name, f"expected numbers below {size:,}"
+        return None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Relation(Stored):
+    """H Q = Q T + F Cᵀ, with a basis Q and further orthonormal vectors F: the small matrices.
+
+    defects: lengths of the columns by which products have missed that. segments: where the basis was started from new
+    random vectors, and from how many.
+    """
+
+    T: SmallMatrix
+    C: SmallMatrix
+    defects: Annotated[NDArray[np.float64], AtLeast(0)]
+    segments: tuple[tuple[Count, Count], ...]
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """See `hvpspec.results.codec`."""
+        m = len(self.defects)
+        if self.T.shape != (m, m) or self.C.shape[0] != m:
+            return "T", f"expected matrices of {m:,} rows, as many as there are defects"
+        starts = [first for first, _ in self.segments]
+        if starts != sorted(starts) or starts[:1] != [0] or starts[-1] > m:
+            return "segments", f"expected rising starts from 0 to {m:,}"
+        return None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeProducts(Stored):
+    """Inner products of `count` probes w and their images y = H w, row by row: wᵀw, wᵀy and yᵀy.
+
+    Both are orthogonal to the basis.
+    """
+
+    count: Count
+    ww: NDArray[np.float64]
+    wy: NDArray[np.float64]
+    yy: NDArray[np.float64]
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """See `hvpspec.results.codec`."""
+        wrong = [name for name in ("ww", "wy", "yy") if len(getattr(self, name)) != self.count**2]
+        return (wrong[0], f"expected {self.count**2:,} entries, the square of the count") if wrong else None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Lanczos(Stored):
+    """The small matrices of a run, from which `hvpspec verify` computes its figures again.
+
+    Attributes
+    ----------
+    relation : Relation
+        That of the whole basis.
+    of_start : Relation or None
+        That before the first restart or added vector; None where there was none.
+    probes : tuple of ProbeProducts, or None
+        Those of the random probes; None where they are too many to keep.
+    roundoff, last_roundoff : float
+        The unit roundoff of the products, or what stands for it where they are less accurate: of those of the basis,
+        and of all.
+    share : float
+        The random part of the start.
+    zero_rows : int
+        Rows of H that are exactly zero; basis and probes are zero there.
+    rest : tuple of float
+        Bounds on the eigenvalues that the basis does not contain.
+    sampled_rounding : tuple of float
+        What rounding adds to the sampled parts of trace and norm.
+    """
+
+    relation: Relation
+    of_start: Relation | None
+    probes: tuple[ProbeProducts, ...] | None
+    roundoff: Size
+    last_roundoff: Size
+    share: Size
+    zero_rows: Count
+    rest: tuple[Annotated[float, NonFinite(-math.inf)], Annotated[float, NonFinite(math.inf)]]
+    sampled_rounding: tuple[Size, Size] = (0.0, 0.0)
+
+
+MOST_ROWS = 4_000  # of T in a file: to decompose a larger one takes minutes, and gigabytes

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from hvpspec.results.codec import LEFT_OUT, NonFinite, Stored
+from hvpspec.entries import AtLeast, Count, NonFinite, Share, Size
+from hvpspec.results.codec import LEFT_OUT, Stored
 
 Recomputed = Literal["float64", "other rounding"]
 
@@ -50,13 +51,13 @@ class Estimate(Stored):
     """
 
     value: Annotated[float, NonFinite(math.nan)]
-    error: Annotated[float, NonFinite(math.inf)]
-    confidence: float
+    error: Annotated[float, NonFinite(math.inf), AtLeast(0)]
+    confidence: Share
     converged: bool
-    hvps: int
+    hvps: Count
     method: str = "hutchinson"
     relative_to: str = "value"
-    data_error: float | None = None
+    data_error: Size | None = None
     lower: Annotated[float | None, NonFinite(-math.inf), LEFT_OUT] = None
     upper: Annotated[float | None, NonFinite(math.inf), LEFT_OUT] = None
 
@@ -100,6 +101,13 @@ class Estimate(Stored):
         low = self.value - self.error if self.lower is None else self.lower
         return low, self.value + self.error if self.upper is None else self.upper
 
+    def contradiction(self) -> tuple[str, str] | None:
+        """See `hvpspec.results.codec`."""
+        low, high = self.interval
+        if low > self.value or self.value > high:
+            return "value", f"expected a number from {low:g} to {high:g}, the ends of its interval; got {self.value:g}"
+        return None
+
     def __str__(self) -> str:
         return f"{self.value:.6g} ± {self.error:.2g} ({self.confidence:.4g})"
 
@@ -127,7 +135,13 @@ class Bracket(Stored):
 
     lower: Annotated[float, NonFinite(-math.inf)]
     upper: Annotated[float, NonFinite(math.inf)]
-    confidence: float
+    confidence: Share
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """See `hvpspec.results.codec`."""
+        if self.lower > self.upper:
+            return "lower", f"expected a number ≤ {self.upper:g}, the upper bound; got {self.lower:g}"
+        return None
 
     @property
     def value(self) -> float:
@@ -172,7 +186,7 @@ class Bound(Stored):
 
     value: Annotated[float, NonFinite(math.inf)]
     kind: Literal["lower", "upper", "rule"]
-    confidence: float = 1.0
+    confidence: Share = 1.0
 
     def __str__(self) -> str:
         sign = {"lower": "≥", "upper": "≤", "rule": "~"}[self.kind]
@@ -196,9 +210,9 @@ class Rounding(Stored):
         How many, beyond the HVPs of the run.
     """
 
-    error: float
-    relative: float
+    error: Size
+    relative: Size
     method: Recomputed
-    products: int
+    products: Count
 
     json_order: ClassVar = ("error", "relative", "method", "products")

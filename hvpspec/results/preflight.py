@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
+from hvpspec.entries import Count, Size
 from hvpspec.results.codec import Stored, Within
 
-SEVERITIES = ("fixed", "note", "refused")
+Severity = Literal["fixed", "note", "refused"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 # What eval mode changes, by the kind of finding.
 _IN_EVAL_MODE = {"dropout": "dropout is off", "batch_norm": "batch normalisation uses its running statistics"}
@@ -38,14 +40,15 @@ class Finding:
     kind: str
     found: str
     done: str
-    severity: str = "fixed"
+    severity: Severity = "fixed"
 
     def __str__(self) -> str:
         return f"{self.found} → {self.done}"
 
 
 _Number = Annotated[float | None, Within("measured")]
-_Count = Annotated[int | None, Within("measured")]
+_Size = Annotated[Size | None, Within("measured")]
+_Count = Annotated[Count | None, Within("measured")]
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,18 @@ class Preflight(Stored):
 
     findings: tuple[Finding, ...] = ()
     loss: _Number = None
-    symmetry: _Number = None
-    repeatability: _Number = None
-    difference: _Number = None
-    difference_bound: _Number = None
-    seconds: _Number = None
+    symmetry: _Size = None
+    repeatability: _Size = None
+    difference: _Size = None
+    difference_bound: _Size = None
+    seconds: _Size = None
     memory: _Count = None
-    hvps: Annotated[int, Within("measured")] = 0
+    hvps: Annotated[Count, Within("measured")] = 0
     expected_hvps: _Count = None
-    expected_seconds: _Number = None
+    expected_seconds: _Size = None
     expected_memory: _Count = None
     most_hvps: _Count = None
-    most_seconds: _Number = None
+    most_seconds: _Size = None
     most_memory: _Count = None
 
     @property

@@ -6,24 +6,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from hvpspec.entries import Count, Sha256, Size
 from hvpspec.results.codec import LEFT_OUT, decode, encode
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted
 
 _Text = Annotated[str | None, LEFT_OUT]
-_Count = Annotated[int | None, LEFT_OUT]
-_Number = Annotated[float | None, LEFT_OUT]
+_Count = Annotated[Count | None, LEFT_OUT]
+_Size = Annotated[Size | None, LEFT_OUT]
+_Sha256 = Annotated[Sha256 | None, LEFT_OUT]
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """The checkpoint that was loaded. key: where in the file the state dict lies. bytes: its size."""
+    """The checkpoint that was loaded. key: where in the file the state dict lies. bytes: its size.
+
+    tensors_sha256: of the model's parameters and buffers as they were loaded, whatever file they come from.
+    """
 
     path: str
     key: str | None = None
-    sha256: _Text = None
+    sha256: _Sha256 = None
     bytes: _Count = None
+    tensors_sha256: _Sha256 = None
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,9 @@ class ParameterCount:
     """Of a model's parameters (their entries), how many there are in all, how many the matrix is taken with respect to,
     and how many are frozen (requires_grad is False), and left out for that reason. Tied ones count once."""
 
-    total: int
-    chosen: int
-    frozen: int
+    total: Count
+    chosen: Count
+    frozen: Count
 
     def __str__(self) -> str:
         if self.chosen == self.total:
@@ -53,7 +59,7 @@ class DataSource:
 
     source: _Text = None
     batches: _Count = None
-    weight: _Number = None
+    weight: _Size = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,7 @@ class Provenance:
     platform: _Text = None
     command: tuple[str, ...] = ()
     finished: _Text = None
-    seconds: _Number = None
+    seconds: _Size = None
 
     def to_dict(self) -> dict[str, Any]:
         """As spectrum.json has it: what is missing is left out."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, overload
 
-from hvpspec.options import QUANTITIES, Which
+from hvpspec.entries import AtLeast, Count, Size
+from hvpspec.options import QUANTITIES, Quantity, Which
 from hvpspec.presentation import presented
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
-from hvpspec.results.eigenpairs import Eigenpairs
+from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.wording import abridged, counted, listed
 
@@ -63,6 +64,9 @@ class Spectrum(Stored):
         Why it is not known although the products are in float32, so that errors include an assumption in its place.
     stopped : str or None
         What ended a run of the command line before it was complete, such as "stopped by SIGTERM", or its error.
+    lanczos : Lanczos or None
+        The small matrices from which ``hvpspec verify`` computes the figures again; None for a run that was
+        interrupted, and where they are too large.
 
     Examples
     --------
@@ -74,27 +78,33 @@ class Spectrum(Stored):
     True
     """
 
-    parameters: int
+    parameters: Annotated[int, AtLeast(1)]
     eigenpairs: Annotated[Eigenpairs | None, Flattened("eigenvalues")]
     trace: Estimate | None
     frobenius_norm: Estimate | None
-    hvps: int
-    seconds: float
+    hvps: Count
+    seconds: Size
     complete: bool
     density: Density | None = None
-    asked: tuple[str, ...] = QUANTITIES[:3]
-    predicted: Annotated[int | None, Key("predicted_hvps")] = None
+    asked: tuple[Quantity, ...] = QUANTITIES[:3]
+    predicted: Annotated[Count | None, Key("predicted_hvps")] = None
     condition: Condition | None = None
     blocks: Blocks | None = None
     which: Which = "LM"
     rounding: Annotated[Rounding | None, LEFT_OUT] = None
     rounding_reason: Annotated[str | None, LEFT_OUT] = None
     stopped: Annotated[str | None, LEFT_OUT] = None
+    lanczos: Annotated[Lanczos | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
-        "density", "condition", "blocks", "rounding", "rounding_reason", "hvps", "predicted", "seconds", "stopped",
+        "density", "condition", "blocks", "rounding", "rounding_reason", "lanczos", "hvps", "predicted", "seconds",
+        "stopped",
     )  # fmt: skip
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """See `hvpspec.results.codec`."""
+        return ("asked", "expected each quantity once") if len(set(self.asked)) < len(self.asked) else None
 
     @property
     def schema(self) -> str:

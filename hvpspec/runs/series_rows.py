@@ -5,14 +5,32 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hvpspec.bounds.stability import edge_of_stability
+from hvpspec.entries import Count, Sha256, Size
+from hvpspec.errors import InputError
+from hvpspec.escaping import in_csv
+from hvpspec.report.documents import read_json
+from hvpspec.results.codec import read_entry
 from hvpspec.results.estimate import finite
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.results.tracked import Tracked
 
 SCHEMA = "hvpspec/track/1"
+_REQUIRED: dict[str, Any] = {
+    "checkpoint": str, "loss": float, "lambda_max": float, "lambda_max_error": Size | None, "trace": float | None,
+    "trace_error": Size | None, "hvps": Count, "seconds": Size, "sha256": Sha256,
+}  # fmt: skip
+_HINTS: dict[str, Any] = {
+    "step": int | None, "lambda_min_error": Size | None, "frobenius_norm_error": Size | None, "edge": Size | None,
+    "overlap": Size | None, "eigenvalue_hvps": Count | None, "cold_hvps": Count | None, "hvps_saved": int | None,
+    "hvps_saved_estimate": int | None, "converged": bool | None, "eigenvalues_converged": bool | None,
+    "trace_converged": bool | None, "frobenius_norm_converged": bool | None,
+}  # fmt: skip
+_NUMBER = float | None  # of every other column
 COLUMNS = (
     "checkpoint", "step", "loss", "lambda_max", "lambda_max_error", "lambda_max_upper", "lambda_min",
     "lambda_min_error", "lambda_min_lower", "trace", "trace_error", "frobenius_norm", "frobenius_norm_error", "edge",
@@ -20,6 +38,43 @@ COLUMNS = (
     "hvps_saved_estimate", "converged", "seconds", "sha256", "eigenvalues_converged", "trace_converged",
     "frobenius_norm_converged",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A track.json, as it was read: its rows, the settings they were made with, and what made them."""
+
+    rows: list[dict[str, Any]]
+    settings: dict[str, Any]
+    runs: list[dict[str, Any]]
+    vectors_sha256: str | None
+
+
+def read_series(path: Path) -> Stored:
+    """A track.json. Raises InputError where it is none, or is damaged: with the path of the entry."""
+    document = read_json(path, SCHEMA)
+    try:
+        for name in ("checkpoints", "settings"):
+            if name not in document:
+                raise InputError(f"{name}: missing")
+        rows = read_entry(tuple[dict[str, Any], ...], document["checkpoints"], "checkpoints")
+        return Stored(
+            [_read_row(entry, f"checkpoints[{number}]") for number, entry in enumerate(rows)],
+            read_entry(dict[str, Any], document["settings"], "settings"),
+            list(read_entry(tuple[dict[str, Any], ...], document.get("runs") or [], "runs")),
+            read_entry(Sha256 | None, document.get("vectors_sha256"), "vectors_sha256"),
+        )
+    except InputError as error:
+        raise InputError(f"{path}: damaged: {error}; choose another --out.") from error
+
+
+def _read_row(entry: dict[str, Any], path: str) -> dict[str, Any]:
+    """The columns of this version; those that an older one did not have are None."""
+    for name in _REQUIRED:
+        if name not in entry:
+            raise InputError(f"{path}.{name}: missing")
+    hints = dict.fromkeys(COLUMNS, _NUMBER) | _HINTS | _REQUIRED
+    return {name: read_entry(hints[name], entry.get(name), f"{path}.{name}") for name in COLUMNS}
 
 
 def row(
@@ -106,9 +161,13 @@ def edge(lambda_max: float | None, lr: float | None, momentum: float | None = No
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each checkpoint; an empty cell is a quantity that was not asked for, or is not known."""
+    """A line for each checkpoint; an empty cell is a quantity that was not asked for, or is not known.
+
+    A name that a spreadsheet would take for a formula begins with an apostrophe; track.json has it as it is.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({name: in_csv(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
     return text.getvalue()

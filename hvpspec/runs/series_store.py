@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from hvpspec.checkpoint.formats.files import sha256
 from hvpspec.errors import InputError
 from hvpspec.plots.series import plot_series
 from hvpspec.plots.style import to_bytes
-from hvpspec.runs.series_rows import SCHEMA, csv_text, edge
+from hvpspec.runs.series_rows import SCHEMA, csv_text, edge, read_series
 
 FILES = ("json", "csv", "svg", "png")  # kinds: track.json and so on
 ELSEWHERE = "choose another --out, or replace that file with --force"
@@ -52,13 +51,8 @@ class Series:
 
     def _resume(self) -> None:
         path = self.folder / "track.json"
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document["schema"] != SCHEMA:
-                raise ValueError(document["schema"])
-            rows, then, runs = document["checkpoints"], document["settings"], document.get("runs", [])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a {SCHEMA} file ({error}); {ELSEWHERE}.") from error
+        found = read_series(path)
+        rows, then, runs = found.rows, found.settings, found.runs
         keys = {*then, *self.settings} - set(_FREE_SETTINGS)
         other = sorted(key for key in keys if then.get(key) != self.settings.get(key))
         if other:
@@ -75,9 +69,17 @@ class Series:
             row |= edge(row["lambda_max"], self.settings["lr"], self.settings.get("momentum"))
         if rows:
             kept = self._vectors_after(len(rows))
-            if not kept.exists() or sha256(kept) != document.get("vectors_sha256"):
+            if not kept.exists() or sha256(kept) != found.vectors_sha256:
                 raise InputError(f"{kept}, the eigenvectors to start from, is missing or has changed; {ELSEWHERE}.")
-            self.vectors = np.load(kept, allow_pickle=False)
+            self.vectors = self._load(kept, path)
+
+    @staticmethod
+    def _load(kept: Path, path: Path) -> np.ndarray:
+        try:
+            vectors: np.ndarray = np.load(kept, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise InputError(f"{kept}: no eigenvectors, whatever {path} says of it ({error}); {ELSEWHERE}.") from error
+        return vectors
 
     def check_unchanged(self, number: int, digest: str) -> None:
         """Raises InputError where a checkpoint that is done has another SHA-256 now."""

@@ -1,74 +1,134 @@
-"""What cannot be used is refused in one clear sentence, before anything is measured or written."""
+"""What cannot be used is refused in one clear sentence, before anything is measured or written.
 
+What is refused and in which words is in bad_input_table.py.
+"""
+
+import json
+import pickle
+import shlex
 import subprocess
 import sys
+import zipfile
 
 import pytest
-from cli_files import USUAL, run
+import torch
+from cli import bad_input_table as table
+from cli_files import USUAL, call, run
+from report import examples
+from results.damage import put
+from safetensors.torch import save_file
 
 import hvpspec
 from hvpspec import cli
 
+GROUPS = ("OPTIONS", "SPECS", "MODELS", "DATA", "LOSSES", "CHECKPOINTS", "PATHS", "COMMANDS")
+SOURCE = ("--model", "bad.py:build", "--data", "bad.py:batches", "--loss", "cross_entropy")
+ROWS = [(words, message) for group in GROUPS for words, message in getattr(table, group).items()]
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model.pt": "nowhere.pt"}, "nowhere.pt: no such file."),
-        ({"model.pt": "train.py"}, "not a checkpoint"),
-        ({"model.pt": "half.pt"}, "missing: 0.bias, 2.weight, 2.bias"),
-        ({"train.py:build": "train.py:biuld"}, "did you mean build?"),
-        ({"train.py:build": "train.py"}, "write it as file.py:function"),
-        ({"train.py:batches": "train.py:calls"}, "data must be a re-iterable of batches"),
-        (
-            {"cross_entropy": "crossentropy"},
-            "choose one of cross_entropy, mse, bce_with_logits, causal_lm, model, cosine_similarity, or",
-        ),
-        ({"cross_entropy": "mse"}, "outputs have shape (20, 3) and targets (20,)"),
-        ({"cross_entropy": "train.py:detached"}, "look for torch.no_grad() or .detach()"),
-        ({"cross_entropy": "train.py:broken"}, "batch 0: the loss raised KeyError"),
-        (["--dtype", "float16"], "Invalid value for '--dtype': 'float16' is not one of 'float32', 'float64'."),
-        (["--rtol", "-1"], "--rtol must be a number ≥ 0; got -1.0."),
-        (["--confidence", "95"], "--confidence must lie between 0 and 1"),
-        (["-k", "0"], "-k must be a whole number ≥ 1"),
-        (["--max-hvps", "0"], "--max-hvps must be a whole number ≥ 1"),
-        (["--seed", "-1"], "--seed must be"),
-        (["--parameters", "nothing.*"], "no parameter matches 'nothing.*'"),
-        (["--out", "model.pt"], "--out model.pt: cannot write there"),
-        (["--device", "cuda:77"], "device 'cuda:77' cannot be used here"),
-        (["--device", "abacus"], "device 'abacus' cannot be used here"),
-        (["--key", "ema"], "has no key 'ema'"),
-        (["--only", "trace", "--refine"], "--refine sharpens the conditioning, which needs the density"),
-        (["--only", "curvature"], "'curvature' is not one of 'eigenvalues', 'trace', 'frobenius_norm', 'density'."),
-        (["--which", "largest"], "'largest' is not one of 'LM', 'LA', 'SA', 'BE'."),
-        (["--engine", "fast"], "Invalid value for '--engine': 'fast' is not one of 'auto', "),
-        (["--basis-on", "tape"], "'tape' is not one of 'device', 'cpu', 'disk'."),
-        (["--basis-memory", "much"], "--basis-memory must be a number of bytes"),
-        (["--memory-limit", "0"], "--memory-limit must be a number of bytes"),
-        (["--lr", "0"], "--lr must be a finite number > 0; got 0."),
-        (["--lr", "0.1", "--momentum", "1"], "--momentum must be a number ≥ 0 and < 1; got 1."),
-        (["--momentum", "0.9"], "--momentum needs a learning rate as well: add --lr."),
-        (["--expect-loss", "low"], "--expect-loss low: give the loss as a number"),
-        (["--blocks", "nothing*"], "no parameter matches the block 'nothing*'. Similar names:"),
-        (["--rtol", "much"], "Invalid value for '--rtol'"),
-        (["--nonsense"], "No such option: --nonsense"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_2(folder, change, message, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    arguments = [change.get(a, a) for a in USUAL] if isinstance(change, dict) else [*USUAL, *change]
-    before = files(folder)
-    status = cli.run(["spectrum", "--out", ".", *arguments])
-    stderr = capsys.readouterr().err
-    assert status == 2, stderr
-    assert message in stderr
-    assert stderr.startswith("hvpspec: ")
-    assert stderr.count("\n") == 1
-    assert "Traceback" not in stderr
-    assert files(folder) == before
+
+def test_the_table_is_long():
+    assert len(ROWS) + len(table.ENTRIES) >= 150
+
+
+@pytest.fixture(scope="module")
+def bad(folder, tmp_path_factory):
+    """A folder with everything that the table names."""
+    bad = tmp_path_factory.mktemp("bad")
+    state = torch.load(folder / "model.pt", weights_only=True)["model"]
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    torch.save(state, bad / "model.pt")
+    content = (bad / "model.pt").read_bytes()
+    files = {
+        "bad.py": table.CODE.encode(), "syntax.py": b"def f(:\n", "lacking.py": b"import not_installed_anywhere",
+        "raising.py": b"1 / 0", "exiting.py": b"raise SystemExit(7)", "binary.py": bytes(range(256)), "void.pt": b"",
+        "page.pt": b"<!DOCTYPE html><html>404</html>", "noise.pt": bytes(range(1, 200)), "cut.pt": content[:300],
+        "plain.pkl": pickle.dumps({"a": 1}), "index.json": b'{"weight_map": {"0.weight": "../../etc/passwd"}}',
+    }  # fmt: skip
+    for name, text in files.items():
+        (bad / name).write_bytes(text)
+    broken = {
+        "half.pt": {"0.weight": state["0.weight"]},
+        "shape.pt": {**state, "0.weight": torch.zeros(8, 7)},
+        "numbers.pt": [1, 2, 3],
+        "object.pt": {"model": state, "made": subprocess.Popen},
+        "integers.pt": {name: tensor.to(torch.int8) for name, tensor in state.items()},
+        "nan.pt": {**state, "0.bias": torch.full((8,), torch.nan)},
+        "ambiguous.pt": {"first": {"x": torch.zeros(2)}, "second": {"y": torch.zeros(2)}},
+    }
+    for name, entry in broken.items():
+        torch.save(entry, bad / name)
+    with zipfile.ZipFile(bad / "other.zip", "w") as archive:
+        archive.writestr("readme.txt", "no checkpoint")
+    save_file(state, bad / "whole.safetensors")
+    (bad / "cut.safetensors").write_bytes((bad / "whole.safetensors").read_bytes()[:-40])
+    (bad / "nothing").mkdir()
+    (bad / "good.json").write_text(json.dumps(examples.document()))
+    return bad
+
+
+@pytest.mark.parametrize(("words", "message"), ROWS, ids=[words[:40] for words, _ in ROWS])
+def test_bad_input_is_one_sentence_and_exit_2(bad, words, message):
+    before = files(bad)
+    done = call(bad, *arguments(words))
+    check(done, message)
+    assert files(bad) == before
+
+
+def arguments(words):
+    """The command line of a row."""
+    parts = shlex.split(words)
+    if words.split(" ")[0] in (*(command.__name__ for command in cli.COMMANDS), "spektrum"):
+        words = words.replace("GOOD", "good.json").replace("SOURCE", " ".join(SOURCE))
+        return shlex.split(words)
+    usual = {"checkpoint": "model.pt", "model": "bad.py:build", "data": "bad.py:batches", "loss": "cross_entropy"}
+    more = []
+    for part in parts:
+        name, found, value = part.partition("=")
+        if found and name in usual:
+            usual[name] = value
+        else:
+            more.append(part)
+    options = [word for name in ("model", "data", "loss") for word in (f"--{name}", usual[name])]
+    return ["spectrum", usual["checkpoint"], *options, *(["--out", "."] if "--out" not in parts else []), *more]
+
+
+def check(done, message):
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("hvpspec: warning: ")]
+    assert message in done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("hvpspec: ")
+    assert lines[0].endswith((".", "?"))
+
+
+@pytest.mark.parametrize("place", table.ENTRIES, ids=lambda place: ".".join(map(str, place)))
+def test_a_damaged_file_is_refused_with_the_path_of_the_entry(bad, place):
+    value, message = table.ENTRIES[place]
+    document = put(examples.document(), place, value)
+    if value == "-":
+        at = document
+        for key in place[:-1]:
+            at = at[key]
+        del at[place[-1]]
+    (bad / "nothing/bad.json").write_text(json.dumps(document))
+    done = call(bad, "compare", "good.json", "nothing/bad.json")
+    (bad / "nothing/bad.json").unlink()
+    check(done, f"nothing/bad.json: {message}")
 
 
 def files(folder):
     return sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_is_closed(bad, stream):
+    """The sentence goes nowhere; the status still says it."""
+    command = (
+        f"{shlex.quote(sys.executable)} -m hvpspec compare good.json nowhere {'>' if stream == 'stdout' else '2>'}&-"
+    )
+    done = subprocess.run(["sh", "-c", command], cwd=bad, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -107,12 +167,6 @@ def test_an_unexpected_error_is_one_line_and_exit_1(folder, monkeypatch, capsys)
     monkeypatch.setattr("hvpspec.cli.measure.spectrum", lambda *args, **options: 1 / 0)
     assert cli.run(["spectrum", *USUAL]) == 1
     assert capsys.readouterr().err == "hvpspec: ZeroDivisionError: division by zero (--debug shows where)\n"
-
-
-def test_missing_options_are_named(folder, capsys):
-    assert cli.run(["spectrum", "model.pt"]) == 2
-    assert "Missing option '--data'" in capsys.readouterr().err
-    assert cli.run(["spektrum"]) == 2
 
 
 def test_debug_shows_the_traceback(folder, monkeypatch, capsys):

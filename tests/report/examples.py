@@ -22,7 +22,9 @@ def density():
     weights = np.array([1, 97, 300, 1, 1]) / 400
     exact = np.array([True, False, False, True, True])
     total = np.cumsum(weights)
-    return Density(nodes, weights, exact, total - 0.01, np.minimum(total + 0.01, 1), (-21.0, 52.0), 400, 1, 0.95, 20)
+    return Density(
+        nodes, weights, exact, np.maximum(total - 0.01, 0), np.minimum(total + 0.01, 1), (-21.0, 52.0), 400, 1, 0.95, 20
+    )
 
 
 def spectrum(**changes):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hvpspec.results.codec import LEFT_OUT, Column, Flattened, Key, NonFinite, Within, decode, encode
+from hvpspec.entries import AtLeast, Count, NonFinite, Sha256, Share
+from hvpspec.errors import InputError
+from hvpspec.results.codec import LEFT_OUT, Column, Flattened, Key, Within, decode, encode
 from hvpspec.results.estimate import Bound, Bracket, Estimate
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.results.spectrum import Spectrum
@@ -26,7 +28,7 @@ class Inner:
 
 @dataclass(frozen=True)
 class Table:
-    x: Annotated[NDArray[np.float64], Column("rows", "X")]
+    x: Annotated[NDArray[np.float64], Column("rows", "X"), NonFinite(math.nan)]
     unseen: Any
     y: Annotated[NDArray[np.float64] | None, Column("rows", "y"), NonFinite(math.inf), LEFT_OUT] = None
 
@@ -96,7 +98,6 @@ def test_what_is_missing_or_null_gets_its_default():
     least = {name: ENCODED[name] for name in ("count", "kind", "pair", "many", "flags", "reasons")} | {"a": []}
     found = decode(Everything, least)
     assert (found.inner, found.table, found.renamed, found.plain, found.depth) == (None, None, False, 0.5, None)
-    assert math.isnan(decode(Everything, least | {"plain": None}).plain)
     assert decode(Everything, least | {"low": None}).low == -math.inf
     assert decode(Everything, least | {"nested": None}).depth is None
     assert decode(Table, {"rows": [{"X": 1.0}]}).y is None
@@ -104,31 +105,87 @@ def test_what_is_missing_or_null_gets_its_default():
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "message"),
     [
-        ({"count": "3"}, TypeError, "count: expected a number, got '3'"),
-        ({"count": 3.5}, TypeError, "count"),
-        ({"count": True}, TypeError, "count"),
-        ({"count": None}, TypeError, "count"),
-        ({"kind": "r"}, ValueError, "kind: expected one of"),
-        ({"pair": [1.0]}, ValueError, "pair: expected 2 entries"),
-        ({"many": [{"a": 1}, {"b": "x"}]}, KeyError, "many.a"),
-        ({"many": {"a": 1}}, TypeError, "many: expected a list"),
-        ({"table": {"rows": 5}}, TypeError, "table"),
-        ({"table": {}}, KeyError, "table.rows"),
-        ({"table": [1]}, TypeError, "table: expected an object"),
-        ({"reasons": {"why": 1}}, TypeError, "reasons: expected a text"),
-        ({"other name": "yes"}, TypeError, "other name: expected true or false"),
+        ({"count": "3"}, 'count: expected a whole number; got "3"'),
+        ({"count": 3.5}, "count: expected a whole number; got 3.5"),
+        ({"count": True}, "count: expected a whole number; got true"),
+        ({"count": None}, "count: expected a whole number; got null"),
+        ({"count": 10**400}, "count: expected a whole number; got 10000000000000000000…0000000000000000000"),
+        ({"plain": None}, "plain: expected a number; got null"),
+        ({"plain": 10**400}, "plain: expected a number; got 1"),
+        ({"plain": math.nan}, "plain: expected a number; got NaN"),
+        ({"plain": math.inf}, "plain: expected a number; got Infinity"),
+        ({"plain": [[1]]}, "plain: expected a number; got a list"),
+        ({"kind": "r"}, 'kind: expected one of "p", "q"; got "r"'),
+        ({"kind": ["p"]}, 'kind: expected one of "p", "q"; got a list'),
+        ({"pair": [1.0]}, "pair: expected 2 entries; got 1"),
+        ({"pair": [1.0, "x"]}, 'pair[1]: expected a number, or null; got "x"'),
+        ({"many": [{"a": 1}, {"b": "x"}]}, "many[1].a: missing"),
+        ({"many": [{"a": 1}, {"a": "x"}]}, 'many[1].a: expected a whole number; got "x"'),
+        ({"many": {"a": 1}}, "many: expected a list; got an object"),
+        ({"flags": [True, 0]}, "flags[1]: expected true or false; got 0"),
+        ({"table": {"rows": 5}}, "table.rows: expected a list; got 5"),
+        ({"table": {}}, "table.rows: missing"),
+        ({"table": {"rows": [{"X": 1.0}, {"y": 1.0}]}}, "table.rows[1].X: missing"),
+        ({"table": {"rows": [{"X": 1.0}, {"X": "1"}]}}, 'table.rows[1].X: expected a number, or null; got "1"'),
+        ({"table": {"rows": [{"X": 1.0}, 7]}}, "table.rows[1]: expected an object; got 7"),
+        ({"table": {"rows": [], "size": "0"}}, 'table.size: expected a whole number; got "0"'),
+        ({"table": [1]}, "table: expected an object; got a list"),
+        ({"reasons": {"why": 1}}, "reasons.why: expected a text; got 1"),
+        ({"a_b": 5}, "a_b: expected a text; got 5"),
+        ({"nested": 7}, "nested: expected an object; got 7"),
+        ({"nested": {"depth": "x"}}, 'nested.depth: expected a number; got "x"'),
+        ({"other name": "yes"}, 'other name: expected true or false; got "yes"'),
     ],
 )
-def test_what_does_not_fit_is_named(changes, error, message):
-    with pytest.raises(error, match=message):
+def test_what_does_not_fit_is_named_with_its_path(changes, message):
+    with pytest.raises(InputError) as caught:
         decode(Everything, ENCODED | changes)
+    assert str(caught.value).startswith(message)
+
+
+@dataclass(frozen=True)
+class Marked:
+    count: Count
+    size: Annotated[float, NonFinite(math.inf), AtLeast(0)]
+    share: Share
+    sizes: Annotated[NDArray[np.float64], AtLeast(0)]
+    digest: Sha256
+    rows: Annotated[NDArray[np.float64], Column("table", "x"), AtLeast(2)]
+
+    def contradiction(self):
+        return ("count", "expected 1 for such a share") if self.share == 1 and self.count != 1 else None
+
+
+FITTING = {"count": 0, "size": None, "share": 0.5, "sizes": [0, 1e300], "digest": "0f" * 32, "table": [{"x": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": -1}, "within.count: expected a whole number ≥ 0; got -1"),
+        ({"size": -1e-300}, "within.size: expected a number ≥ 0, or null; got -1e-300"),
+        ({"share": 95}, "within.share: expected a number from 0 to 1; got 95"),
+        ({"share": None}, "within.share: expected a number from 0 to 1; got null"),
+        ({"sizes": [1, 2, 3, -1]}, "within.sizes[3]: expected a number ≥ 0; got -1"),
+        ({"sizes": [None]}, "within.sizes[0]: expected a number ≥ 0; got null"),
+        ({"digest": "0F" * 32}, "within.digest: expected the 64 hexadecimal digits of a SHA-256; got"),
+        ({"digest": "0f" * 32 + "\n"}, "within.digest: expected the 64 hexadecimal digits"),
+        ({"table": [{"x": 3}, {"x": 1}]}, "within.table[1].x: expected a number ≥ 2; got 1"),
+        ({"share": 1}, "within.count: expected 1 for such a share"),
+    ],
+)
+def test_marks_are_limits(changes, message):
+    assert decode(Marked, FITTING).size == math.inf
+    with pytest.raises(InputError) as caught:
+        decode(Marked, FITTING | changes, "within")
+    assert str(caught.value).startswith(message)
 
 
 def test_what_has_no_default_must_be_there():
     for name in ("count", "kind", "pair", "many", "flags", "reasons", "a"):
-        with pytest.raises(KeyError, match=name):
+        with pytest.raises(InputError, match=f"^{name}: missing$"):
             decode(Everything, {key: entry for key, entry in ENCODED.items() if key != name})
 
 

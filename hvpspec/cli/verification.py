@@ -1,0 +1,190 @@
+"""What `hvpspec verify` does: a spectrum.json against its own record, the checkpoint, the data and two fresh products.
+
+The file may come from anybody, and names code: model, data and loss. It is run only where it lies in the current folder
+or is hvpspec's own; anything else has to be named on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hvpspec.cli.console import Screen
+from hvpspec.cli.options import Source
+from hvpspec.cli.prepare import Loaded, load, zero_hessian_refused
+from hvpspec.cli.provenance import tensors_sha256
+from hvpspec.errors import CheckpointWarning, InputError
+from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.operators.hessian import HessianOperator
+from hvpspec.options import Engine, SpectrumOptions
+from hvpspec.preflight import loss_tolerance
+from hvpspec.report.documents import checksum, read_document
+from hvpspec.results.record import Provenance, Record
+from hvpspec.runs.replay import compared_products, contradictions
+
+VERIFY_SCHEMA = "hvpspec/verify/1"
+_OWN_MODEL = "the checkpoint's own"
+_WORDS = {
+    "eigenpairs": "eigenvalues", "trace": "trace", "frobenius_norm": "Frobenius norm", "density": "density",
+    "condition": "conditioning",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared. what: a word for programs. says: for people."""
+
+    what: str
+    passed: bool
+    says: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says instead of the file; None where it says nothing."""
+
+    checkpoint: Path | None = None
+    model: str | None = None
+    data: str | None = None
+    loss: str | None = None
+    key: str | None = None
+    allow_class: list[str] | None = None
+    trust_pickle: bool = False
+    freeze_data: bool = False
+    engine: Engine = "auto"
+    device: str | None = None
+
+
+def verified(path: Path, given: Given, screen: Screen) -> dict[str, Any]:
+    """The checks of a spectrum.json, each printed as it is made; the document for --json.
+
+    Raises InputError where one fails, after all those that still mean something were made.
+    """
+    path = path / "spectrum.json" if path.is_dir() else path
+    document, record = read_document(path)
+    checks: list[Check] = []
+    for check in _checks(path, document, record, given, screen):
+        screen.line(f"{'agrees' if check.passed else 'DIFFERS':<8}  {check.says}")
+        checks.append(check)
+    failed = [check.says for check in checks if not check.passed]
+    if failed:
+        again = shlex.join(record.provenance.command)
+        remedy = f"; this makes it again: {again}" if again else ""
+        raise InputError(f"{path} does not verify: {'; '.join(failed)}{remedy}.")
+    return {"schema": VERIFY_SCHEMA, "verified": True, "checks": [dataclasses.asdict(check) for check in checks]}
+
+
+def _checks(
+    path: Path, document: dict[str, Any], record: Record, given: Given, screen: Screen
+) -> Iterator[Check]:  # fmt: skip
+    found, provenance = record.spectrum, record.provenance
+    if not found.complete or found.lanczos is None or provenance.checkpoint is None:
+        why = "was interrupted" if not found.complete else "has no record of how its figures were computed"
+        raise InputError(f"{path} {why}, so that there is nothing to verify; run hvpspec spectrum again.")
+    options, dtype = _options(path, provenance), getattr(torch, provenance.dtype or "float64")
+    same = document.get("figures_sha256") == checksum(document)
+    yield Check("file", same, _either(same, "the figures are as they were written", "the figures were altered"))
+    names, wrong = contradictions(found, options, dtype)
+    follow = f"{', '.join(_WORDS[name] for name in names)}: as the recorded Lanczos matrices give them"
+    if names or wrong:
+        yield Check("figures", not wrong, "; ".join(wrong) or follow)
+    checkpoint, source = _sources(path, provenance, given)
+    with zero_hessian_refused(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        loaded = load(checkpoint, source, screen)
+        same = _same_checkpoint(provenance, loaded)
+        yield Check(
+            "checkpoint", same, f"{checkpoint} {_either(same, 'is', 'is not')} the checkpoint of the run (SHA-256)"
+        )
+        if not same:
+            return
+        H = HessianOperator(
+            loaded.model, loaded.loss, loaded.data, parameters=provenance.options.get("parameters"), dtype=dtype,
+            engine=given.engine, device=given.device, noise_seed=provenance.options.get("noise_seed"),
+        )  # fmt: skip
+        yield from _fresh(record, H, options)
+
+
+def _fresh(record: Record, H: HessianOperator, options: SpectrumOptions) -> Iterator[Check]:
+    """The loss, and two products."""
+    loss, then = H.loss(), record.loss
+    allowed = loss_tolerance(H.torch_dtype) * max(loss.size, abs(then or 0.0))
+    same = then is not None and abs(loss.value - then) <= allowed and H.shape[0] == record.spectrum.parameters
+    yield Check("loss", same, f"the loss is {loss.value:.6g}, and {'unknown' if then is None else f'{then:.6g}'} then")
+    if H.shape[0] != record.spectrum.parameters:
+        return
+    compared = compared_products(record.spectrum, as_symmetric(H), options.seed)
+    says = f"two products differ from those of the run by {compared.difference:.2g}; rounding is {compared.allowed:.2g}"
+    yield Check("products", compared.agree, says)
+
+
+def _either(condition: bool, yes: str, no: str) -> str:
+    return yes if condition else no
+
+
+def _same_checkpoint(provenance: Provenance, loaded: Loaded) -> bool:
+    """The same file, or the same tensors in another one."""
+    then = provenance.checkpoint
+    assert then is not None
+    tensors = tensors_sha256(loaded.model)
+    if then.tensors_sha256 is not None:
+        return tensors == then.tensors_sha256
+    return loaded.read.fingerprint.sha256 == then.sha256
+
+
+def _options(path: Path, provenance: Provenance) -> SpectrumOptions:
+    """The options of the run, as they were recorded; checked like those of a command line."""
+    names = {field.name for field in dataclasses.fields(SpectrumOptions)}
+    try:
+        if provenance.dtype not in (None, "float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64; got {provenance.dtype}")
+        return SpectrumOptions(**{name: value for name, value in provenance.options.items() if name in names})
+    except (InputError, TypeError) as error:
+        raise InputError(f"{path}: damaged: provenance.options: {error}") from error
+
+
+def _sources(path: Path, provenance: Provenance, given: Given) -> tuple[Path, Source]:
+    """The checkpoint, and where model, data and loss come from."""
+    recorded: dict[str, str | None] = {
+        "model": None if provenance.model == _OWN_MODEL else provenance.model,
+        "data": None if provenance.data is None else provenance.data.source,
+        "loss": provenance.loss,
+    }
+    specs: dict[str, Any] = {}
+    for name, spec in recorded.items():
+        own = getattr(given, name)
+        if own is None and spec is not None:
+            _refuse_foreign(path, name, spec)
+        specs[name] = own or spec
+        if specs[name] is None and name != "model":
+            raise InputError(f"{path} does not say what the {name} was; give it with --{name}.")
+    assert provenance.checkpoint is not None
+    checkpoint = given.checkpoint or Path(provenance.checkpoint.path)
+    if not checkpoint.exists():
+        raise InputError(f"{checkpoint}, the checkpoint of {path}, is not there; say where it is with --checkpoint.")
+    more = {name: getattr(given, name) for name in ("allow_class", "trust_pickle", "freeze_data")}
+    return checkpoint, Source(**specs, key=given.key or provenance.checkpoint.key, **more)
+
+
+def _refuse_foreign(path: Path, name: str, spec: str) -> None:
+    """Raises InputError for code that a file names, unless it lies in the current folder or is hvpspec's own."""
+    place, separator, _ = spec.rpartition(":")
+    if not separator:
+        return  # the name of a loss
+    module = place.split(".")[0]
+    if place.endswith(".py"):
+        inside = Path(place).resolve().is_relative_to(Path.cwd())
+    else:
+        inside = Path(module).is_dir() or Path(f"{module}.py").is_file() or module == "hvpspec"
+    if not inside:
+        raise InputError(
+            f"{path} names {spec} as its {name}: code that would be run, and is not in this folder. Files come from "
+            f"anybody; if you know this code, give it yourself: --{name} {shlex.quote(spec)}."
+        )

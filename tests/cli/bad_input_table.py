@@ -1,0 +1,357 @@
+"""What cannot be used, and the sentence that each gets: cause, place, and what to do. Every row ends with status 2.
+
+A row is what stands on the command line, and a part of the sentence. Where the first word is an option, it is added to
+a command that works; words such as model= and data= replace one part of that command.
+"""
+
+# What the rows name: models, data and losses that cannot be used, in bad.py.
+CODE = r"""
+import collections, torch
+from torch import nn
+
+def build(): return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+def batches():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    return list(zip(x.split(20), x[:, :3].argmax(1).split(20)))
+def loss(model, batch): return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+# models
+number = 3
+def needs(x): return build()
+def fails(): raise RuntimeError("out of luck")
+def nothing(): return None
+def listed(): return [build()]
+def frozen(): return build().requires_grad_(False)
+def empty(): return nn.Sequential(nn.Tanh())
+def wide(): return nn.Sequential(nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, 3))
+def other(): return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3), nn.Linear(3, 3))
+def lazy(): return nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, 3))
+def meta(): return build().to("meta")
+def complex_(): return nn.Sequential(nn.Linear(6, 8, dtype=torch.complex64))
+class Tuple(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = build()
+    def forward(self, x): return {"a": self.inner(x)}
+class Picky(nn.Sequential):
+    def forward(self, x): raise ValueError("only on Sundays")
+def picky(): return Picky(*build())
+def random(): return nn.Sequential(*build(), Noise())
+class Noise(nn.Module):
+    def forward(self, x): return x + torch.randn_like(x)
+
+# data
+def none(): return []
+def generator(): yield from batches()
+def mapped(): return map(tuple, batches())
+def tensor(): return torch.randn(5, 6)
+def text(): return "batches"
+def singles(): return torch.utils.data.TensorDataset(torch.randn(5, 6), torch.zeros(5).long())
+def inputs(): return [torch.randn(5, 6)]
+def short(): return [(torch.randn(5, 6), torch.zeros(4).long())]
+def narrow(): return [(torch.randn(5, 5), torch.zeros(5).long())]
+def words(): return [("five", "six")]
+def labels(): return [(torch.randn(5, 6), torch.full((5,), 7))]
+def nans(): return [(torch.full((5, 6), torch.nan), torch.zeros(5).long())]
+def triples(): return [(torch.randn(5, 6), torch.zeros(5).long(), 1)]
+def shuffled():
+    class Shuffled:
+        def __iter__(self):
+            order = torch.randperm(50)[:40]
+            x, y = (torch.cat(part) for part in zip(*batches()))
+            return iter([(x[order], y[order])])
+    return Shuffled()
+
+# losses
+def broken(model, batch): raise KeyError("no such thing")
+def detached(model, batch): return loss(model, batch).detach()
+def vector(model, batch): return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+def float_(model, batch): return 0.5
+def absent(model, batch): return None
+def complex_loss(model, batch): return loss(model, batch) * 1j
+def three(model, batch): return loss(model, batch), 1, 2
+def weight(model, batch): return loss(model, batch), -1.0
+def weight_text(model, batch): return loss(model, batch), "many"
+def infinite(model, batch): return loss(model, batch) * float("inf")
+def constant(model, batch): return torch.tensor(1.0, requires_grad=True)
+def no_grad(model, batch):
+    with torch.no_grad(): return loss(model, batch)
+def one(x): return x
+def huge(model, batch): return loss(model, batch) * 1e30
+summed = nn.CrossEntropyLoss(reduction="sum")
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x * 2
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g): return g * 2
+def once(model, batch): return Once.apply(loss(model, batch))
+def distance(model, batch): return torch.cdist(model(batch[0]), model(batch[0]) + 1).mean()
+"""
+
+OPTIONS = {
+    "--rtol -1": "--rtol must be a number ≥ 0; got -1.0.",
+    "--rtol nan": "--rtol must be a number ≥ 0; got nan.",
+    "--rtol inf": "--rtol must be a number ≥ 0; got inf.",
+    "--rtol much": "Invalid value for '--rtol': expected a number. hvpspec spectrum --help lists the options.",
+    "--tol -0.1": "--tol must be a number ≥ 0; got -0.1.",
+    "--tol nan": "--tol must be a number ≥ 0; got nan.",
+    "--confidence 95": "--confidence must lie between 0 and 1, such as 0.95; got 95.0.",
+    "--confidence 0": "--confidence must lie between 0 and 1, such as 0.95; got 0.0.",
+    "--confidence 1": "--confidence must lie between 0 and 1, such as 0.95; got 1.0.",
+    "--confidence nan": "--confidence must lie between 0 and 1, such as 0.95; got nan.",
+    "-k 0": "-k must be a whole number ≥ 1; got 0.",
+    "-k -3": "-k must be a whole number ≥ 1; got -3.",
+    "-k 2.5": "Invalid value for '-k': expected a whole number.",
+    "-k many": "Invalid value for '-k': expected a whole number.",
+    "--max-hvps 0": "--max-hvps must be a whole number ≥ 1; got 0.",
+    "--max-hvps -1": "--max-hvps must be a whole number ≥ 1; got -1.",
+    "--refine-hvps 0": "--refine-hvps must be a whole number ≥ 1; got 0.",
+    "--block-size 0": "--block-size must be a whole number ≥ 1; got 0.",
+    "--seed -1": "--seed must be a whole number from 0 to 2**64 − 1; got -1.",
+    "--seed 18446744073709551616": "--seed must be a whole number from 0 to 2**64 − 1; got 18446744073709551616.",
+    "--noise-seed -1": "--noise-seed must be a whole number from 0 to 2**64 − 1; got -1.",
+    "--damping -1": "--damping must be a number ≥ 0; got -1.0.",
+    "--damping nan": "--damping must be a number ≥ 0; got nan.",
+    "--which largest": "'largest' is not one of 'LM', 'LA', 'SA', 'BE'.",
+    "--only curvature": "'curvature' is not one of 'eigenvalues', 'trace', 'frobenius_norm', 'density'.",
+    "--only trace --refine": "--refine sharpens the conditioning, which needs the density: add it to the quantities "
+    "asked "
+    "for (--only).",
+    "--engine fast": "Invalid value for '--engine': 'fast' is not one of 'auto', ",
+    "--dtype float16": "Invalid value for '--dtype': 'float16' is not one of 'float32', 'float64'.",
+    "--device cuda:77": "device 'cuda:77' cannot be used here",
+    "--device abacus": "device 'abacus' cannot be used here",
+    "--device ''": "device '' cannot be used here",
+    "--basis-on tape": "'tape' is not one of 'device', 'cpu', 'disk'.",
+    "--basis-memory much": "--basis-memory must be a number of bytes or a text such as \"2GiB\"; got 'much'.",
+    "--basis-memory -1": "--basis-memory must be a number of bytes",
+    "--basis-memory 100B": "there is room for 0 vectors of 83 numbers, and at least 29 (9.4 KiB) are needed; raise ",
+    "--memory-limit 0": "--memory-limit must be a number of bytes",
+    "--memory-limit 2XiB": "--memory-limit must be a number of bytes",
+    "--lr 0": "--lr must be a finite number > 0; got 0.",
+    "--lr nan": "--lr must be a finite number > 0; got nan.",
+    "--lr inf": "--lr must be a finite number > 0; got inf.",
+    "--lr 0.1 --momentum 1": "--momentum must be a number ≥ 0 and < 1; got 1.",
+    "--lr 0.1 --momentum -0.1": "--momentum must be a number ≥ 0 and < 1; got -0.1.",
+    "--momentum 0.9": "--momentum needs a learning rate as well: add --lr.",
+    "--expect-loss low": "--expect-loss low: give the loss as a number",
+    "--expect-loss nan": "--expect-loss nan: give the loss as a number",
+    "--expect-loss 7.5": "the loss on the data is 1.00978, not 7.5 → check that checkpoint, data and loss are those "
+    "that gave",
+    "--parameters nothing.*": "no parameter matches 'nothing.*'",
+    "--parameters ''": "no parameter matches ''",
+    "--parameters 0.wieght": "Similar names: 0.weight",
+    "--blocks nothing*": "no parameter matches the block 'nothing*'. Similar names:",
+    "--blocks ''": "no parameter matches the block ''",
+    "--key ema": "has no key 'ema'",
+    "--allow-class nonsense": "--allow-class nonsense: ",
+    "--nonsense": "No such option: --nonsense",
+    "--ktol 3": "No such option: --ktol",
+    "--out": "Option '--out' requires an argument",
+    "extra.pt": "Got unexpected extra argument(s) (extra.pt)",
+}
+
+SPECS = {
+    "model=bad.py": "--model bad.py: write it as file.py:function or package.module:function.",
+    "model=bad.py:": "--model bad.py:: write it as file.py:function",
+    "model=:build": "--model :build: write it as file.py:function",
+    "model=''": "--model : write it as file.py:function",
+    "model=bad.py:biuld": "--model bad.py:biuld: bad.py has no 'biuld'; did you mean build?",
+    "model=bad.py:zzzzzz": "--model bad.py:zzzzzz: bad.py has no 'zzzzzz'.",
+    "model=bad.py:build.nothing": "bad.py has no 'nothing'",
+    "model=nowhere.py:build": "--model: no such file:",
+    "model=nowhere:build": "--model: no module named 'nowhere' (a file is named with its .py ending).",
+    "model=no.where.at.all:build": "--model: no module named 'no.where.at.all'",
+    "model=syntax.py:f": "--model: importing syntax.py raised SyntaxError",
+    "model=lacking.py:f": "No module named 'not_installed_anywhere'",
+    "model=raising.py:f": "--model: importing raising.py raised ZeroDivisionError: division by zero",
+    "model=exiting.py:f": "--model: importing exiting.py raised SystemExit: 7.",
+    "model=binary.py:f": "--model: importing binary.py raised SyntaxError",
+    "data=bad.py": "--data bad.py: write it as file.py:function",
+    "data=bad.py:batchs": "--data bad.py:batchs: bad.py has no 'batchs'; did you mean batches?",
+    "data=bad.py:needs": "--data bad.py:needs: it must be callable without arguments",
+    "data=bad.py:fails": "--data bad.py:fails: it raised RuntimeError: out of luck",
+    "loss=crossentropy": "--loss crossentropy: no loss has that name; choose one of cross_entropy, mse, "
+    "bce_with_logits, "
+    "causal_lm, model, cosine_similarity, or name your own as file.py:function.",
+    "loss=''": "--loss : no loss has that name",
+    "loss=bad.py:lss": "--loss bad.py:lss: bad.py has no 'lss'; did you mean loss?",
+}
+
+MODELS = {
+    "model=bad.py:number": "--model bad.py:number: expected a torch.nn.Module, got int.",
+    "model=bad.py:needs": "--model bad.py:needs: it must be callable without arguments (missing a required argument: "
+    "'x').",
+    "model=bad.py:fails": "--model bad.py:fails: it raised RuntimeError: out of luck.",
+    "model=bad.py:nothing": "--model bad.py:nothing: expected a torch.nn.Module, got NoneType.",
+    "model=bad.py:listed": "--model bad.py:listed: expected a torch.nn.Module, got list.",
+    "model=bad.py:frozen": "every chosen parameter has requires_grad=False (0.weight, 0.bias, 2.weight, 2.bias); call ",
+    "model=bad.py:empty": "model.pt does not fit the model (Sequential): unexpected: 0.weight, 0.bias, 2.weight, "
+    "2.bias",
+    "model=bad.py:wide": "different shape: 0.weight (file (8, 6), model (8, 7)) (check that --model builds the "
+    "network that",
+    "model=bad.py:other": "missing: 3.weight, 3.bias",
+    "model=bad.py:complex_": "unexpected: 2.weight, 2.bias (the entries under 0 fit: add --key 0).",
+    "model=bad.py:Tuple": "the model returned dict, not a tensor or an object with .logits; give a function "
+    "loss(model, "
+    "batch) that uses the right part of it.",
+    "model=bad.py:picky": "batch 0: the model's forward raised ValueError: only on Sundays.",
+    "model=bad.py:random": "make model and loss deterministic, or fix their noise with --noise-seed 0.",
+}
+
+DATA = {
+    "data=bad.py:number": "data must be a re-iterable of batches, such as a list or a DataLoader; got int.",
+    "data=bad.py:nothing": "data must be a re-iterable of batches",
+    "data=bad.py:none": "data has no batches.",
+    "data=bad.py:generator": "--data bad.py:generator: a generator can be read only once; return a list of batches or "
+    "a "
+    "DataLoader.",
+    "data=bad.py:mapped": "data is a one-shot map, but every HVP passes over the data again",
+    "data=bad.py:tensor": "data must be a re-iterable of batches, such as a list or a DataLoader; got Tensor.",
+    "data=bad.py:text": "data must be a re-iterable of batches, such as a list or a DataLoader; got str.",
+    "data=bad.py:singles": "data is a Dataset of single samples; wrap it in a DataLoader to get batches.",
+    "data=bad.py:inputs": "needs batches that are pairs (inputs, targets); got a Tensor.",
+    "data=bad.py:short": "batch 0: the loss raised ValueError: Expected input batch_size (5) to match target "
+    "batch_size",
+    "data=bad.py:narrow": "batch 0: the model's forward raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+    "data=bad.py:words": "batch 0: the model's forward raised TypeError: linear(): argument 'input' (position 1) must "
+    "be",
+    "data=bad.py:labels": "batch 0: the loss raised IndexError: Target 7 is out of bounds.",
+    "data=bad.py:nans": "batch 0: the loss is nan; look at that batch, and at the checkpoint's values.",
+    "data=bad.py:triples": "needs batches that are pairs (inputs, targets)",
+    "data=bad.py:shuffled": "two passes over the data give different losses",
+}
+
+LOSSES = {
+    "loss=mse": "outputs have shape (20, 3) and targets (20,); the two must be equal.",
+    "loss=bce_with_logits": "outputs have shape (20, 3) and targets (20,)",
+    "loss=causal_lm": 'the loss "causal_lm" needs batches that are dicts with "input_ids".',
+    "loss=model": "batch 0: the model's forward raised TypeError: Sequential.forward() takes 2 positional arguments "
+    "but 3",
+    "loss=cosine_similarity": 'the loss "cosine_similarity" needs batches',
+    "loss=bad.py:number": "loss must be a name or a function loss(model, batch); got int.",
+    "loss=bad.py:one": "batch 0: the loss raised TypeError: one() takes 1 positional argument but 2 were given.",
+    "loss=bad.py:broken": "batch 0: the loss raised KeyError: 'no such thing'",
+    "loss=bad.py:detached": "look for torch.no_grad() or .detach()",
+    "loss=bad.py:no_grad": "look for torch.no_grad() or .detach()",
+    "loss=bad.py:constant": "the loss does not depend on the model's parameters, but on others (shape ()): is it "
+    "computed ",
+    "loss=bad.py:vector": "batch 0: the loss is of shape (20,); it must be a real scalar (the mean over the batch).",
+    "loss=bad.py:float_": "batch 0: the loss is a float; it must be a scalar tensor.",
+    "loss=bad.py:absent": "batch 0: the loss is a NoneType; it must be a scalar tensor.",
+    "loss=bad.py:complex_loss": "batch 0: the loss is complex; it must be a real scalar",
+    "loss=bad.py:three": "batch 0: the loss returned 3 values; it must return (mean loss, weight).",
+    "loss=bad.py:weight": "batch 0: the loss's weight is -1",
+    "loss=bad.py:weight_text": "batch 0: the second value that the loss returned is",
+    "loss=bad.py:infinite": "batch 0: the loss is inf; look at that batch, and at the checkpoint's values.",
+    "loss=bad.py:summed": 'has reduction="sum"; hvpspec needs reduction="mean".',
+    "loss=bad.py:once": "the backward of 'Once' is marked @once_differentiable (in 'the loss') → use operations that "
+    "can be ",
+    "loss=bad.py:distance": "the loss is no mean over samples, or over anything else that its batches show",
+    "loss=bad.py:huge": "leave the range of float32; use dtype=float64 (--dtype float64), or the operator (the loss) "
+    "times",
+}
+
+CHECKPOINTS = {
+    "checkpoint=nowhere.pt": "nowhere.pt: no such file.",
+    "checkpoint=''": "is a directory without a known weights file",
+    "checkpoint=.": "is a directory without a known weights file",
+    "checkpoint=bad.py": "bad.py is not a checkpoint that torch.save or safetensors wrote.",
+    "checkpoint=void.pt": "void.pt is empty.",
+    "checkpoint=page.pt": "page.pt is a web page, not a checkpoint: the download failed.",
+    "checkpoint=noise.pt": "noise.pt is not a checkpoint that torch.save or safetensors wrote.",
+    "checkpoint=cut.pt": "cut.pt is cut short, or damaged",
+    "checkpoint=half.pt": "missing: 0.bias, 2.weight, 2.bias",
+    "checkpoint=shape.pt": "different shape: 0.weight (file (8, 7), model (8, 6))",
+    "checkpoint=numbers.pt": "numbers.pt: no state dict found; it is of type list.",
+    "checkpoint=object.pt": "because it holds more than tensors, and that could run code",
+    "checkpoint=plain.pkl": "plain.pkl is a pickle, but not a checkpoint that torch.save wrote",
+    "checkpoint=other.zip": "other.zip is a zip archive, but not a checkpoint that torch wrote.",
+    "checkpoint=cut.safetensors": "cut.safetensors is not a safetensors file, or it is damaged",
+    "checkpoint=index.json": "index.json names '../../etc/passwd', which lies outside its folder.",
+    "checkpoint=integers.pt": "of a quantised model, give the checkpoint from before quantisation",
+    "checkpoint=nan.pt": "batch 0: the loss is nan; look at that batch, and at the checkpoint's values.",
+    "checkpoint=ambiguous.pt": "it has the keys first, second. If one of these holds it, name it with --key.",
+    "checkpoint=/dev/null": "/dev/null is ",
+    "checkpoint=model.pt/inside": "model.pt/inside: no such file.",
+}
+
+PATHS = {
+    "--out model.pt": "--out model.pt: cannot write there (File exists); choose another folder.",
+    "--out model.pt/deeper": "--out model.pt/deeper: cannot write there (Not a directory); choose another folder.",
+    "--out /dev/null": "--out /dev/null: cannot write there (File exists); choose another folder.",
+    "--out /proc/here": "--out /proc/here: cannot write there",
+    "--out '" + "x" * 300 + "'": "cannot write there (File name too long); choose another folder.",
+}
+
+# Whole commands. GOOD: a spectrum.json. SOURCE: model, data and loss that work.
+COMMANDS = {
+    "spektrum": "No such command 'spektrum'. Did you mean 'spectrum'? hvpspec --help lists the options.",
+    "spectrum": "Missing argument 'checkpoint'",
+    "spectrum model.pt": "Missing option '--data'",
+    "spectrum model.pt --data bad.py:batches": "Missing option '--loss'",
+    "check": "Missing argument 'checkpoint'",
+    "track": "Missing argument 'checkpoints'",
+    "track gone-1.pt SOURCE": "gone-1.pt: no such file; nothing was started.",
+    "track gone-*.pt SOURCE": "gone-*.pt: no such file; nothing was started.",
+    "track model.pt model.pt SOURCE": "model.pt is given more than once; give it once.",
+    "track nothing SOURCE": "nothing: there is no checkpoint in this folder; nothing was started.",
+    "track model.pt SOURCE --refine": "track has no --refine; run hvpspec spectrum on the checkpoint of interest.",
+    "track model.pt SOURCE --which LA": "track has no --which; run hvpspec spectrum",
+    "track model.pt SOURCE --only trace": "track needs the eigenvalues: add --only eigenvalues.",
+    "compare": "Missing argument 'RUN'",
+    "compare GOOD": "compare takes two spectrum.json files or more.",
+    "compare GOOD GOOD --confidence 1": "confidence must lie between 0 and 1; got 1.",
+    "compare GOOD GOOD --out model.pt": "--out model.pt: cannot write there (File exists); choose another folder.",
+    "compare GOOD nowhere": "nowhere: cannot be read as JSON (No such file or directory).",
+    "compare GOOD nothing": "nothing/spectrum.json: cannot be read as JSON (No such file or directory).",
+    "compare GOOD model.pt": "model.pt: cannot be read as JSON (",
+    "compare GOOD /dev/zero": "/dev/zero: cannot be read as JSON (it is no file).",
+    "demo extra": "Got unexpected extra argument(s) (extra)",
+    "verify": "Missing argument 'RUN'",
+    "verify nowhere": "nowhere: cannot be read as JSON (No such file or directory).",
+    "verify GOOD": "has no record of how its figures were computed, so that there is nothing to verify; run hvpspec "
+    "spectrum again.",
+}
+
+# What is put in place of an entry of a spectrum.json (a path; "-": it is left out), for compare.
+ENTRIES = {
+    ("schema",): ("hvpspec/spectrum/9", "not a hvpspec/spectrum/1 file."),
+    ("parameters",): (0, "damaged: parameters: expected a whole number ≥ 1; got 0."),
+    ("complete",): ("yes", 'damaged: complete: expected true or false; got "yes".'),
+    ("loss",): ("low", 'damaged: loss: expected a number; got "low".'),
+    ("hvps",): (-1, "damaged: hvps: expected a whole number ≥ 0; got -1."),
+    ("seconds",): (None, "damaged: seconds: expected a number ≥ 0; got null."),
+    ("asked",): (["curvature"], 'damaged: asked[0]: expected one of "eigenvalues", "trace", "frobenius_norm", '
+                 '"density"; got "curvature".'),
+    ("which",): ("XX", 'damaged: which: expected one of "LM", "LA", "SA", "BE"; got "XX".'),
+    ("eigenvalues",): ({"value": 1}, "damaged: eigenvalues: expected a list; got an object."),
+    ("eigenvalues", 3): (5, "damaged: eigenvalues[3]: expected an object; got 5."),
+    ("eigenvalues", 3, "error"): (-1, "damaged: eigenvalues[3].error: expected a number ≥ 0, or null; got -1."),
+    ("eigenvalues", 0, "value"): ("1", 'damaged: eigenvalues[0].value: expected a number; got "1".'),
+    ("eigenvalues", 1, "residual"): ("-", "damaged: eigenvalues[1].residual: missing."),
+    ("eigenvalues_converged",): (1, "damaged: eigenvalues_converged: expected true or false; got 1."),
+    ("trace", "confidence"): (2, "damaged: trace.confidence: expected a number from 0 to 1; got 2."),
+    ("trace", "value"): (True, "damaged: trace.value: expected a number, or null; got true."),
+    ("trace", "hvps"): (1e300, "damaged: trace.hvps: expected a whole number ≥ 0; got 1e+300."),
+    ("trace",): ([], "damaged: trace: expected an object; got a list."),
+    ("frobenius_norm", "error"): ("-", "damaged: frobenius_norm.error: missing."),
+    ("density", "nodes"): ([], "damaged: density.nodes: expected from 1 to 100,000 numbers; got 0."),
+    ("density", "nodes", 0): (1e9, "damaged: density.nodes: expected rising numbers."),
+    ("density", "weights", 0): (9, "damaged: density.weights: expected numbers whose sum is 1; got 9.9975."),
+    ("density", "exact"): ([True], "damaged: density.exact: expected 5 entries, as many as there are nodes; got 1."),
+    ("density", "samples"): (0, "damaged: density.samples: expected a whole number ≥ 1; got 0."),
+    ("density", "support"): ([1], "damaged: density.support: expected 2 entries; got 1."),
+    ("condition", "kappa", "lower"): ("-", "damaged: condition.kappa.lower: missing."),
+    ("condition", "largest", "lower"): (99, "damaged: condition.largest.lower: expected a number ≤ 52, the upper "
+                                        "bound; got 99."),
+    ("condition", "definite"): ("yes", "damaged: condition.definite: expected one of"),
+    ("blocks", "blocks", 0, "name"): (7, "damaged: blocks.blocks[0].name: expected a text; got 7."),
+    ("preflight", "findings", 0, "severity"): ("dire", "damaged: preflight.findings[0].severity: expected one of"),
+    ("preflight", "measured", "memory"): (-5, "damaged: preflight.measured.memory: expected a whole number ≥ 0; "
+                                          "got -5."),
+    ("provenance", "checkpoint", "sha256"): ("00", "damaged: provenance.checkpoint.sha256: expected the 64 hexadecimal "
+                                             'digits of a SHA-256; got "00".'),
+    ("provenance", "command"): ("hvpspec", 'damaged: provenance.command: expected a list; got "hvpspec".'),
+}  # fmt: skip

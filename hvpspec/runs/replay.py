@@ -163,7 +163,8 @@ def _differences(found: Spectrum, again: dict[str, Any], names: tuple[str, ...])
         share, more = (1.0, {"residual", "error"}) if measured else (_SHARE_OF_ERROR, set())
         recorded, computed = (dict(_numbers(encode(of), left_out | more)) for of in (getattr(found, name), again[name]))
         for path, (value, error, size) in recorded.items():
-            other = computed.get(path, (None,))[0]
+            other, own, _ = computed.get(path, (None, error, 0.0))
+            error = min(error, own)  # a bracket with one end moved outwards has a larger one
             allowed = max(floor, share * error if math.isfinite(error) else _RELATIVE * size)
             if not (value is other if value is None or other is None else abs(value - other) <= allowed):
                 shown = "nothing" if other is None else f"{other:.10g}"

@@ -6,8 +6,8 @@ import signal
 import sys
 from importlib.util import find_spec
 
-from hvpspec.stops import exit_status, stoppable, stopped_by
-from hvpspec.streams import flushed, make_unfailing
+from hvpspec.system.stops import exit_status, stoppable, stopped_by
+from hvpspec.system.streams import flushed, make_unfailing
 
 
 def main() -> None:

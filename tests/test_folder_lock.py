@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from hvpspec.errors import InputError
-from hvpspec.folder_lock import FolderLock
+from hvpspec.system.folder_lock import FolderLock
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom hvpspec.folder_lock import FolderLock\n"
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom hvpspec.system.folder_lock import FolderLock\n"
 HOLD += "lock = FolderLock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(60)\n"
 
 
@@ -64,6 +64,6 @@ def test_where_nothing_can_be_locked_the_run_goes_on(tmp_path, monkeypatch):
     without([True, False], monkeypatch)
     with FolderLock(tmp_path), FolderLock(tmp_path):
         pass
-    monkeypatch.setattr("hvpspec.folder_lock.fcntl", None)
+    monkeypatch.setattr("hvpspec.system.folder_lock.fcntl", None)
     with FolderLock(tmp_path), FolderLock(tmp_path):
         pass

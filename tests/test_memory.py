@@ -115,7 +115,7 @@ def test_limits_of_the_process(limit):
         try:
             torch.ones(2**29, dtype=torch.uint8)
         except RuntimeError as error:
-            from hvpspec.out_of_memory import is_out_of_memory
+            from hvpspec.system.out_of_memory import is_out_of_memory
             print(is_out_of_memory(error))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

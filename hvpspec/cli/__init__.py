@@ -17,7 +17,7 @@ from hvpspec.cli.commands.verify import verify
 from hvpspec.cli.console import plain_console
 from hvpspec.cli.ends import EXIT, Said, explained
 from hvpspec.escaping import on_screen
-from hvpspec.stops import asked, stoppable
+from hvpspec.system.stops import asked, stoppable
 
 _TYPER_INTERRUPTED = 130  # what it makes of a KeyboardInterrupt while it reads the arguments
 COMMANDS = (spectrum, check, compare, track, verify, demo)

@@ -9,8 +9,8 @@ from typer.exceptions import TyperException
 
 from hvpspec.errors import InputError, OutputError
 from hvpspec.escaping import in_message
-from hvpspec.out_of_memory import LACKING_MEMORY, is_out_of_memory
-from hvpspec.stops import exit_status, stopped_by
+from hvpspec.system.out_of_memory import LACKING_MEMORY, is_out_of_memory
+from hvpspec.system.stops import exit_status, stopped_by
 
 EXIT = (
     "Exit status: 0 done · 2 bad input, with a sentence that says what to do · 130 interrupted (143 by SIGTERM, 129 by "

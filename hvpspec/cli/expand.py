@@ -12,7 +12,7 @@ from hvpspec.cli.console import Screen, screen_for
 from hvpspec.cli.ends import ended
 from hvpspec.cli.options import AsJson, Quiet, flag_name
 from hvpspec.errors import InputError
-from hvpspec.stops import stopped_by
+from hvpspec.system.stops import stopped_by
 
 Command = Callable[..., None]
 

@@ -19,7 +19,6 @@ from hvpspec.estimators.spectrum import spectrum
 from hvpspec.krylov.journal import Journal
 from hvpspec.memory import readable
 from hvpspec.options import EIGENVALUE_KINDS
-from hvpspec.out_of_memory import forget_frames
 from hvpspec.report.documents import to_document
 from hvpspec.report.numbers import QUANTITY_NAMES, duration
 from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
@@ -27,7 +26,8 @@ from hvpspec.report.write_report import FILES, write_report
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress, Spectrum
-from hvpspec.stops import Stopped, check_stops, holding, stopped_by, when_unheard
+from hvpspec.system.out_of_memory import forget_frames
+from hvpspec.system.stops import Stopped, check_stops, holding, stopped_by, when_unheard
 from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times the products expected so far: an expectation that grows by this factor is worth a line

@@ -18,7 +18,6 @@ from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Source, flag_name
 from hvpspec.errors import InputError
-from hvpspec.folder_lock import FolderLock
 from hvpspec.krylov.inputs import differing, inputs_of
 from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.operator_view import as_symmetric
@@ -26,6 +25,7 @@ from hvpspec.objective.losses import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
 from hvpspec.results.record import Provenance
+from hvpspec.system.folder_lock import FolderLock
 from hvpspec.wording import counted
 
 JOURNAL = "hvpspec-journal"

@@ -31,7 +31,7 @@ from hvpspec.runs.checkpoint_order import find_checkpoints, natural
 from hvpspec.runs.series_rows import row as row_of
 from hvpspec.runs.series_store import ELSEWHERE, FILES, Series
 from hvpspec.runs.track import track
-from hvpspec.stops import check_stops, holding, stopped_by
+from hvpspec.system.stops import check_stops, holding, stopped_by
 
 
 @dataclass(frozen=True)

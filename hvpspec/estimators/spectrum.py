@@ -206,8 +206,8 @@ class Pass:
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
         self.search = Search(self.shared, self.wanted, self.tolerance.confidence, lambda: self.left, self.report_missed)
         self.block_probes = BlockProbes(self.shared, self.blocks)
-        self.to_check = self.shared.checks * checking_hvps(options)
-        self.reserved, self.checks = 0.0, verification_hvps(options, operator.n) + self.to_check
+        self.reserved, self.to_check = 0.0, self.shared.checks * checking_hvps(options)
+        self.checks = verification_hvps(options, operator.n) + self.to_check
         self.afterwards = refinement_hvps(options)
         self.start, self.journal = time.perf_counter(), journal
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
@@ -307,8 +307,8 @@ class Pass:
         shared.A.limit = math.inf  # blocks, a refinement and further vectors have budgets of their own
 
     def _witness(self) -> Lanczos | None:
-        shared, rounding = self.shared, self.shared.sampled_rounding
-        return witness(shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (rounding.trace, rounding.norm))
+        shared, of = self.shared, self.shared.sampled_rounding
+        return witness(shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (of.trace, of.norm))
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""

@@ -17,7 +17,7 @@ from hvpspec.errors import InputError
 from hvpspec.krylov.vectors import CHUNK, inner
 from hvpspec.memory import check_size, free_memory
 from hvpspec.options import Place
-from hvpspec.out_of_memory import OutOfMemory, within_memory
+from hvpspec.system.out_of_memory import OutOfMemory, within_memory
 from hvpspec.validation import check_choice
 
 _SHARE_OF_FREE_MEMORY = 0.25  # for long vectors, where no budget was given

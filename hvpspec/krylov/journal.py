@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.folder_lock import FolderLock
 from hvpspec.krylov.inputs import differing
 from hvpspec.krylov.log_file import Header, LogFile
 from hvpspec.krylov.operator_view import AsymmetricProducts, State, Symmetric
 from hvpspec.memory import readable
+from hvpspec.system.folder_lock import FolderLock
 from hvpspec.wording import counted, dtype_name
 
 FORMAT = "hvpspec/journal/1"
@@ -273,7 +273,8 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         contradictory = kind is not None and issubclass(kind, AsymmetricProducts)
-        if contradictory or (self._log is not None and self._log.records == 1):  # or nothing to go on from
+        refused = kind is not None and issubclass(kind, InputError) and self.made <= 1  # as it would be again
+        if contradictory or refused or (self._log is not None and self._log.records == 1):  # nothing to go on from
             self.finish()
         self.close()
 

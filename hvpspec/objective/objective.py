@@ -43,7 +43,7 @@ from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.torch_kernels import EXCLUSIVE, twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
-from hvpspec.out_of_memory import as_torch_error
+from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed, not_finite_in
 from hvpspec.wording import dtype_name, listed
 

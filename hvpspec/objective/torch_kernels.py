@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hvpspec.objective.inner_derivatives import InnerDerivatives
-from hvpspec.out_of_memory import as_torch_error
+from hvpspec.system.out_of_memory import as_torch_error
 
 ATTENTION_BACKEND = "math"
 """The only scaled-dot-product attention kernel that has a second derivative."""

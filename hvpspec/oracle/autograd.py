@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.objective.objective import Objective
-from hvpspec.out_of_memory import is_out_of_memory
+from hvpspec.system.out_of_memory import is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
 
 OnBatch = Callable[[int, float, Tensor | None], None]

@@ -24,8 +24,8 @@ from hvpspec.oracle.rounding import recomputed
 from hvpspec.oracle.saved_activations import SAVED_SHARE
 from hvpspec.oracle.tracing import NotRecordable
 from hvpspec.oracle.verify import verify, verify_differences
-from hvpspec.out_of_memory import LACKING_MEMORY, OutOfMemory, is_out_of_memory, release_memory, within_memory
 from hvpspec.results.estimate import Recomputed
+from hvpspec.system.out_of_memory import LACKING_MEMORY, OutOfMemory, is_out_of_memory, release_memory, within_memory
 from hvpspec.validation import all_finite
 
 _LOG = logging.getLogger("hvpspec")

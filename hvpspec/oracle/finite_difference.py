@@ -29,7 +29,7 @@ from hvpspec.oracle.central_differences import (
     noise,
     size,
 )
-from hvpspec.out_of_memory import forget_frames
+from hvpspec.system.out_of_memory import forget_frames
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 

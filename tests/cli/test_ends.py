@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from cli_files import TRAIN, call
 
-from hvpspec import atomic_files, cli, stops
+from hvpspec import atomic_files, cli
 from hvpspec.cli import measure
 from hvpspec.report.documents import read_record, read_spectrum
+from hvpspec.system import stops
 
 FAULTY = """
 import os, signal

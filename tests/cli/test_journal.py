@@ -14,9 +14,9 @@ from track_files import NAMES
 from track_files import USUAL as SERIES
 
 from hvpspec import cli
-from hvpspec.folder_lock import FolderLock
 from hvpspec.krylov import log_file
 from hvpspec.oracle.choose import Chooser
+from hvpspec.system.folder_lock import FolderLock
 
 DEMO = ("demo", "-k", "3", "--rtol", "0.05")
 RUN = ("spectrum", *USUAL, "-k", "3", "--rtol", "0.2", "--dtype", "float64")

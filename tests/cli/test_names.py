@@ -43,15 +43,15 @@ def broken(model, batch):
 
 globals()[NASTY[0] + NASTY[1] + NASTY[4]] = lambda outputs, targets: ((outputs - targets) ** 2).mean()
 """
-LOSS = "train.py:" + NASTY[0] + NASTY[1] + NASTY[4]
-SHORT = ("--model", "train.py:build", "--data", "train.py:batches", "--dtype", "float64", "-k", "2", "--rtol", "0.5")
+LOSS = "nasty.py:" + NASTY[0] + NASTY[1] + NASTY[4]
+SHORT = ("--model", "nasty.py:build", "--data", "nasty.py:batches", "--dtype", "float64", "-k", "2", "--rtol", "0.5")
 FILES = ["=1+1.pt", "a[b]\x1b[31m\n$x$<i>.pt"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("nasty")
-    (place / "train.py").write_text(TRAIN)
+    (place / "nasty.py").write_text(TRAIN)
     space = {}
     exec(TRAIN, space)
     for name in FILES:
@@ -78,7 +78,7 @@ def test_terminal_and_messages(place, runs):
         assert harmless(done.stdout)
         for name in ("[bold]red[-bold]", r"\x1b[2J\x1b]0;title\x07", r"two\nlines\r", r"\x9bm :smile: \x7f"):
             assert name in done.stdout
-    for more in (["--loss", "train.py:broken"], ["--loss", NASTY[1] * 500], ["--key", "".join(NASTY)]):
+    for more in (["--loss", "nasty.py:broken"], ["--loss", NASTY[1] * 500], ["--key", "".join(NASTY)]):
         done = call(place, "spectrum", FILES[1], *SHORT, "--loss", "mse", *more, "--out", "x")
         assert done.returncode == 2
         assert harmless(done.stderr)

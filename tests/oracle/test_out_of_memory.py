@@ -14,7 +14,7 @@ from zoo import mlp
 import hvpspec
 from hvpspec.errors import NotTwiceDifferentiable
 from hvpspec.oracle import autograd, linearized, verify
-from hvpspec.out_of_memory import OutOfMemory, is_out_of_memory, within_memory
+from hvpspec.system.out_of_memory import OutOfMemory, is_out_of_memory, within_memory
 
 ON_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you …")
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")

@@ -73,7 +73,7 @@ class Archive:
             raise damaged(self.path, _FORMAT, "a name occurs twice")
         for name in names:
             parts = name.split("/")
-            if not name.isprintable() or "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
+            if "\0" in name or "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
                 raise damaged(self.path, _FORMAT, f"it has a member named {name!r:.80}")
 
     def size(self, name: str) -> int:

@@ -63,6 +63,7 @@ USUAL = ("model.pt", "--model", "train.py:build", "--data", "train.py:batches", 
 
 def call(folder, *arguments):
     """The command in this process, as if started in that folder: its exit status and what it printed."""
+    sys.modules.pop("train", None)  # which a file there may import: another folder has another one
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(folder),

@@ -55,7 +55,6 @@ from hvpspec.results.spectrum import Progress, Spectrum
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
 FURTHER_HVPS = 2 * PILOT_PROBES  # beyond the n that a basis of the whole space takes: the ceiling of a run
-_NOT_YET = "it is measured at the end of a run"
 _RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
 
 
@@ -217,7 +216,7 @@ class Pass:
         self.density_steps = 0
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
-            which=options.which, rounding_reason=None if operator.recompute is None else _NOT_YET,
+            which=options.which, rounding_reason=None if operator.recompute is None else "it is measured at the end",
         )  # fmt: skip
 
     @property

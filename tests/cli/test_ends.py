@@ -39,7 +39,7 @@ def act():
     {action}
 """
 MIDDLE = 40  # a pass over the data after the first figures and before the last
-ASKED = ("--dtype", "float64", "--engine", "autograd", "--no-preflight", "-k", "3", "--rtol", "1e-9")
+ASKED = ("--dtype", "float64", "--engine", "autograd", "--no-preflight", "-k", "3", "--rtol", "1e-9", "--no-journal")
 
 
 def arguments(folder, action, at=MIDDLE, out="out", lasting=1):
@@ -119,6 +119,22 @@ def test_an_error_in_the_middle_saves_what_is_known(own, dense, action, status, 
     found = check_saved(own / "out", dense[0], done.stdout)
     assert found.stopped.startswith("ended by an error: ")
     assert "ended by an error: the figures are those known by then" in done.stdout
+
+
+def test_after_an_error_in_the_middle_the_same_command_goes_on(own):
+    """Figures and products are kept: the former in files, the latter in the journal."""
+    asked = [option for option in arguments(own, "raise OSError(5, 'Input/output error')") if option != "--no-journal"]
+    done = call(own, *asked)
+    assert done.returncode == 1
+    assert re.search(
+        r"^\d+ products are kept in out/hvpspec-journal: the same command goes on", done.stderr, re.MULTILINE
+    )
+    assert read_spectrum(own / "out/spectrum.json").hvps > 0
+    done = call(own, *asked)  # the fault was that of one pass
+    assert done.returncode == 0, done.stderr
+    assert "goes on with an interrupted run" in done.stderr
+    assert read_spectrum(own / "out/spectrum.json").complete
+    assert not (own / "out/hvpspec-journal").exists()
 
 
 def test_memory_that_is_short_for_a_moment_is_no_end(own):
@@ -244,7 +260,7 @@ def test_a_file_that_cannot_be_written(own, monkeypatch, number, lost):
     """The table is printed, even with --quiet where it is the only place; page and pictures of an older run go."""
     assert call(own, *arguments(own, "pass"), "--max-hvps", "16").returncode == 0
     at_write(monkeypatch, number, full)
-    done = call(own, *arguments(own, "pass"), "--max-hvps", "20", *(["--quiet"] if number == 0 else []))
+    done = call(own, *arguments(own, "pass"), "--force", "--max-hvps", "20", *(["--quiet"] if number == 0 else []))
     assert done.returncode == 1
     assert done.stderr.startswith(f"hvpspec: {lost}: not written (No space left on device); of this run, out has ")
     assert len(done.stderr.splitlines()) == 1
@@ -316,7 +332,8 @@ def test_track_on_a_full_disk_shows_the_row_and_counts_what_is_on_disk(training_
     monkeypatch.setattr("hvpspec.runs.series_store.to_bytes", lambda picture, kind: b"")
     names = ("--model", "train.py:build", "--data", "train.py:batches", "--loss", "cross_entropy", "--no-preflight")
     at_write(monkeypatch, 5, full)  # after eigenvectors, track.json, track.csv and two pictures of the first
-    done = call(tmp_path, "track", "ckpt-0.pt", "ckpt-2.pt", *names, "-k", "1", "--rtol", "0.5", "--out", "out")
+    asked = (*names, "-k", "1", "--rtol", "0.5", "--out", "out", "--no-journal")
+    done = call(tmp_path, "track", "ckpt-0.pt", "ckpt-2.pt", *asked)
     assert done.returncode == 1
     said = done.stderr.splitlines()
     assert "hvpspec: 1 of 2 checkpoints are done." in said

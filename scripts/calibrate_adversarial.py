@@ -1,11 +1,11 @@
 """How often every interval, bracket, bound and set of a spectrum holds, on 39 spectra; writes results/adversarial.md.
 
-    python scripts/calibrate_adversarial.py [--seeds 200] [--only NAME] [--print] [--ceiling]
+    python scripts/calibrate_adversarial.py [--seeds 200] [--only NAME] [--print] [--ceiling] [--jobs 2]
 
 Each spectrum with dense and with localised eigenvectors, stopped by its tolerances and by budgets of 12 to 60 products,
 with another matrix for each seed. --only: spectra whose names contain this. --print: the table is printed, not written.
 --ceiling: instead, the products of rank-deficient matrices of every rank and multiplicity up to n = 40, in both dtypes,
-with the given number of seeds; it fails where there are more than n + 16.
+with the given number of seeds; it fails where there are more than n + 16. --jobs: processes, with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +48,9 @@ def missed(figure: str, held: int, made: int) -> bool:
     return held < made if rate == 1 else bool(stats.binom.cdf(held, made, rate) < CHANCE)
 
 
-def run(name: str, seeds: int, held: Counter[Key], made: Counter[Key]) -> None:
-    values = SPECTRA[name]
+def run(name: str, seeds: int) -> tuple[Counter[Key], Counter[Key]]:
+    """How often each interval held, and how often it was made."""
+    values, held, made = SPECTRA[name], Counter[Key](), Counter[Key]()
     first = 1_000_000 * list(SPECTRA).index(name)  # all runs are independent of one another
     for vectors, matrix in (("dense", dense), ("localised", localised)):
         for seed in range(first, first + seeds):
@@ -58,6 +61,7 @@ def run(name: str, seeds: int, held: Counter[Key], made: Counter[Key]) -> None:
                     key = (name, vectors, stop, figure)
                     held[key] += holds
                     made[key] += 1
+    return held, made
 
 
 def table(names: list[str], held: Counter[Key], made: Counter[Key]) -> tuple[list[str], list[str]]:
@@ -81,22 +85,18 @@ def table(names: list[str], held: Counter[Key], made: Counter[Key]) -> tuple[lis
     return lines, bad
 
 
-def check_ceiling(seeds: int) -> None:
-    """Prints the largest number of products beyond n, for each n."""
-    for n in range(1, 41):
-        most, open_ends, made = 0, 0, 0
-        for rank in range(n + 1):
-            for copies in range(1, max(rank, 1) + 1):
-                values = np.r_[np.repeat(np.arange(1.0, rank + 1), copies)[:rank], np.zeros(n - rank)]
-                for seed in range(seeds):
-                    A = dense(values, seed).astype((np.float64, np.float32)[seed % 2])
-                    found = hvpspec.spectrum(A, (1, 5, 10)[(seed + rank) % 3], seed=seed)
-                    made, most = made + 1, max(most, found.hvps - n)
-                    open_ends += not (found.trace.converged and found.frobenius_norm.converged)
-        print(
-            f"n = {n}: at most n + {most} products in {made:,} runs, {open_ends} of which did not converge", flush=True
-        )
-        assert most <= FURTHER_HVPS
+def check_ceiling(n: int, seeds: int) -> tuple[int, int, int]:
+    """The largest number of products beyond n, the runs, and how many of them did not converge."""
+    most, open_ends, made = 0, 0, 0
+    for rank in range(n + 1):
+        for copies in range(1, max(rank, 1) + 1):
+            values = np.r_[np.repeat(np.arange(1.0, rank + 1), copies)[:rank], np.zeros(n - rank)]
+            for seed in range(seeds):
+                A = dense(values, seed).astype((np.float64, np.float32)[seed % 2])
+                found = hvpspec.spectrum(A, (1, 5, 10)[(seed + rank) % 3], seed=seed)
+                made, most = made + 1, max(most, found.hvps - n)
+                open_ends += not (found.trace.converged and found.frobenius_norm.converged)
+    return most, made, open_ends
 
 
 def main() -> None:
@@ -105,14 +105,29 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--print", action="store_true", dest="printed")
     parser.add_argument("--ceiling", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
-    if options.ceiling:
-        check_ceiling(options.seeds)
-        return
-    held, made = Counter[Key](), Counter[Key]()
     names = [name for name in SPECTRA if options.only in name]
-    for name in names:
-        run(name, options.seeds, held, made)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        if options.ceiling:
+            sizes = range(1, 41)
+            for n, (most, made, left) in zip(
+                sizes, pool.map(check_ceiling, sizes, [options.seeds] * len(sizes)), strict=True
+            ):
+                print(f"n = {n}: at most n + {most} products in {made:,} runs, {left} of which did not converge")
+                assert most <= FURTHER_HVPS
+        else:
+            tabulate(names, options, pool.map(run, names, [options.seeds] * len(names)))
+
+
+def tabulate(
+    names: list[str], options: argparse.Namespace, counts: Iterable[tuple[Counter[Key], Counter[Key]]]
+) -> None:
+    """Writes or prints the table; and a line for each spectrum, as soon as it is known."""
+    held, made = Counter[Key](), Counter[Key]()
+    for name, (of_held, of_made) in zip(names, counts, strict=True):
+        held.update(of_held)
+        made.update(of_made)
         worst = [f"{key[1]}, {key[2]}: {key[3]} {held[key]}/{made[key]}" for key in made
                  if key[0] == name and missed(key[3], held[key], made[key])]  # fmt: skip
         print(f"{name}: {'; '.join(worst) or 'all rates met'}", flush=True)

@@ -84,11 +84,11 @@ def test_each_step_of_the_ladder_gives_the_same_product(monkeypatch, error):
     _, fast, V, expected = problem()
     assert relative(fast @ V, expected) <= 1e-12
     engine = fast._product._fast
-    engine._together = 2
+    engine.together = 2
     states = []
 
     def apply(self, batch, rows):
-        states.append((self._together, len(self._saved.batches), self._limit))
+        states.append((self.together, len(self._saved.batches), self._limit))
         raise type(error)(*error.args)
 
     monkeypatch.setattr(linearized.Linearized, "_apply", apply)
@@ -107,7 +107,7 @@ def test_each_step_of_the_ladder_gives_the_same_product(monkeypatch, error):
 def test_with_a_lower_step_of_the_ladder_the_engine_goes_on(monkeypatch, fails):
     _, fast, V, expected = problem()
     assert relative(fast @ V, expected) <= 1e-12
-    fast._product._fast._together = 2
+    fast._product._fast.together = 2
     apply, calls = linearized.Linearized._apply, iter(range(1000))
 
     def failing(self, batch, rows):
@@ -132,6 +132,7 @@ def test_every_operation_of_a_product_failing_in_turn(monkeypatch):
     with Failing(10**9) as counting:
         fast @ V
     assert counting.count > 50
+    failed = 0
     for at in range(5, counting.count - 5, 13):
         if fast.engine != "linearized":  # each failure has made it take less
             _, fast, V, expected = problem()
@@ -141,11 +142,12 @@ def test_every_operation_of_a_product_failing_in_turn(monkeypatch):
             product = fast.multiply_by_folds(
                 V, 2, lambda fold, weight, product, found=found: found.__setitem__(fold, (weight, product.clone()))
             )
-        assert mode.count > at
+        failed += mode.count > at  # of those that take less memory, some have fewer operations
         assert relative(product, expected) <= 1e-12
         for fold, (weight, part) in parts.items():
             assert found[fold][0] == weight
             assert relative(found[fold][1], part) <= 1e-12
+    assert failed > 30
 
 
 def test_a_plain_product_that_does_not_fit_says_what_to_do(monkeypatch):

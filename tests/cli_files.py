@@ -67,6 +67,7 @@ def call(folder, *arguments):
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(folder),
+        mock.patch.object(sys, "path", list(sys.path)),
         mock.patch.object(sys, "argv", ["hvpspec", *arguments]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

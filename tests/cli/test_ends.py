@@ -84,6 +84,7 @@ def check_saved(folder, dense, printed):
     [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped by SIGTERM"), ("SIGHUP", 129, "stopped by SIGHUP")],
 )
 def test_a_signal_saves_what_is_known(own, dense, name, status, words):
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     done = call(own, *arguments(own, f"os.kill(os.getpid(), signal.{name})"))
     assert done.returncode == status
@@ -92,6 +93,7 @@ def test_a_signal_saves_what_is_known(own, dense, name, status, words):
     assert f"{words}: the figures are those known by then" in done.stdout
     assert f"This run was {words}" in (own / "out/report.html").read_text()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    signal.signal(signal.SIGHUP, hangup)
 
 
 ERRORS = [

@@ -14,6 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.krylov.vectors import column_inner
 from hvpspec.results.estimate import Recomputed
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
@@ -243,11 +244,22 @@ def _from_data_operator(A: Any) -> Symmetric:
 def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None]], Tensor]) -> ByFolds:
     def by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
         found: list[FoldOf] = []
+        along, scale = torch.zeros(2, X.shape[1], dtype=torch.float64, device=X.device)
 
         def receive(number: int, weight: float, product: Tensor) -> None:
             found.append(FoldOf(number, weight, reduce(product)))
+            along.add_(column_inner(X, product), alpha=weight)
+            scale.add_((column_inner(X, X) * column_inner(product, product)).sqrt(), alpha=weight)
 
-        return multiply(X, folds, receive), found
+        whole = multiply(X, folds, receive)
+        total = sum(fold.weight for fold in found)
+        off = (along - total * column_inner(X, whole)).abs()
+        if bool((off > ASYMMETRY_LIMIT * scale).any()):
+            raise InputError(
+                "the products on parts of the data do not add up to the product on all data: off by "
+                f"{float((off / scale).max()):.1%}. Do batches, or their weights, change between passes?"
+            )
+        return whole, found
 
     return by_folds
 

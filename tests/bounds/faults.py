@@ -5,7 +5,7 @@ missed. The matrix is the truth, so that nothing of what is tested is needed to 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,12 +65,12 @@ Wrong = Callable[[Product], np.ndarray]
 
 @dataclass(frozen=True)
 class Kind:
-    """lasting: from the given product on, rather than that one alone. places: which products; None for all."""
+    """lasting: from the given product on, rather than that one alone; always: from the first one on."""
 
     name: str
     wrong: Wrong
     lasting: bool = False
-    always: bool = False  # from the first product on, and nowhere else
+    always: bool = False
 
 
 def scaled(s: float) -> Wrong:
@@ -232,7 +232,7 @@ def missed(found: hvpspec.Spectrum, values: np.ndarray) -> list[str]:
 
 
 def outcome(run: Callable[[], hvpspec.Spectrum], values: np.ndarray) -> str:
-    """"detected", "within" its errors, or the figures that are beyond theirs."""
+    """What a run comes to: "detected", "within" its errors, or the figures that are beyond theirs."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
@@ -242,17 +242,16 @@ def outcome(run: Callable[[], hvpspec.Spectrum], values: np.ndarray) -> str:
     return ", ".join(missed(found, values)) or "within"
 
 
-def outcomes(kind: Kind, seeds: range, most_places: int | None = None) -> Iterator[tuple[str, str]]:
+def outcomes(kind: Kind, seeds: range, most_places: int, stops: Iterable[str] = RTOLS) -> Iterator[tuple[str, str]]:
     """For each seed, tolerance and place of the fault: which, and the outcome. Places: all, or so many of them."""
     for seed in seeds:
         case = Case(seed)
-        for stop, rtol in RTOLS.items():
-            clean = Faulty(case)
+        for stop in stops:
+            rtol, clean = RTOLS[stop], Faulty(case)
             hvpspec.spectrum(clean, K, rtol=rtol, seed=seed)
-            places = np.arange(1 if kind.always else clean.made)
-            if most_places is not None and len(places) > most_places:
-                places = np.unique(np.linspace(0, clean.made - 1, most_places).round().astype(int))
-            for at in places:
+            # What lasts from the first product on is no fault of products, but the matrix of another problem.
+            ends = (0, 0) if kind.always else (int(kind.lasting), clean.made - 1)
+            for at in np.unique(np.linspace(*ends, min(most_places, clean.made)).round().astype(int)):
                 operator = Faulty(case, kind, int(at))
                 said = outcome(lambda: hvpspec.spectrum(operator, K, rtol=rtol, seed=seed), case.values)  # noqa: B023
                 yield f"{stop}, seed {seed}, product {at} of {clean.made}", said

@@ -100,7 +100,7 @@ def to_train_mode(data: Data, batches: list[Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Change:
-    """What `edit` does to batches or model in one pass, or from that one on; first: of these passes."""
+    """What `edit` does to batches or model in one pass, or from that one on."""
 
     name: str
     edit: Callable[[Data, list[Any]], list[Any]]
@@ -127,11 +127,12 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def of_change(change: Change, seeds: range, most_places: int) -> Iterator[tuple[str, str]]:
+def of_change(change: Change, seeds: range, most_places: int, first: int = 2) -> Iterator[tuple[str, str]]:
+    """From pass number `first` on: before the first product, from pass 1 on, it would only be other data."""
     for seed in seeds:
         values, clean = truth(seed), Data(seed)
         spectrum(clean, model(seed))
-        for at in np.unique(np.linspace(1, clean.passes - 1, most_places).round().astype(int)):
+        for at in np.unique(np.linspace(first, clean.passes - 1, most_places).round().astype(int)):
             data = Data(seed, change.edit, int(at), change.lasting)
             said = outcome(lambda: spectrum(data, model(seed)), values)  # noqa: B023
             yield f"seed {seed}, pass {at} of {clean.passes}", said

@@ -243,25 +243,32 @@ def _from_data_operator(A: Any) -> Symmetric:
 
 def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None]], Tensor]) -> ByFolds:
     def by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
-        found: list[FoldOf] = []
-        along, scale = torch.zeros(2, X.shape[1], dtype=torch.float64, device=X.device)
+        found: dict[int, FoldOf] = {}  # by number: a product that is begun again gives its first folds twice
+        along: dict[int, tuple[Tensor, Tensor]] = {}
 
         def receive(number: int, weight: float, product: Tensor) -> None:
-            found.append(FoldOf(number, weight, reduce(product)))
-            along.add_(column_inner(X, product), alpha=weight)
-            scale.add_((column_inner(X, X) * column_inner(product, product)).sqrt(), alpha=weight)
+            found[number] = FoldOf(number, weight, reduce(product))
+            length = (column_inner(X, X) * column_inner(product, product)).sqrt()
+            along[number] = weight * column_inner(X, product), weight * length
 
         whole = multiply(X, folds, receive)
-        total = sum(fold.weight for fold in found)
-        off = (along - total * column_inner(X, whole)).abs()
-        if bool((off > ASYMMETRY_LIMIT * scale).any()):
-            raise InputError(
-                "the products on parts of the data do not add up to the product on all data: off by "
-                f"{float((off / scale).max()):.1%}. Do batches, or their weights, change between passes?"
-            )
-        return whole, found
+        _check_sum(column_inner(X, whole) * sum(fold.weight for fold in found.values()), along)
+        return whole, list(found.values())
 
     return by_folds
+
+
+def _check_sum(whole: Tensor, parts: dict[int, tuple[Tensor, Tensor]]) -> None:
+    """That xᵀHx is the sum of its parts by folds, which come with bounds on their sizes."""
+    if not parts:
+        return
+    off = (whole - torch.stack([part for part, _ in parts.values()]).sum(0)).abs()
+    scale = torch.stack([size for _, size in parts.values()]).sum(0)
+    if bool((off > ASYMMETRY_LIMIT * scale).any()):
+        raise InputError(
+            "the products on parts of the data do not add up to the product on all data: off by "
+            f"{float((off / scale).nan_to_num().max()):.1%}. Do batches, or their weights, change between passes?"
+        )
 
 
 def _from_tensor(matrix: Tensor) -> Symmetric:

@@ -60,8 +60,8 @@ def check_products(A: Symmetric, krylov: Krylov) -> None:
     ).numpy()
     signs /= math.sqrt(krylov.m)
     vector = krylov.basis.combine(signs)
-    if krylov.zero is not None:  # rows that are zero in a symmetric matrix are columns that add nothing
-        vector += _random_unit(krylov.zero, krylov.seed).to(vector)
+    if krylov.zero is not None and krylov.zeros:  # as columns, these rows add nothing
+        vector += _random_unit(krylov.zero, krylov.seed, vector)
     off = math.sqrt(krylov.m) * _length(A @ vector - _expected(krylov, signs))
     refuse_asymmetric(off, norm)
     if off > _LARGE_IN_FLOAT64 * norm and A.dtype == torch.float64 and A.noise() == 0:
@@ -154,10 +154,10 @@ def _expected(krylov: Krylov, coefficients: np.ndarray) -> Tensor:
     return image + krylov.frontier @ torch.from_numpy(np.ascontiguousarray(known.coupling.T @ coefficients)).to(image)
 
 
-def _random_unit(rows: Tensor, seed: int) -> Tensor:
+def _random_unit(rows: Tensor, seed: int, like: Tensor) -> Tensor:
     """A unit vector (n, 1) with random signs in the given rows (n,) and 0 in the others."""
-    signs = rademacher(len(rows), [_CHECK_NUMBER + 1], seed=seed, dtype=torch.float64, device=rows.device)
-    return signs.masked_fill(~rows[:, None], 0.0) / math.sqrt(int(rows.sum()))
+    signs = rademacher(len(rows), [_CHECK_NUMBER + 1], seed=seed, dtype=like.dtype, device=like.device)
+    return signs.masked_fill(~rows[:, None].to(like.device), 0.0) / math.sqrt(int(rows.sum()))
 
 
 def _length(vector: Tensor) -> float:

@@ -50,8 +50,8 @@ def test_folds_that_do_not_add_up(name):
 
 
 def test_memory_that_is_short():
-    check(model_faults.of_memory(0, 3, lasting=False))
-    assert check(model_faults.of_memory(0, 3, lasting=True))["detected"] >= 1
+    check(model_faults.of_memory(0, 2, lasting=False))
+    assert check(model_faults.of_memory(0, 2, lasting=True))["detected"] >= 1
 
 
 @pytest.mark.parametrize("name", OF_FILES)

@@ -13,6 +13,7 @@ measured in each step (`Projection.defects`); the rest shows only in further pro
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,7 @@ from hvpspec.wording import dtype_name
 _CHECK_NUMBER = 1 << 40  # of the random numbers, beyond all probes
 _SHARE_PER_SUM = 3.2  # sums over the basis allow 16 roundoffs where products do 50: a wrong product enters both whole
 _MARGIN = 2.0  # a random combination of errors may be shorter than the longest of them
+_LARGE_IN_FLOAT64 = 1e-9  # relative: beyond what cancels in any ordinary loss
 _SYMMETRIC_IN_FLOAT64 = 1e-6  # relative: an operator with a smaller asymmetry in float64 is symmetric
 
 
@@ -58,8 +60,18 @@ def check_products(A: Symmetric, krylov: Krylov) -> None:
     ).numpy()
     signs /= math.sqrt(krylov.m)
     vector = krylov.basis.combine(signs)
+    if krylov.zero is not None and krylov.zeros:  # as columns, these rows add nothing
+        vector += _random_unit(krylov.zero, krylov.seed, vector)
     off = math.sqrt(krylov.m) * _length(A @ vector - _expected(krylov, signs))
     refuse_asymmetric(off, norm)
+    if off > _LARGE_IN_FLOAT64 * norm and A.dtype == torch.float64 and A.noise() == 0:
+        warnings.warn(
+            f"the operator's products contradict one another by {off / norm:.1e} of its norm, which is far more than "
+            "rounding in float64; the errors include that. Has something changed during the run, or does the operator "
+            "compute in a lower precision?",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if off > ROUNDOFFS_PER_PRODUCT * krylov.eps * norm:
         A.shown = max(A.shown, _SHARE_PER_SUM * off / norm)
         krylov.eps = A.eps
@@ -140,6 +152,12 @@ def _expected(krylov: Krylov, coefficients: np.ndarray) -> Tensor:
     known = krylov.projection
     image = krylov.basis.combine(known.T @ coefficients)
     return image + krylov.frontier @ torch.from_numpy(np.ascontiguousarray(known.coupling.T @ coefficients)).to(image)
+
+
+def _random_unit(rows: Tensor, seed: int, like: Tensor) -> Tensor:
+    """A unit vector (n, 1) with random signs in the given rows (n,) and 0 in the others."""
+    signs = rademacher(len(rows), [_CHECK_NUMBER + 1], seed=seed, dtype=like.dtype, device=like.device)
+    return signs.masked_fill(~rows[:, None].to(like.device), 0.0) / math.sqrt(int(rows.sum()))
 
 
 def _length(vector: Tensor) -> float:

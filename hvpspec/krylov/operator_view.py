@@ -14,6 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.krylov.vectors import column_inner
 from hvpspec.results.estimate import Recomputed
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
@@ -242,14 +243,32 @@ def _from_data_operator(A: Any) -> Symmetric:
 
 def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None]], Tensor]) -> ByFolds:
     def by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
-        found: list[FoldOf] = []
+        found: dict[int, FoldOf] = {}  # by number: a product that is begun again gives its first folds twice
+        along: dict[int, tuple[Tensor, Tensor]] = {}
 
         def receive(number: int, weight: float, product: Tensor) -> None:
-            found.append(FoldOf(number, weight, reduce(product)))
+            found[number] = FoldOf(number, weight, reduce(product))
+            length = (column_inner(X, X) * column_inner(product, product)).sqrt()
+            along[number] = weight * column_inner(X, product), weight * length
 
-        return multiply(X, folds, receive), found
+        whole = multiply(X, folds, receive)
+        _check_sum(column_inner(X, whole) * sum(fold.weight for fold in found.values()), along)
+        return whole, list(found.values())
 
     return by_folds
+
+
+def _check_sum(whole: Tensor, parts: dict[int, tuple[Tensor, Tensor]]) -> None:
+    """That xᵀHx is the sum of its parts by folds, which come with bounds on their sizes."""
+    if not parts:
+        return
+    off = (whole - torch.stack([part for part, _ in parts.values()]).sum(0)).abs()
+    scale = torch.stack([size for _, size in parts.values()]).sum(0)
+    if bool((off > ASYMMETRY_LIMIT * scale).any()):
+        raise InputError(
+            "the products on parts of the data do not add up to the product on all data: off by "
+            f"{float((off / scale).nan_to_num().max()):.1%}. Do batches, or their weights, change between passes?"
+        )
 
 
 def _from_tensor(matrix: Tensor) -> Symmetric:

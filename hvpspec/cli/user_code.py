@@ -113,8 +113,8 @@ def _import_file(path: Path, option: str) -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # as `python file.py` would, for the file's own imports
+    own = str(path.parent)  # first, as `python file.py` has it, for the file's own imports
+    sys.path[:] = [own, *(place for place in sys.path if place != own)]
     sys.modules[name] = module
     try:
         specification.loader.exec_module(module)

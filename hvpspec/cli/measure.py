@@ -11,9 +11,9 @@ from pathlib import Path
 from hvpspec.atomic_files import prepare_folder, write_json
 from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended, ended_by, explained
-from hvpspec.cli.options import Options, Source
+from hvpspec.cli.options import Earlier, Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
-from hvpspec.cli.run_folder import RunFolder
+from hvpspec.cli.run_folder import RunFolder, held
 from hvpspec.errors import OutputError
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.krylov.journal import Journal
@@ -57,8 +57,8 @@ def measure(
     checkpoint: Path,
     source: Source,
     options: Options,
+    earlier: Earlier,
     screen: Screen,
-    folder: RunFolder,
     *,
     preflight: bool,
     lr: float | None,
@@ -70,6 +70,14 @@ def measure(
     Where a signal or an error ends the run, what is known by then is shown and written, marked incomplete.
     """
     request = _Request(source, options, lr, momentum, time.perf_counter())
+    with held(options.out, earlier, screen) as folder:
+        _measure(checkpoint, request, screen, folder, preflight=preflight, explain=explain)
+
+
+def _measure(
+    checkpoint: Path, request: _Request, screen: Screen, folder: RunFolder, *, preflight: bool, explain: bool
+) -> None:
+    source, options = request.source, request.options
     prepare_folder(options.out, files=FILES)
     course: _Course | None = None
     end: BaseException | None = None

@@ -69,18 +69,20 @@ Momentum = Annotated[
     option(WANTED, "Heavy-ball momentum β: the edge of stability is then (2 + 2β) / lr. Needs --lr.", "--momentum"),
 ]
 
-Restart = Annotated[
-    bool,
-    flag(OUTPUT, "Start over, rather than go on with an interrupted run in --out.", "--restart"),
-]
-Force = Annotated[
-    bool,
-    flag(OUTPUT, "Replace what was made in --out with another checkpoint, data or options.", "--force"),
-]
-NoJournal = Annotated[
-    bool,
-    flag(OUTPUT, "Keep no journal in --out, from which an interrupted run goes on.", "--no-journal"),
-]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What to do with what an earlier run has left in --out, and whether to leave a journal there."""
+
+    restart: Annotated[
+        bool, flag(OUTPUT, "Start over, rather than go on with an interrupted run in --out.", "--restart")
+    ] = False
+    force: Annotated[
+        bool, flag(OUTPUT, "Replace what was made in --out with another checkpoint, data or options.", "--force")
+    ] = False
+    no_journal: Annotated[
+        bool, flag(OUTPUT, "Keep no journal in --out, from which an interrupted run goes on.", "--no-journal")
+    ] = False
 
 
 def check_rate(lr: float | None, momentum: float | None = None) -> None:

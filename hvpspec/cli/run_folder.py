@@ -9,14 +9,14 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
-from hvpspec.cli.options import Source, flag_name
+from hvpspec.cli.options import Earlier, Source, flag_name
 from hvpspec.errors import InputError
 from hvpspec.krylov.inputs import differing, inputs_of
 from hvpspec.krylov.journal import Journal
@@ -31,18 +31,6 @@ from hvpspec.wording import counted
 JOURNAL = "hvpspec-journal"
 OVERWRITE = "choose another --out, or overwrite it with --force"
 _FREE_OPTIONS = ("lr", "momentum")  # what is measured does not depend on them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """What to do with what an earlier run has left in the folder.
-
-    restart: do not go on with it. force: replace what was made with other inputs. journal: keep one.
-    """
-
-    restart: bool = False
-    force: bool = False
-    journal: bool = True
 
 
 class RunFolder:
@@ -68,7 +56,7 @@ class RunFolder:
         sha256: of the checkpoint. loss: on the data, where it is known. start: vectors of a warm start. Raises
         InputError for the journal of a run with other inputs.
         """
-        if not self.earlier.journal:
+        if self.earlier.no_journal:
             return
         folder = self.path / (JOURNAL if number is None else f"{JOURNAL}-{number}")
         _remove({*self.path.glob(f"{JOURNAL}-*")} - {folder})

@@ -245,10 +245,11 @@ def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], Non
     def by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
         found: dict[int, FoldOf] = {}  # by number: a product that is begun again gives its first folds twice
         along: dict[int, tuple[Tensor, Tensor]] = {}
+        squares = column_inner(X, X)
 
         def receive(number: int, weight: float, product: Tensor) -> None:
             found[number] = FoldOf(number, weight, reduce(product))
-            length = (column_inner(X, X) * column_inner(product, product)).sqrt()
+            length = (squares * column_inner(product, product)).sqrt()
             along[number] = weight * column_inner(X, product), weight * length
 
         whole = multiply(X, folds, receive)

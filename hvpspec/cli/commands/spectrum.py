@@ -7,14 +7,12 @@ from hvpspec.cli.expand import expanded
 from hvpspec.cli.options import (
     Checkpoint,
     Debug,
+    Earlier,
     Explain,
-    Force,
     LearningRate,
     Momentum,
-    NoJournal,
     NoPreflight,
     Options,
-    Restart,
     Source,
     check_rate,
 )
@@ -25,14 +23,12 @@ def spectrum(
     checkpoint: Checkpoint,
     source: Source,
     options: Options,
+    earlier: Earlier,
     screen: Screen,
     lr: LearningRate = None,
     momentum: Momentum = None,
     no_preflight: NoPreflight = False,
     explain: Explain = False,
-    restart: Restart = False,
-    force: Force = False,
-    no_journal: NoJournal = False,
     debug: Debug = False,
 ) -> None:
     """Eigenvalues, trace, Frobenius norm and spectral density of the Hessian at a checkpoint, each with its error.
@@ -44,26 +40,22 @@ def spectrum(
     """
     check_rate(lr, momentum)
     from hvpspec.cli.measure import measure
-    from hvpspec.cli.run_folder import Earlier, held
 
-    with held(options.out, Earlier(restart=restart, force=force, journal=not no_journal), screen) as folder:
-        measure(
-            checkpoint, source, options, screen, folder,
-            preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
-        )  # fmt: skip
+    measure(
+        checkpoint, source, options, earlier, screen,
+        preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
+    )  # fmt: skip
 
 
 @expanded(dtype="float64")
 def demo(
     options: Options,
+    earlier: Earlier,
     screen: Screen,
     lr: LearningRate = None,
     momentum: Momentum = None,
     no_preflight: NoPreflight = False,
     explain: Explain = False,
-    restart: Restart = False,
-    force: Force = False,
-    no_journal: NoJournal = False,
     debug: Debug = False,
 ) -> None:
     """hvpspec spectrum for a checkpoint that comes with hvpspec: a small classifier of handwritten digits.
@@ -72,12 +64,10 @@ def demo(
     """
     check_rate(lr, momentum)
     from hvpspec.cli.measure import measure
-    from hvpspec.cli.run_folder import Earlier, held
     from hvpspec.demo import CHECKPOINT
 
     source = Source(model="hvpspec.demo:build", data="hvpspec.demo:batches", loss="cross_entropy")
-    with held(options.out, Earlier(restart=restart, force=force, journal=not no_journal), screen) as folder:
-        measure(
-            CHECKPOINT, source, options, screen, folder,
-            preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
-        )  # fmt: skip
+    measure(
+        CHECKPOINT, source, options, earlier, screen,
+        preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
+    )  # fmt: skip

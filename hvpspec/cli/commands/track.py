@@ -13,13 +13,11 @@ from hvpspec.cli.options import (
     ACCURACY,
     SOURCE,
     Debug,
-    Force,
+    Earlier,
     LearningRate,
     Momentum,
-    NoJournal,
     NoPreflight,
     Options,
-    Restart,
     Source,
     check_rate,
     flag,
@@ -45,6 +43,7 @@ def track(
     ],
     source: Source,
     options: Options,
+    earlier: Earlier,
     screen: Screen,
     lr: LearningRate = None,
     momentum: Momentum = None,
@@ -66,9 +65,6 @@ def track(
         ),
     ] = False,
     no_preflight: NoPreflight = False,
-    restart: Restart = False,
-    force: Force = False,
-    no_journal: NoJournal = False,
     debug: Debug = False,
 ) -> None:
     """Sharpness, trace, norm and top eigenspace over the checkpoints of a run; each starts from the last eigenvectors.
@@ -80,10 +76,10 @@ def track(
     check_rate(lr, momentum)
     if not options.spectrum().pairs:
         raise InputError("track needs the eigenvalues: add --only eigenvalues.")
-    from hvpspec.cli.run_folder import Earlier, held
+    from hvpspec.cli.run_folder import held
     from hvpspec.cli.series import Request, follow, in_order
 
     ordered = in_order(checkpoints, as_given=as_given)
-    with held(options.out, Earlier(restart=restart, force=force, journal=not no_journal), screen) as folder:
+    with held(options.out, earlier, screen) as folder:
         request = Request(source, options, screen, folder, lr, momentum, measure_savings, preflight=not no_preflight)
         follow(ordered, request)

@@ -36,7 +36,7 @@ _EXPRESSIONS = (
 
 
 def checked_sources(program: Program, path: Path) -> dict[str, str]:
-    """The source files for torch, written anew. Raises NotSafe where anything in them is not known to be harmless."""
+    """The source files for torch, written again. Raises NotSafe where anything in them is not known to be harmless."""
     inspection = _Inspection(program)
     try:
         for name, file in program.files.items():

@@ -8,6 +8,7 @@ import traceback
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from hvpspec.cli.commands.check import check
 from hvpspec.cli.commands.compare import compare
@@ -16,6 +17,7 @@ from hvpspec.cli.commands.track import track
 from hvpspec.cli.commands.verify import verify
 from hvpspec.cli.console import plain_console
 from hvpspec.cli.ends import EXIT, Said, explained
+from hvpspec.errors import InputError, OutputError
 from hvpspec.escaping import on_screen
 from hvpspec.system.stops import asked, stoppable
 
@@ -84,6 +86,8 @@ def run(arguments: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
+        if not isinstance(error, KeyboardInterrupt | InputError | OutputError | TyperException):
+            error = asked() or error  # a library that a signal interrupts, as while it is imported, fails as it likes
         message, status = explained(error)
         plain_console(stderr=True).print(on_screen(f"hvpspec: {message}"))
         return status

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cli_files import TRAIN, call
 
-from hvpspec import atomic_files, cli
+from hvpspec import atomic_files
 from hvpspec.cli import measure
 from hvpspec.report.documents import read_record, read_spectrum
 from hvpspec.system import stops
@@ -143,23 +143,6 @@ def test_memory_that_is_short_for_a_moment_is_no_end(own):
     done = call(own, *arguments(own, "raise MemoryError"), "--max-hvps", "50")
     assert done.returncode == 0
     assert read_spectrum(own / "out/spectrum.json").complete
-
-
-def test_a_signal_while_the_arguments_are_read(own, monkeypatch):
-    """Typer makes 130 of it, whatever the signal, and says nothing."""
-    signals = iter([signal.SIGTERM, signal.SIGINT])
-    monkeypatch.setattr(cli, "app", lambda **given: interrupted_in_typer(next(signals)))
-    for status, said in ((143, "stopped by SIGTERM."), (130, "interrupted.")):
-        done = call(own, "demo")
-        assert done.returncode == status
-        assert done.stderr == f"hvpspec: {said}\n"
-
-
-def interrupted_in_typer(number):
-    try:
-        os.kill(os.getpid(), number)
-    except KeyboardInterrupt:
-        return 130
 
 
 def test_a_program_that_exits_in_the_middle(own, dense):

@@ -56,6 +56,13 @@ def columns_taken(text: str) -> int:
     )
 
 
+def device_name(device: torch.device) -> str:
+    """ "cpu", or "cuda:0 (NVIDIA H100)"."""
+    import torch  # here, not above: the command line words its help without torch, which takes seconds
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """ "float32"."""
     return str(dtype).removeprefix("torch.")

@@ -18,9 +18,11 @@ from torch import nn
 from hvpspec.checkpoint.fingerprint import Fingerprint
 from hvpspec.objective.losses import LossValue
 from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
+from hvpspec.operators.fingerprint import content
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import count_parameters
 from hvpspec.results.record import CheckpointFile, DataSource, Provenance
+from hvpspec.wording import device_name
 
 _SOURCES = ("model", "data", "loss")
 
@@ -53,7 +55,7 @@ def describe(
         options=options,
         seed=options["seed"],
         dtype=H.dtype.name,
-        device=_device_name(H.device),
+        device=device_name(H.device),
         threads=torch.get_num_threads(),
         engine=H.engine,
         engine_plan=H.plan,
@@ -80,7 +82,7 @@ def tensors_sha256(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="surrogatepass"))
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(content(tensor.detach()))
     return digest.hexdigest()
 
 
@@ -95,7 +97,3 @@ def _argument(word: str, folders: bool) -> str:
     """A word of the command line: a path in it is shown like any other. A word with a separator is taken for one."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return option + equals + (shown(value, folders) if os.sep in value else value)
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors
 from hvpspec.bounds.missed import Count, beyond, block_shows_all_copies, no_copies, nothing_missed
+from hvpspec.bounds.zero_rows import pairs_with_zeros
 from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -226,6 +227,18 @@ def current(
         chosen,
         ritz,
     )
+
+
+def with_zero_rows(krylov: Krylov, pairs: Eigenpairs, wanted: Wanted) -> Eigenpairs:
+    """The eigenpairs with those of zero rows. Of largest magnitude, these are only where there are no others.
+
+    A space that was restored from its small matrices knows how many such rows there are, and not which.
+    """
+    if not krylov.zeros:
+        return pairs
+    zero = np.ones(krylov.zeros, bool) if krylov.zero is None else krylov.zero.cpu().numpy()
+    k = len(pairs.values) if wanted.which == "LM" and krylov.m < krylov.n else wanted.k
+    return pairs_with_zeros(pairs, zero, k, wanted.choose)
 
 
 def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz, verify: Wanted | None) -> Eigenpairs:

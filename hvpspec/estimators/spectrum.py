@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from hvpspec.bounds.quadrature import quadrature_error, read_density
-from hvpspec.bounds.zero_rows import density_with_zeros, pairs_with_zeros
+from hvpspec.bounds.zero_rows import density_with_zeros
 from hvpspec.errors import InputError
 from hvpspec.estimators.blocks import BlockProbes, measured_blocks
 from hvpspec.estimators.condition_figures import read_condition
@@ -25,6 +25,7 @@ from hvpspec.estimators.eigsh import (
     finish,
     relative_residuals,
     steps_to_tolerance,
+    with_zero_rows,
     worth_checking,
 )
 from hvpspec.estimators.extend_or_probe import SettlingZero, choose, ends
@@ -233,7 +234,7 @@ class Pass:
         """Updates what is known and calls the callback. further: products still to come, if that can be estimated."""
         hvps = self.shared.hvps
         if "eigenpairs" in found:
-            found["eigenpairs"] = self._with_zeros(found["eigenpairs"])
+            found["eigenpairs"] = with_zero_rows(self.shared.krylov, found["eigenpairs"], self.wanted)
         self.known = replace(self.known, **found, hvps=hvps, seconds=self.seconds)
         if self.callback is not None:
             expected = None
@@ -247,14 +248,6 @@ class Pass:
         if pairs is None or pairs.all_copies or not self.options.sampled:
             return pairs
         return replace(pairs, converged=False)
-
-    def _with_zeros(self, pairs: Eigenpairs) -> Eigenpairs:
-        """The eigenpairs with those of zero rows. Of largest magnitude, these are only where there are no others."""
-        zero = self.shared.krylov.zero
-        if zero is None:
-            return pairs
-        k = len(pairs.values) if self.wanted.which == "LM" and self.shared.dimension else self.k
-        return pairs_with_zeros(pairs, zero.cpu().numpy(), k, self.wanted.choose)
 
     def report_refinement(self) -> None:
         self.report("nearest to zero", None)
@@ -292,7 +285,7 @@ class Pass:
         if options.pairs:
             pairs, chosen, ritz = self.search.current()
             checked = self.wanted if self.checks > self.to_check and len(chosen) == self.k else None
-            pairs = self._with_zeros(finish(shared, pairs, chosen, ritz, checked))
+            pairs = with_zero_rows(shared.krylov, finish(shared, pairs, chosen, ritz, checked), self.wanted)
             self.known = replace(self.known, eigenpairs=self._shown_whole(pairs))
         if options.sampled:
             self.known = replace(self.known, **self._estimates())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.options import SpectrumOptions
-from hvpspec.wording import dtype_name, listed
+from hvpspec.wording import device_name, dtype_name, listed
 
 _MAX_LISTED_DIFFERENCES = 4
 _MAX_SHOWN_LENGTH = 32  # characters of an input that a message gives; longer ones are only named
@@ -32,7 +32,7 @@ def inputs_of(A: Symmetric, options: SpectrumOptions, start: Any = None) -> dict
         **({} if A.fingerprint is None else A.fingerprint()),
         "rows": A.n,
         "dtype": dtype_name(A.dtype),
-        "device": _device_name(A.device),
+        "device": device_name(A.device),
         **options.to_dict(),
         **{f"rows of block {name}": digest for name, digest in rows.items()},
         "start": None if start is None else _digest(start),
@@ -58,7 +58,3 @@ def _described(name: str, *values: Any) -> str:
 def _digest(values: Any) -> str:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     return f"{array.dtype}{array.shape}{zlib.crc32(np.ascontiguousarray(array).tobytes()):08x}"
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

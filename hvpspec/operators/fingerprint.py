@@ -68,9 +68,13 @@ def _digest(parts: Iterable[str | Tensor]) -> str:
             state.update(f"{len(part)}:{part}".encode(errors="surrogatepass"))
             continue
         state.update(f"{part.dtype}{tuple(part.shape)}".encode())
-        whole = part.dequantize() if part.is_quantized else part
-        dense = whole.to_dense() if whole.layout != torch.strided else whole
-        plain = dense.cpu().resolve_conj().resolve_neg().contiguous()
-        if plain.numel():
-            state.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        state.update(content(part))
     return state.hexdigest()
+
+
+def content(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values, whatever its layout and its device."""
+    whole = tensor.dequantize() if tensor.is_quantized else tensor
+    dense = whole.to_dense() if whole.layout != torch.strided else whole
+    plain = dense.cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,11 @@ from hvpspec.results.codec import decode, read_entry
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Provenance, Record
 from hvpspec.results.spectrum import SCHEMA, Spectrum
+from hvpspec.system.regular_files import open_regular
 from hvpspec.wording import shortened
+
+_NO_FIGURES = ("seconds", "preflight", "provenance", "figures_sha256")  # what the checksum leaves out
+_MOST_BYTES = 64 << 20  # a hundred times what a large run writes
 
 
 def to_document(record: Record) -> dict[str, Any]:
@@ -44,9 +47,6 @@ def checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_NO_FIGURES = ("seconds", "preflight", "provenance", "figures_sha256")
-
-
 def from_document(document: Mapping[str, Any]) -> Record:
     """The record that a spectrum.json holds, of this version or an older one; InputError for one that is damaged."""
     preflight, provenance = document.get("preflight"), document.get("provenance")
@@ -65,12 +65,10 @@ def read_json(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
     Raises InputError when the file cannot be read as that. What its entries are is not checked.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise ValueError("it is no file")
-            if about.st_size > _MOST_BYTES:
-                raise ValueError(f"it has {readable(about.st_size)}, and may have {readable(_MOST_BYTES)}")
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_BYTES:
+                raise ValueError(f"it has {readable(size)}, and may have {readable(_MOST_BYTES)}")
             text = file.read(_MOST_BYTES + 1).decode("utf-8-sig")
         document = json.loads(text, parse_constant=_refused, parse_float=_number, object_pairs_hook=_once)
     except RecursionError:
@@ -80,13 +78,6 @@ def read_json(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("schema") != schema:
         raise InputError(f"{path}: not a {schema} file.")
     return document
-
-
-_MOST_BYTES = 64 << 20  # a thousand times what a large run writes
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would be waited for
 
 
 def _refused(name: str) -> Any:

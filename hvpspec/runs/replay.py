@@ -22,10 +22,10 @@ from torch import Tensor
 
 from hvpspec.bounds.quadrature import read_density
 from hvpspec.bounds.rounding import SampledRounding
-from hvpspec.bounds.zero_rows import density_with_zeros, pairs_with_zeros
+from hvpspec.bounds.zero_rows import density_with_zeros
 from hvpspec.errors import InputError
 from hvpspec.estimators.condition_figures import read_condition
-from hvpspec.estimators.eigsh import Wanted, current
+from hvpspec.estimators.eigsh import Wanted, current, with_zero_rows
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import normalised, outside_of
 from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT, Symmetric
@@ -131,10 +131,7 @@ def _figures(shared: SharedPass, found: Spectrum, options: SpectrumOptions) -> d
     if found.eigenpairs is not None and krylov.m:
         wanted = Wanted(options.k, options.which, options.tol)
         pairs = current(shared, wanted, options.confidence, rest=found.lanczos.rest)[0]
-        if krylov.zeros:
-            most = len(pairs.values) if options.which == "LM" and krylov.n > krylov.m else options.k
-            pairs = pairs_with_zeros(pairs, np.ones(krylov.zeros, bool), most, wanted.choose)
-        again["eigenpairs"] = pairs
+        again["eigenpairs"] = with_zero_rows(krylov, pairs, wanted)
     if found.lanczos.probes is None:
         return again
     for name in options.sampled:

@@ -6,33 +6,31 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from hvpspec.errors import CheckpointError
+from hvpspec.system.regular_files import NotRegular, open_regular
 
 _MAX_JSON_BYTES = 100_000_000  # the index of a thousand shards has a hundredth of that
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """A regular file, open for reading. Raises CheckpointError when it is missing, unreadable, or of another kind.
-
-    What was opened is examined, not its name, which could come to mean another file meanwhile. A pipe without a writer
-    would be waited for, and a device may have no end.
-    """
+    """A regular file, open for reading. Raises CheckpointError when it is missing, unreadable, or of another kind."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = open_regular(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
+    except NotRegular:
+        raise CheckpointError(
+            f"{path} is not a regular file (but a pipe, a device or a socket); give a file."
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise CheckpointError(f"{path} is not a regular file (but a pipe, a device or a socket); give a file.")
+    with file:
         yield file
 
 

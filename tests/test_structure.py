@@ -15,12 +15,12 @@ PACKAGE = ROOT / "hvpspec"
 # From the ground up: a module may import from its own floor and from those below.
 FLOORS = (
     "ground",  # the files of the package itself
-    "system", "results", "demo", "checkpoint", "objective", "oracle", "operators", "krylov", "bounds", "estimators",
-    "preflight", "plots", "report", "runs", "cli",
+    "system", "results", "demo", "checkpoint", "kernels", "objective", "oracle", "operators", "krylov", "bounds",
+    "estimators", "preflight", "plots", "report", "runs", "cli",
 )  # fmt: skip
 TOP = ("hvpspec", "hvpspec.__main__")  # these two may import from everywhere; nothing imports them
 NUMERICS = ("krylov", "bounds", "estimators")  # for any symmetric operator
-MODELS = ("checkpoint", "objective", "oracle", "operators")
+MODELS = ("checkpoint", "kernels", "objective", "oracle", "operators")
 
 MAX_FILES_IN_A_FOLDER = 12  # besides __init__.py
 MAX_LINES_OF_A_FILE = 400

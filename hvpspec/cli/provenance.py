@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from hvpspec.checkpoint.fingerprint import Fingerprint
+from hvpspec.kernels.torch_kernels import ATTENTION_BACKEND
 from hvpspec.objective.losses import LossValue
-from hvpspec.objective.torch_kernels import ATTENTION_BACKEND
 from hvpspec.operators.fingerprint import content
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import count_parameters

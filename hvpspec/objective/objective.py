@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.inner_derivatives import InnerDerivatives
+from hvpspec.kernels.torch_kernels import EXCLUSIVE, twice_differentiable
 from hvpspec.objective.batches import check_data, move
 from hvpspec.objective.conventions import returned, said_by
 from hvpspec.objective.frozen_values import frozen_values
-from hvpspec.objective.inner_derivatives import InnerDerivatives
 from hvpspec.objective.live_model import (
     changed_by_modes,
     differentiated_in,
@@ -41,7 +42,6 @@ from hvpspec.objective.live_model import (
 from hvpspec.objective.losses import Loss, LossFunction, LossValue, resolve_loss
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
-from hvpspec.objective.torch_kernels import EXCLUSIVE, twice_differentiable
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed, not_finite_in

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.objective import Objective
-from hvpspec.objective.torch_kernels import holding_padding_rows
 from hvpspec.oracle.autograd import OnBatch, graph_nodes
 from hvpspec.validation import all_finite, not_finite_in
 

@@ -19,10 +19,10 @@ from hvpspec.oracle import autograd
 from hvpspec.oracle.agreement import disagreement
 from hvpspec.oracle.autograd import OnBatch, described
 from hvpspec.oracle.finite_difference import FiniteDifference
-from hvpspec.oracle.linearized import Linearized
+from hvpspec.oracle.recorded.linearized import Linearized
+from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
+from hvpspec.oracle.recorded.tracing import NotRecordable
 from hvpspec.oracle.rounding import recomputed
-from hvpspec.oracle.saved_activations import SAVED_SHARE
-from hvpspec.oracle.tracing import NotRecordable
 from hvpspec.oracle.verify import verify, verify_differences
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.out_of_memory import LACKING_MEMORY, OutOfMemory, is_out_of_memory, release_memory, within_memory

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError, ZeroHessianWarning
+from hvpspec.kernels.torch_kernels import EXCLUSIVE
 from hvpspec.memory import free_memory
 from hvpspec.objective.objective import Objective
-from hvpspec.objective.torch_kernels import EXCLUSIVE
 from hvpspec.oracle import autograd
 from hvpspec.results.estimate import Recomputed
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.noise import is_random
 from hvpspec.objective.objective import REPEATED, Objective
-from hvpspec.objective.torch_kernels import holding_padding_rows
 from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient

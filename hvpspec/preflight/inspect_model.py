@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.torch_kernels import tf32_is_on
 from hvpspec.objective.live_model import unwrapped
-from hvpspec.objective.torch_kernels import tf32_is_on
 from hvpspec.results.preflight import Finding
 from hvpspec.results.record import ParameterCount
 from hvpspec.wording import dtype_name, listed

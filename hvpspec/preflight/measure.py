@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hvpspec.bounds.rounding import asymmetry, symmetric_in_float64
 from hvpspec.errors import InputError, NotTwiceDifferentiable
+from hvpspec.kernels.torch_kernels import noting_replacements
 from hvpspec.memory import peak_memory, resident
 from hvpspec.objective.losses import LossValue
 from hvpspec.objective.objective import REPEATED, Objective
-from hvpspec.objective.torch_kernels import noting_replacements
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
 from hvpspec.oracle.verify import verify

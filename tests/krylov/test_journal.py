@@ -294,7 +294,8 @@ def test_a_model(tmp_path, engine, loss, dtype):
 
 
 def test_the_engine_that_was_chosen_by_time_is_used_again(tmp_path, monkeypatch):
-    from hvpspec.oracle import choose, linearized
+    from hvpspec.oracle import choose
+    from hvpspec.oracle.recorded import linearized
 
     def operator(data):
         return hvpspec.HessianOperator(network(), "cross_entropy", data, dtype="float32")

@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import hvpspec
-from hvpspec.objective import torch_kernels
+from hvpspec.kernels import torch_kernels
 
 WAIT = 0.15  # seconds for another thread to come as far as it can
 

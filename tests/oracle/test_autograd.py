@@ -214,7 +214,7 @@ def test_the_operation_that_torch_names(message, operation):
 
 
 def test_tf32_switches_come_back():
-    from hvpspec.objective import torch_kernels
+    from hvpspec.kernels import torch_kernels
 
     before = torch.backends.cudnn.conv.fp32_precision
     with torch_kernels._without_tf32():

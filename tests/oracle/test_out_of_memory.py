@@ -13,7 +13,8 @@ from zoo import mlp
 
 import hvpspec
 from hvpspec.errors import NotTwiceDifferentiable
-from hvpspec.oracle import autograd, linearized, verify
+from hvpspec.oracle import autograd, verify
+from hvpspec.oracle.recorded import linearized
 from hvpspec.system.out_of_memory import OutOfMemory, is_out_of_memory, within_memory
 
 ON_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you …")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import hvpspec
-from hvpspec.objective import torch_kernels
-from hvpspec.objective.torch_kernels import exact_arithmetic, twice_differentiable
+from hvpspec.kernels import torch_kernels
+from hvpspec.kernels.torch_kernels import exact_arithmetic, twice_differentiable
 from hvpspec.preflight import examine, inspect_operator
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from torch import nn
 from zoo import CASES, mlp
 
 import hvpspec
-from hvpspec.oracle import linearized
-from hvpspec.oracle.tracing import NotRecordable, shape_of
+from hvpspec.oracle.recorded import linearized
+from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,7 +1,7 @@
 """The fast engine: each batch is recorded once, and what does not depend on the vector is computed once and saved.
 
-See `hvpspec.oracle.tracing` for the recording and `hvpspec.oracle.saved_activations` for what is saved. The model's
-values are compared with the saved ones before each product; where they have changed, all activations are recomputed.
+See `tracing` for the recording and `saved_activations` for what is saved. The model's values are compared with the
+saved ones before each product; where they have changed, all activations are recomputed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpspec.kernels.torch_kernels import EXCLUSIVE, exact_arithmetic
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
-from hvpspec.objective.torch_kernels import EXCLUSIVE, exact_arithmetic
 from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
-from hvpspec.oracle.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
-from hvpspec.oracle.tracing import Program, eager, record, shape_of, vectorised
+from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
+from hvpspec.oracle.recorded.tracing import Program, eager, record, shape_of, vectorised
 
 _MAX_COST_RATIO = 0.95  # of a vector among twice as many together: worth it below
 _MAX_DIFFERENCE_TOGETHER = 1e-3  # relative, between a product computed with others and by itself
@@ -142,7 +142,7 @@ class Linearized:
 
     def capture(self) -> None:
         """Replays `apply` as CUDA graphs, one for each batch, all of which must be saved. For CUDA devices only."""
-        from hvpspec.oracle.cuda_graph import capture
+        from hvpspec.oracle.recorded.cuda_graph import capture
 
         if self._saved is None or not self._saved.complete:
             raise RuntimeError("CUDA graphs need the activations of all batches to be saved")

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 import hvpspec
-from hvpspec.oracle.graph_rewrites import simplify
+from hvpspec.oracle.recorded.graph_rewrites import simplify
 
 aten = torch.ops.aten
 

@@ -19,7 +19,7 @@ from hvpspec.memory import free_memory
 from hvpspec.objective.batches import move
 from hvpspec.objective.objective import NO_WEIGHT, Objective
 from hvpspec.objective.parameters import Snapshot
-from hvpspec.oracle.tracing import Program, shape_of
+from hvpspec.oracle.recorded.tracing import Program, shape_of
 
 SAVED_SHARE = 0.4  # of the free memory, for saved activations, where no limit is given
 

@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from hvpspec.objective.inner_derivatives import InnerDerivatives
+from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.system.out_of_memory import as_torch_error
 
 ATTENTION_BACKEND = "math"

@@ -27,7 +27,7 @@ from hvpspec.objective.batches import mapped
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.autograd import described
-from hvpspec.oracle.graph_rewrites import channels_last, decompositions, simplify
+from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify
 
 
 class NotRecordable(Exception):

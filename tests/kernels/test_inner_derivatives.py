@@ -6,15 +6,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from objective.derivatives_table import FUNCTIONS, linear_algebra, normalisations
+from kernels.derivatives_table import FUNCTIONS, linear_algebra, normalisations
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.objective.inner_derivatives import InnerDerivatives
-from hvpspec.objective.torch_kernels import twice_differentiable
+from hvpspec.kernels.inner_derivatives import InnerDerivatives
+from hvpspec.kernels.torch_kernels import twice_differentiable
 
 CPU = torch.device("cpu")
 

@@ -162,14 +162,16 @@ class SharedPass:
         When memory is full, the basis is first reduced to the Ritz vectors that `best(values, count)` selects (a thick
         restart); existing probes are then dropped. Where that would happen to a warm start, the space is started again
         without the given vectors, as only an undisturbed space can show that a warm start has missed nothing.
+        Without `best`, there must be room for one vector (`can_extend`), and a block is cut to the room there is.
         """
         krylov = self.krylov
         if krylov.warm and krylov.m + 1 > self.capacity < krylov.n:
             self._begin(None)
             krylov = self.krylov
         width = min(krylov.frontier.shape[1], limit, self._width or limit)
-        if krylov.m + width > self.capacity < krylov.n:
-            assert best is not None
+        if best is None:
+            width = min(width, self.capacity - krylov.m)
+        if best is not None and krylov.m + width > self.capacity < krylov.n:
             self._restart(best, width)
         elif self.pool.frozen:
             self.pool.clear()

@@ -134,6 +134,30 @@ def test_a_basis_that_does_not_fit():
         hvpspec.spectrum(A, 6, rtol=0, basis_memory=40 * 8000)
 
 
+@pytest.mark.parametrize("block", range(1, 6))
+@pytest.mark.parametrize("only", [None, "trace", "density", "eigenvalues"])
+def test_any_block_in_any_memory_is_right_or_refused(block, only):
+    values = np.r_[[5.0] * 2, [-4.0, 3.0], np.linspace(0, 1, 20)]
+    refused = []
+    for room in range(4, 4 * block + 32, 4):
+        memory = {"block_size": block, "basis_memory": room * 24 * 8, "seed": room}
+        try:
+            found = hvpspec.spectrum(np.diag(values), 2, only=only, max_hvps=100, **memory)
+        except InputError as error:
+            assert "raise basis_memory" in str(error)
+            refused.append(room)
+            continue
+        if found.eigenpairs is not None and found.eigenpairs.converged:
+            both_copies = block > 1 or only is None
+            np.testing.assert_allclose(found.eigenpairs.values, [5, 5] if both_copies else [5, -4], rtol=1e-5)
+        if found.trace is not None:
+            assert abs(found.trace.value - values.sum()) <= 2 * found.trace.error + 1e-9
+        if found.density is not None:
+            count = found.density.count(2, 6)
+            assert abs(count.value - 3) <= count.error + 1e-9
+    assert refused == list(range(4, 4 + 4 * len(refused), 4))  # where there is less room
+
+
 def test_more_eigenvalues_than_there_are():
     found = hvpspec.spectrum(np.diag([3.0, -1.0]), 10)
     np.testing.assert_allclose(found.eigenpairs.values, [3, -1])

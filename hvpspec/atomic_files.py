@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,12 @@ from typing import Any, BinaryIO
 from hvpspec.errors import InputError
 from hvpspec.escaping import in_json
 
+try:
+    import fcntl
+except ImportError:  # not on Windows: there what a killed process has left stays
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY_NAME = re.compile(r"\..+\.hvpspec-[0-9a-f]{8}\.tmp")
 _BYTES_TO_TRY = 1 << 16  # that an output folder must have room for before a run begins
 
 
@@ -46,9 +53,9 @@ def encoded(text: str) -> bytes:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file to write to; it replaces `path` at the end, unless an exception is raised."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    file, temporary = _temporary_for(path)
     try:
-        with open(temporary, "xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -60,14 +67,53 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def _temporary_for(path: Path) -> tuple[BinaryIO, Path]:
+    """A new file next to `path`, locked for as long as it is open, and its path."""
+    while True:
+        temporary = path.with_name(f".{path.name}.hvpspec-{secrets.token_hex(4)}.tmp")
+        file = open(temporary, "xb")
+        if _locks(file) is None or temporary.exists():  # not taken for an abandoned one before it was locked
+            return file, temporary
+        file.close()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes the temporary files that killed processes have left in a folder.
+
+    One that is being written is locked by its process, and stays; so does one on a file system that has no locks.
+    """
+    for temporary in folder.glob(".*.tmp"):
+        if _TEMPORARY_NAME.fullmatch(temporary.name) and temporary.is_file() and not temporary.is_symlink():
+            with contextlib.suppress(OSError), open(temporary, "r+b") as file:
+                if _locks(file):
+                    temporary.unlink()
+
+
+def _locks(file: BinaryIO) -> bool | None:
+    """Locks a file for as long as it is open: whether it was free; None where the system has no such locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
 def prepare_folder(folder: Path, option: str = "--out", files: Sequence[str] = ()) -> None:
-    """Makes an output folder, and checks that these files can be written there. option: what named it, for messages."""
+    """Makes an output folder, checks that these files can be written there, and removes what killed processes left.
+
+    option: what named it, for messages.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_BYTES_TO_TRY))
     except OSError as error:
         raise InputError(f"{option} {folder}: cannot write there ({error.strerror}); choose another folder.") from error
+    remove_abandoned(folder)
     for name in files:
         if (folder / name).is_dir():
             raise InputError(

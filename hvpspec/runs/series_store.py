@@ -124,14 +124,17 @@ class Series:
         except BaseException:
             self.rows.pop()  # it is not done
             raise
-        for old in self.folder.glob("track-vectors-*.npy"):
-            if old != kept:
-                old.unlink(missing_ok=True)
 
     def write(self) -> None:
-        """Writes track.json, and the table and the picture, which are made from its rows only."""
+        """Writes track.json, and the table and the picture, which are made from its rows only.
+
+        Eigenvectors of an earlier checkpoint, from which nothing starts any more, are removed.
+        """
         write_json(self.folder / "track.json", self.document())
         write_text(self.folder / "track.csv", csv_text(self.rows))
         picture = plot_series(self.rows)
         for kind in ("svg", "png"):
             write_whole(self.folder / f"track.{kind}", to_bytes(picture, kind))
+        for old in self.folder.glob("track-vectors-*.npy"):
+            if old != self._vectors_after(len(self.rows)):
+                old.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ except ImportError:  # not on Windows: there what a killed process has left stay
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY_NAME = re.compile(r"\..+\.hvpspec-[0-9a-f]{8}\.tmp")
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _BYTES_TO_TRY = 1 << 16  # that an output folder must have room for before a run begins
 
 
@@ -71,7 +72,7 @@ def _temporary_for(path: Path) -> tuple[BinaryIO, Path]:
     """A new file next to `path`, locked for as long as it is open, and its path."""
     while True:
         temporary = path.with_name(f".{path.name}.hvpspec-{secrets.token_hex(4)}.tmp")
-        file = open(temporary, "xb")
+        file = os.fdopen(os.open(temporary, _NEW_FILE, 0o666), "wb")
         if _locks(file) is None or temporary.exists():  # not taken for an abandoned one before it was locked
             return file, temporary
         file.close()

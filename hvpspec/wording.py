@@ -37,6 +37,14 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
+def raised(error: BaseException) -> str:
+    """The type of an exception of somebody's own code and what it says; of a DataLoader's worker, what was raised."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        return text.splitlines()[-1]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def percent(confidence: float) -> str:
     """A probability as a reader has it: "95 %"."""
     return f"{100 * confidence:g} %"

@@ -87,7 +87,7 @@ def follow(ordered: Sequence[Path], request: Request) -> None:
         done = f"{len(series.rows)} of {len(ordered)} checkpoints are done"
         request.screen.error(f"{stopped_by(stop)}; {done}, and the same command continues from there.")
         raise ended(stop) from None
-    except (OSError, MemoryError, RuntimeError):  # what may be put right, unlike bad input
+    except Exception:
         if series.rows:
             request.screen.error(f"{len(series.rows)} of {len(ordered)} checkpoints are done.")
         raise

@@ -16,6 +16,7 @@ from torch import nn
 
 from hvpspec.errors import InputError
 from hvpspec.options import LOSS_NAMES
+from hvpspec.wording import raised
 
 
 def load_model(spec: str) -> nn.Module:
@@ -52,12 +53,19 @@ def load_object(spec: str, option: str) -> Any:
     found: Any = import_module(spec, option)
     place, _, name = spec.rpartition(":")
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not _has(found, part, f"{option} {spec}"):
             near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else "."
             raise InputError(f"{option} {spec}: {place} has no '{part}'{hint}")
         found = getattr(found, part)
     return found
+
+
+def _has(found: Any, name: str, said: str) -> bool:
+    try:
+        return hasattr(found, name)
+    except Exception as error:  # a module or a class may have a __getattr__ of its own
+        raise InputError(f"{said}: looking up '{name}' raised {raised(error)}") from error
 
 
 def import_module(spec: str, option: str) -> ModuleType:
@@ -81,7 +89,7 @@ def _call(spec: str, option: str) -> Any:
     try:
         return found()
     except (Exception, SystemExit) as error:
-        raise InputError(f"{option} {spec}: it raised {type(error).__name__}: {error}") from error
+        raise InputError(f"{option} {spec}: it raised {raised(error)}") from error
 
 
 def _import(place: str, option: str) -> ModuleType:
@@ -98,7 +106,7 @@ def _import(place: str, option: str) -> ModuleType:
             raise InputError(f"{option}: no module named '{place}' (a file is named with its .py ending).") from error
         raise InputError(f"{option}: importing {place} failed: {error}.") from error
     except (Exception, SystemExit) as error:  # a script that runs and exits when it is imported
-        raise InputError(f"{option}: importing {place} raised {type(error).__name__}: {error}") from error
+        raise InputError(f"{option}: importing {place} raised {raised(error)}") from error
 
 
 def _import_file(path: Path, option: str) -> ModuleType:

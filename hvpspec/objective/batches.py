@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import types
 import weakref
 from collections import deque
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from hvpspec.errors import InputError
+from hvpspec.system.out_of_memory import as_torch_error
+from hvpspec.wording import raised
 
 Leaf = Callable[[Any], Any]
 Visit = Callable[[Hashable], None]
 
+_READ_EACH_TIME = "; every product reads the batches again: look at the data set, or read it once (--freeze-data)."
 _CONSTANTS = (type(None), bool, int, float, str)
 
 # Objects that are not looked into: they are no part of a batch, even where one refers to them.
@@ -28,6 +32,31 @@ _OTHER_THINGS = (
     *(nn.Module, torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader, torch.Generator),
     *(str, bytes, int, float, complex, torch.device, torch.dtype, np.generic),
 )
+
+
+class Batches:
+    """The user's data, whose own errors become InputErrors that name the batch."""
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        batches: Iterator[Any] | None = None
+        for index in itertools.count():
+            try:
+                with as_torch_error():
+                    batches = iter(self._data) if batches is None else batches
+                    batch = next(batches)
+            except StopIteration:
+                return
+            except (InputError, torch.OutOfMemoryError):
+                raise
+            except (Exception, SystemExit) as error:  # a user's data set may raise anything
+                raise InputError(f"batch {index}: the data raised {raised(error)}{_READ_EACH_TIME}") from error
+            yield batch
 
 
 def check_data(data: Iterable[Any]) -> Iterable[Any]:
@@ -43,7 +72,7 @@ def check_data(data: Iterable[Any]) -> Iterable[Any]:
             f"data is a one-shot {type(data).__name__}, but every HVP passes over the data again; "
             "give a list of batches (list(data)) or a DataLoader."
         )
-    return data
+    return data if type(data) in (list, tuple, Batches) else Batches(data)
 
 
 def frozen(data: Iterable[Any]) -> list[Any]:

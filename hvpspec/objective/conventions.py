@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.live_model import named_tensors
+from hvpspec.wording import raised
 
 MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
 
@@ -84,7 +85,7 @@ def returned(index: int, result: Any) -> tuple[Tensor, float | None]:
         ) from None
 
 
-def said_by(model: nn.Module, error: Exception) -> str:
+def said_by(model: nn.Module, error: BaseException) -> str:
     """What an error says, and whether the loss raised it or the model's forward; of the latter, in which module."""
     names = {id(module): name for name, module in model.named_modules()}
     running = [
@@ -92,7 +93,7 @@ def said_by(model: nn.Module, error: Exception) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_name in MODULE_CALLS and id(frame.f_locals.get("self")) in names
     ]
-    what = f"{type(error).__name__}: {error}"
+    what = raised(error)
     if not running:
         return f"the loss raised {what}"
     return f"the model's forward raised {what}" + (f" (in '{running[-1]}')" if running[-1] else "")

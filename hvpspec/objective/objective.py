@@ -45,7 +45,7 @@ from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parame
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed, not_finite_in
-from hvpspec.wording import dtype_name, listed
+from hvpspec.wording import dtype_name, listed, raised
 
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
@@ -143,7 +143,11 @@ class Objective:
     def _check_modes(self) -> None:
         if self._modes_are_safe:
             return
-        if changed := changed_by_modes(self.model):
+        try:
+            changed = changed_by_modes(self.model)
+        except (Exception, SystemExit) as error:
+            raise InputError(f"the model's train() or eval() raised {raised(error)}.") from error
+        if changed:
             raise InputError(
                 f"train() and eval() change the model's values ({listed(changed, 3)}), as layers that merge weights "
                 "do, so that the loss in eval mode is another function of the parameters; turn the merging off."
@@ -246,7 +250,7 @@ class Objective:
         if self._batches is None:
             try:
                 self._batches = len(self.data)  # type: ignore[arg-type]
-            except TypeError:
+            except Exception:  # it has no length, whatever it raises to say so
                 self._batches = sum(1 for _ in self.data)
         return self._batches
 
@@ -299,7 +303,7 @@ class Objective:
         objective._counting = Counting()
 
         def evaluate(index: int, batch: Any) -> tuple[float, float | None]:
-            loss, weight = returned(index, objective._raw(index, move(batch, objective.device, dtype)))
+            loss, weight = returned(index, objective._raw(index, objective.moved(index, batch)))
             return float(loss.detach()), weight
 
         with contextlib.ExitStack() as stack:
@@ -325,6 +329,15 @@ class Objective:
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
+    def moved(self, index: int, batch: Any) -> Any:
+        """A copy of a batch on the objective's device and in its precision."""
+        try:
+            return move(batch, self.device, self.dtype)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # an object in it may have a method `to` of its own
+            raise InputError(f"batch {index}: moving it to {self.device} raised {raised(error)}.") from error
+
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
         with as_torch_error():
@@ -348,7 +361,7 @@ class Objective:
             yield lambda: self._inner.evaluate(partial(self.loss, self.model, batch))
 
     def _recorded_loss(self, weights: list[float], index: int, batch: Any) -> tuple[Tensor, float]:
-        batch = move(batch, self.device, self.dtype)
+        batch = self.moved(index, batch)
         loss, weight = self.weighed(index, self._raw(index, batch), batch)
         weights.append(weight)
         return loss, weight
@@ -358,10 +371,10 @@ class Objective:
             return self.raw_loss(index, batch)
         except (InputError, torch.OutOfMemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
             raise InputError(f"batch {index}: {said_by(self.model, error)}{self._hint(error)}") from error
 
-    def _hint(self, error: Exception) -> str:
+    def _hint(self, error: BaseException) -> str:
         """What to do where something stayed in another precision than the model and the batches."""
         if not re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)):
             return ""

@@ -18,6 +18,7 @@ from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarnin
 from hvpspec.objective.objective import Objective
 from hvpspec.system.out_of_memory import is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
+from hvpspec.wording import raised
 
 OnBatch = Callable[[int, float, Tensor | None], None]
 """Is told each batch's number, its weight and its own product, shape (n, b); None stands for a product of zero."""
@@ -70,10 +71,12 @@ def _batch_hvp(
     try:
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         product = products(objective, gradients, parameters, rows)
-    except RuntimeError as error:
+    except InputError:
+        raise
+    except Exception as error:  # a Function of the user's own may raise anything in its backward
         if is_out_of_memory(error):
             raise
-        reason = first_line(error)
+        reason = said_of_derivative(error)
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
     if product is not None and not all_finite(product):
         _refuse(objective, index, gradients, product, rows)
@@ -128,6 +131,11 @@ def graph_nodes(tensors: Iterable[Tensor]) -> set[Any]:
             seen.add(node)
             stack += [parent for parent, _ in node.next_functions]
     return seen
+
+
+def said_of_derivative(error: Exception) -> str:
+    """What torch says, or what a Function of the user's own has raised in its backward."""
+    return first_line(error) if isinstance(error, RuntimeError) else raised(error)
 
 
 def operation_named(message: str) -> str:

@@ -147,7 +147,9 @@ def _differs(
         v = (v / v.norm()).to(objective.device, objective.dtype)
         found = products(objective, gradients, parameters, v[None])
         exact = torch.zeros_like(v) if found is None else found[0]
-    except RuntimeError as error:  # the product itself says what cannot be differentiated, or needs too much memory
+    except InputError:
+        raise
+    except Exception as error:  # the product itself says what cannot be differentiated, or needs too much memory
         raise _CannotTell from error
     pieces = [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, gradients, strict=True)]
     centre = torch.cat([piece.reshape(-1) for piece in pieces])

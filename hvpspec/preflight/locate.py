@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.objective.batches import tensors
 from hvpspec.objective.objective import Objective
-from hvpspec.oracle.autograd import first_line, graph_nodes
+from hvpspec.oracle.autograd import graph_nodes, said_of_derivative
 
 
 def once_differentiable(objective: Objective, error: NotTwiceDifferentiable) -> str | None:
@@ -62,6 +62,6 @@ def _reason_against_twice(outputs: Sequence[Tensor], sources: Iterable[Tensor]) 
         if curved:
             ones = [torch.ones_like(gradient) for gradient in curved]
             torch.autograd.grad(curved, leaves, ones, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        return first_line(error)
+    except Exception as error:
+        return said_of_derivative(error)
     return None

@@ -19,6 +19,7 @@ from hvpspec.objective.losses import LossValue
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
+from hvpspec.oracle.autograd import said_of_derivative
 from hvpspec.oracle.verify import verify
 from hvpspec.preflight.differences import (
     compare_with_differences,
@@ -145,10 +146,10 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
                 continue
             try:
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            except torch.OutOfMemoryError:
+            except (InputError, torch.OutOfMemoryError):
                 raise
-            except RuntimeError as error:
-                raise InputError(f"the loss cannot be differentiated: {error}") from error
+            except Exception as error:  # a Function of the user's own may raise anything in its backward
+                raise InputError(f"the loss cannot be differentiated: {said_of_derivative(error)}") from error
             unused -= {name for name, g in zip(objective.space.names, gradients, strict=True) if g is not None}
     if len(unused) == len(objective.space.names):
         verify(objective)  # refuses a loss of another model; a zero Hessian is an error of its own

@@ -36,6 +36,9 @@ class Tuple(nn.Module):
 class Picky(nn.Sequential):
     def forward(self, x): raise ValueError("only on Sundays")
 def picky(): return Picky(*build())
+class Modeless(nn.Sequential):
+    def train(self, mode=True): raise NotImplementedError("only eval")
+def modeless(): return Modeless(*build())
 def random(): return nn.Sequential(*build(), Noise())
 class Noise(nn.Module):
     def forward(self, x): return x + torch.randn_like(x)
@@ -62,7 +65,31 @@ def shuffled():
             return iter([(x[order], y[order])])
     return Shuffled()
 
+def vanished():
+    class Vanished:
+        def __iter__(self): raise FileNotFoundError(2, "No such file or directory", "gone.pt")
+    return Vanished()
+def unwritten(): return torch.utils.data.DataLoader(Missing(), 2, num_workers=1)
+class Missing(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, i): raise KeyError("row")
+def uncollated(): return torch.utils.data.DataLoader(list(zip(*batches()[0])), 5, collate_fn=lambda rows: rows.stack)
+def immovable():
+    class Graph:
+        x = torch.zeros(5, 6)
+        def to(self, device): raise NotImplementedError
+    return [(Graph(), 1)]
+
 # losses
+class Bent(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x): return x.clone()
+    @staticmethod
+    def backward(context, g): raise KeyError("saved")
+def bent(model, batch): return Bent.apply(loss(model, batch))
+def recursive(model, batch): return recursive(model, batch)
+def stopped(model, batch): return next(iter(()))
+def exited(model, batch): raise SystemExit
 def broken(model, batch): raise KeyError("no such thing")
 def detached(model, batch): return loss(model, batch).detach()
 def vector(model, batch): return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
@@ -196,6 +223,7 @@ MODELS = {
     "model=bad.py:Tuple": "the model returned dict, not a tensor or an object with .logits; give a function "
     "loss(model, "
     "batch) that uses the right part of it.",
+    "model=bad.py:modeless": "the model's train() or eval() raised NotImplementedError: only eval.",
     "model=bad.py:picky": "batch 0: the model's forward raised ValueError: only on Sundays.",
     "model=bad.py:random": "make model and loss deterministic, or fix their noise with --noise-seed 0.",
 }
@@ -212,6 +240,12 @@ DATA = {
     "data=bad.py:text": "data must be a re-iterable of batches, such as a list or a DataLoader; got str.",
     "data=bad.py:singles": "data is a Dataset of single samples; wrap it in a DataLoader to get batches.",
     "data=bad.py:inputs": "needs batches that are pairs (inputs, targets); got a Tensor.",
+    "data=bad.py:vanished": "batch 0: the data raised FileNotFoundError: [Errno 2] No such file or directory: "
+    "'gone.pt'; every product reads the batches again: look at the data set, or read it once (--freeze-data).",
+    "data=bad.py:vanished --freeze-data": "batch 0: the data raised FileNotFoundError",
+    "data=bad.py:unwritten": "batch 0: the data raised KeyError: 'row'; every product",
+    "data=bad.py:uncollated": "batch 0: the data raised AttributeError: 'list' object has no attribute 'stack'",
+    "data=bad.py:immovable": "batch 0: moving it to cpu raised NotImplementedError.",
     "data=bad.py:short": "batch 0: the loss raised ValueError: Expected input batch_size (5) to match target "
     "batch_size",
     "data=bad.py:narrow": "batch 0: the model's forward raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",
@@ -232,6 +266,12 @@ LOSSES = {
     "loss=cosine_similarity": 'the loss "cosine_similarity" needs batches',
     "loss=bad.py:number": "loss must be a name or a function loss(model, batch); got int.",
     "loss=bad.py:one": "batch 0: the loss raised TypeError: one() takes 1 positional argument but 2 were given.",
+    "loss=bad.py:bent": "the loss cannot be differentiated: KeyError: 'saved'.",
+    "loss=bad.py:bent --no-preflight": "batch 0: the loss cannot be differentiated twice: KeyError: 'saved'.",
+    "loss=bad.py:bent --engine finite-difference": "the loss cannot be differentiated: KeyError: 'saved'.",
+    "loss=bad.py:recursive": "batch 0: the loss raised RecursionError: maximum recursion depth exceeded",
+    "loss=bad.py:stopped": "batch 0: the loss raised StopIteration.",
+    "loss=bad.py:exited": "batch 0: the loss raised SystemExit.",
     "loss=bad.py:broken": "batch 0: the loss raised KeyError: 'no such thing'",
     "loss=bad.py:detached": "look for torch.no_grad() or .detach()",
     "loss=bad.py:no_grad": "look for torch.no_grad() or .detach()",

@@ -36,7 +36,7 @@ _MUCH_DISK = 64 << 20  # bytes: a smaller journal is not worth a line
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """What was asked for, and when the command began, by time.perf_counter."""
+    """What was asked for, and when the command began, by time.perf_counter; earlier by what was spent before."""
 
     source: Source
     options: Options
@@ -87,6 +87,7 @@ def _measure(
                 opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight, folder=folder)
                 refuse(opened.preflight)
                 _show_findings(opened.preflight, screen)
+                request = dataclasses.replace(request, start=request.start - folder.spent_before)
                 course = _Course(opened, request, screen, folder.journal)
                 course.run()
             held.enter_context(holding())

@@ -162,8 +162,7 @@ def open_checkpoint(
     # Blocks first: a pattern that matches nothing is refused before any product.
     blocks = find_blocks(H, options.blocks) if options.blocks else ()
     findings = [*loaded.findings, *examine(loaded.model, H.device)]
-    if options.no_paths:
-        findings = [_without_folder(finding, checkpoint) for finding in findings]
+    findings = shown_findings(findings, checkpoint, options)
     loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
     file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint, tensors)
@@ -193,10 +192,18 @@ def recorded(journal: Journal, H: HessianOperator, inspected: Callable[[], Prefl
     return preflight
 
 
-def _without_folder(finding: Finding, checkpoint: Path) -> Finding:
-    """What it says of the checkpoint, by its name only."""
-    found, done = (text.replace(str(checkpoint), checkpoint.name) for text in (finding.found, finding.done))
-    return dataclasses.replace(finding, found=found, done=done)
+def shown_findings(findings: list[Finding], checkpoint: Path, options: Options) -> list[Finding]:
+    """The findings, which name the checkpoint without its folder if none are to be in the files."""
+    if not options.no_paths:
+        return findings
+    named = [
+        tuple(text.replace(str(checkpoint), checkpoint.name) for text in (finding.found, finding.done))
+        for finding in findings
+    ]
+    return [
+        dataclasses.replace(finding, found=found, done=done)
+        for finding, (found, done) in zip(findings, named, strict=True)
+    ]
 
 
 def inspect(

@@ -65,7 +65,7 @@ def describe(
             **{name: metadata.version(name) for name in ("hvpspec", "torch", "numpy", "scipy")},
         },
         platform=f"{platform.system()} {platform.machine()}",
-        command=tuple(_argument(word, folders) for word in command),
+        command=tuple(shown_command(command, folders)),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
     )
@@ -91,6 +91,11 @@ def shown(path: str, folders: bool = True) -> str:
     if not folders:
         return PurePath(path).name
     return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def shown_command(command: Sequence[str], folders: bool = True) -> list[str]:
+    """A command line, argument by argument, with paths as `shown` has them."""
+    return [_argument(word, folders) for word in command]
 
 
 def _argument(word: str, folders: bool) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -34,11 +35,16 @@ _FREE_OPTIONS = ("lr", "momentum")  # what is measured does not depend on them
 
 
 class RunFolder:
-    """A folder while a run holds it; use `held`."""
+    """A folder while a run holds it; use `held`.
+
+    spent_before: seconds that interrupted processes of this run took, as their journals tell.
+    """
 
     def __init__(self, path: Path, earlier: Earlier, screen: Screen) -> None:
         self.path, self.earlier, self._screen = path, earlier, screen
         self.journal: Journal | None = None
+        self.spent_before = 0.0
+        self._began = time.perf_counter()
 
     def open_journal(
         self,
@@ -70,7 +76,9 @@ class RunFolder:
             replace=self.earlier.force,
             to_start_over="go back to these, start over with --restart, or choose another --out",
             note=self._screen.warning,
+            began=self._began,
         )
+        self.spent_before += self.journal.spent_before
         if self.journal.made:
             products = counted(self.journal.made, "product")
             self._screen.note(f"goes on with an interrupted run: {products} in {self.journal.folder}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero_hessian_refused
+from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, shown_findings, zero_hessian_refused
+from hvpspec.cli.provenance import shown, shown_command
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
@@ -47,12 +49,19 @@ class Request:
     measure_savings: bool = False
     preflight: bool = True
 
+    @property
+    def folders(self) -> bool:
+        """Whether the files have paths with their folders."""
+        return not self.options.no_paths
+
     def settings(self) -> dict[str, Any]:
         """What track.json says of it; a series is continued only with the same settings."""
         described = self.options.described()
         described.pop("which")  # always LM
         rate = {"lr": self.lr, "momentum": self.momentum}
-        settings: dict[str, Any] = json.loads(json.dumps({**dataclasses.asdict(self.source), **described, **rate}))
+        source = dataclasses.asdict(self.source)
+        named = {name: source[name] and shown(source[name], self.folders) for name in ("model", "data", "loss")}
+        settings: dict[str, Any] = json.loads(json.dumps({**source, **named, **described, **rate}))
         return settings | {"dtype": self.options.dtype, "measure_savings": self.measure_savings}
 
 
@@ -78,7 +87,8 @@ def follow(ordered: Sequence[Path], request: Request) -> None:
     earlier = request.folder.earlier
     prepare_folder(request.options.out, files=[f"track.{kind}" for kind in FILES])
     series = Series(
-        request.options.out, request.settings(), ordered, restart=earlier.restart, force=earlier.force
+        request.options.out, request.settings(), ordered, restart=earlier.restart, force=earlier.force,
+        command=shown_command(["hvpspec", *sys.argv[1:]], request.folders), folders=request.folders,
     )  # fmt: skip
     try:
         with zero_hessian_refused():
@@ -114,7 +124,8 @@ def _continue(series: Series, request: Request) -> None:
     earlier = series.runs
 
     def note_run() -> None:
-        provenance = made_by(opened.H, None, request.source, opened.loss, request.options, start)
+        began = start - request.folder.spent_before
+        provenance = made_by(opened.H, None, request.source, opened.loss, request.options, began)
         series.runs = [*earlier, {"done_before": done, "preflight": opened.preflight.to_dict(), **provenance.to_dict()}]
 
     for number in without_savings:
@@ -151,7 +162,7 @@ def _open(series: Series, request: Request) -> _Opened:
     loss = H.loss()
     if done:
         _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))
-    findings = [*loaded.findings, *examine(loaded.model, H.device)]
+    findings = shown_findings([*loaded.findings, *examine(loaded.model, H.device)], checkpoint, options)
     expect = None if done else source.expect_loss
     preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)
     refuse(preflight)
@@ -179,9 +190,17 @@ def _check_same_series(series: Series, source: Source, loss: LossValue, rounding
 
 def _savings(series: Series, number: int, opened: _Opened, request: Request) -> dict[str, int]:
     """What a random start takes at a checkpoint that is done."""
-    row, asked = series.rows[number], request.options.estimators()
-    series.check_unchanged(number, _read(series.checkpoints[number], opened, request).fingerprint.sha256)
-    cold = row["hvps"] if number == 0 else spectrum(opened.H, **{**asked, "seed": asked["seed"] + number}).hvps
+    row, folder = series.rows[number], request.folder
+    digest = _read(series.checkpoints[number], opened, request).fingerprint.sha256
+    series.check_unchanged(number, digest)
+    if number == 0:
+        return {"cold_hvps": row["hvps"], "hvps_saved": 0}
+    asked = request.options.spectrum()
+    asked = dataclasses.replace(asked, seed=asked.seed + number)
+    folder.open_journal(opened.H, request.source, asked, digest, number=number)
+    with request.screen.progress_bar() as show:
+        cold = spectrum(opened.H, **vars(asked), journal=folder.journal, callback=show).hvps
+    folder.done()
     return {"cold_hvps": cold, "hvps_saved": cold - row["hvps"]}
 
 
@@ -227,7 +246,7 @@ def _row(
     warm = not request.options.spectrum().density
     return row_of(
         found,
-        checkpoint=str(checkpoint),
+        checkpoint=series.named(checkpoint),
         step=read_then.step,
         loss=H.loss().value,
         lr=request.lr,

@@ -62,8 +62,11 @@ class Journal:
     inputs. to_start_over: what the user can do instead. note: is told, in a sentence, why there is no journal; the run
     itself goes on without. rank: of a distributed run, each of which has a log of its own.
 
-    made: products that the log holds. As a context manager it is closed in the end. It is kept, unless it is empty, or
-    its products contradict each other: repeated, they would do so again.
+    began: when the process began, by time.perf_counter; by default now.
+
+    made: products that the log holds. spent_before: seconds that interrupted processes took, until their last records.
+    As a context manager it is closed in the end. It is kept, unless it is empty, or its products contradict each other:
+    repeated, they would do so again.
     """
 
     def __init__(
@@ -76,9 +79,12 @@ class Journal:
         to_start_over: str = "delete that folder to start over",
         note: Callable[[str], None] = _warn,
         rank: int = 0,
+        began: float | None = None,
     ) -> None:
         self.folder, self._path, self._note = folder, folder / f"rank-{rank}.log", note
         self.made = self.expected_bytes = 0
+        self.spent_before = 0.0
+        self._began = time.perf_counter() if began is None else began
         self.replaying = False  # whether answers are still taken from the log
         self.seconds_to_disk, self._synced = SECONDS_TO_DISK, time.monotonic()
         self._limit = math.inf  # bytes
@@ -118,6 +124,8 @@ class Journal:
         self._log.payload([])
         self.replaying = any(self._log.headers())
         self.made = _products(self._log)
+        for later in self._log.headers():
+            self.spent_before = later.get("spent", 0.0)
 
     # --- what a run asks ----------------------------------------------------------------------------------------
 
@@ -235,8 +243,9 @@ class Journal:
     def _append(self, header: Header, buffers: Sequence[memoryview] = ()) -> None:
         if self._log is None:
             return
+        spent = self.spent_before + time.perf_counter() - self._began
         try:
-            self._log.append(header, buffers)
+            self._log.append({**header, "spent": round(spent, 3)}, buffers)
         except OSError as error:
             return self._give_up(f"it cannot be written any more ({error.strerror})")
         if self._log.end > self._limit:

@@ -69,7 +69,7 @@ class Provenance:
     Each field may be missing, as some are in files of older versions. model, loss: how they were named. options: what
     was asked for, by name. parameters: how many the model has. versions: of hvpspec, Python and the packages that it
     uses. command: the command line, argument by argument. finished: date and time (ISO 8601). seconds: the whole run,
-    loading included.
+    loading included, over all processes if it was interrupted.
     """
 
     checkpoint: Annotated[CheckpointFile | None, LEFT_OUT] = None

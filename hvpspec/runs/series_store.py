@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,14 @@ class Series:
         *,
         restart: bool = False,
         force: bool = False,
+        command: Sequence[str] = (),
+        folders: bool = True,
     ) -> None:
-        """Raises InputError where the folder has another series. restart: starts over; force: where it is another."""
+        """Raises InputError where the folder has another series. restart: starts over; force: where it is another.
+
+        command: the command line, for the file. folders: whether the checkpoints are written with their folders.
+        """
+        self._command, self._folders = list(command), folders
         self.folder, self.settings, self.checkpoints = folder, settings, checkpoints
         self.rows: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []  # where the rows come from: one entry for each run of the command
@@ -60,7 +65,7 @@ class Series:
             raise InputError(f"{path} was made with other options ({named}); {ELSEWHERE}.")
         self.rows, self.runs = rows, runs
         for number, (entry, checkpoint) in enumerate(zip(rows, self.checkpoints, strict=False)):
-            if entry["checkpoint"] != str(checkpoint):
+            if entry["checkpoint"] != self.named(checkpoint):
                 raise InputError(f"{path} has {entry['checkpoint']} in place of {checkpoint}; {ELSEWHERE}.")
             self.check_unchanged(number, sha256(checkpoint))
         if len(rows) > len(self.checkpoints):
@@ -72,6 +77,10 @@ class Series:
             if not kept.exists() or sha256(kept) != found.vectors_sha256:
                 raise InputError(f"{kept}, the eigenvectors to start from, is missing or has changed; {ELSEWHERE}.")
             self.vectors = self._load(kept, path)
+
+    def named(self, checkpoint: Path) -> str:
+        """A checkpoint as the files name it."""
+        return str(checkpoint) if self._folders else checkpoint.name
 
     @staticmethod
     def _load(kept: Path, path: Path) -> np.ndarray:
@@ -105,7 +114,7 @@ class Series:
         """The contents of track.json."""
         kept = self._vectors_after(len(self.rows))
         return {
-            "schema": SCHEMA, "settings": self.settings, "command": ["hvpspec", *sys.argv[1:]],
+            "schema": SCHEMA, "settings": self.settings, "command": self._command,
             "vectors_sha256": sha256(kept), "runs": self.runs, "checkpoints": self.rows,
         }  # fmt: skip
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from track_files import USUAL as SERIES
 
 from hvpspec import cli
 from hvpspec.krylov import log_file
+from hvpspec.krylov.journal import Journal
 from hvpspec.oracle.choose import Chooser
 from hvpspec.system.folder_lock import FolderLock
 
@@ -176,6 +178,24 @@ def test_interrupted_it_goes_on_and_says_so(place, stopping):
     assert not (place / "run/hvpspec-journal").exists()
 
 
+def test_the_seconds_are_those_of_all_processes(place, stopping, monkeypatch):
+    append = Journal._append
+
+    def slowly(journal, *arguments):
+        journal._began = time.perf_counter() - 1000
+        append(journal, *arguments)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(Journal, "_append", slowly)
+        stopping(15)
+        assert call(place, *RUN, "--out", "run").returncode == 130
+    stopping(1000)
+    assert call(place, *RUN, "--out", "run").returncode == 0
+    found = json.loads((place / "run/spectrum.json").read_text())
+    assert 1000 < found["provenance"]["seconds"] < 1100
+    assert found["seconds"] < 100
+
+
 def test_an_error_on_the_way_costs_no_product(place, stopping):
     assert call(place, *RUN, "--out", "whole").returncode == 0
     stopping(14, OSError("the data are gone"))
@@ -297,6 +317,21 @@ def test_a_series_goes_on_inside_a_checkpoint(run_folder, monkeypatch, stopping,
     stopping(12 + rows[2]["hvps"] + rows[2]["cold_hvps"] + 4)
     assert cli.run([*command, "--out", "run"]) == 0
     assert document(run_folder / "run", "track.json")["checkpoints"] == rows
+    assert not list((run_folder / "run").glob("*journal*"))
+
+
+def test_savings_of_checkpoints_that_are_done_go_on_as_well(run_folder, monkeypatch, stopping, capsys):
+    command = ["track", *NAMES[:3], *SERIES, "-k", "2", "--no-preflight"]
+    assert cli.run([*command, "--measure-savings", "--out", "whole"]) == 0
+    rows = document(run_folder / "whole", "track.json")["checkpoints"]
+    assert cli.run([*command, "--out", "run"]) == 0
+    stopping(rows[1]["cold_hvps"] + 40)
+    assert cli.run([*command, "--measure-savings", "--out", "run"]) == 130
+    assert (run_folder / "run/hvpspec-journal-2/rank-0.log").exists()
+    stopping(rows[2]["cold_hvps"] - 20)
+    assert cli.run([*command, "--measure-savings", "--out", "run"]) == 0
+    found = document(run_folder / "run", "track.json")["checkpoints"]
+    assert [row["cold_hvps"] for row in found] == [row["cold_hvps"] for row in rows]
     assert not list((run_folder / "run").glob("*journal*"))
 
 

@@ -5,6 +5,8 @@ import shlex
 
 import pytest
 from cli_files import call
+from track_files import NAMES
+from track_files import USUAL as SERIES
 
 from hvpspec.cli.provenance import shown
 
@@ -48,6 +50,23 @@ def test_no_folder_of_this_machine_is_in_the_files(folder, tmp_path):
     assert provenance["checkpoint"]["path"] == "model.pt"
     assert "--out=secret" in provenance["command"]
     assert str(folder) not in json.dumps(provenance)
+
+
+def test_a_series_without_paths(run_folder, tmp_path):
+    out = tmp_path / "secret"
+    source = ("--model", f"{run_folder}/train.py:build", "--data", f"{run_folder}/train.py:batches", *SERIES[4:])
+    command = ("track", str(run_folder / NAMES[0]), str(run_folder / NAMES[1]), *source, f"--out={out}", "-k", "1")
+    for _ in range(2):  # the second one finds all done
+        done = call(run_folder, *command, "--no-paths")
+        assert done.returncode == 0, done.stderr
+        for path in out.iterdir():
+            content = path.read_bytes()
+            for part in (*run_folder.parts[1:], *out.parts[1:-1]):
+                assert part.encode() + b"/" not in content, (path.name, part)
+    found = json.loads((out / "track.json").read_text())
+    assert [row["checkpoint"] for row in found["checkpoints"]] == NAMES[:2]
+    assert found["settings"]["model"] == "train.py:build"
+    assert found["command"][2] == NAMES[0]
 
 
 def test_the_command_makes_it_again(folder, tmp_path):

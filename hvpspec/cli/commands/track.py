@@ -27,7 +27,7 @@ from hvpspec.options import SERIES_QUANTITIES
 
 
 @expanded(
-    without=("which", "blocks", "refine", "refine_hvps", "no_paths"),
+    without=("which", "blocks", "refine", "refine_hvps"),
     instead="run hvpspec spectrum on the checkpoint of interest",
     k=5,
     rtol=0.05,

@@ -54,12 +54,17 @@ class InnerDerivatives:
         Backward functions are asked about too: a checkpoint recomputes in them, with the functions of its forward.
         """
         if function in _NORMALISATIONS:
-            if self._written_out or torch._C._are_functorch_transforms_active() or _in_forward_mode():
+            if self._written_out or differentiated_by_torch_func():
                 return _NORMALISATIONS[function]
             self._normalised = True
         elif function in _LINEAR_ALGEBRA and _in_forward_mode():
             return _LINEAR_ALGEBRA[function]
         return function  # type: ignore[no-any-return]
+
+
+def differentiated_by_torch_func() -> bool:
+    """Whether a transform of torch.func is active, or forward mode: what reverse mode alone knows cannot be used."""
+    return torch._C._are_functorch_transforms_active() or _in_forward_mode()
 
 
 def _in_forward_mode() -> bool:

@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from hvpspec.kernels.inner_derivatives import InnerDerivatives
+from hvpspec.kernels.inner_derivatives import InnerDerivatives, differentiated_by_torch_func
 from hvpspec.system.out_of_memory import as_torch_error
 
 ATTENTION_BACKEND = "math"
@@ -30,6 +30,7 @@ class Replaced:
 
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+_RECURRENT_CELLS = (torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell)
 _ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
 PaddingRows = dict[tuple[int, int], tuple[torch.Tensor, int, torch.Tensor]]
 """By the weight's identity and the number of the row: the weight, that number, and the values."""
@@ -118,9 +119,10 @@ class _Replacements(TorchFunctionMode):
     Weight normalisation is computed as v · (g / ‖v‖): torch's fused kernel treats ‖v‖ as a constant in its second
     derivative, so that the Hessian of a weight-normalised layer would be wrong, and not even symmetric (torch 2.13).
     The padding row of an embedding, which gets no gradient, is a constant: torch omits that in the second derivative.
-    Embeddings whose gradients are sparse or scaled by frequency get dense, unscaled gradients. Recurrent layers run
-    without cuDNN, whose backward has no derivative. Attention uses the MATH backend. That is set at each call, because
-    a model may choose a backend inside its own forward. `inner` replaces what is wrong at higher orders.
+    Embeddings whose gradients are sparse or scaled by frequency get dense, unscaled gradients. Recurrent layers are
+    computed by `recurrent`: the backward of cuDNN's kernels has no derivative, and that of the others an expensive one.
+    Attention uses the MATH backend. That is set at each call, because a model may choose a backend inside its own
+    forward. `inner` replaces what is wrong at higher orders.
     """
 
     def __init__(self, inner: InnerDerivatives) -> None:
@@ -134,10 +136,8 @@ class _Replacements(TorchFunctionMode):
             return _weight_norm(*args, **kwargs)
         if func is torch.nn.functional.embedding:
             return _embedding(*args, **kwargs)
-        if func in _RECURRENT and any(tensor.is_cuda for tensor in args if isinstance(tensor, torch.Tensor)):
-            _note("cudnn_rnn")
-            with _without_cudnn():
-                return func(*args, **kwargs)
+        if func in _RECURRENT or func in _RECURRENT_CELLS:
+            return _recurrent(func, args, kwargs)
         if func in _ATTENTION:
             if func is torch.nn.functional.scaled_dot_product_attention:
                 _note("attention")
@@ -187,6 +187,18 @@ def _is_evaluating() -> bool:
 
 def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _recurrent(function: Any, args: Any, kwargs: Any) -> Any:
+    from hvpspec.kernels.recurrent.layers import instead_of  # here, as most models have no such layers
+
+    if function in _RECURRENT and any(tensor.is_cuda for tensor in args if isinstance(tensor, torch.Tensor)):
+        _note("cudnn_rnn")
+    found = None if kwargs or differentiated_by_torch_func() else instead_of(function, args)
+    if found is not None:
+        return found
+    with _without_cudnn():
+        return function(*args, **kwargs)
 
 
 def _embedding(

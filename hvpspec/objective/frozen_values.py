@@ -27,7 +27,7 @@ def frozen_values(model: nn.Module, loss: Any) -> tuple[Hashable, ...]:
     """
     found: list[Hashable] = []
     for name, module in model.named_modules():
-        own = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        own = {key: value for key, value in vars(module).items() if key[0] != "_" or isinstance(value, _PLAIN)}
         found.append((name, tuple(_values(own, 0))))
     found.append(tuple(_values(_scope(loss), 0)))
     return tuple(found)

@@ -45,6 +45,19 @@ class Loss:
         return self.function(model, batch)
 
 
+@dataclass
+class BatchLoss:
+    """A batch as the data give it; a call evaluates its mean loss and its weight, which is then known."""
+
+    evaluate: Callable[[], tuple[Tensor, float]]
+    batch: Any
+    weight: float | None = None
+
+    def __call__(self) -> tuple[Tensor, float]:
+        loss, self.weight = self.evaluate()
+        return loss, self.weight
+
+
 @dataclass(frozen=True)
 class LossValue:
     """The loss over the data.

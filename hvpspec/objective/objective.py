@@ -39,7 +39,7 @@ from hvpspec.objective.live_model import (
     with_values,
     working_dtype,
 )
-from hvpspec.objective.losses import Loss, LossFunction, LossValue, resolve_loss
+from hvpspec.objective.losses import BatchLoss, Loss, LossFunction, LossValue, resolve_loss
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
@@ -172,19 +172,20 @@ class Objective:
             if weight > 0:
                 yield index, loss, weight
 
-    def batch_losses(self) -> Iterator[tuple[int, Callable[[], tuple[Tensor, float]]]]:
+    def batch_losses(self) -> Iterator[tuple[int, BatchLoss]]:
         """One pass over the data: each batch's number, and a call that gives its mean loss and weight.
 
-        For evaluating each batch at several points, with other values in the parameters; otherwise used as `losses`,
-        with the same errors.
+        For evaluating each batch at several points, with other values in the parameters, or not at all where its weight
+        is known; otherwise used as `losses`, with the same errors.
         """
         total, batches, samples = 0.0, 0, 0.0
         for index, batch in enumerate(self.data):
             batches += 1
             samples += samples_or_nan(batch, self.counting.axis)
-            weights: list[float] = []
-            yield index, partial(self._recorded_loss, weights, index, batch)
-            total += weights[0]
+            one = BatchLoss(partial(self._batch_loss, index, batch), batch)
+            yield index, one
+            assert one.weight is not None, "a batch is evaluated, or its weight is set"
+            total += one.weight
         if batches == 0:
             if self._weight is None:
                 raise InputError("data has no batches.")
@@ -360,11 +361,9 @@ class Objective:
         with with_values(self.model, values):
             yield lambda: self._inner.evaluate(partial(self.loss, self.model, batch))
 
-    def _recorded_loss(self, weights: list[float], index: int, batch: Any) -> tuple[Tensor, float]:
+    def _batch_loss(self, index: int, batch: Any) -> tuple[Tensor, float]:
         batch = self.moved(index, batch)
-        loss, weight = self.weighed(index, self._raw(index, batch), batch)
-        weights.append(weight)
-        return loss, weight
+        return self.weighed(index, self._raw(index, batch), batch)
 
     def _raw(self, index: int, batch: Any) -> Any:
         try:

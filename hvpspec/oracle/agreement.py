@@ -11,7 +11,7 @@ from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 
 # Relative difference of two engines' products that rounding explains, where nothing in the model amplifies it.
-_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 _SCALE = 0.7  # of a vector: no power of 2
 _MAX_TIMES_REFERENCE = 3.0  # the error of an engine may be so many times that of the reference
 
@@ -28,7 +28,7 @@ def disagreement(engine: Callable[[Tensor], Tensor], objective: Objective) -> st
     v = torch.randn(n, 1, generator=generator, dtype=torch.float64).to(device, dtype)
     reference, found = autograd.hvp(objective, v), engine(v)
     off = relative_difference(found, reference)
-    if off <= _ROUNDING[dtype]:
+    if off <= ROUNDING[dtype]:
         return None
     if dtype == torch.float32:
         exact = autograd.hvp(objective.in_float64(), v.double())
@@ -37,7 +37,7 @@ def disagreement(engine: Callable[[Tensor], Tensor], objective: Objective) -> st
     else:
         scaled = autograd.hvp(objective, v * _SCALE) / _SCALE
         rounding = relative_difference(scaled, reference)
-    if off <= _MAX_TIMES_REFERENCE * rounding + _ROUNDING[dtype]:
+    if off <= _MAX_TIMES_REFERENCE * rounding + ROUNDING[dtype]:
         return None
     return f"its products are off by {off:.1e}, and rounding explains {rounding:.1e}"
 

@@ -6,13 +6,16 @@ that graph, since d(gᵀv)/dp = Hv (Pearlmutter, doi:10.1162/neco.1994.6.1.147).
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.objective.objective import Objective
@@ -26,31 +29,81 @@ OnBatch = Callable[[int, float, Tensor | None], None]
 _MAX_MESSAGE_LENGTH = 160  # characters of an error in a line of the plan
 
 
-def hvp(objective: Objective, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
+@dataclass
+class BatchGraph:
+    """The gradient of a batch's mean loss with its graph, in which each product is one backward pass.
+
+    `curved`: those parameters' numbers whose gradient depends on the parameters, each with that gradient or the place
+    of it in the graph. `inputs`: the parameters, or their places. `gradients`: None where only places are held.
+    `depends`: whether the loss depends on the parameters. `kept`: whether the graph is of an earlier product.
+    """
+
+    index: int
+    weight: float
+    loss: Tensor  # without its graph
+    depends: bool
+    curved: list[tuple[int, Tensor | GradientEdge]]
+    inputs: Any
+    gradients: tuple[Tensor | None, ...] | None
+    kept: bool = False
+
+
+class StaleGraph(Exception):
+    """A kept graph cannot be used: what it refers to was written to, or its product is not finite."""
+
+
+Graphs = Callable[[Objective, tuple[Tensor, ...]], Iterator[BatchGraph]]
+"""Gives the graph of each batch of weight > 0, in one pass over the data."""
+
+
+def fresh_graphs(objective: Objective, parameters: tuple[Tensor, ...]) -> Iterator[BatchGraph]:
+    """Each batch's graph, computed when it is asked for. Raises InputError, as `hvp` does."""
+    first = True
+    for index, loss, weight in objective.losses():
+        if first:
+            refuse_once_differentiable(index, loss)
+            first = False
+        yield graph_of(index, loss, weight, parameters)
+
+
+def graph_of(index: int, loss: Tensor, weight: float, parameters: tuple[Tensor, ...]) -> BatchGraph:
+    """A batch's graph from its loss. Raises NotTwiceDifferentiable."""
+    if not loss.requires_grad:
+        return BatchGraph(index, weight, loss.detach(), False, [], parameters, None)
+    with _naming(index):
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    # A parameter that the loss does not use has no gradient; one in which it is affine has a constant gradient.
+    curved: list[tuple[int, Tensor | GradientEdge]] = [
+        (i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad
+    ]
+    return BatchGraph(index, weight, loss.detach(), True, curved, parameters, gradients)
+
+
+def hvp(
+    objective: Objective, columns: Tensor, on_batch: OnBatch | None = None, graphs: Graphs = fresh_graphs
+) -> Tensor:
     """H @ columns, for vectors of shape (n, b) in the objective's dtype and on its device.
 
     Costs b HVPs: for each batch one gradient with its graph, and b backward passes through that. Raises InputError,
-    naming the batch, when the loss has no second derivative (NotTwiceDifferentiable) or a product is not finite.
+    naming the batch, when the loss has no second derivative (NotTwiceDifferentiable) or a product is not finite; and
+    StaleGraph for a graph of an earlier product.
     """
     weights = 0.0
     losses: list[tuple[float, Tensor]] = []
     depends = False
-    first = True
     with objective.evaluating() as parameters:
         rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
         total = torch.zeros_like(rows)
-        for index, loss, weight in objective.losses():
-            depends |= loss.requires_grad
-            if first:
-                refuse_once_differentiable(index, loss)
-                first = False
-            product = _batch_hvp(objective, index, loss, parameters, rows)
+        for graph in graphs(objective, parameters):
+            depends |= graph.depends
+            product = _batch_hvp(objective, graph, rows)
             if product is not None:
-                total.add_(product, alpha=weight)
+                total.add_(product, alpha=graph.weight)
             if on_batch is not None:
-                on_batch(index, weight, None if product is None else product.T)
-            weights += weight
-            losses.append((weight, loss.detach()))
+                on_batch(graph.index, graph.weight, None if product is None else product.T)
+            weights += graph.weight
+            losses.append((graph.weight, graph.loss))
+            del graph  # unless it is kept, it is freed before the next batch's is computed
         objective.check_repeats(losses)
     if not depends:
         warnings.warn(
@@ -62,15 +115,31 @@ def hvp(objective: Objective, columns: Tensor, on_batch: OnBatch | None = None) 
     return total.div_(weights).T
 
 
-def _batch_hvp(
-    objective: Objective, index: int, loss: Tensor, parameters: tuple[Tensor, ...], rows: Tensor
-) -> Tensor | None:
+def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor) -> Tensor | None:
     """One batch's Hessian times each of the rows, shape (b, n); None where the Hessian is zero."""
-    if not loss.requires_grad:
-        return None
+    if graph.kept:
+        try:
+            product = _through(objective, graph.curved, graph.inputs, rows)
+        except Exception as error:  # autograd's own check of what was written to, for one
+            if is_out_of_memory(error):
+                raise
+            raise StaleGraph(first_line(error)) from error
+        if product is not None and not all_finite(product):
+            raise StaleGraph("its product is not finite")
+        return product
+    with _naming(graph.index):
+        product = _through(objective, graph.curved, graph.inputs, rows)
+    if product is not None and not all_finite(product):
+        assert graph.gradients is not None
+        _refuse(objective, graph.index, graph.gradients, product, rows)
+    return product
+
+
+@contextlib.contextmanager
+def _naming(index: int) -> Iterator[None]:
+    """Raises NotTwiceDifferentiable, which names batch and operation, for what autograd raises."""
     try:
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        product = products(objective, gradients, parameters, rows)
+        yield
     except InputError:
         raise
     except Exception as error:  # a Function of the user's own may raise anything in its backward
@@ -78,32 +147,34 @@ def _batch_hvp(
             raise
         reason = said_of_derivative(error)
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
-    if product is not None and not all_finite(product):
-        _refuse(objective, index, gradients, product, rows)
-    return product
 
 
 def products(
     objective: Objective, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], rows: Tensor
 ) -> Tensor | None:
     """The derivative of gradients with a graph along each of the rows, shape (b, n); None where it is zero."""
-    # A parameter that the loss does not use has no gradient; one in which it is affine has a constant gradient.
     curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+    return _through(objective, curved, parameters, rows)
+
+
+def _through(
+    objective: Objective,
+    curved: Sequence[tuple[int, Tensor | GradientEdge]],
+    inputs: Any,
+    rows: Tensor,
+) -> Tensor | None:
+    """The same for those gradients that depend on the parameters."""
     if not curved:
         return None
-    outputs = [g for _, g in curved]
+    outputs: Any = [g for _, g in curved]
     result = torch.empty_like(rows)
     for row, vector in zip(result, rows, strict=True):
         pieces = objective.space.pieces(vector)
         second = torch.autograd.grad(
-            outputs,
-            parameters,
-            [pieces[i] for i, _ in curved],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
+            outputs, inputs, [pieces[i] for i, _ in curved], retain_graph=True, allow_unused=True
         )
-        torch.cat([piece.reshape(-1) for piece in second], out=row)
+        found = [torch.zeros_like(v) if piece is None else piece for piece, v in zip(second, pieces, strict=True)]
+        torch.cat([piece.reshape(-1) for piece in found], out=row)
     return result
 
 

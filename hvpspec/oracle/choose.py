@@ -22,6 +22,7 @@ from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.recorded.linearized import Linearized
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable
+from hvpspec.oracle.retained import RetainedGraphs
 from hvpspec.oracle.rounding import recomputed
 from hvpspec.oracle.verify import verify, verify_differences
 from hvpspec.results.estimate import Recomputed
@@ -58,7 +59,8 @@ class Chooser:
             names = ", ".join(f"'{key}'" for key in ENGINES)
             raise InputError(f"no engine is named '{name}'; choose one of {names}.")
         self.objective, self.name = objective, name
-        self.plan = "autograd"
+        self._plan = "autograd"
+        self._plain = RetainedGraphs(objective, memory_limit)
         self._memory_limit = memory_limit
         self._fast: Linearized | None = None
         self._differences = FiniteDifference(objective) if name == "finite-difference" else None
@@ -69,6 +71,13 @@ class Chooser:
         self._expected = 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
         self._resumed: dict[str, Any] | None = None  # the engine of an earlier process, to be made again
+
+    @property
+    def plan(self) -> str:
+        """How products are computed, in one line."""
+        return (
+            self._plan if self._fast is not None or self._resumed is not None else self._plan + self._plain.describe()
+        )
 
     @property
     def engine(self) -> str:
@@ -93,7 +102,7 @@ class Chooser:
         """Without what an engine has recorded and compiled, which belongs to this process: the copy begins again."""
         state = self.__dict__.copy()
         if state["_fast"] is not None:
-            state |= {"_fast": None, "_settled": False, "_made": 0, "_most_columns": 1, "plan": "autograd"}
+            state |= {"_fast": None, "_settled": False, "_made": 0, "_most_columns": 1, "_plan": "autograd"}
         return state
 
     def state(self) -> dict[str, Any]:
@@ -103,14 +112,14 @@ class Chooser:
         fast, differences = self._fast, self._differences
         return {
             "form": None if fast is None else fast.form, "together": 1 if fast is None else fast.together,
-            "whole": fast is not None and fast.compiled_whole, "plan": self.plan, "settled": self._settled,
+            "whole": fast is not None and fast.compiled_whole, "plan": self._plan, "settled": self._settled,
             "most_columns": self._most_columns, "made": self._made, "expected": self._expected,
             "seconds": self._seconds, "differences": None if differences is None else differences.state(),
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
         """Goes on with the engine of an earlier process; costs are not compared again. It is made when it is needed."""
-        self._resumed, self.plan, self._settled = state, state["plan"], state["settled"]
+        self._resumed, self._plan, self._settled = state, state["plan"], state["settled"]
         self._most_columns, self._made, self._expected, self._seconds = (
             state[name] for name in ("most_columns", "made", "expected", "seconds")
         )
@@ -122,6 +131,7 @@ class Chooser:
     def expect(self, products: int) -> None:
         """Says how many products are about to be asked for."""
         self._expected = self._made + products
+        self._plain.begin()
 
     def expected_seconds(self, products: int) -> float:
         """Seconds that so many products will take, judging by those already made; NaN where there are none."""
@@ -165,10 +175,11 @@ class Chooser:
     def _product(self, columns: Tensor, on_batch: OnBatch | None) -> Tensor:
         if self._differences is not None:
             product = self._differences(columns, on_batch)
-            self.plan = self._differences.describe()
+            self._plan = self._differences.describe()
             return product
         if self._fast is None:
-            return autograd.hvp(self.objective, columns, on_batch)
+            self._plain.keep = self._made > 0 or self._expected > columns.shape[1]
+            return self._plain(columns, on_batch)
         try:
             product = self._fast(columns, on_batch)
             if all_finite(product):
@@ -185,7 +196,7 @@ class Chooser:
         retries, reason = 0, ""
         while retries < _PLAIN_RETRIES:
             if self._fast is None:
-                retries += 1
+                retries += not self._plain.relieve()
             elif not self._fast.relieve():
                 self._fall_back(_TOO_LITTLE_MEMORY)
             found = within_memory(product)
@@ -257,6 +268,7 @@ class Chooser:
         if self.name == "auto" and found > _MAX_COST_RATIO * reference:
             return self._fall_back("the linearized engine is not faster here")
         self._fast, self._seconds = fast, found
+        self._plain.drop()
         self._settled = self.name != "auto"
         self._announce(fast.describe())
         if self.name in ("compiled", "cudagraph"):
@@ -336,5 +348,5 @@ class Chooser:
         )
 
     def _announce(self, plan: str) -> None:
-        self.plan = plan
+        self._plan = plan
         _LOG.info("engine: %s", plan)

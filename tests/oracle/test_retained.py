@@ -1,0 +1,536 @@
+"""Graphs that are kept between products: the same bits as without, and never those of another model or of other data.
+
+Fresh products are those of `autograd.hvp`, which test_autograd.py compares with explicit Hessians.
+"""
+
+import copy
+import pickle
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from zoo import CASES, Case, mlp
+
+import hvpspec
+from hvpspec.errors import InputError
+from hvpspec.memory import readable
+from hvpspec.oracle import autograd, retained
+from hvpspec.oracle.graph_memory import held_by
+
+
+def kept(case, products=2, **options):
+    """An operator whose graphs are kept, and vectors."""
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data, engine="autograd", **options)
+    V = torch.randn(H.shape[0], 3, dtype=H.torch_dtype)
+    for _ in range(products):
+        H @ V
+    return H, V
+
+
+def share(H):
+    return H._product._plain.share
+
+
+def fresh(H, V):
+    return autograd.hvp(H.objective, V)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_kept_graphs_give_the_same_bits(name, dtype):
+    H, V = kept(CASES[name](), dtype=dtype)
+    assert share(H) == 1
+    count = H.batch_count()
+    assert (
+        H.plan == f"autograd, gradient graphs of {count} of {count} batches kept ({readable(H._product._plain._size)})"
+    )
+    for columns in (V, V[:, :1], -V):
+        assert torch.equal(H @ columns, fresh(H, columns))
+
+
+def test_the_first_product_keeps_nothing_unless_more_are_expected():
+    H, V = kept(mlp(), products=1)
+    assert H.plan == "autograd"
+    H, V = kept(mlp(), products=0)
+    H.expect(10)
+    H @ V
+    assert share(H) == 1
+
+
+def test_the_loss_is_not_evaluated_again():
+    case, calls = mlp(), []
+    inner = case.model.forward
+    case.model.forward = lambda x: calls.append(1) or inner(x)
+    H, V = kept(case)
+    made = len(calls)
+    H @ V
+    assert len(calls) == made
+
+
+def test_folds_have_their_own_products():
+    H, V = kept(mlp())
+    found, expected = [], []
+    H.multiply_by_folds(V, 3, lambda *fold: found.append((*fold[:2], fold[2].clone())))
+    autograd.hvp(H.objective, V, lambda index, weight, product: expected.append((index, weight, product.clone())))
+    for (fold, weight, product), (index, w, expected_product) in zip(found, expected, strict=True):
+        assert (fold, weight) == (index, w)
+        assert torch.allclose(product, expected_product, rtol=1e-14, atol=0)
+
+
+# --- changes ---
+
+
+def step(case):
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+    for p in case.model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def in_place(case):
+    with torch.no_grad():
+        next(case.model.parameters()).add_(0.1)
+
+
+def through_data(case):
+    next(case.model.parameters()).data.mul_(1.3)
+
+
+def new_data(case):
+    p = next(case.model.parameters())
+    p.data = p.data + 0.2
+
+
+def new_parameter(case):
+    layer = next(m for m in case.model.modules() if isinstance(m, nn.Linear))
+    layer.weight = nn.Parameter(layer.weight.detach() * 1.1)
+
+
+def same_values_in_a_new_parameter(case):
+    layer = next(m for m in case.model.modules() if isinstance(m, nn.Linear))
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+
+
+def loaded(case):
+    case.model.load_state_dict({name: 1.1 * value for name, value in case.model.state_dict().items()})
+
+
+def loaded_again(case):
+    case.model.load_state_dict(copy.deepcopy(case.model.state_dict()))
+
+
+def written_batch(case):
+    case.data[1][0].mul_(1.5)
+
+
+def batch_through_data(case):
+    case.data[1][0].data.mul_(1.5)
+
+
+def other_batch(case):
+    case.data[1] = (case.data[1][0] + 1, case.data[1][1])
+
+
+def other_targets(case):
+    case.data[0] = (case.data[0][0], (case.data[0][1] + 1) % 3)
+
+
+def swapped(case):
+    case.data[0], case.data[1] = case.data[1], case.data[0]
+
+
+def longer(case):
+    case.data.append(tuple(t * 2 if t.is_floating_point() else t for t in case.data[0]))
+
+
+def training(case):
+    case.model.train()
+
+
+SAME = {same_values_in_a_new_parameter, loaded_again, swapped, training}
+CHANGES = (
+    *(step, in_place, through_data, new_data, new_parameter, loaded, written_batch, batch_through_data, other_batch),
+    *(other_targets, *SAME),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_changes_is_seen(change):
+    case = mlp()
+    H, V = kept(case)
+    before = H @ V
+    assert share(H) == 1
+    change(case)
+    for _ in range(3):
+        product = H @ V
+        assert torch.equal(product, fresh(H, V))
+    assert share(H) == 1
+    assert (float((product - before).norm()) > 1e-6) == (change not in SAME)
+
+
+def test_more_data_are_refused_as_before():
+    case = mlp()
+    H, V = kept(case)
+    longer(case)
+    with pytest.raises(InputError, match="data changed between two passes"):
+        H @ V
+
+
+def test_buffers_that_change_are_seen():
+    case = CASES["cnn with batchnorm"]()
+    H, V = kept(case)
+    before = H @ V
+    case.model[1].running_var.mul_(2)
+    assert torch.equal(H @ V, fresh(H, V))
+    assert float((H @ V - before).norm()) > 1e-6
+    case.model[1].running_mean = torch.ones_like(case.model[1].running_mean)
+    assert torch.equal(H @ V, fresh(H, V))
+
+
+def test_arrays_that_are_written_to_are_seen():
+    """torch.from_numpy shares their memory, so that no version counts the writes."""
+    case = mlp()
+    arrays = [(x.numpy(), y.numpy()) for x, y in case.data]
+    H, V = kept(Case(case.model, case.loss, arrays, case.whole))
+    before = H @ V
+    arrays[0][0][:] *= 2
+    assert torch.equal(H @ V, fresh(H, V))
+    assert float((H @ V - before).norm()) > 1e-6
+
+
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside, self.temperature, self._hidden = nn.Linear(4, 3), 1.0, 1.0
+        self.config = types.SimpleNamespace(scale=1.0)
+
+    def forward(self, x):
+        return self.inside(x).tanh() * (self.temperature * self._hidden * self.config.scale)
+
+
+@pytest.mark.parametrize("name", ["temperature", "_hidden", "config"])
+def test_attributes_that_change_are_seen(name):
+    case = mlp()
+    case.model = Tempered().double()
+    H, V = kept(case)
+    before = H @ V
+    if name == "config":
+        case.model.config.scale = 2.0
+    else:
+        setattr(case.model, name, 2.0)
+    assert torch.equal(H @ V, fresh(H, V))
+    assert float((H @ V - before).norm()) > 1e-6
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_changes_that_only_the_loss_shows_are_seen_when_a_run_begins_or_after_a_pause(monkeypatch, announced):
+    deep = {"one": {"two": {"three": {"four": 1.0}}}}  # deeper than anything looks
+    case = mlp()
+    case.loss = lambda model, batch: nn.functional.cross_entropy(
+        model(batch[0]) * deep["one"]["two"]["three"]["four"], batch[1]
+    )
+    H, V = kept(case)
+    before = H @ V
+    deep["one"]["two"]["three"]["four"] = 2.0
+    if announced:
+        H.expect(5)
+    else:
+        monkeypatch.setattr(retained, "_PAUSE", -1.0)
+        monkeypatch.setattr(retained, "_PAUSE_IN_PRODUCTS", 0)
+    assert torch.equal(H @ V, fresh(H, V))
+    assert float((H @ V - before).norm()) > 1e-6
+
+
+class Shuffled:
+    """The same samples in another order on each pass."""
+
+    def __init__(self, x, y, size):
+        self.x, self.y, self.size, self.passes = x, y, size, 0
+
+    def __iter__(self):
+        self.passes += 1
+        order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(self.passes))
+        yield from zip(self.x[order].split(self.size), self.y[order].split(self.size), strict=True)
+
+
+def test_data_in_another_order_each_time_are_not_kept_for_long():
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x, y = torch.randn(40, 3).double(), torch.randint(0, 2, (40,))
+    H = hvpspec.HessianOperator(model, "cross_entropy", Shuffled(x, y, 8), engine="autograd")
+    whole = hvpspec.HessianOperator(model, "cross_entropy", [(x, y)], engine="autograd")
+    V = torch.randn(32, 2).double()
+    for _ in range(8):
+        assert float((H @ V - fresh(whole, V)).norm()) < 1e-13
+    assert H._product._plain._off
+    assert share(H) == 0
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_model_in_another_precision(dtype):
+    """Its values are converted in place for each product, which gives its parameters new places in the graph."""
+    case = mlp()
+    case.model.to(dtype)
+    H, V = kept(case, dtype="float64" if dtype == torch.float32 else None)
+    found = H @ V
+    assert share(H) == 1
+    assert torch.equal(found, fresh(H, V))
+    assert float(found.norm()) > 0
+    assert next(case.model.parameters()).dtype == dtype
+    through_data(case)
+    assert torch.equal(H @ V, fresh(H, V))
+
+
+def test_products_in_float64_between_products_change_nothing():
+    H, V = kept(mlp(), dtype="float32")
+    H.recompute(V)
+    assert share(H) == 1
+    assert torch.equal(H @ V, fresh(H, V))
+
+
+# --- memory ---
+
+
+def test_bytes_are_counted_once_each_and_without_the_model():
+    """Of a matrix product and a square: closed form."""
+    x = torch.randn(50, 20, dtype=torch.float64)
+    w = nn.Parameter(torch.randn(20, 30, dtype=torch.float64))
+    hidden = x @ w
+    (g,) = torch.autograd.grad(hidden.pow(2).sum(), [w], create_graph=True)
+    held = held_by([g])
+    assert not held.runs_python
+    sizes = sorted(size for size in held.storages.values() if size > 64)
+    assert sizes.count(x.nbytes) == 1
+    assert sizes.count(hidden.nbytes) >= 1
+    assert sum(sizes) <= x.nbytes + w.nbytes + 4 * hidden.nbytes
+
+
+def test_the_memory_limit_is_honoured():
+    case = CASES["transformer layer"]()
+    H, V = kept(case)
+    plain = H._product._plain
+    each = [batch.size for batch in plain._kept.values()]
+    values = 2 * sum(t.nbytes for t in case.model.state_dict().values())
+    H, V = kept(case, memory_limit=values + each[0] + each[1] + each[2] - 1)  # without room for the one in use
+    plain = H._product._plain
+    assert 0 < len(plain._kept) < 3
+    assert plain._size + max(each) <= values + sum(each)
+    assert torch.equal(H @ V, fresh(H, V))
+    H, V = kept(case, memory_limit=1)
+    assert share(H) == 0
+    assert H.plan == "autograd"
+
+
+def test_the_most_expensive_by_byte_are_kept():
+    case = mlp()
+    H, V = kept(case)
+    sizes = {index: batch.size for index, batch in H._product._plain._kept.items()}
+    values = 2 * sum(p.nbytes for p in case.model.parameters())
+    plain = retained.RetainedGraphs(H.objective, values + sizes[0] + sizes[1])
+    plain.keep = True
+    real = plain._keep
+
+    def keep(graph, form, tensors, written, seconds, limit):
+        real(graph, form, tensors, written, [1.0, 5.0, 3.0][graph.index], limit)
+
+    plain._keep = keep
+    plain(V)
+    assert list(plain._kept) == [1]
+    assert torch.equal(plain(V), fresh(H, V))
+
+
+def test_without_memory_graphs_are_given_up_first(monkeypatch):
+    H, V = kept(CASES["transformer layer"]())
+    plain, made = H._product._plain, []
+    real = autograd.hvp
+
+    def tight(objective, columns, on_batch=None, graphs=autograd.fresh_graphs):
+        made.append(len(plain._kept))
+        if len(made) <= 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(objective, columns, on_batch, graphs)
+
+    monkeypatch.setattr(autograd, "hvp", tight)
+    assert torch.equal(H @ V, real(H.objective, V))
+    assert made[0] == 3
+    assert made[1:] == [0, 0]
+    assert plain._limit is not None
+
+
+# --- losses whose graphs run Python, or refer to what changes ---
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * x * g
+
+
+class Once(Square):
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+def loss_of(function):
+    return lambda model, batch: function(model(batch[0])).pow(2).mean()
+
+
+def test_functions_in_python_are_compared_once():
+    case = mlp()
+    case.loss = loss_of(Square.apply)
+    H, V = kept(case, products=3)
+    plain = H._product._plain
+    assert plain._runs_python
+    assert plain._compared
+    assert share(H) == 1
+    assert torch.equal(H @ V, fresh(H, V))
+
+
+def test_a_function_that_differs_from_time_to_time_is_not_kept(monkeypatch):
+    case = mlp()
+    case.loss = loss_of(Square.apply)
+    H, V = kept(case)
+    real = autograd.hvp
+
+    def other(objective, columns, on_batch=None, graphs=autograd.fresh_graphs):
+        found = real(objective, columns, on_batch, graphs)
+        return found if graphs is autograd.fresh_graphs else found * (1 + 1e-15)
+
+    monkeypatch.setattr(autograd, "hvp", other)
+    assert torch.equal(H @ V, real(H.objective, V))
+    assert share(H) == 0
+    assert torch.equal(H @ V, real(H.objective, V))
+
+
+def test_a_function_that_is_differentiable_once_is_refused():
+    case = mlp()
+    case.loss = loss_of(Once.apply)
+    H, V = kept(case, products=0, verify=False)
+    for _ in range(3):
+        with pytest.raises(InputError, match="'Once' is marked @once_differentiable"):
+            H @ V
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_models(reentrant):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.last(checkpoint(lambda h: self.first(h).tanh().sin(), x, use_reentrant=reentrant))
+
+    case = mlp()
+    case.model = Model().double()
+    H, V = kept(case, products=4)
+    assert H._product._plain._runs_python
+    assert share(H) == 1
+    assert torch.equal(H @ V, fresh(H, V))
+    in_place(case)
+    assert torch.equal(H @ V, fresh(H, V))
+
+
+class Noisy(nn.Module):
+    def __init__(self, checkpointed):
+        super().__init__()
+        self.inside, self.checkpointed = nn.Linear(4, 3), checkpointed
+
+    def drop(self, x):
+        return nn.functional.dropout(self.inside(x).tanh(), 0.5)
+
+    def forward(self, x):
+        return checkpoint(self.drop, x, use_reentrant=False) if self.checkpointed else self.drop(x)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_noise_that_a_backward_could_draw_again_is_not_kept(checkpointed):
+    case = mlp()
+    case.model = Noisy(checkpointed).double()
+    H, V = kept(case, products=3, noise_seed=0)
+    assert share(H) == (0 if checkpointed else 1)
+    assert torch.equal(H @ V, fresh(H, V))
+
+
+class Writing(nn.Module):
+    """Keeps what depends on the batch in a tensor of its own, which the loss depends on."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.inside = nn.Linear(4, 3)
+        if buffer:
+            self.register_buffer("_scale", torch.ones(1))
+        else:
+            self._scale = torch.ones(1, dtype=torch.float64)
+
+    def forward(self, x):
+        self.write(x.detach().abs().mean())
+        return self.inside(x).tanh().pow(2) * self._scale
+
+    def write(self, value):
+        self._scale.copy_(value)
+
+
+class WritingThroughData(Writing):
+    def write(self, value):
+        self._scale.data.fill_(float(value))
+
+
+@pytest.mark.parametrize("make", [Writing, WritingThroughData])
+@pytest.mark.parametrize("buffer", [True, False], ids=["buffer", "attribute"])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_forward_passes_that_write(make, buffer, batches):
+    case = mlp()
+    case.model, case.data = make(buffer).double(), case.data[:batches]
+    H, V = kept(case, products=0)
+    for _ in range(5):
+        assert torch.equal(H @ V, fresh(H, V))
+
+
+def test_a_hook_on_a_parameter():
+    case = mlp()
+    first = next(case.model.parameters())
+    first.register_hook(lambda g: 2 * g)
+    H, V = kept(case, products=3, verify=False)
+    assert torch.equal(H @ V, fresh(H, V))
+
+
+def test_a_vector_that_is_not_finite_is_refused_as_before():
+    H, V = kept(mlp(), products=3)
+    with pytest.raises(InputError, match="vector to multiply has NaN"):
+        H @ (V * float("nan"))
+
+
+def test_a_copy_has_no_graphs():
+    case = mlp()
+    H, V = kept(case, products=3)
+    for again in (copy.deepcopy(H), pickle.loads(pickle.dumps(H))):
+        assert share(again) == 0
+        assert torch.equal(again @ V, H @ V)
+        again @ V
+        assert share(again) == 1
+
+
+def test_a_figure_of_several_products_is_the_same_to_the_last_bit():
+    case = CASES["cnn with batchnorm"]()
+    with_graphs, without = (
+        hvpspec.spectrum(
+            hvpspec.HessianOperator(case.model, case.loss, case.data, engine="autograd", memory_limit=limit), 3
+        )
+        for limit in (None, 1)
+    )
+    np.testing.assert_array_equal(with_graphs.eigenpairs.values, without.eigenpairs.values)
+    assert with_graphs.trace == without.trace

@@ -16,17 +16,22 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 PRODUCTS_PER_RECOMPUTED = 4.0  # in time: float64 takes twice as long, and no engine has prepared for it
 _RECOMPUTED = 2  # products that a run computes again, to measure rounding
+_LEAST_SECONDS = 1e-3  # of an alarm: 0 would set none
 _RESERVED_SHARE = 0.1  # of the time, at most, for these
 
 Result = TypeVar("Result")
-clock = time.monotonic  # one name, for tests
-
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)  # by `clock`
 _interruptible: ContextVar[bool] = ContextVar("interruptible", default=False)
+_began: ContextVar[float | None] = ContextVar("began", default=None)
+
+
+def clock() -> float:
+    """Seconds by the clock that limits are measured with."""
+    return time.monotonic()
 
 
 class OutOfTime(KeyboardInterrupt):
@@ -34,14 +39,22 @@ class OutOfTime(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float | None, began: float | None = None) -> Iterator[None]:
-    """Allows that many seconds, and no more than a limit around this one. began: when they began to count."""
+def time_limit(seconds: float | None, began: float | None = None, *, alarm: bool = False) -> Iterator[None]:
+    """Allows that many seconds, and no more than a limit around this one.
+
+    began: when they began to count. alarm: sets one for the end; without effect outside the main thread, on systems
+    that have none, and where somebody else waits for one.
+    """
     own = math.inf if seconds is None else (clock() if began is None else began) + seconds
     token = _deadline.set(min(own, _deadline.get()))
+    sets = alarm and math.isfinite(_deadline.get()) and _can_ring()
+    before = _set_alarm(_ring) if sets else None
     try:
         yield
     finally:
         _deadline.reset(token)
+        if sets:
+            _set_alarm(before)
 
 
 def time_left() -> float:
@@ -67,26 +80,39 @@ def interruptible() -> Iterator[None]:
         _interruptible.reset(token)
 
 
-@contextlib.contextmanager
-def alarm() -> Iterator[None]:
-    """Sets the alarm for the end of the time. Without effect without a limit, outside the main thread, on systems that
-    have no alarms, and where somebody else waits for one."""
-    can = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if not can or math.isinf(left := time_left()) or signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGALRM, _ring)
-    signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+def _can_ring() -> bool:
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        return False
+    return signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, _ring)
+
+
+def _set_alarm(handler: Any) -> Any:
+    """For the end of the time, or none where there is no limit; the handler before."""
+    before = signal.signal(signal.SIGALRM, handler)
+    left = time_left()
+    signal.setitimer(signal.ITIMER_REAL, max(left, _LEAST_SECONDS) if math.isfinite(left) else 0.0)
+    return before
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
     if _interruptible.get():
         raise OutOfTime
+
+
+@contextlib.contextmanager
+def counting_from(began: float | None) -> Iterator[None]:
+    """A command begins: its limit counts from here, or from `began`."""
+    token = _began.set(clock() if began is None else began)
+    try:
+        yield
+    finally:
+        _began.reset(token)
+
+
+def command_began() -> float:
+    """When the command did, by `clock`; now outside of one."""
+    began = _began.get()
+    return clock() if began is None else began
 
 
 @dataclass

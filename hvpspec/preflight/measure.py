@@ -76,10 +76,11 @@ def inspect_operator(
     used at all.
     With a time limit it takes a third of that at most, on fewer batches where need be.
     """
-    so_far = [Preflight(tuple(findings))]
-    with within_share(so_far):
-        so_far.append(_inspected(H, so_far, loss, expect, options or SpectrumOptions(), measure=measure))
-    return so_far[-1]
+
+    def inspected(so_far: list[Preflight]) -> Preflight:
+        return _inspected(H, so_far, loss, expect, options or SpectrumOptions(), measure=measure)
+
+    return within_share(inspected, Preflight(tuple(findings), loss=None if loss is None else loss.value))
 
 
 def _inspected(

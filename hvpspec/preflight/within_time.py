@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
@@ -21,16 +20,19 @@ _SHARE = 1 / 3  # of the time that is left
 _GRADIENTS_PER_BATCH, _GRADIENTS_OF_FIRST = 11.0, 30.0
 
 
-@contextlib.contextmanager
-def within_share(known: list[Preflight]) -> Iterator[None]:
-    """Ends what is inside at its share of the time, with a finding that says so. known: what is known so far, last."""
+def within_share(inspected: Callable[[list[Preflight]], Preflight], known: Preflight) -> Preflight:
+    """What `inspected` returns; or, where it is ended at its share of the time, what was known by then.
+
+    inspected: adds to the list that it is given what it knows after each step. known: beforehand.
+    """
+    so_far = [known]
     try:
         with time_limit(_SHARE * time_left(), alarm=True), interruptible():
-            yield
+            return inspected(so_far)
     except OutOfTime:
         found = "the checks took the third of the time limit that is theirs"
         finding = Finding("out_of_time", found, "what is not mentioned here was not checked", "note")
-        known.append(replace(known[-1], findings=(*known[-1].findings, finding)))
+        return replace(so_far[-1], findings=(*so_far[-1].findings, finding))
 
 
 def affordable_part(H: HessianOperator, gradient: Callable[[HessianOperator], object]) -> HessianOperator:

@@ -120,7 +120,8 @@ class Pace:
     """How long a product takes, and so how many more there is time for.
 
     expected: what the operator itself says of the seconds of so many products, NaN where it does not know yet. fastest:
-    seconds of a product so far, as a first one may prepare something. reserved: seconds for what `recompute` does.
+    seconds of a product so far, as a first one may prepare something. recomputes: whether products are computed again
+    at the end, to measure rounding: time is kept for that. allowed: seconds for all of it.
     """
 
     expected: Callable[[int], float] = lambda products: math.nan

@@ -8,6 +8,9 @@ from importlib.util import find_spec
 
 from hvpspec.system.stops import exit_status, stoppable, stopped_by
 from hvpspec.system.streams import flushed, make_unfailing
+from hvpspec.system.time_limit import clock
+
+_BEGAN = clock()
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def _run() -> int:
             file=sys.stderr,
         )
         return 2
-    return run()
+    return run(began=_BEGAN)
 
 
 if __name__ == "__main__":

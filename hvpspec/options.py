@@ -18,6 +18,7 @@ from hvpspec.validation import (
     check_choice,
     check_count,
     check_damping,
+    check_duration,
     check_flag,
     check_seed,
     check_tol,
@@ -75,6 +76,8 @@ class SpectrumOptions:
         Of all random vectors.
     max_hvps : int, optional
         Budget of products, except those of a refinement; None for no budget.
+    time_limit : float or str, optional
+        Budget of time; stored in seconds; None for no limit.
     only : str or iterable of str, optional
         The quantities asked for; stored as a tuple in the usual order.
     verify : bool, default False
@@ -127,6 +130,7 @@ class SpectrumOptions:
     blocks: str | Iterable[str] | Mapping[str, Any] | None = None
     basis_memory: int | str | None = None
     basis_on: Place = "device"
+    time_limit: float | str | None = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -140,6 +144,7 @@ class SpectrumOptions:
         put("tol", check_tol(self.tol))
         put("seed", check_seed(self.seed))
         put("max_hvps", check_budget(self.max_hvps))
+        put("time_limit", check_duration("time_limit", self.time_limit))
         put("only", check_only(self.only))
         for name in ("verify", "refine"):
             put(name, check_flag(name, getattr(self, name)))
@@ -158,6 +163,11 @@ class SpectrumOptions:
     def quantities(self) -> tuple[Quantity, ...]:
         """Those asked for, in the usual order."""
         return check_only(self.only)
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget of time; None without one."""
+        return check_duration("time_limit", self.time_limit)
 
     @property
     def pairs(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -11,6 +12,9 @@ from hvpspec.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_NUMBER, _UNIT = r"(?:\d+\.?\d*|\.\d+)", r"seconds?|secs?|s|minutes?|mins?|m|hours?|h"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,22 @@ def check_count(name: str, value: Any) -> int:
 
 def check_budget(max_hvps: Any) -> int | None:
     return None if max_hvps is None else check_count("max_hvps", max_hvps)
+
+
+def check_duration(name: str, value: Any) -> float | None:
+    """A number of seconds, or a text such as "30s", "5min" or "1h30min", in seconds; None stays None."""
+    if value is None:
+        return None
+    seconds = value
+    if isinstance(value, str):
+        parts = re.fullmatch(rf"\s*({_NUMBER})\s*|(?:\s*{_NUMBER}\s*(?:{_UNIT}))+\s*", value.lower())
+        found = re.findall(rf"({_NUMBER})\s*({_UNIT})", value.lower())
+        seconds = parts and sum(float(number) * _SECONDS[unit[0]] for number, unit in found or [(value, "s")])
+    if not _is_real(seconds) or not 0 < seconds < float("inf"):
+        raise InputError(
+            f'{name} must be a number of seconds > 0 or a text such as "30s", "5min" or "1h"; got {value!r}.'
+        )
+    return float(seconds)
 
 
 def check_seed(seed: Any, name: str = "seed") -> int:

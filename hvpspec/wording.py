@@ -32,9 +32,9 @@ def abridged(values: Sequence[float], most: int = 4) -> str:
     return f"[{', '.join(shown)}]"
 
 
-def counted(number: int, word: str) -> str:
-    """ "1 eigenvalue", "2 eigenvalues"."""
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+def counted(number: int, word: str, several: str | None = None) -> str:
+    """ "1 eigenvalue", "2 eigenvalues"; several: the plural, where it does not end with an s alone."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {several or word + 's'}"
 
 
 def raised(error: BaseException) -> str:

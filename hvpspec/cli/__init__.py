@@ -20,6 +20,7 @@ from hvpspec.cli.ends import EXIT, Said, explained
 from hvpspec.errors import InputError, OutputError
 from hvpspec.escaping import on_screen
 from hvpspec.system.stops import asked, stoppable
+from hvpspec.system.time_limit import counting_from
 
 _TYPER_INTERRUPTED = 130  # what it makes of a KeyboardInterrupt while it reads the arguments
 COMMANDS = (spectrum, check, compare, track, verify, demo)
@@ -74,11 +75,11 @@ def _top(
     pass
 
 
-def run(arguments: list[str] | None = None) -> int:
-    """Runs the command line; the exit status is as `EXIT` says."""
+def run(arguments: list[str] | None = None, began: float | None = None) -> int:
+    """Runs the command line; the exit status is as `EXIT` says. began: when, by the clock of `system.time_limit`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with stoppable():
+        with stoppable(), counting_from(began):
             status = app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
             if status == _TYPER_INTERRUPTED and not isinstance(status, Said):
                 raise asked() or KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from hvpspec.cli.ends import ended, ended_by, explained
 from hvpspec.cli.options import Earlier, Options, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.cli.run_folder import RunFolder, held
-from hvpspec.errors import OutputError
+from hvpspec.errors import InputError, OutputError
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.krylov.journal import Journal
 from hvpspec.memory import readable
@@ -28,9 +29,11 @@ from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress, Spectrum
 from hvpspec.system.out_of_memory import forget_frames
 from hvpspec.system.stops import Stopped, check_stops, holding, stopped_by, when_unheard
+from hvpspec.system.time_limit import OutOfTime, command_began, time_left, time_limit
 from hvpspec.wording import counted
 
 _MUCH_MORE = 1.5  # times the products expected so far: an expectation that grows by this factor is worth a line
+_SECONDS_TO_REPORT, _SHARE_TO_REPORT = 1.5, 0.1  # of a time limit, at most, for pictures and files
 _MUCH_DISK = 64 << 20  # bytes: a smaller journal is not worth a line
 
 
@@ -70,7 +73,10 @@ def measure(
     Where a signal or an error ends the run, what is known by then is shown and written, marked incomplete.
     """
     request = _Request(source, options, lr, momentum, time.perf_counter())
-    with held(options.out, earlier, screen) as folder:
+    allowed = options.spectrum().seconds
+    if allowed is not None:
+        allowed -= min(_SECONDS_TO_REPORT, _SHARE_TO_REPORT * allowed)
+    with held(options.out, earlier, screen) as folder, time_limit(allowed, command_began(), alarm=True):
         _measure(checkpoint, request, screen, folder, preflight=preflight, explain=explain)
 
 
@@ -94,6 +100,11 @@ def _measure(
         except BaseException as error:  # sys.exit() in somebody's code included
             held.enter_context(holding())
             if course is None or course.known_by(error) is None:
+                if isinstance(error, OutOfTime):
+                    raise InputError(
+                        f"--time-limit {options.time_limit} was over before the loss on the data was known, and "
+                        f"{_nothing_written(options.out)}; allow more time."
+                    ) from None
                 if not isinstance(error, KeyboardInterrupt):
                     raise
                 where = _nothing_written(options.out)
@@ -105,7 +116,8 @@ def _measure(
         assert found is not None
         record = request.record(opened, found)
         paths, failure = _written(options.out, record)
-        if found.complete and failure is None:
+        goes_on = found.out_of_time and found.hvps > 0  # with the same command, or one that has more time
+        if found.complete and failure is None and not goes_on:
             folder.done()
     _show(record, paths, failure, request, opened, screen, explain=explain)
     if end is not None and failure is not None:
@@ -220,19 +232,30 @@ class _Course:
             parts.append(f"the eigenvalue nearest to {-options.damping:g}")
         self.screen.sentence(f"plan: {', '.join(parts)}")
         budget = f"--max-hvps {options.max_hvps:,}"
+        if options.time_limit is not None:
+            budget += f", --time-limit {options.time_limit}"
         if options.refine:
             budget += f", --refine-hvps {options.refine_hvps:,}"
-        self.screen.sentence(f"expected: about {step.expected:,} HVPs ({budget}){expected_costs(preflight)}")
-        if worst := worst_case(preflight):
+        expected = f"expected: about {step.expected:,} HVPs ({budget}){expected_costs(preflight)}"
+        if too_many := (affordable := self._affordable()) < (step.expected or 0):
+            expected += f"; there is time for about {affordable:,.0f}"
+        self.screen.sentence(expected)
+        if not too_many and (worst := worst_case(preflight)):
             self.screen.line(f"          {worst}")
         self._show_journal()
         self.screen.line()
+
+    def _affordable(self) -> float:
+        """HVPs that there is time for, judging by the preflight."""
+        seconds, hvps = self.opened.preflight.expected_seconds, self.opened.preflight.expected_hvps
+        return max(time_left(), 0.0) / seconds * hvps if seconds and hvps else math.inf
 
     def _show_journal(self) -> None:
         """How much the journal will take, where that is worth a line; it is given up where the disk lacks the room."""
         if self.journal is None:
             return
-        self.journal.plan(self.expected, self.opened.H.shape[0] * self.opened.H.torch_dtype.itemsize)
+        products = int(min(self.expected, self._affordable()))
+        self.journal.plan(products, self.opened.H.shape[0] * self.opened.H.torch_dtype.itemsize)
         if self.journal.is_open and self.journal.expected_bytes >= _MUCH_DISK:
             size = readable(self.journal.expected_bytes)
             self.screen.sentence(f"journal: about {size} in {self.journal.folder}, until the run has ended well")

@@ -226,6 +226,16 @@ class Options:
         int,
         option(ACCURACY, "Budget: at most this many Hessian-vector products (HVPs) in all.", "--max-hvps"),
     ] = DEFAULT_MAX_HVPS
+    time_limit: Annotated[
+        str | None,
+        option(
+            ACCURACY,
+            "Budget of time for the whole command, loading and checks included, such as 30s, 5min or 1h: figures are "
+            "as precise as they are known by then. The same command goes on from there.",
+            "--time-limit",
+            metavar="TIME",
+        ),
+    ] = None
     refine_hvps: Annotated[
         int,
         option(ACCURACY, "Budget of --refine, in addition to --max-hvps.", "--refine-hvps"),
@@ -312,7 +322,8 @@ class Options:
             "refine", "refine_hvps", "blocks",
         )  # fmt: skip
         described = {"parameters": self.parameters, **{name: run[name] for name in names}}
-        return described if self.noise_seed is None else {**described, "noise_seed": self.noise_seed}
+        more = {"noise_seed": self.noise_seed, "time_limit": run["time_limit"]}
+        return {**described, **{name: value for name, value in more.items() if value is not None}}
 
     def operator(self) -> dict[str, Any]:
         """What `HessianOperator` is given."""

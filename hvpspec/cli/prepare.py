@@ -31,6 +31,7 @@ from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.results.record import CheckpointFile, Provenance
 from hvpspec.runs.checkpoint_order import step_in
+from hvpspec.system.time_limit import interruptible
 from hvpspec.wording import counted
 
 _RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
@@ -156,14 +157,15 @@ def open_checkpoint(
     measure: make the checks that cost products and gradients as well. folder: where the result goes, if what is there
     is to be compared, and a journal kept.
     """
-    loaded = load(checkpoint, source, screen)
-    tensors = tensors_sha256(loaded.model)  # now: the operator may convert them
-    H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
-    # Blocks first: a pattern that matches nothing is refused before any product.
-    blocks = find_blocks(H, options.blocks) if options.blocks else ()
-    findings = [*loaded.findings, *examine(loaded.model, H.device)]
-    findings = shown_findings(findings, checkpoint, options)
-    loss = H.loss()
+    with interruptible():
+        loaded = load(checkpoint, source, screen)
+        tensors = tensors_sha256(loaded.model)  # now: the operator may convert them
+        H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
+        # Blocks first: a pattern that matches nothing is refused before any product.
+        blocks = find_blocks(H, options.blocks) if options.blocks else ()
+        findings = [*loaded.findings, *examine(loaded.model, H.device)]
+        findings = shown_findings(findings, checkpoint, options)
+        loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
     file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint, tensors)
     if folder is not None:

@@ -31,7 +31,7 @@ from hvpspec.wording import counted
 
 JOURNAL = "hvpspec-journal"
 OVERWRITE = "choose another --out, or overwrite it with --force"
-_FREE_OPTIONS = ("lr", "momentum")  # what is measured does not depend on them
+_FREE_OPTIONS = ("lr", "momentum", "time_limit")  # what is measured does not depend on them, or may go on
 
 
 class RunFolder:
@@ -109,7 +109,8 @@ class RunFolder:
         self.journal.__exit__(None if error is None else type(error))
         if self.journal.made and self.journal.folder.exists():
             products = counted(self.journal.made, "product")
-            self._screen.note(f"{products} are kept in {self.journal.folder}: the same command goes on from there.")
+            verb = "is" if self.journal.made == 1 else "are"
+            self._screen.note(f"{products} {verb} kept in {self.journal.folder}: the same command goes on from there.")
 
 
 _FIELDS = {field.name for field in dataclasses.fields(SpectrumOptions)} | {"engine"}

@@ -34,6 +34,7 @@ from hvpspec.runs.series_rows import row as row_of
 from hvpspec.runs.series_store import ELSEWHERE, FILES, Series
 from hvpspec.runs.track import track
 from hvpspec.system.stops import check_stops, holding, stopped_by
+from hvpspec.system.time_limit import OutOfTime, command_began, interruptible, time_limit
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Request:
         """What track.json says of it; a series is continued only with the same settings."""
         described = self.options.described()
         described.pop("which")  # always LM
+        described.pop("time_limit", None)
         rate = {"lr": self.lr, "momentum": self.momentum}
         source = dataclasses.asdict(self.source)
         named = {name: source[name] and shown(source[name], self.folders) for name in ("model", "data", "loss")}
@@ -90,16 +92,24 @@ def follow(ordered: Sequence[Path], request: Request) -> None:
         request.options.out, request.settings(), ordered, restart=earlier.restart, force=earlier.force,
         command=shown_command(["hvpspec", *sys.argv[1:]], request.folders), folders=request.folders,
     )  # fmt: skip
+
+    def done_so_far() -> str:
+        return f"{len(series.rows)} of {len(ordered)} checkpoints are done"
+
     try:
-        with zero_hessian_refused():
+        with zero_hessian_refused(), time_limit(request.options.spectrum().seconds, command_began(), alarm=True):
             _continue(series, request)
+    except OutOfTime:
+        request.screen.note(f"the time is up: {done_so_far()}, and the same command continues from there.")
+        if not series.rows:
+            return
     except KeyboardInterrupt as stop:
-        done = f"{len(series.rows)} of {len(ordered)} checkpoints are done"
+        done = done_so_far()
         request.screen.error(f"{stopped_by(stop)}; {done}, and the same command continues from there.")
         raise ended(stop) from None
     except Exception:
         if series.rows:
-            request.screen.error(f"{len(series.rows)} of {len(ordered)} checkpoints are done.")
+            request.screen.error(f"{done_so_far()}.")
         raise
     _summarise(series, request.screen)
 
@@ -112,7 +122,8 @@ def _continue(series: Series, request: Request) -> None:
         _show_done(series, screen)
         series.write()
         return
-    opened = _open(series, request)
+    with interruptible():
+        opened = _open(series, request)
     _show_done(series, screen)
     if done:
         series.write()
@@ -135,6 +146,8 @@ def _continue(series: Series, request: Request) -> None:
             series.write()
         check_stops()
     for checkpoint, read_then, found in _measured(series, opened, request):
+        if found.spectrum.out_of_time:
+            raise OutOfTime  # its products are in the journal
         note_run()
         entry = _row(checkpoint, read_then, found, opened.H, series, request)
         assert found.spectrum.eigenpairs is not None
@@ -218,7 +231,8 @@ def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tup
         """The same operator with one checkpoint after another in its model: what was traced and compiled stays."""
         for number, checkpoint in enumerate(remaining, start=done):
             # The first one is in the model already.
-            reads.append(_read(checkpoint, opened, request) if number > 0 else opened.first)
+            with interruptible():
+                reads.append(_read(checkpoint, opened, request) if number > 0 else opened.first)
             folder.open_journal(
                 opened.H, request.source, request.options.spectrum(), reads[-1].fingerprint.sha256,
                 number=number, start=series.vectors,

@@ -85,13 +85,14 @@ def _checks(
     path: Path, document: dict[str, Any], record: Record, given: Given, screen: Screen
 ) -> Iterator[Check]:  # fmt: skip
     found, provenance = record.spectrum, record.provenance
-    if not found.complete or found.lanczos is None or provenance.checkpoint is None:
+    nothing_made = found.complete and found.hvps == 0  # the time was up before the first product
+    if not found.complete or (found.lanczos is None and not nothing_made) or provenance.checkpoint is None:
         why = "was interrupted" if not found.complete else "has no record of how its figures were computed"
         raise InputError(f"{path} {why}, so that there is nothing to verify; run hvpspec spectrum again.")
     options, dtype = _options(path, provenance), getattr(torch, provenance.dtype or "float64")
     same = document.get("figures_sha256") == checksum(document)
     yield Check("file", same, _either(same, "the figures are as they were written", "the figures were altered"))
-    names, wrong = contradictions(found, options, dtype)
+    names, wrong = ((), []) if nothing_made else contradictions(found, options, dtype)
     follow = f"{', '.join(_WORDS[name] for name in names)}: as the recorded Lanczos matrices give them"
     if names or wrong:
         yield Check("figures", not wrong, "; ".join(wrong) or follow)
@@ -118,7 +119,7 @@ def _fresh(record: Record, H: HessianOperator, options: SpectrumOptions) -> Iter
     allowed = loss_tolerance(H.torch_dtype) * max(loss.size, abs(then or 0.0))
     same = then is not None and abs(loss.value - then) <= allowed and H.shape[0] == record.spectrum.parameters
     yield Check("loss", same, f"the loss is {loss.value:.6g}, and {'unknown' if then is None else f'{then:.6g}'} then")
-    if H.shape[0] != record.spectrum.parameters:
+    if H.shape[0] != record.spectrum.parameters or record.spectrum.hvps == 0:
         return
     compared = compared_products(record.spectrum, as_symmetric(H), options.seed)
     says = f"two products differ from those of the run by {compared.difference:.2g}; rounding is {compared.allowed:.2g}"

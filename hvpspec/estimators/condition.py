@@ -111,7 +111,7 @@ def condition(
     refine_k, threshold = check_count("refine_k", refine_k), check_rank_threshold(rank_threshold)
     run = Pass(A, as_symmetric(A), options, callback=callback)
     run.measure()
-    if run.rest is None:
+    if run.density.rest is None:
         raise InputError(f"max_hvps={max_hvps} leaves no product for the density; allow more.")
     known = _with_further_vectors(run, threshold, sums_rtol, counts_rtol)
     if not refine:
@@ -127,8 +127,8 @@ def _with_further_vectors(
 ) -> Condition:
     """The conditioning to within these tolerances, or as far as the budget allows."""
     shared, others = run.shared, list[Krylov]()
-    assert run.rest is not None
-    density = run.rest
+    assert run.density.rest is not None
+    density = run.density.rest
     known = _read(run, density, threshold, others)
     steps, already = len(shared.krylov.of_start.T), shared.hvps
     while not _reached(known, sums_rtol, counts_rtol):
@@ -136,7 +136,7 @@ def _with_further_vectors(
             steps *= 2
         if shared.hvps - already + steps > shared.krylov.n:  # a basis of the whole space costs less, if it fits
             steps = shared.krylov.n
-        if run.budget - shared.hvps < steps:
+        if run.budget.unspent < steps:
             break
         others.append(_another_space(run, steps, shared.krylov.drawn + len(others)))
         steps = others[-1].m
@@ -157,7 +157,7 @@ def _another_space(run: Pass, steps: int, first_draw: int) -> Krylov:
     for _ in range(min(steps, space.capacity)):
         space.extend(1)
     space.rounding = run.shared.rounding  # measured already
-    space.check(run.budget - run.shared.hvps)
+    space.check(run.budget.unspent)
     space.krylov.basis.release()
     return space.krylov
 

@@ -11,11 +11,14 @@ vectors.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from hvpspec.bounds.quadrature import read_density
+from hvpspec.bounds.quadrature import quadrature_error, read_density
+from hvpspec.bounds.zero_rows import density_with_zeros
+from hvpspec.estimators.eigsh import Wanted, converged
+from hvpspec.estimators.extend_or_probe import SettlingZero
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
@@ -151,3 +154,55 @@ def _steps_suffice(density: Density, allowed: float, shared: SharedPass, budget:
     # Where few eigenvalues dominate, the error decreases more slowly than by 1/√vectors.
     cheaper = math.isfinite(vectors) and _MARGIN_OF_VECTORS * math.ceil(vectors) * shared.krylov.m < shared.A.n
     return cheaper or shared.A.n > min(shared.capacity, budget)
+
+
+class SharedDensity:
+    """The density that the basis of a shared pass gives as it grows.
+
+    rest: of the rows that are not zero, as it was last read. sums: whether probes say what tr H and tr H² are.
+    """
+
+    def __init__(self, shared: SharedPass, tolerance: Tolerance, *, sums: bool) -> None:
+        self._shared, self._tolerance, self._sums = shared, tolerance, sums
+        self.rest: Density | None = None
+        self._steps = 0  # of the basis when it was read
+
+    @property
+    def grown(self) -> bool:
+        """Whether the basis has grown since."""
+        return self._shared.krylov.m != self._steps
+
+    def read(self, converged: bool) -> Density:
+        """With the rows that are zero; `rest` is known from now on."""
+        shared, confidence = self._shared, self._tolerance.confidence
+        self._steps = shared.krylov.m
+        sums = shared.sums(confidence) if self._sums else None
+        found = read_density([shared.krylov], confidence, shared.hvps, sums)
+        self.rest = replace(found, converged=converged)
+        return density_with_zeros(self.rest, shared.krylov.zeros)
+
+    def found(self, left: Callable[[], float], pairs: Wanted | None) -> Iterator[Density]:
+        """The density after each step, until it is as fine as the tolerance asks, or no product is left.
+
+        pairs: the eigenpairs that have been found, where there are any.
+        """
+        shared = self._shared
+        while shared.krylov.m == 0 and left() > 0:
+            shared.extend(int(min(shared.block, left())))
+        if shared.krylov.m == 0:
+            return
+        to_zero = SettlingZero()
+        while True:
+            self.read(False)
+            assert self.rest is not None
+            width = ritz_range([shared.krylov])
+            fine = quadrature_error(self.rest) <= 2 * self._tolerance.rtol * width or shared.dimension == 0
+            self.rest = replace(self.rest, converged=fine)
+            yield density_with_zeros(self.rest, shared.krylov.zeros)
+            # After a restart or with a second start vector, the quadrature remains that of the first space. If the
+            # space has become invariant meanwhile, it must show again that it has all copies of the eigenvalues found.
+            done = fine and (pairs is None or converged(shared.krylov, pairs))
+            done &= not to_zero.worth_a_step(shared.krylov, done)
+            if done or left() <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
+                return
+            shared.extend(int(min(shared.block, left())))

@@ -33,6 +33,7 @@ from hvpspec.krylov.vectors import warm_direction
 from hvpspec.memory import readable
 from hvpspec.options import PILOT_PROBES, SampledQuantity
 from hvpspec.results.estimate import Estimate, Rounding
+from hvpspec.system.time_limit import OutOfTime, Pace
 from hvpspec.validation import Tolerance
 
 _ROOM_PER_LIVE_PROBE = 8  # vectors of the room to one probe that is kept
@@ -164,6 +165,8 @@ class SharedPass:
         without the given vectors, as only an undisturbed space can show that a warm start has missed nothing.
         Without `best`, there must be room for one vector (`can_extend`), and a block is cut to the room there is.
         """
+        if limit < 1:  # the time was up between the question how many there are left and now
+            raise OutOfTime
         krylov = self.krylov
         if krylov.warm and krylov.m + 1 > self.capacity < krylov.n:
             self._begin(None)
@@ -187,6 +190,8 @@ class SharedPass:
 
     def probe(self, count: int) -> None:
         """`count` more probes, at one product each; as many at once as there is room for."""
+        if count < 1:
+            raise OutOfTime
         while count > self._probes_together:
             # The inner products of all pairs of a set count, so that a set of one probe would be wasted.
             part = min(self._probes_together, count - _LEAST_PROBES_TOGETHER)
@@ -335,3 +340,54 @@ class SharedPass:
         # The interval is not symmetric; the error is the longer, upper side.
         rounding = known.sum_error(self.A.eps, norm) + self.sampled_rounding.norm
         return norm, math.sqrt(squares + rest * factor) - norm + rounding
+
+
+class Budget:
+    """What a run may still spend on a pass: of products, and of time.
+
+    reserved: products that are kept for what comes later, and `checks` for the last ones. out_of_time: whether a
+    product was refused or given up because there was no time for it; then no further one is to be asked for.
+    """
+
+    def __init__(self, shared: SharedPass, products: int | None, checks: float, pace: Pace) -> None:
+        self._shared, self._pace = shared, pace
+        self._products = math.inf if products is None else float(products)
+        self.reserved, self.checks, self.out_of_time = 0.0, checks, False
+
+    @property
+    def left(self) -> float:
+        """Products that may be made now."""
+        return 0.0 if self.out_of_time else min(self._of_products, self._pace.affordable() - self.checks)
+
+    def left_besides(self, others: float, before: int) -> float:
+        """Those that may be made now where `others` are to follow: these get half of all since `before` at most."""
+        left = self.left
+        together = left + self._shared.hvps - before  # the same after each product, unless a clock has its say
+        return left - min(others, together // 2)
+
+    @property
+    def unspent(self) -> float:
+        """Products of the budget that were not made yet, those in reserve included."""
+        return self._products - self._shared.hvps
+
+    @property
+    def _of_products(self) -> float:
+        return min(self.unspent - self.reserved, self._shared.A.left) - self.checks
+
+    @property
+    def whole(self) -> float:
+        """Products that all of the run may make, as it looks now."""
+        return min(self._products, self._shared.hvps + self._pace.affordable())
+
+    @property
+    def time_binds(self) -> bool:
+        """Whether it is the time alone that leaves no further product."""
+        return self.left < 1 <= self._of_products
+
+    @contextlib.contextmanager
+    def within_time(self) -> Iterator[None]:
+        """Ends what is inside where there is no time for a product."""
+        try:
+            yield
+        except OutOfTime:
+            self.out_of_time = True

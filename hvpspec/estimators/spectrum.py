@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hvpspec.bounds.quadrature import quadrature_error, read_density
-from hvpspec.bounds.zero_rows import density_with_zeros
 from hvpspec.errors import InputError
 from hvpspec.estimators.blocks import BlockProbes, measured_blocks
 from hvpspec.estimators.condition_figures import read_condition
-from hvpspec.estimators.density import ritz_range
+from hvpspec.estimators.density import SharedDensity
 from hvpspec.estimators.eigsh import (
     Wanted,
     check,
@@ -28,15 +26,15 @@ from hvpspec.estimators.eigsh import (
     with_zero_rows,
     worth_checking,
 )
-from hvpspec.estimators.extend_or_probe import SettlingZero, choose, ends
+from hvpspec.estimators.extend_or_probe import choose, ends
 from hvpspec.estimators.refine import refined
 from hvpspec.estimators.search import Search
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.shared_pass import Budget, SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.journaled import Where, keeping
-from hvpspec.krylov.operator_view import Symmetric, as_symmetric
+from hvpspec.krylov.operator_view import Symmetric, as_symmetric, within_time
 from hvpspec.krylov.witness import witness
 from hvpspec.options import (
     DEFAULT_REFINE_HVPS,
@@ -50,12 +48,14 @@ from hvpspec.options import (
     refinement_hvps,
     verification_hvps,
 )
-from hvpspec.results.density import Density
-from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
+from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.spectrum import Progress, Spectrum
+from hvpspec.system.time_limit import Pace
+from hvpspec.system.time_limit import time_limit as allowed_time
 
 _RESERVED_HVPS = 2 * PILOT_PROBES  # of a budget, for probes
 FURTHER_HVPS = 2 * PILOT_PROBES  # beyond the n that a basis of the whole space takes: the ceiling of a run
+_NO_TIME = "there was no time left to measure it"
 _RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
 
 
@@ -68,6 +68,7 @@ def spectrum(
     confidence: float = 0.95,
     seed: int = 0,
     max_hvps: int | None = None,
+    time_limit: float | str | None = None,
     tol: float = 1e-3,
     only: str | Iterable[str] | None = None,
     verify: bool = False,
@@ -102,6 +103,10 @@ def spectrum(
     max_hvps : int, optional
         Budget of products for everything together, except a refinement; None for no budget. When it is spent, the
         current results are returned, with ``converged=False`` for those that are not within the tolerance.
+    time_limit : float or str, optional
+        Budget of time for everything together: seconds, or a text such as "30s", "5min" or "1h". No product is begun
+        that would take longer, and one that does is given up after a batch of data; results are as for `max_hvps`, and
+        ``out_of_time`` says that the limit ended the run. A run that goes on from a journal may have another limit.
     tol : float, default 1e-3
         Relative residual of the eigenpairs.
     only : str or iterable of str, optional
@@ -164,35 +169,36 @@ def spectrum(
     (7.0, 5)
     """
     options = SpectrumOptions(
-        k=k, which=which, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps, only=only,
-        verify=verify, block_size=block_size, damping=damping, refine=refine, refine_hvps=refine_hvps, blocks=blocks,
-        basis_memory=basis_memory, basis_on=basis_on,
+        k=k, which=which, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps,
+        time_limit=time_limit, only=only, verify=verify, block_size=block_size, damping=damping, refine=refine,
+        refine_hvps=refine_hvps, blocks=blocks, basis_memory=basis_memory, basis_on=basis_on,
     )  # fmt: skip
-    with keeping(journal, as_symmetric(A), options, start) as (operator, log):
-        run = Pass(A, operator, options, start, callback, log)
-        run.measure()
-        if options.refine:
-            run.refine()
-        if run.blocks:
-            run.measure_blocks()
-        return run.finished()
+    with allowed_time(options.seconds):
+        timed, pace = within_time(as_symmetric(A))
+        with keeping(journal, timed, options, start) as (operator, log):
+            run = Pass(A, operator, options, start, callback, log, pace)
+            run.measure()
+            if options.refine:
+                run.refine()
+            if run.blocks:
+                run.measure_blocks()
+            return run.finished()
 
 
 class Pass:
     """A run under way: `known` is what has been found so far.
 
-    reserved: products of the budget that are kept for the blocks; checks: for measuring the residuals at the end.
-    afterwards: products beyond the budget that are still to come.
+    to_check: products of the budget that are kept for checking all others. afterwards: products beyond the budget that
+    are still to come.
     """
 
     def __init__(
         self, A: Any, operator: Symmetric, options: SpectrumOptions, start: Any = None,
-        callback: Callable[[Progress], None] | None = None, journal: Journal | None = None,
+        callback: Callable[[Progress], None] | None = None, journal: Journal | None = None, pace: Pace | None = None,
     ) -> None:  # fmt: skip
         if start is not None and options.block_size > 1:
             raise InputError("start needs block_size=1; leave out one of the two.")
         self.options, self.tolerance, self.callback = options, options.tolerance, callback
-        self.budget = math.inf if options.max_hvps is None else float(options.max_hvps)
         self.k = min(options.k, operator.n)
         self.wanted = Wanted(options.k, options.which, options.tol)
         self.storage = check_storage(options.basis_memory, options.basis_on)
@@ -204,17 +210,17 @@ class Pass:
         )  # fmt: skip
         if options.sampled and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
+        self.to_check = self.shared.checks * checking_hvps(options)
+        self.checks = verification_hvps(options, operator.n) + self.to_check
+        self.budget = Budget(self.shared, options.max_hvps, self.checks, pace or Pace())
         self.search = Search(self.shared, self.wanted, self.tolerance.confidence, lambda: self.left, self.report_missed)
         self.block_probes = BlockProbes(self.shared, self.blocks)
-        self.reserved, self.to_check = 0.0, self.shared.checks * checking_hvps(options)
-        self.checks = verification_hvps(options, operator.n) + self.to_check
         self.afterwards = refinement_hvps(options)
         self.start, self.journal = time.perf_counter(), journal
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         if journal is not None:
             journal.plan(predicted, operator.n * operator.dtype.itemsize)
-        self.rest: Density | None = None  # of the rows that are not zero, and at which size of the basis
-        self.density_steps = 0
+        self.density = SharedDensity(self.shared, self.tolerance, sums=bool(options.sampled))
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
             which=options.which, rounding_reason=None if operator.recompute is None else "it is measured at the end",
@@ -222,8 +228,8 @@ class Pass:
 
     @property
     def left(self) -> float:
-        """Products of the budget that may be made now."""
-        return min(self.budget - self.shared.hvps - self.reserved, self.shared.A.left) - self.checks
+        """Products that may be made now."""
+        return self.budget.left
 
     @property
     def seconds(self) -> float:
@@ -239,7 +245,7 @@ class Pass:
         if self.callback is not None:
             expected = None
             if further is not None and math.isfinite(further):
-                expected = int(min(hvps + math.ceil(further) + self.checks, self.budget)) + self.afterwards
+                expected = int(min(hvps + math.ceil(further) + self.checks, self.budget.whole)) + self.afterwards
             known = replace(self.known, eigenpairs=self._shown_whole(self.known.eigenpairs))
             self.callback(Progress(stage, hvps, expected, known))
 
@@ -256,51 +262,73 @@ class Pass:
         self.report("missed eigenvalues", None, eigenpairs=pairs, **self._estimates())
 
     def finished(self) -> Spectrum:
-        return replace(self.known, hvps=self.shared.hvps, seconds=self.seconds, complete=True)
+        found = replace(self.known, hvps=self.shared.hvps, seconds=self.seconds)
+        return replace(found, complete=True, out_of_time=self.budget.out_of_time)
 
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""
-        options, shared, predicted = self.options, self.shared, self.known.predicted or 0
+        shared, predicted = self.shared, int(min(self.known.predicted or 0, self.budget.whole + self.afterwards))
         shared.promise(FURTHER_HVPS + self.checks)
         shared.A.expect(predicted)
         self.report("plan", predicted - self.checks - self.afterwards)
+        with self.budget.within_time():
+            self._explore()
+        if self.budget.out_of_time:
+            self._explore()  # without a product: reads what those made so far tell
+        self.budget.out_of_time |= self.budget.time_binds and not self.finished().converged
+        self._conclude()
+        shared.A.limit = math.inf  # blocks, a refinement and further vectors have budgets of their own
+
+    def _explore(self) -> None:
+        """All products but those that check and verify."""
+        options = self.options
         if options.pairs:
             self._find_eigenpairs()
         if options.sampled:
             self._make_pilot_probes()
             if options.pairs:
                 for_blocks = sum(min(_RESERVED_HVPS_PER_BLOCK, block.size) for block in self.blocks)
-                self.reserved = max(min(for_blocks, self.left // 2), 0.0)
+                self.budget.reserved = max(min(for_blocks, self.left // 2), 0.0)
                 self.search.by_probes()
             self._estimate_trace_and_norm()
         if options.density:
             self._find_density()
         if options.pairs and options.sampled and self.search.to_the_end() and options.density:
             self._find_density()
-        wider = check(shared, self.to_check, self.wanted if options.pairs else None)
-        self.known = replace(self.known, rounding=shared.rounding, rounding_reason=None)
-        if self.rest is not None and (wider or shared.krylov.m != self.density_steps):
-            self.rest = self._read_density(self.rest.converged)
-            self.known = replace(self.known, density=density_with_zeros(self.rest, shared.krylov.zeros))
-        if options.pairs:
-            pairs, chosen, ritz = self.search.current()
-            checked = self.wanted if self.checks > self.to_check and len(chosen) == self.k else None
-            pairs = with_zero_rows(shared.krylov, finish(shared, pairs, chosen, ritz, checked), self.wanted)
-            self.known = replace(self.known, eigenpairs=self._shown_whole(pairs))
+
+    def _conclude(self) -> None:
+        """The products that check and verify, as far as there is time, and all figures with what they show."""
+        options, shared = self.options, self.shared
+        wider = False
+        with self.budget.within_time():
+            wider = check(shared, self.to_check, self.wanted if options.pairs else None)
+        unmeasured = self.budget.out_of_time and shared.rounding is None and shared.A.recompute is not None
+        self.known = replace(self.known, rounding=shared.rounding, rounding_reason=_NO_TIME if unmeasured else None)
+        if self.density.rest is not None and (wider or self.density.grown):
+            self.known = replace(self.known, density=self.density.read(self.density.rest.converged))
+        if options.pairs and shared.krylov.m:
+            self.known = replace(self.known, eigenpairs=self._shown_whole(self._final_pairs()))
         if options.sampled:
-            self.known = replace(self.known, **self._estimates())
-        if self.rest is not None:
+            estimates = {name: found for name, found in self._estimates().items() if not math.isnan(found.value)}
+            self.known = replace(self.known, **{**dict.fromkeys(options.sampled), **estimates})
+        if self.density.rest is not None:
             condition = read_condition(
-                shared, self.rest, confidence=options.confidence, damping=options.damping,
+                shared, self.density.rest, confidence=options.confidence, damping=options.damping,
                 pairs=self.known.eigenpairs,
             )  # fmt: skip
             self.known = replace(self.known, condition=condition)
-        self.known = replace(self.known, lanczos=self._witness())
-        shared.A.limit = math.inf  # blocks, a refinement and further vectors have budgets of their own
+        of = shared.sampled_rounding
+        kept = witness(shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (of.trace, of.norm))
+        self.known = replace(self.known, lanczos=kept if shared.hvps else None)
 
-    def _witness(self) -> Lanczos | None:
-        shared, of = self.shared, self.shared.sampled_rounding
-        return witness(shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (of.trace, of.norm))
+    def _final_pairs(self) -> Eigenpairs:
+        """With vectors, and verified where that is asked for."""
+        shared, (pairs, chosen, ritz) = self.shared, self.search.current()
+        found = None
+        if self.checks > self.to_check and len(chosen) == self.k:
+            with self.budget.within_time():
+                found = finish(shared, pairs, chosen, ritz, self.wanted)
+        return with_zero_rows(shared.krylov, found or finish(shared, pairs, chosen, ritz, None), self.wanted)
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""
@@ -308,23 +336,26 @@ class Pass:
             return
         self.afterwards = 0
         self.report_refinement()
-        sharper = refined(
-            self.known.condition, self.shared, k=1, budget=self.options.refine_hvps, tol=self.options.tol,
-            seed=self.options.seed, report=self.report_refinement,
-        )  # fmt: skip
+        sharper = replace(self.known.condition, reasons={**self.known.condition.reasons, "refined": _NO_TIME})
+        with self.budget.within_time():
+            sharper = refined(
+                self.known.condition, self.shared, k=1, budget=self.options.refine_hvps, tol=self.options.tol,
+                seed=self.options.seed, report=self.report_refinement,
+            )  # fmt: skip
         self.known = replace(self.known, condition=sharper)
 
     def measure_blocks(self) -> None:
         """The blocks, from the rest of the budget."""
-        self.reserved = 0.0
-        for further, blocks in measured_blocks(self.block_probes, self.options, self.storage, lambda: self.left):
-            self.report("blocks", further, blocks=blocks)
+        self.budget.reserved = 0.0
+        with self.budget.within_time():
+            for further, blocks in measured_blocks(self.block_probes, self.options, self.storage, lambda: self.left):
+                self.report("blocks", further, blocks=blocks)
 
     def _find_eigenpairs(self) -> None:
         shared = self.shared
-        for_probes = min(_RESERVED_HVPS, self.left // 2) if self.options.sampled else 0
         history: list[tuple[int, float]] = []  # products, and the largest relative residual at that point
-        while (left := self.left - for_probes) > 0:
+        before, for_probes = shared.hvps, _RESERVED_HVPS if self.options.sampled else 0
+        while (left := self.budget.left_besides(for_probes, before)) > 0:
             shared.extend(int(min(left, shared.A.n)), self.wanted.choose)
             worth = worth_checking(shared.krylov) and (self.callback or converged(shared.krylov, self.wanted))
             if left > 1 and not worth:
@@ -365,29 +396,7 @@ class Pass:
         return {name: self.shared.estimate(name, self.tolerance) for name in self.options.sampled}
 
     def _find_density(self) -> None:
-        shared = self.shared
-        while shared.krylov.m == 0 and self.left > 0:
-            shared.extend(int(min(shared.block, self.left)))
-        if shared.krylov.m == 0:
-            return
-        found = self.known.eigenpairs is not None and self.known.eigenpairs.converged
-        to_zero = SettlingZero()
-        while True:
-            density = self._read_density()
-            width = ritz_range([shared.krylov])
-            fine = quadrature_error(density) <= 2 * self.tolerance.rtol * width or shared.dimension == 0
-            self.rest = replace(density, converged=fine)
-            self.report("density", None, density=density_with_zeros(self.rest, shared.krylov.zeros))
-            # After a restart or with a second start vector, the quadrature remains that of the first space. If the
-            # space has become invariant meanwhile, it must show again that it has all copies of the eigenvalues found.
-            done = fine and (not found or converged(shared.krylov, self.wanted))
-            done &= not to_zero.worth_a_step(shared.krylov, done)
-            if done or self.left <= 0 or not shared.can_extend or shared.krylov.undisturbed is not None:
-                return
-            shared.extend(int(min(shared.block, self.left)))
-
-    def _read_density(self, converged: bool = False) -> Density:
-        shared, confidence = self.shared, self.tolerance.confidence
-        self.density_steps = shared.krylov.m
-        sums = shared.sums(confidence) if self.options.sampled else None
-        return replace(read_density([shared.krylov], confidence, shared.hvps, sums), converged=converged)
+        pairs = self.known.eigenpairs
+        found = self.wanted if pairs is not None and pairs.converged else None
+        for density in self.density.found(lambda: self.left, found):
+            self.report("density", None, density=density)

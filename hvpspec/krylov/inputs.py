@@ -17,6 +17,7 @@ from hvpspec.options import SpectrumOptions
 from hvpspec.wording import device_name, dtype_name, listed
 
 _MAX_LISTED_DIFFERENCES = 4
+_FREE = ("time_limit",)  # a run that goes on may be given more or less time
 _MAX_SHOWN_LENGTH = 32  # characters of an input that a message gives; longer ones are only named
 
 
@@ -33,7 +34,7 @@ def inputs_of(A: Symmetric, options: SpectrumOptions, start: Any = None) -> dict
         "rows": A.n,
         "dtype": dtype_name(A.dtype),
         "device": device_name(A.device),
-        **options.to_dict(),
+        **{name: value for name, value in options.to_dict().items() if name not in _FREE},
         **{f"rows of block {name}": digest for name, digest in rows.items()},
         "start": None if start is None else _digest(start),
         "threads": torch.get_num_threads(),

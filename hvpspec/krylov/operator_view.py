@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.krylov.vectors import column_inner
 from hvpspec.results.estimate import Recomputed
+from hvpspec.system.time_limit import PRODUCTS_PER_RECOMPUTED, Pace
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 
@@ -58,7 +59,8 @@ class DataOperator(Protocol):
     Such an operator also has `torch_dtype`, `device` and `noise`, the relative error of its products beyond rounding.
     One that can compute a product with other rounding errors has `recompute`, see `Symmetric`. For a journal it may
     have `fingerprint()`, all that its products depend on, by names that a message can give; `state()`, how it would
-    compute the next product, where that was decided by measurements; and `resume(state)`, which goes on from there.
+    compute the next product, where that was decided by measurements; and `resume(state)`, which goes on from there. It
+    may have `expected_seconds(products)`, how long so many will take.
     """
 
     def matmat(self, X: Any) -> Any:
@@ -84,8 +86,8 @@ class Symmetric:
     or with other rounding errors, and which of the two; None where rounding cannot be measured. explicit: a matrix held
     here, whose products cannot go wrong one by one. shown: the relative error that comparisons of products have shown,
     see `hvpspec.bounds.rounding`. fingerprint, state, resume: see DataOperator; None where the operator has no
-    fingerprint. decide: what free memory decides is asked through it, `decide(name, find)`, and is found again in a run
-    that is resumed.
+    fingerprint. expected_seconds: see DataOperator; NaN where that is not known. decide: what free memory decides is
+    asked through it, `decide(name, find)`, and is found again in a run that is resumed.
     """
 
     n: int
@@ -104,6 +106,7 @@ class Symmetric:
     fingerprint: Callable[[], dict[str, Any]] | None = None
     state: Callable[[], State] = dict
     resume: Callable[[State], None] = lambda state: None
+    expected_seconds: Callable[[int], float] = lambda products: math.nan
     decide: Callable[[str, Callable[[], int]], int] = lambda name, find: find()
     reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
 
@@ -126,22 +129,24 @@ class Symmetric:
         return max(self.unit_roundoff, max(self.noise(), self.shown) / ROUNDOFFS_PER_PRODUCT)
 
     def __matmul__(self, X: Tensor) -> Tensor:
-        self._count(X)
-        return self._checked(X, self.multiply(X))
+        self._allow(X)
+        product = self.multiply(X)
+        return self._counted(X, product)
 
     def by_folds(self, X: Tensor, reduce: Reduce) -> tuple[Tensor, list[FoldOf]]:
         """The product, and what `reduce` makes of the product of each fold of the batches."""
         assert self.multiply_by_folds is not None
-        self._count(X)
+        self._allow(X)
         product, found = self.multiply_by_folds(X, self.folds, reduce)
-        return self._checked(X, product), found
+        return self._counted(X, product), found
 
-    def _count(self, X: Tensor) -> None:
+    def _allow(self, X: Tensor) -> None:
         if X.shape[1] > self.left:
             raise RuntimeError(f"{X.shape[1]} products asked for, where the promised ceiling leaves {self.left:g}.")
-        self.hvps += X.shape[1]
 
-    def _checked(self, X: Tensor, product: Tensor) -> Tensor:
+    def _counted(self, X: Tensor, product: Tensor) -> Tensor:
+        """The product, counted now that it is made, and checked."""
+        self.hvps += X.shape[1]
         if product.shape != X.shape:
             raise InputError(
                 f"the operator returned shape {tuple(product.shape)} for {tuple(X.shape)}; the two must be equal."
@@ -204,6 +209,31 @@ def as_symmetric(A: Any) -> Symmetric:
     return _from_tensor(torch.from_numpy(np.array(array, dtype=_float_dtype(array.dtype))))
 
 
+def within_time(A: Symmetric) -> tuple[Symmetric, Pace]:
+    """The operator with products that raise OutOfTime where there is no time for them, and their pace."""
+    pace = Pace(A.expected_seconds, recomputes=A.recompute is not None)
+    multiply, by_folds, again = A.multiply, A.multiply_by_folds, A.recompute
+
+    def timed(X: Tensor, /) -> Tensor:
+        return pace.time(X.shape[1], lambda: multiply(X))
+
+    def timed_by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
+        assert by_folds is not None
+        return pace.time(X.shape[1], lambda: by_folds(X, folds, reduce))
+
+    def timed_again(X: Tensor, /) -> tuple[Tensor, Recomputed] | None:
+        assert again is not None
+        return pace.time(PRODUCTS_PER_RECOMPUTED * X.shape[1], lambda: again(X))
+
+    timed_operator = replace(
+        A,
+        multiply=timed,
+        multiply_by_folds=None if by_folds is None else timed_by_folds,
+        recompute=None if again is None else timed_again,
+    )
+    return timed_operator, pace
+
+
 class AsymmetricProducts(InputError):
     """Products contradict symmetry."""
 
@@ -238,6 +268,7 @@ def _from_data_operator(A: Any) -> Symmetric:
         fingerprint=getattr(A, "fingerprint", None),
         state=lambda: {"noise": A.noise, **engine_state()},
         resume=getattr(A, "resume", lambda state: None),
+        expected_seconds=getattr(A, "expected_seconds", lambda products: math.nan),
     )
 
 

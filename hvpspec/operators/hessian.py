@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from hvpspec.operators.tensors import TensorOperator
 from hvpspec.options import Engine
 from hvpspec.oracle import Chooser
 from hvpspec.results.estimate import Recomputed
+from hvpspec.system.time_limit import check_time, time_left
 from hvpspec.wording import dtype_name
 
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
@@ -306,7 +308,8 @@ class HessianOperator(TensorOperator):
     def _multiply_columns(self, columns: Tensor) -> Tensor:
         if columns.shape[1] == 0:
             return columns.clone()
-        product = self._product(columns)
+        limited = math.isfinite(time_left())
+        product = self._product(columns, (lambda *batch: check_time()) if limited else None)
         self.hvps += columns.shape[1]
         return product
 
@@ -354,6 +357,7 @@ class HessianOperator(TensorOperator):
 
         def on_batch(index: int, batch_weight: float, product: Tensor | None) -> None:
             nonlocal fold, weight, last
+            check_time()
             if index <= last:  # the product is begun again, with another engine or with less memory
                 fold, weight = 0, 0.0
                 total.zero_()

@@ -30,6 +30,7 @@ from hvpspec.preflight.forecast import Moments, read_moments, with_forecast
 from hvpspec.preflight.inspect_loss import captured, loss_findings, other_in_training
 from hvpspec.preflight.inspect_model import MAX_LISTED_NAMES, replacement_findings
 from hvpspec.preflight.precision import computed_in_float32
+from hvpspec.preflight.within_time import affordable_part, for_all_data, made_on_part, within_share
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import dtype_name, listed, two_digits_percent
 
@@ -74,9 +75,26 @@ def inspect_operator(
     batch in float64; also two HVPs of the first batch where a model computes in float32 inside a float64 run. A
     measurement is None where something was refused before it. Raises InputError when the loss or the data cannot be
     used at all.
+    With a time limit it takes a third of that at most, on fewer batches where need be.
     """
-    options = options or SpectrumOptions()
-    known = Preflight(tuple(findings))
+
+    def inspected(so_far: list[Preflight]) -> Preflight:
+        return _inspected(H, so_far, loss, expect, options or SpectrumOptions(), measure=measure)
+
+    return within_share(inspected, Preflight(tuple(findings), loss=None if loss is None else loss.value))
+
+
+def _inspected(
+    H: HessianOperator,
+    so_far: list[Preflight],
+    loss: LossValue | None,
+    expect: str | None,
+    options: SpectrumOptions,
+    *,
+    measure: bool,
+) -> Preflight:
+    """The same without a limit. so_far: gets what is known after each step."""
+    known = so_far[-1]
 
     def found(*more: Finding) -> Preflight:
         return replace(known, findings=(*known.findings, *more))
@@ -94,9 +112,13 @@ def inspect_operator(
     known = found(*loss_findings(H.objective))
     if not measure:
         return known
+    so_far.append(known)
     H.verified()  # what follows tells more
+    part = affordable_part(H, lambda first: _with_gradient(first.objective))
+    if part is not H:
+        known, first = found(*made_on_part(H, part)), part.loss()
     with noting_replacements() as replaced:
-        again, unused = _with_gradient(H.objective)
+        again, unused = _with_gradient(part.objective)
     if "training_norm" in replaced.names:  # the forward sets its own layers to training mode again
         known = replace(known, findings=tuple(finding for finding in known.findings if finding.kind != "batch_norm"))
     kinds = {finding.kind for finding in known.findings}
@@ -107,13 +129,15 @@ def inspect_operator(
     single = H.objective.on_first_batch()
     known = found(*unused, *captured(single), *other_in_training(single), *computed_in_float32(single))
     try:
-        known, moments = _products(H, known, options.seed, 3 if options.sampled else 2)
+        so_far.append(known)
+        known, moments = _products(part, known, options.seed, 3 if options.sampled else 2)
     except NotTwiceDifferentiable as error:
         return refuse_once_differentiable(H, known, error)
     held = _held(H)
     if not known.refused:
+        so_far.append(for_all_data(H, part, known))
         known = compare_with_differences(H, known)
-    return known if known.refused else with_forecast(H, known, moments, held, options)
+    return known if known.refused else for_all_data(H, part, with_forecast(part, known, moments, held, options))
 
 
 def _not_repeatable(objective: Objective, found: str) -> Finding:

@@ -29,9 +29,10 @@ def to_document(record: Record) -> dict[str, Any]:
     quantities = record.spectrum.to_dict()
     first = {name: quantities.pop(name) for name in ("schema", "complete", "converged", "parameters")}
     figures = {**first, "loss": record.loss, **quantities}
+    can_be_verified = record.spectrum.lanczos is not None or (record.spectrum.complete and record.spectrum.hvps == 0)
     return {
         **figures,
-        **({} if record.spectrum.lanczos is None else {"figures_sha256": checksum(figures)}),
+        **({"figures_sha256": checksum(figures)} if can_be_verified else {}),
         "preflight": None if record.preflight is None else record.preflight.to_dict(),
         "provenance": record.provenance.to_dict(),
     }

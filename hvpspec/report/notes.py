@@ -126,7 +126,10 @@ def shortfalls(spectrum: Spectrum, *, rtol: float | None = None, tol: float | No
     density = spectrum.density
     if "density" in spectrum.asked and (density is None or not density.converged):
         notes.append("The density is coarser than asked for." if density else "The density was not reached.")
-    notes = [f"{note} More products (--max-hvps) would {_effect(note)} it." for note in notes]
+    more = "More products (--max-hvps)"
+    if spectrum.out_of_time:
+        more = "More time (--time-limit), or fewer of the batches (--batches),"
+    notes = [f"{note} {more} would {_effect(note)} it." for note in notes]
     notes += _refinement(spectrum.condition)
     if spectrum.blocks is not None:
         narrowed = all(estimate is not None and estimate.converged for estimate in asked.values())
@@ -140,6 +143,8 @@ def _too_wide(name: str, estimate: Estimate, spectrum: Spectrum, rtol: float | N
     if estimate.relative_to == "frobenius_norm" and spectrum.frobenius_norm is not None:
         scale, unit = spectrum.frobenius_norm.value, " of the norm"
     relative = estimate.error / scale if scale else math.inf
+    if not math.isfinite(relative):
+        return f"The {QUANTITY_NAMES[name]} has no error yet: that takes a few more products."
     aim = "the tolerance" if rtol is None else f"the ±{rtol:.2%}"
     return f"The {QUANTITY_NAMES[name]} is known to ±{relative:.2%}{unit}, not to {aim} asked for."
 

@@ -154,8 +154,11 @@ def _trust(spectrum: Spectrum) -> list[str]:
         ]
     if spectrum.converged and not shortfalls(spectrum):
         return [f"Every figure asked for is within its tolerance, after {spectrum.hvps:,} Hessian-vector products."]
+    within = f"{spectrum.hvps:,} Hessian-vector products"
+    if spectrum.out_of_time:
+        within = f"the time limit, which was over after {within}"
     return [
-        f"Not every figure reached its tolerance within {spectrum.hvps:,} Hessian-vector products; the errors say how "
+        f"Not every figure reached its tolerance within {within}; the errors say how "
         "precisely each is known, and the notes below the figures say what would help."
     ]
 

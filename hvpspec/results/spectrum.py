@@ -64,6 +64,8 @@ class Spectrum(Stored):
         Why it is not known although the products are in float32, so that errors include an assumption in its place.
     stopped : str or None
         What ended a run of the command line before it was complete, such as "stopped by SIGTERM", or its error.
+    out_of_time : bool
+        Whether a time limit has ended the run, which is complete all the same: it is what was asked for.
     lanczos : Lanczos or None
         The small matrices from which ``hvpspec verify`` computes the figures again; None for a run that was
         interrupted, and where they are too large.
@@ -95,11 +97,12 @@ class Spectrum(Stored):
     rounding_reason: Annotated[str | None, LEFT_OUT] = None
     stopped: Annotated[str | None, LEFT_OUT] = None
     lanczos: Annotated[Lanczos | None, LEFT_OUT] = None
+    out_of_time: bool = False
 
     json_order: ClassVar = (
-        "schema", "complete", "converged", "parameters", "asked", "which", "eigenpairs", "trace", "frobenius_norm",
-        "density", "condition", "blocks", "rounding", "rounding_reason", "lanczos", "hvps", "predicted", "seconds",
-        "stopped",
+        "schema", "complete", "converged", "out_of_time", "parameters", "asked", "which", "eigenpairs", "trace",
+        "frobenius_norm", "density", "condition", "blocks", "rounding", "rounding_reason", "lanczos", "hvps",
+        "predicted", "seconds", "stopped",
     )  # fmt: skip
 
     def contradiction(self) -> tuple[str, str] | None:

@@ -97,9 +97,10 @@ def track(
         cold = None
         if measure_savings:
             cold = found.hvps if start is None else spectrum(A, k, **own).hvps
-        assert found.eigenpairs is not None
-        vectors = found.eigenpairs.vectors
-        assert vectors is not None
+        vectors = None if found.eigenpairs is None else found.eigenpairs.vectors
+        if vectors is None:  # a time limit has ended the run before its first product
+            yield Tracked(found, None, cold, eigenvalue_hvps)
+            continue
         yield Tracked(found, None if start is None else overlap(start, vectors), cold, eigenvalue_hvps)
         start = vectors
 

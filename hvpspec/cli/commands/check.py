@@ -11,7 +11,7 @@ from hvpspec.cli.options import Checkpoint, Debug, Options, Source
 CHECK_SCHEMA = "hvpspec/check/1"
 
 
-@expanded()
+@expanded(without=("time_limit",), instead="give it to hvpspec spectrum, whose checks then take a third of it at most")
 def check(checkpoint: Checkpoint, source: Source, options: Options, screen: Screen, debug: Debug = False) -> None:
     """Problems with model, loss or data, what was fixed, and what a spectrum run with these options will cost.
 

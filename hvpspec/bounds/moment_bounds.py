@@ -82,7 +82,8 @@ def _points(values: np.ndarray, radii: np.ndarray, ends: tuple[float, float]) ->
         half = (right - left) / 2
         found += [left + _distances(after, half), right - _distances(before, half), np.array([left + half])]
     points = np.unique(np.concatenate(found))
-    between: np.ndarray = points[(points > ends[0]) & (points < ends[1]) & ~np.isin(points, values)]
+    within = (np.abs(points[:, None] - values) <= radii).any(1)  # of a node: on which side of it is not known
+    between: np.ndarray = points[(points > ends[0]) & (points < ends[1]) & ~within]
     return between
 
 

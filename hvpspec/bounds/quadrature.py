@@ -278,11 +278,15 @@ def _merged(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ritz values that are closer than `near`, merged.
 
-    Returns their mean, weight, largest residual, how many they are, and within which distance of the mean all are.
+    Returns their mean, weight, largest residual, how many they are, and within which distance of the mean all are. Each
+    counts in the mean as much as the start has of it: next to nothing for the copies of an eigenvalue that rounding has
+    brought, some of which are still on their way to it.
     """
     first = np.flatnonzero(np.concatenate([[True], np.diff(values) > near]))
     copies = np.diff(np.concatenate([first, [len(values)]])).astype(float)
-    means = np.add.reduceat(values, first) / copies
+    shares = np.maximum(weights, np.finfo(float).tiny)
+    means = np.add.reduceat(shares * values, first) / np.add.reduceat(shares, first)
+    means = np.where(copies > 1, means, values[first])
     return (
         means,
         np.add.reduceat(weights, first),

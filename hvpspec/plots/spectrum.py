@@ -147,7 +147,8 @@ def _draw_scree(axes: Axes, pairs: Eigenpairs) -> None:
     axes.set_axisbelow(True)
     axes.set_xlabel("rank")
     axes.set_ylabel("|eigenvalue| ± error")
-    axes.legend(loc="upper right")
+    if axes.get_legend_handles_labels()[0]:  # none where all are 0
+        axes.legend(loc="upper right")
 
 
 def _density_alt(density: Density) -> str:

@@ -34,6 +34,13 @@ from hvpspec.preflight.within_time import affordable_part, for_all_data, made_on
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import dtype_name, listed, two_digits_percent
 
+_ZERO = Finding(
+    "zero",
+    "products with random vectors are exactly zero: the loss is linear in the parameters here, or piecewise linear",
+    "the Hessian is zero, and so are all results; if it should be curved, look for a criterion or a nonlinearity that "
+    "was left out",
+    "note",
+)
 _MAX_PRODUCT_CHANGE = 1e-4  # relative difference between two evaluations of a product; two engines differ by less
 _MAX_ASYMMETRY = 1e-3  # relative
 
@@ -136,6 +143,7 @@ def _inspected(
     held = _held(H)
     if not known.refused:
         so_far.append(for_all_data(H, part, known))
+    if not known.refused and _ZERO not in known.findings:  # whose difference would be relative to 0
         known = compare_with_differences(H, known)
     return known if known.refused else for_all_data(H, part, with_forecast(part, known, moments, held, options))
 
@@ -196,6 +204,8 @@ def _products(H: HessianOperator, known: Preflight, seed: int, count: int) -> tu
         HX = _timed(H, X)[0]
     Hx = HX[:, 0].double()
     one, seconds = _timed(H, X[:, :1])
+    if not bool(HX.any()):
+        known = replace(known, findings=(*known.findings, _ZERO))
     symmetry = asymmetry(X, HX)
     size = float(Hx.norm())
     repeats = float((one[:, 0].double() - Hx).norm()) / size if size else 0.0

@@ -13,6 +13,10 @@ from hvpspec.results.estimate import Bracket, Estimate, Rounding
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted, percent
 
+ZERO_HESSIAN = (
+    "all products are exactly zero: a loss with such a Hessian is linear in the parameters here, or piecewise linear; "
+    "if it should be curved, look for a criterion or a nonlinearity that was left out"
+)
 _LARGE_ROUNDING = 1e-5  # relative to the norm: more than products in float32 usually err
 
 
@@ -23,7 +27,7 @@ def ending(spectrum: Spectrum) -> str:
 
 def spectrum_notes(spectrum: Spectrum) -> list[str]:
     """Bounds on all eigenvalues, the density, and what the errors mean."""
-    notes = []
+    notes = [ZERO_HESSIAN] if _is_zero(spectrum) else []
     pairs, trace = spectrum.eigenpairs, spectrum.trace
     if pairs is not None and pairs.largest is not None and pairs.smallest is not None:
         low, high = _outward(pairs.smallest, -1), _outward(pairs.largest, 1)
@@ -55,6 +59,17 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
     if pairs is not None and (population := _population_note(pairs)) is not None:
         notes.append(population)
     return notes
+
+
+def _is_zero(spectrum: Spectrum) -> bool:
+    """Whether every product was exactly zero, as far as the quantities asked for show it."""
+    pairs, norm, density = spectrum.eigenpairs, spectrum.frobenius_norm, spectrum.density
+    shown = [
+        *([] if pairs is None or not len(pairs.values) else [bool((pairs.values == 0).all())]),
+        *([] if norm is None or not math.isfinite(norm.error) else [norm.value == 0]),
+        *([] if density is None else [density.support == (0.0, 0.0)]),
+    ]
+    return bool(shown) and all(shown)
 
 
 def _rounding_note(rounding: Rounding) -> str:

@@ -154,3 +154,18 @@ def test_a_loss_of_another_model_is_refused():
 def test_an_expected_loss_is_a_number_that_a_loss_can_be(given):
     with pytest.raises(InputError, match="give the loss as a number"):
         expected_loss(given)
+
+
+@pytest.mark.parametrize("loss", ["linear", "piecewise linear"])
+def test_a_zero_hessian_is_said_to_be_one(loss):
+    """In the preflight and in the notes of the result: it is right, and rarely what was meant."""
+    given = {"linear": lambda model, batch: model(batch[0]).mean(), "piecewise linear": nn.L1Loss()}[loss]
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    H = hvpspec.HessianOperator(nn.Linear(4, 3).double(), given, [(x, x[:, :3] + 7)])
+    found = inspect_operator(H)
+    assert kinds(found, "note") == {"zero"}
+    assert not found.refused
+    for only in (None, "eigenvalues", "trace", "frobenius_norm", "density"):
+        result = hvpspec.spectrum(H, 2, only=only)
+        assert ("all products are exactly zero" in result.summary()) == (only != "trace")
+    assert "products are exactly zero" not in hvpspec.spectrum(np.diag([1.0, 0.0, 0.0]), 2).summary()

@@ -8,7 +8,7 @@ from hvpspec.kernels.recurrent import layers  # noqa: F401 - defines the operato
 from hvpspec.kernels.recurrent.steps import Steps, packed
 
 WIDTH = 3
-SIZES = [[2] * 4, [4, 3, 3, 1], [3]]
+SIZES = [[2] * 4, [4, 3, 3, 1], [3]]  # of the steps
 
 
 def of(*shape):
@@ -119,6 +119,14 @@ def test_shapes_and_schemas(sizes):
         torch.library.opcheck(operator.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_one_size_is_that_of_all_steps(name):
+    for operator, (shared, *arguments) in zip(PAIRS[name][:2], [PAIRS[name][2]([2] * 4)] * 2, strict=True):
+        given = arguments[operator is PAIRS[name][1]]
+        short = tuple([2] if isinstance(one, list) else one for one in shared)
+        torch.testing.assert_close(operator(*short, *given), operator(*shared, *given), rtol=0, atol=0)
+
+
 def test_steps_of_sequences_of_different_lengths():
     """Rows: step 0 of sequences a, b, c, then step 1 of a and b, then step 2 of a."""
     steps = packed([3, 2, 1], torch.device("cpu"))
@@ -130,7 +138,7 @@ def test_steps_of_sequences_of_different_lengths():
 
 
 def test_steps_of_sequences_of_one_length():
-    for steps in (packed([2, 2, 2], torch.device("cpu")), Steps([2] * 3)):
+    for steps in (packed([2, 2, 2], torch.device("cpu")), Steps([2])):
         rows = torch.arange(6.0)[:, None]
         assert steps.previous is None
         assert steps.before(rows, torch.tensor([[-2.0], [-1.0]])).flatten().tolist() == [-2, -1, 0, 1, 2, 3]

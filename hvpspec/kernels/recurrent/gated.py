@@ -21,6 +21,7 @@ from torch.autograd import Function
 from hvpspec.kernels.recurrent.operators import (
     Maybe,
     each_step,
+    every_size,
     filled,
     flat_steps,
     needed,
@@ -34,7 +35,7 @@ from hvpspec.kernels.recurrent.steps import Steps
 def _tangent_loop(
     C: Tensor, u: Maybe, w: Tensor, sizes: list[int], Q: Maybe, G: Maybe, initial: Maybe
 ) -> tuple[Tensor, Tensor]:
-    n, width, wt = len(C), w.shape[1], w.t()
+    sizes, n, width, wt = every_size(sizes, C), len(C), w.shape[1], w.t()
     vectors = vectors_of(Q, G, initial)
     k, gates = math.prod(vectors), C.shape[1] // width
     q, h = filled(C, (n, k, gates, width), Q), C.new_empty(n, k, width)
@@ -58,7 +59,7 @@ def _tangent_loop(
 
 
 def _sweep_loop(C: Tensor, u: Maybe, w: Tensor, sizes: list[int], S: Maybe, E: Maybe) -> tuple[Tensor, Tensor, Tensor]:
-    n, width = len(C), w.shape[1]
+    sizes, n, width = every_size(sizes, C), len(C), w.shape[1]
     vectors = vectors_of(S, E)
     k, gates = math.prod(vectors), C.shape[1] // width
     m, h, initial = filled(C, (n, k, gates, width), S), filled(C, (n, k, width), E), C.new_zeros(sizes[0], k, width)

@@ -22,6 +22,7 @@ from torch.autograd import Function
 from hvpspec.kernels.recurrent.operators import (
     Maybe,
     each_step,
+    every_size,
     filled,
     flat_steps,
     needed,
@@ -38,7 +39,7 @@ Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def _tangent_loop(
     C: Tensor, f: Tensor, e: Tensor, w: Tensor, sizes: list[int], Z: Maybe, G: Maybe, H: Maybe, c0: Maybe, h0: Maybe
 ) -> Three:
-    n, width, wt = len(f), w.shape[1], w.t()
+    sizes, n, width, wt = every_size(sizes, C), len(C), w.shape[1], w.t()
     vectors = vectors_of(Z, G, H, c0, h0)
     k = math.prod(vectors)
     z, c, h = filled(C, (n, k, 4, width), Z), C.new_empty(n, k, width), C.new_empty(n, k, width)
@@ -68,7 +69,7 @@ def _tangent_loop(
 
 
 def _sweep_loop(C: Tensor, f: Tensor, e: Tensor, w: Tensor, sizes: list[int], Z: Maybe, G: Maybe, H: Maybe) -> Five:
-    n, width = len(f), w.shape[1]
+    sizes, n, width = every_size(sizes, C), len(C), w.shape[1]
     vectors = vectors_of(Z, G, H)
     k = math.prod(vectors)
     z, c, h = filled(C, (n, k, 4, width), Z), filled(C, (n, k, width), G), filled(C, (n, k, width), H)

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hvpspec.kernels.recurrent.gated import sweep
-from hvpspec.kernels.recurrent.operators import Maybe, each_step, operator, steps_before
+from hvpspec.kernels.recurrent.operators import Maybe, each_step, every_size, operator, steps_before
 from hvpspec.kernels.recurrent.steps import Steps
 
 
 def _forward_loop(a: Tensor, w: Tensor, b: Maybe, initial: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    rows, width, wt = len(a), w.shape[1], w.t()
+    sizes, rows, width, wt = every_size(sizes, a), len(a), w.shape[1], w.t()
     gates, m_n, h = a.new_empty(rows, 3 * width), a.new_empty(rows, width), a.new_empty(rows, width)
     matrices = (a[:, : 2 * width], a[:, 2 * width :], gates[:, : 2 * width], *gates.chunk(3, 1), m_n, h)
     steps = each_step(sizes, *matrices)

@@ -112,7 +112,7 @@ def _of_padded(network: _Network, input: Tensor, initial: States, batch_first: b
     if not network.fits(x, 3, initial) or x.shape[1] != initial[0].shape[1]:
         return None
     length, sequences = x.shape[:2]
-    rows, *ends = network(x.flatten(0, 1), initial, Steps([sequences] * length))
+    rows, *ends = network(x.flatten(0, 1), initial, Steps([sequences]))
     y = rows.view(length, sequences, -1)
     return (y.transpose(0, 1) if batch_first else y), *ends
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hvpspec.kernels.recurrent.gated_cell import sweep
-from hvpspec.kernels.recurrent.operators import Maybe, each_step, operator, steps_before
+from hvpspec.kernels.recurrent.operators import Maybe, each_step, every_size, operator, steps_before
 from hvpspec.kernels.recurrent.steps import Steps
 
 
 def _forward_loop(a: Tensor, w: Tensor, c0: Tensor, h0: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    rows, width, wt = len(a), w.shape[1], w.t()
+    sizes, rows, width, wt = every_size(sizes, a), len(a), w.shape[1], w.t()
     gates, c, h = a.new_empty(a.shape).copy_(a), a.new_empty(rows, width), a.new_empty(rows, width)
     steps = each_step(sizes, gates, gates[:, : 2 * width], *gates.chunk(4, 1), c, h)
     before = zip(steps_before(sizes, c, c0), steps_before(sizes, h, h0), strict=True)

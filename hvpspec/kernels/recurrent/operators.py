@@ -90,6 +90,11 @@ def filled(like: Tensor, shape: tuple[int, ...], values: Maybe) -> Tensor:
     return like.new_zeros(shape) if values is None else like.new_empty(shape).copy_(values.reshape(shape))
 
 
+def every_size(sizes: Sequence[int], rows: Tensor) -> list[int]:
+    """The rows of every step: the sizes, repeated until there are as many rows."""
+    return list(sizes) * (len(rows) // sum(sizes))
+
+
 def each_step(sizes: Sequence[int], *matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The rows of each step, of all matrices."""
     return zip(*(matrix.split_with_sizes(sizes) for matrix in matrices), strict=True)

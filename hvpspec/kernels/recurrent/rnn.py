@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hvpspec.kernels.recurrent.gated import sweep
-from hvpspec.kernels.recurrent.operators import Maybe, operator, steps_before
+from hvpspec.kernels.recurrent.operators import Maybe, every_size, operator, steps_before
 from hvpspec.kernels.recurrent.steps import Steps
 
 
 def _forward_loop(a: Tensor, w: Tensor, initial: Tensor, relu: bool, sizes: list[int]) -> Tensor:
     h, wt = torch.empty_like(a, memory_format=torch.contiguous_format).copy_(a), w.t()
+    sizes = every_size(sizes, a)
     steps = h.split_with_sizes(sizes)
     for h_t, h_before in zip(steps, steps_before(sizes, h, initial), strict=True):
         h_t.addmm_(h_before, wt)

@@ -13,7 +13,8 @@ from torch import Tensor
 class Steps:
     """Rows in the order of the steps: first step 0 of every sequence, then step 1 of those that have one, and so on.
 
-    sizes: how many rows each step has, never more than the step before: the longest sequences come first.
+    sizes: how many rows each step has, never more than the step before: the longest sequences come first. One number
+        where all sequences have the same length.
     The others are numbers of rows, and None where all sequences have the same length: `previous`, in the initial values
     with the rows below them, of the step before each row; `mirrored`, of the step as far from the sequence's other end;
     `ends`, of the last step of each sequence.
@@ -26,7 +27,7 @@ class Steps:
 
     def before(self, values: Tensor, initial: Tensor) -> Tensor:
         """For each row its value at the step before."""
-        if len(self.sizes) == 1:
+        if len(values) == len(initial):
             return initial
         if self.previous is None:
             return torch.cat([initial, values[: -len(initial)]])
@@ -35,7 +36,7 @@ class Steps:
     def reversed(self, values: Tensor) -> Tensor:
         """Each sequence from its end to its beginning."""
         if self.mirrored is None:
-            return values.view(len(self.sizes), self.sizes[0], -1).flip(0).flatten(0, 1)
+            return values.view(-1, self.sizes[0], values.shape[1]).flip(0).flatten(0, 1)
         return values.index_select(0, self.mirrored)
 
     def last(self, values: Tensor) -> Tensor:
@@ -45,9 +46,9 @@ class Steps:
 
 def packed(sizes: Sequence[int], device: torch.device) -> Steps:
     """The steps of sequences of these sizes, such as a PackedSequence's `batch_sizes`."""
-    counts = torch.tensor(sizes)
     if sizes[0] == sizes[-1]:
-        return Steps(list(sizes))
+        return Steps([sizes[0]])
+    counts = torch.tensor(sizes)
     starts = counts.cumsum(0) - counts
     step = torch.arange(len(counts)).repeat_interleave(counts)
     sequence = torch.arange(int(counts.sum())) - starts[step]

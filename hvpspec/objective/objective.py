@@ -274,6 +274,11 @@ class Objective:
         other._counting, other._inner = self._counting, self._inner
         return other
 
+    @property
+    def options(self) -> Hashable:
+        """What the loss as a function of the parameters depends on, besides model, loss and data."""
+        return self.space, self.dtype, self.device, self.noise_seed, self._train_mode
+
     def on_first_batch(self) -> Objective:
         """The same objective on the first batch only; on no data where there is none."""
         return self.with_(data=list(islice(self.data, 1)))

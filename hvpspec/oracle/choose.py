@@ -19,7 +19,9 @@ from hvpspec.oracle import autograd
 from hvpspec.oracle.agreement import disagreement
 from hvpspec.oracle.autograd import OnBatch, described
 from hvpspec.oracle.finite_difference import FiniteDifference
+from hvpspec.oracle.prices import PRODUCTS_TO_CHECK, Prices, compiled_product, is_worth, to_compile
 from hvpspec.oracle.recorded.linearized import Linearized
+from hvpspec.oracle.recorded.recordings import are_known, record_first, seconds_to_record, within
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable
 from hvpspec.oracle.retained import RetainedGraphs
@@ -30,14 +32,6 @@ from hvpspec.system.out_of_memory import LACKING_MEMORY, OutOfMemory, is_out_of_
 from hvpspec.validation import all_finite
 
 _LOG = logging.getLogger("hvpspec")
-
-# What recording and compiling cost, and the share of a product's time that they save, as measured (results/oracle.md).
-_SECONDS_TO_RECORD = 2.0
-_SHARE_SAVED_BY_RECORDING = 0.4
-_SECONDS_TO_COMPILE = 5.0
-_SECONDS_TO_COMPILE_AN_OPERATION = 0.03
-_SHARE_SAVED_BY_COMPILING = 0.2
-_PRODUCTS_TO_CHECK = 3  # made to check a new engine and to measure its cost
 
 _PLAIN_RETRIES = 1  # with the plain engine, where memory does not suffice
 _TOO_LITTLE_MEMORY = "too little memory for the linearized engine"
@@ -70,6 +64,7 @@ class Chooser:
         self._verified = verified
         self._expected = 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
+        self._spent = 0.0  # seconds of all products
         self._resumed: dict[str, Any] | None = None  # the engine of an earlier process, to be made again
 
     @property
@@ -114,14 +109,15 @@ class Chooser:
             "form": None if fast is None else fast.form, "together": 1 if fast is None else fast.together,
             "whole": fast is not None and fast.compiled_whole, "plan": self._plan, "settled": self._settled,
             "most_columns": self._most_columns, "made": self._made, "expected": self._expected,
-            "seconds": self._seconds, "differences": None if differences is None else differences.state(),
+            "seconds": self._seconds, "spent": self._spent,
+            "differences": None if differences is None else differences.state(),
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
         """Goes on with the engine of an earlier process; costs are not compared again. It is made when it is needed."""
         self._resumed, self._plan, self._settled = state, state["plan"], state["settled"]
-        self._most_columns, self._made, self._expected, self._seconds = (
-            state[name] for name in ("most_columns", "made", "expected", "seconds")
+        self._most_columns, self._made, self._expected, self._seconds, self._spent = (
+            state[name] for name in ("most_columns", "made", "expected", "seconds", "spent")
         )
 
     def verified(self) -> None:
@@ -137,20 +133,37 @@ class Chooser:
         """Seconds that so many products will take, judging by those already made; NaN where there are none."""
         if self._made == 0:
             return float("nan")
-        plain = products * self._seconds
-        if self.name != "auto" or self._settled or self._fast is not None:
-            return plain
-        recorded = plain * (1 - _SHARE_SAVED_BY_RECORDING) + _SECONDS_TO_RECORD
-        return min(plain, recorded)
+        if self.name == "auto" and not self._settled and self._fast is None:
+            return self._prices().seconds(products)
+        return products * self._seconds_of_next()
 
     def expected_saved_bytes(self, products: int, taken: int) -> int:
-        """Bytes of activations that will be saved if so many products are made and one takes `taken` bytes now."""
-        worthwhile = products * self._seconds * _SHARE_SAVED_BY_RECORDING > self._seconds_to_change()
-        if self._settled or self._fast is not None or (self.name == "auto" and not worthwhile):
+        """Bytes that will be saved beyond those that are, if so many products are made and one takes `taken` now."""
+        records = self.name not in ("auto", "autograd") and not self._settled
+        if self.name == "auto" and not self._settled:
+            records = self._prices().records(products)
+        keeps = self._differences is None and self._plain.can_keep_more and products > 1
+        if self._fast is not None or not (records or keeps):
             return 0  # none, or they are already saved
         vectors = _VECTORS_IN_PEAK * self.objective.space.n * self.objective.dtype.itemsize
         limit = self._memory_limit or int(SAVED_SHARE * free_memory(self.objective.device))
-        return min(self.objective.batch_count() * max(taken - vectors, 0) // _PEAK_TO_SAVED_RATIO, limit)
+        saved = min(self.objective.batch_count() * max(taken - vectors, 0) // _PEAK_TO_SAVED_RATIO, limit)
+        return max(saved - self._plain.size, 0)
+
+    def _seconds_of_next(self) -> float:
+        """Seconds of a product with one vector from now on, if the engine stays."""
+        return self._seconds if self._fast is not None else min(self._seconds, self._plain.seconds)
+
+    def _prices(self) -> Prices:
+        plain, known = self._plain, are_known(self.objective)
+        nodes = plain.nodes * max(len(plain.shapes), 1)
+        return Prices(
+            product=self._seconds_of_next(),
+            graphs=plain.graphs,
+            recording=0.0 if known else seconds_to_record(nodes),
+            nodes=nodes,
+            compiles=self.objective.device.type == "cpu",
+        )
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
         if not self._verified:
@@ -168,8 +181,10 @@ class Chooser:
         product = within_memory(lambda: self._product(columns, on_batch))
         if isinstance(product, OutOfMemory):
             product = self._with_less(lambda: self._product(columns, on_batch))
+        taken = time.perf_counter() - start
         self._made += columns.shape[1]
-        self._seconds = min(self._seconds, (time.perf_counter() - start) / columns.shape[1])
+        self._spent += taken
+        self._seconds = min(self._seconds, taken / columns.shape[1])
         return product
 
     def _product(self, columns: Tensor, on_batch: OnBatch | None) -> Tensor:
@@ -198,7 +213,7 @@ class Chooser:
             if self._fast is None:
                 retries += not self._plain.relieve()
             elif not self._fast.relieve():
-                self._fall_back(_TOO_LITTLE_MEMORY)
+                self._without_memory()
             found = within_memory(product)
             if not isinstance(found, OutOfMemory):
                 if self._fast is not None:
@@ -214,15 +229,18 @@ class Chooser:
     def _consider(self, columns: int) -> None:
         """Changes to a faster engine where one is asked for, or where that is worthwhile."""
         remaining = max(self._expected - self._made, self._made, columns)
-        if self._fast is None:
-            gain = remaining * self._seconds * _SHARE_SAVED_BY_RECORDING if self._made else 0.0
-            if self.name != "auto" or gain > self._seconds_to_change():
-                self._record()
-        elif self.name == "auto":
-            if self.objective.device.type == "cuda":
-                self._settled = True
-                self._try(self._fast.capture)
-            elif remaining * self._seconds * _SHARE_SAVED_BY_COMPILING > self._seconds_to_compile():
+        if self.name != "auto":
+            self._record()
+        elif self._fast is None:
+            if self._made and (prices := self._prices()).records(remaining):
+                self._record(prices.time_to_try(remaining, self._spent))
+        elif self.objective.device.type == "cuda":
+            self._settled = True
+            self._try(self._fast.capture)
+        else:
+            saved = remaining * (self._seconds - compiled_product(self._seconds, self._plain.graphs))
+            checks = (1 + PRODUCTS_TO_CHECK) * self._seconds
+            if is_worth(saved, checks + to_compile(self._fast.operations)):
                 self._settled = True
                 self._try(self._fast.compile)
 
@@ -250,25 +268,21 @@ class Chooser:
             )
         self._fast = fast
 
-    def _seconds_to_change(self) -> float:
-        return _SECONDS_TO_RECORD + _PRODUCTS_TO_CHECK * self._seconds
-
-    def _seconds_to_compile(self) -> float:
-        assert self._fast is not None
-        return _SECONDS_TO_COMPILE + _SECONDS_TO_COMPILE_AN_OPERATION * self._fast.operations
-
-    def _record(self) -> None:
+    def _record(self, time_to_try: float | None = None) -> None:
+        """Changes to the recorded engine. time_to_try: see `Prices.time_to_try`; None for as long as it takes."""
+        if time_to_try == 0:
+            return None
         fast = Linearized(self.objective, memory_limit=self._memory_limit)
         reference = self._seconds
-        while isinstance(found := within_memory(lambda: self._tried(fast)), OutOfMemory):
-            if not fast.relieve():
-                return self._fall_back(_TOO_LITTLE_MEMORY)
+        with within(time_to_try):
+            while isinstance(found := within_memory(lambda: self._tried(fast)), OutOfMemory):
+                if not fast.relieve():
+                    return self._without_memory()
         if isinstance(found, str):
             return self._fall_back(found)
         if self.name == "auto" and found > _MAX_COST_RATIO * reference:
             return self._fall_back("the linearized engine is not faster here")
         self._fast, self._seconds = fast, found
-        self._plain.drop()
         self._settled = self.name != "auto"
         self._announce(fast.describe())
         if self.name in ("compiled", "cudagraph"):
@@ -277,7 +291,8 @@ class Chooser:
     def _tried(self, fast: Linearized) -> float | str:
         """Seconds of a product with a new engine that agrees with the reference; or why it is not used."""
         try:
-            difference = disagreement(fast, self.objective)
+            record_first(self.objective, self._plain.nodes)
+            difference = disagreement(fast, self.objective, self._reference)
             if difference is None:
                 self._fast = fast
                 return self._measure()
@@ -289,6 +304,12 @@ class Chooser:
             return described(error)
         self._warn("linearized", difference)
         return f"the linearized engine disagrees: {difference}"
+
+    def _reference(self, columns: Tensor) -> Tensor:
+        """The product by plain double backward, whose graphs then make room for what the new engine saves."""
+        product = self._plain(columns)
+        self._plain.drop()
+        return product
 
     def _try(self, change: Callable[[], None]) -> None:
         """Compiles or captures; goes back where that fails, disagrees with the reference, or is slower."""
@@ -339,6 +360,11 @@ class Chooser:
     def _fall_back(self, reason: str) -> None:
         self._fast, self._settled = None, True
         self._announce(f"autograd ({reason})")
+
+    def _without_memory(self) -> None:
+        """Back to plain double backward, which keeps no graphs either."""
+        self._plain.stop()
+        self._fall_back(_TOO_LITTLE_MEMORY)
 
     def _warn(self, form: str, difference: str) -> None:
         warnings.warn(

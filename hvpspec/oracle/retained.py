@@ -33,7 +33,7 @@ from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle import autograd
 from hvpspec.oracle.agreement import ROUNDING, relative_difference
-from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, fresh_graphs, graph_of, refuse_once_differentiable
+from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, graph_nodes, graph_of, refuse_once_differentiable
 from hvpspec.oracle.graph_memory import held_by
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of
@@ -89,7 +89,10 @@ class RetainedGraphs:
     def __init__(self, objective: Objective, memory_limit: int | None = None) -> None:
         self.objective = objective
         self.keep = False
-        self.nodes = 0  # of the largest graph that was looked at
+        self.nodes = 0  # of a batch's graph
+        self.graphs = self.backward = float("inf")  # seconds of the graphs of all batches, and of one vector's passes
+        self.shapes: set[Hashable] = set()  # of batches, as far as they have been looked at
+        self._making = 0.0  # seconds of the graphs of this product
         self._limit = memory_limit
         self._relieved = False
         self._off = False  # no graph is kept any more
@@ -110,25 +113,37 @@ class RetainedGraphs:
         self._size = self._largest_other = 0  # bytes: of kept graphs together; of a batch's whose graph is not kept
         self._complete = False  # whether a pass has ended in which graphs could be kept
 
+    def stop(self) -> None:
+        """Frees all graphs, and keeps none from now on."""
+        self.drop()
+        self._off = True
+
     def begin(self) -> None:
         """Says that a run begins: what has happened since the last product is not known."""
         self._check_loss = True
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
         """H @ columns, as `autograd.hvp`, which see."""
-        if self._off:
-            return autograd.hvp(self.objective, columns, on_batch)
         start = time.perf_counter()
         self._check_loss |= start - self._last[0] > max(_PAUSE, _PAUSE_IN_PRODUCTS * self._last[1])
+        self._making = 0.0
         try:
             if self._kept and self._runs_python and not self._compared:
                 return self._both(columns, on_batch)
-            return autograd.hvp(self.objective, columns, on_batch, self._graphs)
+            product = autograd.hvp(self.objective, columns, on_batch, self._graphs)
+            self.backward = min(self.backward, (time.perf_counter() - start - self._making) / columns.shape[1])
+            return product
         except StaleGraph:
             self._changed()
         finally:
             self._last = (time.perf_counter(), time.perf_counter() - start)
         return autograd.hvp(self.objective, columns, on_batch)
+
+    @property
+    def seconds(self) -> float:
+        """Expected of a product with one vector from now on; infinite before the first."""
+        anew = 1 - self.share if self._off or self._complete else 0.0  # graphs that cannot be kept
+        return self.backward + anew * self.graphs if anew else self.backward
 
     def _both(self, columns: Tensor, on_batch: OnBatch | None) -> Tensor:
         """The product without kept graphs; with them it has to be the same, or else none is kept any more."""
@@ -139,7 +154,7 @@ class RetainedGraphs:
         if self.objective.device.type != "cpu":  # sums may be in another order each time
             same = relative_difference(found, expected) <= ROUNDING[self.objective.dtype]
         if not same:
-            self._stop()
+            self.stop()
         return expected
 
     def relieve(self) -> bool:
@@ -156,6 +171,16 @@ class RetainedGraphs:
         """The share of the batches whose graphs are kept."""
         return len(self._kept) / max(self.objective.batch_count(), 1) if self._kept else 0.0
 
+    @property
+    def size(self) -> int:
+        """Bytes of the kept graphs."""
+        return self._size
+
+    @property
+    def can_keep_more(self) -> bool:
+        """Whether the next product may keep graphs that are not kept yet."""
+        return not (self._off or self._complete)
+
     def describe(self) -> str:
         """For the plan: how many graphs are kept; nothing where none is."""
         if not self._kept:
@@ -169,11 +194,10 @@ class RetainedGraphs:
         """A graph for each batch of weight > 0: the one that is kept, or a new one."""
         if self._model is not None and not self._model.is_now(objective):
             self._changed()
-        limit = self._room()
-        if not self._kept and not (self.keep and limit > 0):
-            yield from fresh_graphs(objective, parameters)
-            return
-        if self._model is None:
+        limit = self._room() if (self.keep or self._kept) and not self._off else 0
+        if self.keep and limit == 0:
+            self.stop()
+        if self._model is None and limit > 0:
             frozen = objective.frozen_values()
             tensors = list(named_tensors(objective.model))
             self._model = _Model(tensors, _versions(objective), objective.snapshot(), frozen)
@@ -196,6 +220,7 @@ class RetainedGraphs:
                 yield graph
             del graph
         self._check_loss = False
+        self.graphs = self.graphs if reused else self._making
         self._end_of_pass(reused)
 
     def _same(self, index: int, one: BatchLoss) -> _KeptBatch | None:
@@ -216,9 +241,9 @@ class RetainedGraphs:
         self, index: int, one: BatchLoss, parameters: tuple[Tensor, ...], buffers: _Buffers, limit: int, first: bool
     ) -> BatchGraph:
         """The graph of a batch, which is kept where that is possible."""
+        start = time.perf_counter()
         copies = None if self._complete or self._model is None else self._copied(one.batch)
         own = [] if copies is None else [(tensor, tensor.clone()) for tensor in _attributes(self.objective)]
-        start = time.perf_counter()
         loss, weight = one()
         if first and weight > 0:
             refuse_once_differentiable(index, loss)
@@ -226,12 +251,15 @@ class RetainedGraphs:
             return BatchGraph(index, 0.0, loss.detach(), False, [], parameters, None)
         graph = graph_of(index, loss, weight, parameters)
         del loss
+        seconds = time.perf_counter() - start
+        if not self.nodes:
+            self.nodes = len(graph_nodes(g for _, g in graph.curved if isinstance(g, Tensor)))
         if any(not torch.equal(tensor, copy) for tensor, copy in own):
-            self._stop()  # the forward pass writes to what the graph may hold
+            self.stop()  # the forward pass writes to what the graph may hold
         elif copies is not None:
-            seconds = time.perf_counter() - start
             written = [(b, b.data) for b, data in buffers if not torch.equal(b.data, data)]
-            self._keep(replace(graph), *copies, written, seconds, limit)
+            self._keep(graph, *copies, written, seconds, limit)
+        self._making += time.perf_counter() - start
         return graph
 
     def _copied(self, batch: Any) -> tuple[Hashable, list[Tensor]] | None:
@@ -239,8 +267,9 @@ class RetainedGraphs:
         try:
             form, tensors = shape_of(move(batch, self.objective.device, self.objective.dtype))
         except NotRecordable:
-            self._stop()
+            self.stop()
             return None
+        self.shapes.add(form)
         return form, [tensor.clone() for tensor in tensors]
 
     def _keep(
@@ -250,10 +279,9 @@ class RetainedGraphs:
         short."""
         assert self._model is not None
         held = held_by(g for _, g in graph.curved if isinstance(g, Tensor))
-        self.nodes = max(self.nodes, held.nodes)
         self._runs_python |= held.runs_python
         if held.runs_python and self.objective.noise_seed is not None:  # which a backward may draw anew
-            return self._stop()
+            return self.stop()
         own = {tensor.data.untyped_storage().data_ptr() for _, tensor in self._model.tensors}
         own -= {data.untyped_storage().data_ptr() for _, data in written}
         size = sum(size for address, size in held.storages.items() if address not in own)
@@ -289,11 +317,7 @@ class RetainedGraphs:
         self.drop()
         self._changes += 1
         if self._changes >= _MAX_CHANGES:
-            self._stop()
-
-    def _stop(self) -> None:
-        self.drop()
-        self._off = True
+            self.stop()
 
     def _end_of_pass(self, reused: bool) -> None:
         self._changes = 0 if reused else self._changes
@@ -301,7 +325,7 @@ class RetainedGraphs:
             return
         self._complete = True
         if not self._kept or _versions(self.objective) != self._model.versions:
-            self._stop()  # no room for any, or the loss writes to the parameters
+            self.stop()  # no room for any, or the loss writes to the parameters
 
 
 def _versions(objective: Objective) -> list[int]:

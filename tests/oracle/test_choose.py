@@ -1,7 +1,10 @@
 """Which engine is chosen, when it is changed, and what happens where a new engine fails or disagrees."""
 
+import gc
 import logging
 import math
+import time
+import weakref
 
 import pytest
 import torch
@@ -10,8 +13,8 @@ from torch import nn
 from zoo import mlp
 
 import hvpspec
-from hvpspec.oracle import choose
-from hvpspec.oracle.recorded import linearized
+from hvpspec.oracle import autograd, choose, prices
+from hvpspec.oracle.recorded import linearized, recordings, tracing
 
 
 class Square(torch.autograd.Function):
@@ -124,13 +127,13 @@ def test_auto_changes_engine_when_that_is_worthwhile(monkeypatch):
     monkeypatch.setattr(choose.Chooser, "_measure", lambda self: 1e9)
     slow.expect(10**6)
     assert relative(slow @ v, expected) <= 1e-12
-    assert slow.plan == "autograd (the linearized engine is not faster here)"
+    assert slow.plan.startswith("autograd (the linearized engine is not faster here), gradient graphs of 3 of 3")
 
 
 @needs_compiler
 def test_auto_compiles_when_that_is_worthwhile(monkeypatch):
-    monkeypatch.setattr(choose, "_SECONDS_TO_COMPILE", 0.0)
-    monkeypatch.setattr(choose, "_SECONDS_TO_COMPILE_AN_OPERATION", 0.0)
+    for name in ("_SECONDS_TO_COMPILE", "_SECONDS_TO_COMPILE_AN_OPERATION", "_COMPILED_IN_GRAPHS"):
+        monkeypatch.setattr(prices, name, 0.0)
     case = mlp()
     H = hvpspec.HessianOperator(case.model, case.loss, case.data)
     reference, _ = operators(case)
@@ -149,15 +152,117 @@ def test_memory_limits_are_checked():
         hvpspec.HessianOperator(case.model, case.loss, case.data, memory_limit="lots")
 
 
+def priced(product, graphs, **options):
+    """An operator whose products through kept graphs take so many seconds, and the graphs themselves."""
+    case = mlp()
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data, **options)
+    chooser = H._product
+    chooser._made, chooser._seconds = 1, product + graphs
+    chooser._plain.backward, chooser._plain.graphs, chooser._plain.nodes = product, graphs, 300
+    return H
+
+
 def test_expected_costs_follow_from_the_products_made(monkeypatch):
     case = mlp()
-    H = hvpspec.HessianOperator(case.model, case.loss, case.data)
-    assert math.isnan(H.expected_seconds(10))
-    monkeypatch.setattr(H._product, "_made", 1)
-    monkeypatch.setattr(H._product, "_seconds", 0.5)
-    assert H.expected_seconds(2) == 1.0  # recording is not worthwhile
-    assert H.expected_seconds(100) == pytest.approx(50 * 0.6 + 2)
-    assert H.expected_saved_bytes(2, 2**20) == 0
+    assert math.isnan(hvpspec.HessianOperator(case.model, case.loss, case.data).expected_seconds(10))
+    monkeypatch.setattr(recordings, "_PACE", [0.01])
+    H = priced(0.5, 0.4)
+    assert H.expected_seconds(2) == 1.0  # graphs are kept from now on; recording is not worthwhile
+    recording = 3.0 + 0.5 + 3 * 0.465  # and its checks
+    assert 1.2 * recording < 1000 * (0.5 - 0.465)
+    compiled = max(0.8 * 0.465, 0.4)
+    compiling = 3.0 + 2 * (0.5 + 3 * 0.465) + 6.0 + 0.02 * 5 * 300
+    assert H.expected_seconds(1000) == pytest.approx(1000 * compiled + compiling)
+    assert H.expected_saved_bytes(1, 2**20) == 0
+    plain = priced(0.5, 0.4, engine="autograd")
+    assert plain.expected_seconds(1000) == 500.0
+    plain._product._plain.stop()
+    assert plain.expected_seconds(1000) == pytest.approx(900.0)
+
+
+def test_a_slow_double_backward_is_recorded_early(monkeypatch):
+    """As of convolutions with long kernels: a product takes several gradients, a recorded one does not."""
+    monkeypatch.setattr(recordings, "_PACE", [0.01])
+    slow, usual = priced(1.0, 0.2)._product._prices(), priced(0.3, 0.2)._product._prices()
+    assert slow.records(10)
+    assert slow.time_to_try(10, spent=0.0) == 0  # the attempt could cost a tenth of all that comes
+    assert slow.time_to_try(60, spent=0.0) == 3.0
+    assert slow.time_to_try(10, spent=20.0) == 4.0
+    assert not usual.records(60)
+
+
+def test_what_cannot_be_recorded_is_not_tried_again(monkeypatch):
+    case, tries = mlp(), []
+    real = tracing.record
+    monkeypatch.setattr(recordings, "record", lambda *arguments: tries.append(1) or real(*arguments))
+
+    def loss(model, batch):
+        return (model(batch[0]) * (1 + (batch[0] > 1e9).sum().item())).square().mean()
+
+    for _ in range(2):
+        H = hvpspec.HessianOperator(case.model, loss, case.data, engine="linearized")
+        H @ torch.ones(H.shape[0], dtype=torch.float64)
+        assert H.plan.startswith("autograd (recording failed: ")
+    assert tries == [1]
+
+
+def test_a_recording_is_used_by_the_next_operator_on_the_same_model(monkeypatch):
+    case, made = mlp(), []
+    real = tracing.record
+    monkeypatch.setattr(recordings, "record", lambda *arguments: made.append(1) or real(*arguments))
+
+    def product(loss="cross_entropy", **options):
+        H = hvpspec.HessianOperator(case.model, loss, case.data, engine="linearized", **options)
+        v = torch.ones(H.shape[0], 1, dtype=H.torch_dtype)
+        found = H @ v
+        assert H.engine == "linearized"
+        assert relative(found, autograd.hvp(H.objective, v)) < 1e-5
+        return len(made)
+
+    shapes = product()
+    with torch.no_grad():
+        for p in case.model.parameters():
+            p.mul_(1.1)
+    assert product() == shapes
+    assert product(dtype="float32") == 2 * shapes  # another precision, another recording
+    assert product(loss=lambda model, batch: model(batch[0]).square().mean()) == 3 * shapes
+    case.model.scale = 2.0  # which a recording could hold
+    assert product(loss=lambda model, batch: model(batch[0]).square().mean()) == 4 * shapes
+
+
+def test_recordings_do_not_keep_a_model_alive():
+    def recorded():
+        case = mlp()
+        model = case.model
+        H = hvpspec.HessianOperator(model, lambda m, b: model(b[0]).square().mean(), case.data, engine="linearized")
+        H @ torch.ones(H.shape[0], dtype=torch.float64)
+        assert H.engine == "linearized"
+        return weakref.ref(model)
+
+    alive = recorded()
+    gc.collect()
+    assert alive() is None
+
+
+def test_an_attempt_to_record_that_takes_too_long_ends_in_its_forward_pass():
+    case, steps = mlp(), []
+
+    def loss(model, batch):
+        out = model(batch[0])
+        for _ in range(200):
+            steps.append(1)
+            time.sleep(0.001)
+            out = out + 0.1 * out.tanh()
+        return out.square().mean()
+
+    H = hvpspec.HessianOperator(case.model, loss, case.data, verify=False)
+    v = torch.ones(H.shape[0], 1, dtype=torch.float64)
+    expected = H @ v
+    steps.clear()
+    H._product._record(0.05)
+    assert len(steps) < 100
+    assert H.plan.startswith("autograd (recording failed: TooLong")
+    assert torch.equal(H @ v, expected)
 
 
 def test_the_activations_to_be_saved_are_predicted_within_the_limit():
@@ -172,4 +277,9 @@ def test_the_activations_to_be_saved_are_predicted_within_the_limit():
     assert H.expected_saved_bytes(100, 2**30) == 2**20
     H @ torch.ones(H.shape[0])
     assert H.expected_saved_bytes(100, 2**30) == 0  # they are already saved
-    assert operator(engine="autograd").expected_saved_bytes(100, 2**30) == 0
+    plain = operator(engine="autograd", memory_limit="1MiB")
+    assert plain.expected_saved_bytes(100, 2**30) == 2**20  # of graphs
+    assert plain.expected_saved_bytes(1, 2**30) == 0
+    for _ in range(2):
+        plain @ torch.ones(H.shape[0])
+    assert plain.expected_saved_bytes(100, 2**30) == 0

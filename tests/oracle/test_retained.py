@@ -406,8 +406,8 @@ def test_a_function_that_differs_from_time_to_time_is_not_kept(monkeypatch):
     real = autograd.hvp
 
     def other(objective, columns, on_batch=None, graphs=autograd.fresh_graphs):
-        found = real(objective, columns, on_batch, graphs)
-        return found if graphs is autograd.fresh_graphs else found * (1 + 1e-15)
+        changed = graphs is not autograd.fresh_graphs and share(H) > 0
+        return real(objective, columns, on_batch, graphs) * (1 + 1e-15 if changed else 1)
 
     monkeypatch.setattr(autograd, "hvp", other)
     assert torch.equal(H @ V, real(H.objective, V))

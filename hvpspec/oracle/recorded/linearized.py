@@ -19,8 +19,9 @@ from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
+from hvpspec.oracle.recorded.recordings import recorded
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
-from hvpspec.oracle.recorded.tracing import Program, eager, record, shape_of, vectorised
+from hvpspec.oracle.recorded.tracing import Program, eager, shape_of, vectorised
 
 _MAX_COST_RATIO = 0.95  # of a vector among twice as many together: worth it below
 _MAX_DIFFERENCE_TOGETHER = 1e-3  # relative, between a product computed with others and by itself
@@ -103,7 +104,7 @@ class Linearized:
         key, tensors = shape_of(batch)
         if key not in self._programs:
             with self.objective.evaluating():
-                recording = record(self.objective, snapshot, batch)
+                recording = recorded(self.objective, snapshot, batch, self._frozen)
             self._programs[key] = eager(recording)
         return self._programs[key], tensors
 

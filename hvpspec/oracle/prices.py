@@ -1,0 +1,85 @@
+"""What a product is expected to cost by each engine, and what it costs to get that engine ready.
+
+From two measured times: of a product through kept graphs, and of the graphs themselves, which take little more than a
+gradient. As measured (results/oracle.md), in units of the graphs: a kept product takes 1.2 to 1.6 on most networks, a
+recorded one up to a tenth less, and not more than about 1.5 where the kept one takes far more, as convolutions with
+long kernels do (4.6). Compiled, it takes a fifth less, down to about 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_RECORDED_SHARE, _RECORDED_IN_GRAPHS = 0.93, 1.55
+_COMPILED_SHARE, _COMPILED_IN_GRAPHS = 0.8, 1.0
+_OPERATIONS_A_NODE = 5  # of a recording
+_SECONDS_TO_COMPILE = 6.0
+_SECONDS_TO_COMPILE_AN_OPERATION = 0.02
+PRODUCTS_TO_CHECK = 3  # made to check a new engine and to measure its cost, besides one by the old
+_LEAST_RATIO = 1.2  # of what a change of engine saves and what it costs
+
+_FORWARD_SHARE = 0.25  # of a recording, at most: there most failures show
+_LARGEST_SHARE_OF_SPENT, _LARGEST_SHARE_OF_COMING = 1 / 5, 1 / 20  # that an attempt to record may cost if it fails
+
+
+def recorded_product(product: float, graphs: float) -> float:
+    """Seconds of a product by a recording, from those of one through kept graphs and of the graphs."""
+    return min(_RECORDED_SHARE * product, _RECORDED_IN_GRAPHS * graphs)
+
+
+def compiled_product(recorded: float, graphs: float) -> float:
+    """Seconds of a compiled product, from those of one that is not."""
+    return min(recorded, max(_COMPILED_SHARE * recorded, _COMPILED_IN_GRAPHS * graphs))
+
+
+def to_compile(operations: int) -> float:
+    """Seconds to compile recordings with so many operations."""
+    return _SECONDS_TO_COMPILE + _SECONDS_TO_COMPILE_AN_OPERATION * operations
+
+
+def is_worth(saved: float, cost: float) -> bool:
+    """Whether a change of engine that is expected to save so many seconds is worth its cost."""
+    return saved > _LEAST_RATIO * cost
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Seconds, while plain double backward is in use.
+
+    `product`: of one vector's. `graphs`: of the gradients with their graphs. `recording`: to record. `nodes`: in the
+    graphs that are to be recorded. `compiles`: whether a recording can be compiled.
+    """
+
+    product: float
+    graphs: float
+    recording: float
+    nodes: int
+    compiles: bool
+
+    def saved_and_cost(self, products: int) -> tuple[float, float]:
+        """What the better of recording and compiling is expected to save, and what it costs."""
+        recorded = recorded_product(self.product, self.graphs)
+        checks = self.product + PRODUCTS_TO_CHECK * recorded
+        found = [(products * (self.product - recorded), self.recording + checks)]
+        if self.compiles:
+            compiled = compiled_product(recorded, self.graphs)
+            cost = self.recording + 2 * checks + to_compile(_OPERATIONS_A_NODE * self.nodes)
+            found.append((products * (self.product - compiled), cost))
+        return max(found, key=lambda one: one[0] - one[1])
+
+    def seconds(self, products: int) -> float:
+        """What so many products are expected to take with a change of engine where that is worthwhile."""
+        saved, cost = self.saved_and_cost(products)
+        return products * self.product + (cost - saved if is_worth(saved, cost) else 0.0)
+
+    def records(self, products: int) -> bool:
+        """Whether to record for so many products to come."""
+        return is_worth(*self.saved_and_cost(products))
+
+    def time_to_try(self, products: int, spent: float) -> float:
+        """Seconds that the forward pass of a recording may take; 0 where that is too short to begin.
+
+        spent: seconds of products so far.
+        """
+        allowed = max(_LARGEST_SHARE_OF_SPENT * spent, _LARGEST_SHARE_OF_COMING * products * self.product)
+        return allowed if allowed >= _FORWARD_SHARE * self.recording else 0.0

@@ -1,0 +1,146 @@
+"""Recordings that a process has made, for the next operator on the same model: the next checkpoint of a series, say.
+
+A recording depends on shapes, on the code of model and loss and on what it takes for constants, not on the model's
+values. It is kept as long as the model lives, for the loss and the options of the last operator. What cannot be
+recorded is remembered as well, so that it is not tried again.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from hvpspec.objective.batches import move
+from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import Snapshot
+from hvpspec.oracle.recorded.tracing import NotRecordable, Recording, record, shape_of
+
+SECONDS_A_NODE = 0.01
+"""That recording takes, of the gradient's graph, as measured (6 to 12 ms); until one has been made here."""
+
+
+@dataclass
+class _Known:
+    """Recordings, or why there is none, by the shape of batches."""
+
+    loss: Callable[[], Any]
+    options: Hashable
+    frozen: Hashable
+    by_shape: dict[Hashable, Recording | str] = field(default_factory=dict)
+
+    def is_of(self, objective: Objective) -> bool:
+        return self.loss() == objective.loss.given and self.options == objective.options
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+_LIMIT: ContextVar[float | None] = ContextVar("limit", default=None)
+_PACE = [SECONDS_A_NODE]
+
+
+def seconds_to_record(nodes: int) -> float:
+    """What a recording is expected to take, from the number of nodes of the gradient's graph."""
+    return nodes * _PACE[0]
+
+
+def are_known(objective: Objective) -> bool:
+    """Whether there are recordings of this objective already."""
+    known = _KNOWN.get(objective.model)
+    return (
+        known is not None and known.is_of(objective) and any(isinstance(r, Recording) for r in known.by_shape.values())
+    )
+
+
+def record_first(objective: Objective, nodes: int) -> None:
+    """Records the first batch, which shows whether that is possible. nodes: of its gradient's graph.
+
+    Raises NotRecordable.
+    """
+    if are_known(objective):
+        return
+    start, frozen = time.perf_counter(), objective.frozen_values()
+    with objective.evaluating():
+        for batch in islice(objective.data, 1):
+            recorded(objective, objective.snapshot(), move(batch, objective.device, objective.dtype), frozen)
+    if nodes:
+        _PACE[0] = (time.perf_counter() - start) / nodes
+
+
+def recorded(objective: Objective, snapshot: Snapshot, batch: Any, frozen: Hashable) -> Recording:
+    """The recording for batches like this one, made if there is none; see `tracing.record`.
+
+    frozen: what it takes for constants. Raises NotRecordable.
+    """
+    known = _KNOWN.get(objective.model)
+    if known is None or not known.is_of(objective) or known.frozen != frozen:
+        known = _KNOWN[objective.model] = _Known(_weak(objective.loss.given), objective.options, frozen)
+    key, _ = shape_of(batch)
+    found = known.by_shape.get(key)
+    if found is None:
+        try:
+            with _TimeLimit():
+                found = record(objective, snapshot, batch)
+        except NotRecordable as error:
+            if not _took_too_long(error):
+                known.by_shape[key] = str(error)
+            raise
+        known.by_shape[key] = found
+    if isinstance(found, str):
+        raise NotRecordable(found)
+    return found
+
+
+def _weak(loss: Any) -> Callable[[], Any]:
+    """A reference that does not keep a function alive, which may hold the model."""
+    try:
+        return weakref.WeakMethod(loss) if hasattr(loss, "__self__") else weakref.ref(loss)
+    except TypeError:
+        return lambda: loss  # a name
+
+
+# --- the time that it may take --------------------------------------------------------------------------------------
+
+
+class TooLong(Exception):
+    """Recording takes longer than it may."""
+
+
+def _took_too_long(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, TooLong):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+class within:
+    """While it lasts, the forward pass of a recording may take so many seconds. There most failures show."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._token = _LIMIT.set(self._seconds)
+
+    def __exit__(self, *_: object) -> None:
+        _LIMIT.reset(self._token)
+
+
+class _TimeLimit(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        seconds = _LIMIT.get()
+        self._end = None if seconds is None else time.perf_counter() + seconds
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.autograd.grad:
+            self._end = None
+        if self._end is not None and time.perf_counter() > self._end:
+            raise TooLong("it would take longer than it is worth")
+        return func(*args, **(kwargs or {}))

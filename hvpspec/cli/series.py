@@ -155,7 +155,7 @@ def _open(series: Series, request: Request) -> _Opened:
     source, options, done = request.source, request.options, len(series.rows)
     number = max(done - 1, 0)
     checkpoint = series.checkpoints[number]
-    loaded = load(checkpoint, source, request.screen, with_step=True)
+    loaded = load(checkpoint, source, request.screen, options.seed, with_step=True)
     if done:
         series.check_unchanged(number, loaded.read.fingerprint.sha256)
     if any(finding.kind == "quantised" and finding.severity == "note" for finding in loaded.findings):

@@ -35,6 +35,7 @@ from hvpspec.runs.checkpoint_order import step_in
 from hvpspec.system.time_limit import interruptible
 from hvpspec.wording import counted
 
+CHECKING = "checking model, loss and data"
 _RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
 
 
@@ -186,7 +187,8 @@ def open_checkpoint(
         folder.open_journal(H, source, options.spectrum(), file.sha256, loss=loss)
 
     def inspected() -> Preflight:
-        return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
+        with screen.waiting(CHECKING):
+            return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
 
     preflight = inspected() if folder is None or folder.journal is None else recorded(folder.journal, H, inspected)
     return Opened(H, file, loss, preflight, len(blocks))

@@ -17,7 +17,7 @@ from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, zero_hessian_refused
+from hvpspec.cli.prepare import CHECKING, Read, inspect, load, made_by, read, refuse, zero_hessian_refused
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
@@ -166,7 +166,8 @@ def _open(series: Series, request: Request) -> _Opened:
         _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))
     findings = [*loaded.findings, *examine(loaded.model, H.device)]
     expect = None if done else source.expect_loss
-    preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)
+    with request.screen.waiting(CHECKING):
+        preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)
     refuse(preflight)
     return _Opened(loaded.model, H, loss, preflight, loaded.read)
 
@@ -220,7 +221,10 @@ def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tup
             )  # fmt: skip
             yield opened.H
 
-    with request.screen.progress_bar() as show:
+    def which() -> str:
+        return f"checkpoint {done + len(reads)} of {len(series.checkpoints)}: "
+
+    with request.screen.progress_bar(which) as show:
         found = track(
             operators(),
             start=series.vectors,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hvpspec.estimators.trace import frobenius_norm, trace
     from hvpspec.objective.losses import LossValue
     from hvpspec.objective.parameters import ParameterSpace
+    from hvpspec.objective.sampled_batches import sample_batches
     from hvpspec.operators.dense import derivative, hessian
     from hvpspec.operators.hessian import HessianOperator
     from hvpspec.options import SpectrumOptions
@@ -70,6 +71,7 @@ _PLACES = {
     "hessian": "operators.dense",
     "load_checkpoint": "checkpoint.load",
     "load_spectrum": "report.documents",
+    "sample_batches": "objective.sampled_batches",
     "solve": "estimators.solve",
     "spectral_density": "estimators.density",
     "spectrum": "estimators.spectrum",
@@ -107,6 +109,7 @@ __all__ = [
     "hessian",
     "load_checkpoint",
     "load_spectrum",
+    "sample_batches",
     "solve",
     "spectral_density",
     "spectrum",

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
+from hvpspec.cli.progress import Outlook, current_estimate
 from hvpspec.escaping import on_lines
+from hvpspec.system.time_limit import clock
 
 if TYPE_CHECKING:
     from hvpspec.report.table import Table
     from hvpspec.report.terminal import Section
     from hvpspec.results.spectrum import Progress
+
+_SECONDS_BETWEEN_LINES = 60.0  # of progress, where stderr is no terminal
+_SECONDS_BEFORE_A_BAR = 3.0  # what is over sooner needs none
 
 
 def plain_console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -32,6 +39,7 @@ class Screen:
         self._err = plain_console(stderr=True, quiet=quiet)
         self._errors = plain_console(stderr=True)
         self._json_stream = json_stream
+        self._minute = _Minute(self.note)
 
     def line(self, text: str = "", *, style: str | None = None) -> None:
         """One line on stdout, however long."""
@@ -96,37 +104,82 @@ class Screen:
         return self._err.is_terminal and not self._err.quiet
 
     @contextlib.contextmanager
-    def progress_bar(self) -> Iterator[Callable[[Progress], None]]:
-        """A bar with the products made, the current estimate and the time left; nothing without a terminal."""
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    def progress_bar(self, about: Callable[[], str] = lambda: "") -> Iterator[Callable[[Progress], None]]:
+        """A bar with the products made, the current estimate and the time left; without a terminal, a line a minute.
+
+        about: what the run is of, where there are several.
+        """
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
+        from hvpspec.report.numbers import duration
+
+        names = ("count", "estimate", "pace", "left", "end")
+        texts = [TextColumn(f"{{task.fields[{name}]}}") for name in names]
         bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[count]} HVPs"),
-            TextColumn("{task.fields[estimate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._err,
-            transient=True,
-            disable=not self.shows_progress,
-        )
-        task = bar.add_task("", total=None, count="0", estimate="")
-        expected: int | None = None
+            TextColumn("{task.description}"), BarColumn(bar_width=12), *texts,
+            console=self._err, transient=True, disable=not self.shows_progress,
+        )  # fmt: skip
+        fields: dict[str, Any] = dict.fromkeys(names, "")
+        task, outlook = bar.add_task("", total=None, **fields), Outlook()
 
         def show(step: Progress) -> None:
-            nonlocal expected
-            expected = step.expected or expected
-            count = f"{step.hvps}/{expected}" if expected else str(step.hvps)
-            estimate = _current_estimate(step)
+            outlook.follow(step)
+            if not self.shows_progress:
+                self._minute.say(lambda: f"{about()}{outlook.line(step)}")
+                return
+            left = "" if math.isnan(outlook.left) else f"{duration(outlook.left)} left"
             bar.update(
-                task, description=step.stage, completed=step.hvps, total=expected, count=count, estimate=estimate
-            )
+                task, description=f"{about()}{step.stage}", completed=step.hvps, total=outlook.expected,
+                count=f"{outlook.count} HVPs", estimate=current_estimate(step), pace=outlook.pace, left=left,
+                end=outlook.end,
+            )  # fmt: skip
 
         with bar:
             yield show
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Says once in a while that something goes on, whose end is not known, and for how long it has."""
+        from rich.progress import Progress as Bar
+        from rich.progress import TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+        bar = Bar(*columns, console=self._err, transient=True, disable=not self.shows_progress)
+        bar.add_task(what)
+        over, began = threading.Event(), clock()
+
+        def show() -> None:
+            if over.wait(_SECONDS_BEFORE_A_BAR if self.shows_progress else _SECONDS_BETWEEN_LINES):
+                return
+            if self.shows_progress:
+                bar.start()
+                return
+            while True:
+                self.note(f"{what}: {clock() - began:.0f} s so far")
+                if over.wait(_SECONDS_BETWEEN_LINES):
+                    return
+
+        thread = threading.Thread(target=show, name="hvpspec-waiting", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            bar.stop()
+
+
+class _Minute:
+    """Says something at most once a minute, and not in the first one."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._last = say, clock()
+
+    def say(self, text: Callable[[], str]) -> None:
+        if clock() >= self._last + _SECONDS_BETWEEN_LINES:
+            self._last = clock()
+            self._say(text())
 
 
 @contextlib.contextmanager
@@ -142,16 +195,3 @@ def screen_for(*, as_json: bool, quiet: bool) -> Iterator[Screen]:
     screen = Screen(quiet=quiet, json_stream=sys.stdout)
     with contextlib.redirect_stdout(sys.stderr):
         yield screen
-
-
-def _current_estimate(step: Progress) -> str:
-    from hvpspec.report.numbers import with_error
-
-    known = step.spectrum
-    if known.trace is not None:
-        value, error = with_error(known.trace.value, known.trace.error)
-        return f"trace {value} ± {error}"
-    if known.eigenpairs is not None:
-        value, error = with_error(float(known.eigenpairs.values[0]), float(known.eigenpairs.error[0]))
-        return f"λ1 {value} ± {error}"
-    return ""

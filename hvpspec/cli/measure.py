@@ -21,6 +21,7 @@ from hvpspec.krylov.journal import Journal
 from hvpspec.memory import readable
 from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.documents import to_document
+from hvpspec.report.notes import draw_notes
 from hvpspec.report.numbers import QUANTITY_NAMES, duration
 from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
 from hvpspec.report.write_report import FILES, write_report
@@ -160,6 +161,8 @@ def _show(
             found, rtol=options.rtol, tol=options.tol, lr=request.lr, momentum=request.momentum, explain=explain
         )
         screen.sections(sections)
+        for note in draw_notes(record):
+            screen.sentence(note)
         screen.sentence(f"engine: {opened.H.plan}")
         screen.announce(to_document(record), *paths)
         if found.complete:

@@ -17,7 +17,7 @@ import typer
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
 from hvpspec.options import DEFAULT_MAX_HVPS, ENGINES, LOSS_NAMES, QUANTITIES, Engine, Place, SpectrumOptions, Which
-from hvpspec.validation import check_seed
+from hvpspec.validation import check_count, check_seed
 
 if TYPE_CHECKING:
     QuantityName = str
@@ -150,6 +150,14 @@ class Source:
             "--freeze-data",
         ),
     ] = False
+    batches: Annotated[
+        int | None,
+        option(
+            SOURCE,
+            "A quick look: only so many of the batches, drawn at random with --seed.",
+            "--batches",
+        ),
+    ] = None
     expect_loss: Annotated[
         str | None,
         option(
@@ -161,6 +169,8 @@ class Source:
     ] = None
 
     def __post_init__(self) -> None:
+        if self.batches is not None:
+            check_count("--batches", self.batches)
         if self.expect_loss is not None:
             from hvpspec.preflight import expected_loss  # here, as it needs torch
 

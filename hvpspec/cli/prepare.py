@@ -27,6 +27,7 @@ from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses import LossValue
+from hvpspec.objective.sampled_batches import SampledBatches, sample_batches
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.results.record import CheckpointFile, Provenance
@@ -34,6 +35,7 @@ from hvpspec.runs.checkpoint_order import step_in
 from hvpspec.system.time_limit import interruptible
 from hvpspec.wording import counted
 
+CHECKING = "checking model, loss and data"
 _RAN_CODE = ("pickle", "program")  # kinds of warnings that code of the checkpoint was run
 
 
@@ -70,8 +72,8 @@ class Opened:
     blocks: int = 0
 
 
-def load(checkpoint: Path, source: Source, screen: Screen, *, with_step: bool = False) -> Loaded:
-    """Everything that the options name."""
+def load(checkpoint: Path, source: Source, screen: Screen, seed: int, *, with_step: bool = False) -> Loaded:
+    """Everything that the options name. seed: of the draw of batches."""
     loss = load_loss(source.loss)
     built = load_model(source.model) if source.model is not None else None
     found: list[Finding] = []
@@ -85,8 +87,19 @@ def load(checkpoint: Path, source: Source, screen: Screen, *, with_step: bool = 
     model, findings = make_differentiable(model)
     if built is None:
         _refuse_frozen(checkpoint, model)
+    return Loaded(model, _data(source, screen, seed), loss, [*found, *findings], was_read)
+
+
+def _data(source: Source, screen: Screen, seed: int) -> Any:
+    """All batches, or those that are drawn."""
     data = load_data(source.data)
-    return Loaded(model, frozen(data) if source.freeze_data else data, loss, [*found, *findings], was_read)
+    if source.batches is None:
+        return frozen(data) if source.freeze_data else data
+    drawn = sample_batches(data, source.batches, seed=seed)
+    if len(drawn) == drawn.of:
+        screen.note(f"--batches {source.batches:,}: the data have {drawn.of:,}, and all are used.")
+        return frozen(data) if source.freeze_data else data
+    return drawn.frozen() if source.freeze_data else drawn
 
 
 def _refuse_frozen(checkpoint: Path, model: nn.Module) -> None:
@@ -158,7 +171,7 @@ def open_checkpoint(
     is to be compared, and a journal kept.
     """
     with interruptible():
-        loaded = load(checkpoint, source, screen)
+        loaded = load(checkpoint, source, screen, options.seed)
         tensors = tensors_sha256(loaded.model)  # now: the operator may convert them
         H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
         # Blocks first: a pattern that matches nothing is refused before any product.
@@ -173,7 +186,8 @@ def open_checkpoint(
         folder.open_journal(H, source, options.spectrum(), file.sha256, loss=loss)
 
     def inspected() -> Preflight:
-        return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
+        with screen.waiting(CHECKING):
+            return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
 
     preflight = inspected() if folder is None or folder.journal is None else recorded(folder.journal, H, inspected)
     return Opened(H, file, loss, preflight, len(blocks))
@@ -225,7 +239,9 @@ def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossV
     """Prints what was loaded, and its loss: a model that was loaded wrongly shows there."""
     count = count_parameters(H.objective.model, H.parameters.n)
     screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}")
-    batches = f"{loss.batches} batch" + ("es" if loss.batches > 1 else "")
+    batches = counted(loss.batches, "batch", "batches")
+    if isinstance(drawn := H.objective.data, SampledBatches):
+        batches = f"{loss.batches:,} of {counted(drawn.of, 'batch', 'batches')}, drawn at random (seed {drawn.seed})"
     screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
     screen.line()
 

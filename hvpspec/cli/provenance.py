@@ -18,6 +18,7 @@ from torch import nn
 from hvpspec.checkpoint.fingerprint import Fingerprint
 from hvpspec.kernels.torch_kernels import ATTENTION_BACKEND
 from hvpspec.objective.losses import LossValue
+from hvpspec.objective.sampled_batches import SampledBatches
 from hvpspec.operators.fingerprint import content
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import count_parameters
@@ -49,7 +50,7 @@ def describe(
     return Provenance(
         checkpoint=checkpoint,
         model=named["model"] or "the checkpoint's own",
-        data=DataSource(named["data"], loss.batches, loss.weight),
+        data=_data_source(H, named["data"], loss),
         loss=named["loss"],
         parameters=count_parameters(H.objective.model, H.parameters.n),
         options=options,
@@ -69,6 +70,13 @@ def describe(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
     )
+
+
+def _data_source(H: HessianOperator, name: str | None, loss: LossValue) -> DataSource:
+    drawn = H.objective.data
+    if not isinstance(drawn, SampledBatches):
+        return DataSource(name, loss.batches, loss.weight)
+    return DataSource(name, loss.batches, loss.weight, len(drawn), drawn.of, drawn.seed)
 
 
 def checkpoint_file(path: Path, key: str | None, read: Fingerprint, tensors: str | None = None) -> CheckpointFile:

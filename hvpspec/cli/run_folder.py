@@ -146,6 +146,7 @@ def _inputs(provenance: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         "checkpoint (SHA-256)": checkpoint.get("sha256"),
         "batches": data.get("batches"),
+        "--batches": data.get("drawn"),
         "weight of the data": data.get("weight"),
         "--data": data.get("source"),
         **{f"--{name}": provenance.get(name) for name in ("model", "loss", "dtype")},

@@ -18,7 +18,17 @@ from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.prepare import Read, inspect, load, made_by, read, refuse, shown_findings, zero_hessian_refused
+from hvpspec.cli.prepare import (
+    CHECKING,
+    Read,
+    inspect,
+    load,
+    made_by,
+    read,
+    refuse,
+    shown_findings,
+    zero_hessian_refused,
+)
 from hvpspec.cli.provenance import shown, shown_command
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.errors import InputError
@@ -166,7 +176,7 @@ def _open(series: Series, request: Request) -> _Opened:
     source, options, done = request.source, request.options, len(series.rows)
     number = max(done - 1, 0)
     checkpoint = series.checkpoints[number]
-    loaded = load(checkpoint, source, request.screen, with_step=True)
+    loaded = load(checkpoint, source, request.screen, options.seed, with_step=True)
     if done:
         series.check_unchanged(number, loaded.read.fingerprint.sha256)
     if any(finding.kind == "quantised" and finding.severity == "note" for finding in loaded.findings):
@@ -177,7 +187,8 @@ def _open(series: Series, request: Request) -> _Opened:
         _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))
     findings = shown_findings([*loaded.findings, *examine(loaded.model, H.device)], checkpoint, options)
     expect = None if done else source.expect_loss
-    preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)
+    with request.screen.waiting(CHECKING):
+        preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)
     refuse(preflight)
     return _Opened(loaded.model, H, loss, preflight, loaded.read)
 
@@ -239,7 +250,10 @@ def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tup
             )  # fmt: skip
             yield opened.H
 
-    with request.screen.progress_bar() as show:
+    def which() -> str:
+        return f"checkpoint {done + len(reads)} of {len(series.checkpoints)}: "
+
+    with request.screen.progress_bar(which) as show:
         found = track(
             operators(),
             start=series.vectors,

@@ -99,7 +99,7 @@ def _checks(
     checkpoint, source = _sources(path, provenance, given)
     with zero_hessian_refused(), warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)
-        loaded = load(checkpoint, source, screen)
+        loaded = load(checkpoint, source, screen, options.seed)
         same = _same_checkpoint(provenance, loaded)
         yield Check(
             "checkpoint", same, f"{checkpoint} {_either(same, 'is', 'is not')} the checkpoint of the run (SHA-256)"
@@ -171,7 +171,8 @@ def _sources(path: Path, provenance: Provenance, given: Given) -> tuple[Path, So
     if not checkpoint.exists():
         raise InputError(f"{checkpoint}, the checkpoint of {path}, is not there; say where it is with --checkpoint.")
     more = {name: getattr(given, name) for name in ("allow_class", "trust_pickle", "freeze_data")}
-    return checkpoint, Source(**specs, key=given.key or provenance.checkpoint.key, **more)
+    drawn = None if provenance.data is None else provenance.data.drawn
+    return checkpoint, Source(**specs, key=given.key or provenance.checkpoint.key, batches=drawn, **more)
 
 
 def _refuse_foreign(path: Path, name: str, spec: str) -> None:

@@ -22,7 +22,7 @@ from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows
 from hvpspec.report.explanations import EXPLANATIONS, explanations
-from hvpspec.report.notes import ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
+from hvpspec.report.notes import draw_notes, ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
     DATA_HEADING,
     QUANTITY_NAMES,
@@ -77,7 +77,11 @@ def report_html(record: Record) -> str:
         ending=ending(spectrum).partition(": ")[0],
         facts=_facts(record),
         findings=sentences(record),
-        notes=[*spectrum_notes(spectrum), *shortfalls(spectrum, rtol=options.get("rtol"), tol=options.get("tol"))],
+        notes=[
+            *spectrum_notes(spectrum),
+            *draw_notes(record),
+            *shortfalls(spectrum, rtol=options.get("rtol"), tol=options.get("tol")),
+        ],
         headings=_headings(spectrum),
         figures=figure_lines(spectrum),
         figures_about=explanations(_shown_in_figures(spectrum)),
@@ -235,9 +239,8 @@ def _facts(record: Record) -> list[str]:
         facts.append(count.left_out)
     if record.loss is not None:
         facts.append(f"loss {record.loss:.6g}" + (f" ({provenance.loss})" if provenance.loss else ""))
-    if provenance.data is not None and provenance.data.batches:
-        batches = provenance.data.batches
-        facts.append(f"{batches:,} batch" + ("es" if batches > 1 else ""))
+    if provenance.data is not None and (batches := provenance.data.counted_batches) is not None:
+        facts.append(batches)
     if provenance.dtype:
         facts.append(f"{provenance.dtype} on {provenance.device or '?'}")
     return [*facts, f"{spectrum.hvps:,} HVPs", f"{spectrum.seconds:.1f} s"]

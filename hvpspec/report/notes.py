@@ -10,6 +10,7 @@ from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate, Rounding
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted, percent
 
@@ -70,6 +71,18 @@ def _is_zero(spectrum: Spectrum) -> bool:
         *([] if density is None else [density.support == (0.0, 0.0)]),
     ]
     return bool(shown) and all(shown)
+
+
+def draw_notes(record: Record) -> list[str]:
+    """What a random sample of the batches means for the errors due to the choice of data."""
+    data = record.provenance.data
+    if data is None or not data.drawn or not data.of or not has_data_error(record.spectrum):
+        return []
+    left = math.sqrt(1 - data.drawn / data.of)
+    return [
+        f"the figures are of {data.drawn:,} of {counted(data.of, 'batch', 'batches')}, drawn at random; as figures of "
+        f"all {data.of:,}, they have {rounded(left, 2)} times the error '{DATA_HEADING}'"
+    ]
 
 
 def _rounding_note(rounding: Rounding) -> str:

@@ -55,11 +55,24 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class DataSource:
-    """The data of the loss: how they were named, the number of batches, and the sum of the weights of the batches."""
+    """The data of the loss: how they were named, the number of batches, and the sum of the weights of the batches.
+
+    drawn, of, seed: how many of all batches were drawn at random, and with which seed; None where all are used.
+    """
 
     source: _Text = None
     batches: _Count = None
     weight: _Size = None
+    drawn: _Count = None
+    of: _Count = None
+    seed: _Count = None
+
+    @property
+    def counted_batches(self) -> str | None:
+        """ "3 batches", or "10 of 50 batches, drawn at random (seed 0)"; None where that is not known."""
+        if self.drawn is not None and self.of is not None:
+            return f"{self.drawn:,} of {counted(self.of, 'batch', 'batches')}, drawn at random (seed {self.seed})"
+        return counted(self.batches, "batch", "batches") if self.batches else None
 
 
 @dataclass(frozen=True, kw_only=True)

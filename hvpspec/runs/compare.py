@@ -103,6 +103,7 @@ def _settings(provenance: Provenance) -> dict[str, Any]:
         "loss": provenance.loss,
         "data": None if data is None else data.source,
         "number of batches": None if data is None else data.batches,
+        "choice of batches": None if data is None else "all" if data.drawn is None else data.counted_batches,
         "weight of the data": None if data is None else data.weight,
         "model": provenance.model,
         "choice of parameters": provenance.options.get("parameters") or "all",

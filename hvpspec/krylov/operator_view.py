@@ -57,8 +57,9 @@ class DataOperator(Protocol):
 
     Such an operator also has `torch_dtype`, `device` and `noise`, the relative error of its products beyond rounding.
     One that can compute a product with other rounding errors has `recompute`, and perhaps `fresh`: see `Symmetric`.
-    For a journal it may have `fingerprint()`, all that its products depend on, by names that a message can give; `state()`, how it would
-    compute the next product, where that was decided by measurements; and `resume(state)`, which goes on from there.
+    For a journal it may have `fingerprint()`, all that its products depend on, by names that a message can give;
+    `state()`, how it would compute the next product, where that was decided by measurements; and `resume(state)`, which
+    goes on from there.
     """
 
     def matmat(self, X: Any) -> Any:

@@ -14,7 +14,7 @@ def batches():
     return list(zip(x.split(15), (x[:, :3].argmax(1)).split(15)))
 
 def loss(model, batch):
-    if os.environ.get("STOP_AT") and abs(float(model[0].weight.sum()) - float(os.environ["STOP_AT"])) < 1e-6:
+    if os.environ.get("STOP_AT") and abs(float(model[0].weight.detach().sum()) - float(os.environ["STOP_AT"])) < 1e-6:
         raise KeyboardInterrupt
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 """

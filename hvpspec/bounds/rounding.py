@@ -35,7 +35,9 @@ from hvpspec.wording import dtype_name
 _CHECK_NUMBER = 1 << 40  # of the random numbers, beyond all probes
 _SHARE_PER_SUM = 3.2  # sums over the basis allow 16 roundoffs where products do 50: a wrong product enters both whole
 _MARGIN = 2.0  # a random combination of errors may be shorter than the longest of them
-_LARGE_IN_FLOAT64 = 1e-9  # relative: beyond what cancels in any ordinary loss
+_LARGE = {torch.float64: 1e-9, torch.float32: 5e-5}  # relative: beyond what cancels in any ordinary loss
+_LARGE_BESIDE_FRESH = 1e-5  # relative, in float32: beyond what may cancel in other products and not in a fresh one
+_TIMES_FRESH = 10.0  # what the errors of products may be, relative to that of a fresh one
 _SYMMETRIC_IN_FLOAT64 = 1e-6  # relative: an operator with a smaller asymmetry in float64 is symmetric
 
 
@@ -64,11 +66,12 @@ def check_products(A: Symmetric, krylov: Krylov) -> None:
         vector += _random_unit(krylov.zero, krylov.seed, vector)
     off = math.sqrt(krylov.m) * _length(A @ vector - _expected(krylov, signs))
     refuse_asymmetric(off, norm)
-    if off > _LARGE_IN_FLOAT64 * norm and A.dtype == torch.float64 and A.noise() == 0:
+    measured = A.dtype != torch.float64 and A.recompute is not None  # which `measure_rounding` judges
+    if off > _LARGE[A.dtype] * norm and A.noise() == 0 and not measured:
         warnings.warn(
             f"the operator's products contradict one another by {off / norm:.1e} of its norm, which is far more than "
-            "rounding in float64; the errors include that. Has something changed during the run, or does the operator "
-            "compute in a lower precision?",
+            f"rounding in {dtype_name(A.dtype)}; the errors include that. Has something changed during the run, or "
+            "does the operator compute in a lower precision?",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -106,11 +109,31 @@ def measure_rounding(
         sampled = SampledRounding(abs(along) + 2 * math.sqrt(2) * length, _MARGIN * length)
         error = length / _length(probe[0])
         norm = max(norm, _length(probe[1]) / _length(probe[0]))
+    if again[1] == "float64":
+        _compare_with_fresh(A, torch.cat(columns, 1), errors, again[0], norm)
     if parts:
         error = max(error, _MARGIN * math.sqrt(parts) * _length(errors[:, :1]))
     A.shown = max(A.shown, error / norm if norm else 0.0)
     krylov.eps = A.eps
     return Rounding(error, error / norm if norm else 0.0, again[1], len(columns)), sampled
+
+
+def _compare_with_fresh(A: Symmetric, X: Tensor, errors: Tensor, exact: Tensor, norm: float) -> None:
+    """Warns where the products of the run err by more than float32 can explain, as fresh products of X show."""
+    lengths = column_inner(X, X).sqrt()
+    off = float((column_inner(errors, errors).sqrt() / lengths).max())
+    if A.fresh is None or A.noise() != 0 or off <= _LARGE_BESIDE_FRESH * norm:
+        return
+    rounding = A.fresh(X).double() - exact.to(X.device)
+    usual = float((column_inner(rounding, rounding).sqrt() / lengths).max())
+    if off > _TIMES_FRESH * usual + _LARGE_BESIDE_FRESH * norm:
+        warnings.warn(
+            f"the products of this run are off by {off / norm:.1e} of the norm, and fresh ones by {usual / norm:.1e}, "
+            "as the same in float64 show: far more than rounding; the errors include that. Has something changed "
+            "during the run? Another --engine may show whether the engine is at fault.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def explained(A: Symmetric, error: AsymmetricProducts, seed: int) -> Exception:

@@ -57,10 +57,10 @@ class DataOperator(Protocol):
     """What the estimators need of an operator that is a mean over batches of data, beyond SciPy's interface.
 
     Such an operator also has `torch_dtype`, `device` and `noise`, the relative error of its products beyond rounding.
-    One that can compute a product with other rounding errors has `recompute`, see `Symmetric`. For a journal it may
-    have `fingerprint()`, all that its products depend on, by names that a message can give; `state()`, how it would
-    compute the next product, where that was decided by measurements; and `resume(state)`, which goes on from there. It
-    may have `expected_seconds(products)`, how long so many will take.
+    One that can compute a product with other rounding errors has `recompute`, and perhaps `fresh`: see `Symmetric`.
+    For a journal it may have `fingerprint()`, all that its products depend on, by names that a message can give;
+    `state()`, how it would compute the next product, where that was decided by measurements; and `resume(state)`, which
+    goes on from there. It may have `expected_seconds(products)`, how long so many will take.
     """
 
     def matmat(self, X: Any) -> Any:
@@ -83,7 +83,8 @@ class Symmetric:
     folds: of the batches, for a DataOperator; 0 where the product cannot be split. noise: the relative error that
     products have shown so far, beyond rounding. expect: see DataOperator. limit: how many products may be made; what
     would be beyond is refused here, where products are counted, whoever asks for it. recompute: a product in float64,
-    or with other rounding errors, and which of the two; None where rounding cannot be measured. explicit: a matrix held
+    or with other rounding errors, and which of the two; None where rounding cannot be measured. fresh: a product in the
+    dtype from an engine that made none of the others, where there is one. explicit: a matrix held
     here, whose products cannot go wrong one by one. shown: the relative error that comparisons of products have shown,
     see `hvpspec.bounds.rounding`. fingerprint, state, resume: see DataOperator; None where the operator has no
     fingerprint. expected_seconds: see DataOperator; NaN where that is not known. decide: what free memory decides is
@@ -101,6 +102,7 @@ class Symmetric:
     expect: Callable[[int], None] = lambda products: None
     limit: float = math.inf
     recompute: Recompute | None = None
+    fresh: Multiply | None = None
     explicit: bool = False
     shown: float = 0.0
     fingerprint: Callable[[], dict[str, Any]] | None = None
@@ -265,6 +267,7 @@ def _from_data_operator(A: Any) -> Symmetric:
         lambda: A.noise,
         A.expect,
         recompute=recompute,
+        fresh=getattr(A, "fresh", None),
         fingerprint=getattr(A, "fingerprint", None),
         state=lambda: {"noise": A.noise, **engine_state()},
         resume=getattr(A, "resume", lambda state: None),

@@ -76,7 +76,7 @@ def returned(index: int, result: Any) -> tuple[Tensor, float | None]:
     if weight is None:
         return loss.reshape(()), None
     try:
-        return loss.reshape(()), float(weight)
+        return loss.reshape(()), float(weight.detach() if isinstance(weight, Tensor) else weight)
     except (TypeError, ValueError, RuntimeError):
         kind = f"a tensor of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
         raise InputError(

@@ -101,7 +101,7 @@ def _counts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Callable[[], fl
 
 def _sum(weights: Tensor) -> float:
     """NaN where some are negative, which are no weights."""
-    return float(weights.sum()) if bool((weights >= 0).all()) else math.nan
+    return float(weights.detach().sum()) if bool((weights >= 0).all()) else math.nan
 
 
 def sample_count(index: int, batch: Any, axis: Axis = FIRST) -> float:

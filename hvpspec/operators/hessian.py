@@ -18,7 +18,7 @@ from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import fingerprint
 from hvpspec.operators.tensors import TensorOperator
 from hvpspec.options import Engine
-from hvpspec.oracle import Chooser
+from hvpspec.oracle import Chooser, autograd
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.time_limit import check_time, time_left
 from hvpspec.wording import dtype_name
@@ -181,6 +181,21 @@ class HessianOperator(TensorOperator):
             and for finite differences, whose error is `noise`. Costs b products, which `hvps` does not count.
         """
         return self._product.recomputed(columns)
+
+    def fresh(self, columns: Tensor) -> Tensor:
+        """The product as the engine autograd computes it now, in the operator's dtype, whatever engine is in use.
+
+        Parameters
+        ----------
+        columns : Tensor
+            Of shape (n, b), in the operator's dtype and on its device.
+
+        Returns
+        -------
+        Tensor
+            Of shape (n, b). Costs b products, which `hvps` does not count.
+        """
+        return autograd.hvp(self.objective.with_(), columns)
 
     @property
     def plan(self) -> str:

@@ -1,5 +1,7 @@
 """Errors hold where float32 leaves few digits, and where one product among good ones is wrong."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 import hvpspec
 from hvpspec.errors import InputError
+from hvpspec.oracle import Chooser
 from hvpspec.oracle.rounding import recomputed
 
 
@@ -77,6 +80,47 @@ class TestFloat32:
         assert found.rounding == found.eigenpairs.rounding
         assert hvpspec.Spectrum.from_dict(found.to_dict()).rounding == found.rounding
         assert "2 products computed again in float64" in " ".join(found.summary().split())
+
+    @pytest.mark.parametrize("make", [Residual, cancelled_by_batch_norm])
+    def test_a_fault_that_rounding_does_not_explain(self, make, monkeypatch):
+        """All products but the first are too large, by less than a tolerance; fresh ones are not."""
+        torch.manual_seed(0)
+        multiply, made = Chooser.__call__, 0
+
+        def faulty(chooser, columns, on_batch=None):
+            nonlocal made
+            made += 1
+            return multiply(chooser, columns, on_batch) * (1 + (made > 1) * size)
+
+        model, batches, size = make().eval(), data(), 0.0
+        monkeypatch.setattr(Chooser, "__call__", faulty)
+        H = hvpspec.HessianOperator(model, "cross_entropy", batches, engine="autograd")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hvpspec.spectrum(H, 3, rtol=0.05)
+        made, size = 0, 1e-3
+        with pytest.warns(
+            RuntimeWarning, match=r"are off by .* of the norm, and fresh ones by .* far more than rounding"
+        ):
+            found = hvpspec.spectrum(H, 3, rtol=0.05)
+        assert_held(found, in_float64(model, batches))
+
+    def test_faults_of_other_operators_in_float32(self):
+        A, made = np.diag(np.linspace(-1, 3, 40)).astype(np.float32), 0
+
+        def multiply(X):
+            nonlocal made
+            made += 1
+            return A @ X * np.float32(1 + (made > 1) * size)
+
+        size = 0.0
+        operator = LinearOperator(A.shape, matvec=multiply, matmat=multiply, dtype=np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hvpspec.spectrum(operator, 3, rtol=0.05)
+        made, size = 0, 1e-3
+        with pytest.warns(RuntimeWarning, match=r"contradict one another by .* more than rounding in float32"):
+            hvpspec.spectrum(operator, 3, rtol=0.05)
 
     def test_an_interrupted_run_says_that_rounding_is_not_known(self):
         H = hvpspec.HessianOperator(Residual(), "cross_entropy", data())

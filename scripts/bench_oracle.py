@@ -300,7 +300,8 @@ def main() -> None:
         if options.only and not any(part in title for part in options.only):
             continue
         print(f"## {title}", flush=True)
-        how = f"Measured apart from the other sections, with {torch.get_num_threads()} thread(s).\n\n" if kept else ""
+        load = f"{torch.get_num_threads()} thread(s), at a load average of {os.getloadavg()[1]:.0f}"
+        how = f"Measured apart from the other sections: {load}.\n\n" if kept else ""
         texts[title] = how + "\n".join(run())
         print(texts[title], flush=True)
     parts = [f"## {title}\n\n{texts[title]}" for title in measure if title in texts]

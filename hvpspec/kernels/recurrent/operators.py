@@ -126,4 +126,4 @@ def once(ctx: Any, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, .
         found = compute()
         ctx.known = tuple(one.detach() for one in found)
         return found
-    return compute() if ctx.known is None else ctx.known  # type: ignore[no-any-return]
+    return compute() if ctx.known is None else ctx.known

@@ -3,6 +3,7 @@
     pip install -c scripts/constraints.txt torch -e ".[cli,test,bench]" && pip install --no-deps pyhessian==0.1
     .venv/bin/python scripts/bench_oracle.py             about half an hour; writes results/oracle.md
     .venv/bin/python scripts/bench_oracle.py --only GPT --only Memory      only those sections of it
+    .venv/bin/python scripts/bench_oracle.py --only LSTM --rows hvpspec    only those rows of its tables
     .venv/bin/python scripts/bench_oracle.py --device cuda
 
 float32, one batch of the size named unless said otherwise; the rows of a section take turns in one run, medians of nine
@@ -254,9 +255,10 @@ def overhead(device: str, copies: int) -> str:
     )
 
 
-def sections(device: str, minutes: float) -> dict[str, Callable[[], list[str]]]:
-    """What the page holds: titles, and what measures and writes the text below each."""
+def sections(device: str, minutes: float, rows: list[str]) -> dict[str, Callable[[], list[str]]]:
+    """What the page holds: titles, and what measures and writes the text below each; rows: parts of their names."""
     names = [name for name in CONTESTANTS if "CUDA" not in name or device == "cuda"]
+    names = [name for name in names if name == "one gradient" or any(part in name for part in rows)]
 
     def compared(make: Callable[[], models.Problem]) -> Callable[[], list[str]]:
         return lambda: table(compare(make, names, minutes, device), device)
@@ -277,6 +279,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", help="sections whose title holds this, such as MLP; the page keeps its others"
     )
+    parser.add_argument("--rows", action="append", help="rows of tables whose name holds this, beside the gradient's")
     options = parser.parse_args()
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # "ready in" is what it takes the first time
     warnings.filterwarnings("ignore")
@@ -290,12 +293,16 @@ def main() -> None:
     )
     kept = page.read_text().split("\n## ")[1:] if options.only and page.exists() else []
     texts = {title: text.strip("\n") for title, text in (part.split("\n", 1) for part in kept)}
-    measure = sections(options.device, options.patience)
+    if kept:
+        head = page.read_text().split("\n## ")[0].strip("\n")
+    measure = sections(options.device, options.patience, options.rows or [""])
     for title, run in measure.items():
         if options.only and not any(part in title for part in options.only):
             continue
         print(f"## {title}", flush=True)
-        texts[title] = "\n".join(run())
+        load = f"{torch.get_num_threads()} thread(s), at a load average of {os.getloadavg()[1]:.0f}"
+        how = f"Measured apart from the other sections: {load}.\n\n" if kept else ""
+        texts[title] = how + "\n".join(run())
         print(texts[title], flush=True)
     parts = [f"## {title}\n\n{texts[title]}" for title in measure if title in texts]
     page.write_text("\n\n".join([head, *parts]) + "\n")

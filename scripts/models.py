@@ -108,9 +108,31 @@ def crepe_tiny(batches: int = 1) -> Problem:
     return Problem(model, crepe.batches()[:batches], nn.BCELoss())
 
 
+class Recurrent(nn.Module):
+    """Tokens, two layers of 96, and a head on the mean of their outputs."""
+
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.tokens, self.layers = nn.Embedding(200, 48), layer(48, 96, num_layers=2, batch_first=True)
+        self.head = nn.Linear(96, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.tokens(x))[0].mean(1))
+
+
+def recurrent(layer: type[nn.RNNBase], steps: int) -> Problem:
+    return Problem(
+        Recurrent(layer), [(torch.randint(0, 200, (32, steps)), torch.randint(0, 5, (32,)))], nn.CrossEntropyLoss()
+    )
+
+
 PROBLEMS = {
     "MLP 85k, batch 1024": mlp,
     "GPT 0.94M, 8 × 128 tokens": gpt,
     "ResNet-20 0.27M, batch 64": resnet,
     "CREPE tiny 0.49M, batch 32": crepe_tiny,
+    "LSTM 0.14M, 32 × 40 steps": lambda: recurrent(nn.LSTM, 40),
+    "LSTM 0.14M, 32 × 200 steps": lambda: recurrent(nn.LSTM, 200),
+    "GRU 0.11M, 32 × 40 steps": lambda: recurrent(nn.GRU, 40),
+    "GRU 0.11M, 32 × 200 steps": lambda: recurrent(nn.GRU, 200),
 }

@@ -30,7 +30,6 @@ class Replaced:
 
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-_RECURRENT_CELLS = (torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell)
 _ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
 PaddingRows = dict[tuple[int, int], tuple[torch.Tensor, int, torch.Tensor]]
 """By the weight's identity and the number of the row: the weight, that number, and the values."""
@@ -136,7 +135,7 @@ class _Replacements(TorchFunctionMode):
             return _weight_norm(*args, **kwargs)
         if func is torch.nn.functional.embedding:
             return _embedding(*args, **kwargs)
-        if func in _RECURRENT or func in _RECURRENT_CELLS:
+        if func in _RECURRENT:
             return _recurrent(func, args, kwargs)
         if func in _ATTENTION:
             if func is torch.nn.functional.scaled_dot_product_attention:
@@ -192,7 +191,7 @@ def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor
 def _recurrent(function: Any, args: Any, kwargs: Any) -> Any:
     from hvpspec.kernels.recurrent.layers import instead_of  # here, as most models have no such layers
 
-    if function in _RECURRENT and any(tensor.is_cuda for tensor in args if isinstance(tensor, torch.Tensor)):
+    if any(tensor.is_cuda for tensor in args if isinstance(tensor, torch.Tensor)):
         _note("cudnn_rnn")
     found = None if kwargs or differentiated_by_torch_func() else instead_of(function, args)
     if found is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hvpspec.kernels.recurrent.gated import sweep
-from hvpspec.kernels.recurrent.operators import Maybe, each_step, every_size, operator, steps_before
+from hvpspec.kernels.recurrent.operators import Maybe, each_step, every_size, once, operator, steps_before
 from hvpspec.kernels.recurrent.steps import Steps
 
 
@@ -53,7 +53,7 @@ class _GRU(Function):
         ctx: Any, a: Tensor, w: Tensor, b: Maybe, initial: Tensor, steps: Steps
     ) -> tuple[Tensor, Tensor, Tensor]:
         gates, m_n, h = _forward(a, w, b, initial, steps.sizes)
-        ctx.steps = steps
+        ctx.steps, ctx.known = steps, None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(w, initial, gates, m_n, h)
         return gates, m_n, h
@@ -61,18 +61,21 @@ class _GRU(Function):
     @staticmethod
     def backward(ctx: Any, of_gates: Maybe, of_m_n: Maybe, E: Maybe) -> tuple[Maybe, ...]:
         w, initial, gates, m_n, h = ctx.saved_tensors
-        before = ctx.steps.before(h, initial)
-        C, kappa = _Coefficients.apply(gates, m_n, before)  # type: ignore[no-untyped-call]
+
+        def compute() -> tuple[Tensor, ...]:
+            before = ctx.steps.before(h, initial)
+            return *_Coefficients.apply(gates, m_n, before), before  # type: ignore[no-untyped-call]
+
+        C, kappa, slopes, before = once(ctx, compute)
+        r, u, _ = gates.chunk(3, 1)
         S = of_z_n = None
         if of_gates is not None:
-            r, u, n = gates.chunk(3, 1)
-            of_r, of_u, of_n = of_gates.chunk(3, 1)
-            of_z_n = (1 - n * n) * of_n
-            S = torch.cat([r * (1 - r) * (m_n * of_z_n + of_r), u * (1 - u) * of_u, r * of_z_n], 1)
-        if of_m_n is not None:
-            only_n = torch.cat([of_m_n.new_zeros(len(m_n), 2 * m_n.shape[1]), of_m_n], 1)
-            S = only_n if S is None else S + only_n
-        m, adjoint, first = sweep(C, gates.chunk(3, 1)[1], w, ctx.steps, S, E)
+            of_r, of_u, of_z_n = (slopes * of_gates).chunk(3, 1)
+            of_r = of_r + slopes.chunk(3, 1)[0] * (m_n * of_z_n)
+            S = torch.cat([of_r, of_u, r * of_z_n if of_m_n is None else r * of_z_n + of_m_n], 1)
+        elif of_m_n is not None:
+            S = torch.cat([torch.zeros_like(of_m_n), torch.zeros_like(of_m_n), of_m_n], 1)
+        m, adjoint, first = sweep(C, u, w, ctx.steps, S, E)
         z_n = kappa * adjoint if of_z_n is None else torch.addcmul(of_z_n, kappa, adjoint)
         return (
             torch.cat([m[:, : -m_n.shape[1]], z_n], 1),
@@ -84,32 +87,37 @@ class _GRU(Function):
 
 
 class _Coefficients(Function):
-    """C and κ. Written out because autograd would take twice as many operations for the derivative."""
+    """C, κ and the slopes. Written out because autograd would take twice as many operations for the derivative."""
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, m_n: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, gates: Tensor, m_n: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r, u, n = gates.chunk(3, 1)
-        kappa = (1 - u) * (1 - n * n)
+        slope_r, slope_u, slope_n = r * (1 - r), u * (1 - u), 1 - n * n
+        kappa, slopes = (1 - u) * slope_n, torch.cat([slope_r, slope_u, slope_n], 1)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(gates, m_n, before)
-        return torch.cat([kappa * m_n * (r * (1 - r)), (before - n) * (u * (1 - u)), kappa * r], 1), kappa
+        ctx.save_for_backward(gates, m_n, before, kappa, slopes)
+        return torch.cat([kappa * (m_n * slope_r), (before - n) * slope_u, kappa * r], 1), kappa, slopes
 
     @staticmethod
-    def backward(ctx: Any, of_C: Maybe, of_kappa: Maybe) -> tuple[Tensor, Tensor, Tensor]:
-        gates, m_n, before = ctx.saved_tensors
-        if of_C is None:
-            of_C = torch.zeros_like(gates)
-        (r, u, n), (of_r, of_u, of_n) = gates.chunk(3, 1), of_C.chunk(3, 1)
-        slope_r, slope_u, slope_n = r * (1 - r), u * (1 - u), 1 - n * n
-        kappa = (1 - u) * slope_n
+    def backward(ctx: Any, of_C: Maybe, of_kappa: Maybe, of_slopes: Maybe) -> tuple[Tensor, Tensor, Tensor]:
+        gates, m_n, before, kappa, slopes = ctx.saved_tensors
+        of_C = torch.zeros_like(gates) if of_C is None else of_C
+        (r, u, n), (slope_r, slope_u, slope_n) = gates.chunk(3, 1), slopes.chunk(3, 1)
+        of_r, of_u, of_n = of_C.chunk(3, 1)
+        bend_r, bend_u, bend_n = 1 - 2 * r, 1 - 2 * u, -2 * n
         k = of_r * (m_n * slope_r) + of_n * r
         k = k if of_kappa is None else k + of_kappa
-        of_gates = [
-            of_r * (kappa * m_n * (1 - 2 * r)) + of_n * kappa,
-            of_u * ((before - n) * (1 - 2 * u)) - k * slope_n,
-            k * ((1 - u) * (-2 * n)) - of_u * slope_u,
-        ]
-        return torch.cat(of_gates, 1), of_r * (kappa * slope_r), of_u * slope_u
+        of_gates = torch.cat(
+            [
+                of_r * (kappa * m_n * bend_r) + of_n * kappa,
+                of_u * ((before - n) * bend_u) - k * slope_n,
+                k * ((1 - u) * bend_n) - of_u * slope_u,
+            ],
+            1,
+        )
+        if of_slopes is not None:
+            of_gates = of_gates + of_slopes * torch.cat([bend_r, bend_u, bend_n], 1)
+        return of_gates, of_r * (kappa * slope_r), of_u * slope_u
 
 
 def gru(a: Tensor, w: Tensor, b: Maybe, initial: Tensor, steps: Steps) -> Tensor:

@@ -1,4 +1,7 @@
-"""What torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu and their cells compute, by the loops of this folder."""
+"""What torch.lstm, torch.gru, torch.rnn_tanh and torch.rnn_relu compute, by the loops of this folder.
+
+Their cells stay torch's own: a step at a time, its elementary operations are faster, and exact.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,13 @@ States = tuple[Tensor, ...]
 
 
 def instead_of(function: Any, args: Sequence[Any]) -> Any:
-    """What torch.lstm, torch.lstm_cell and the like return for these arguments; None where torch has to see to it.
+    """What the function of torch returns for these arguments; None where torch itself has to see to it.
 
     It can be differentiated to any order, but not in forward mode, nor by torch.func.
     """
-    kind = function.__name__.removesuffix("_cell")
-    if kind != function.__name__:
-        return _cell(kind, *args) if 4 <= len(args) <= 6 else None
     if len(args) != 9:
         return None
+    kind = function.__name__
     if isinstance(args[3], (list, tuple)):
         data, batch_sizes, hx, *rest = args
         return _of_packed(_Network(kind, *rest), data, batch_sizes, _states(kind, hx))
@@ -124,21 +125,6 @@ def _of_packed(network: _Network, data: Tensor, batch_sizes: Tensor, initial: St
     if sizes[0] != initial[0].shape[1] or sum(sizes) != len(data):
         return None
     return network(data, initial, packed(sizes, data.device))
-
-
-def _cell(
-    kind: str, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
-) -> Any:
-    states = _states(kind, hx)
-    if any(not isinstance(state, Tensor) or state.ndim != 2 for state in states) or (b_ih is None) != (b_hh is None):
-        return None
-    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
-    network = _Network(kind, weights, b_ih is not None, 1, 0.0, False, False)
-    initial = tuple(state.unsqueeze(0) for state in states)
-    if not network.fits(x, 2, initial) or len(x) != len(states[0]):
-        return None
-    found = _layer(kind, x, states, weights, network.has_biases, Steps([len(x)]))
-    return found if kind == "lstm" else found[0]
 
 
 def _layer(kind: str, x: Tensor, initial: States, weights: Sequence[Tensor], has_biases: bool, steps: Steps) -> States:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hvpspec.kernels.recurrent.gated_cell import sweep
-from hvpspec.kernels.recurrent.operators import Maybe, each_step, every_size, operator, steps_before
+from hvpspec.kernels.recurrent.operators import Maybe, each_step, every_size, once, operator, steps_before
 from hvpspec.kernels.recurrent.steps import Steps
 
 
@@ -52,7 +52,7 @@ class _LSTM(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, w: Tensor, c0: Tensor, h0: Tensor, steps: Steps) -> tuple[Tensor, Tensor, Tensor]:
         gates, c, h = _forward(a, w, c0, h0, steps.sizes)
-        ctx.steps = steps
+        ctx.steps, ctx.known = steps, None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(w, c0, h0, gates, c, h)
         return gates, c, h
@@ -60,42 +60,44 @@ class _LSTM(Function):
     @staticmethod
     def backward(ctx: Any, of_gates: Maybe, G: Maybe, H: Maybe) -> tuple[Maybe, ...]:
         w, c0, h0, gates, c, h = ctx.saved_tensors
-        C, e = _Coefficients.apply(gates, c, ctx.steps.before(c, c0))  # type: ignore[no-untyped-call]
-        Z = None if of_gates is None else of_gates * _slopes(gates)
+        C, e, slopes, h_before = once(
+            ctx,
+            lambda: (
+                *_Coefficients.apply(gates, c, ctx.steps.before(c, c0)),  # type: ignore[no-untyped-call]
+                ctx.steps.before(h, h0),
+            ),
+        )
+        Z = None if of_gates is None else of_gates * slopes
         z, _, _, of_c0, of_h0 = sweep(C, gates.chunk(4, 1)[1], e, w, ctx.steps, Z, G, H)
-        of_w = z.t() @ ctx.steps.before(h, h0) if ctx.needs_input_grad[1] else None
-        return z, of_w, of_c0, of_h0, None
+        return z, z.t() @ h_before if ctx.needs_input_grad[1] else None, of_c0, of_h0, None
 
 
 class _Coefficients(Function):
-    """C and e. Written out because autograd would take twice as many operations for the derivative."""
+    """C, e and the slopes. Written out because autograd would take twice as many operations for the derivative."""
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, c: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        (i, _, g, o), tau = gates.chunk(4, 1), torch.tanh(c)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(gates, c, before)
-        return _slopes(gates) * torch.cat([g, before, i, tau], 1), o * (1 - tau * tau)
-
-    @staticmethod
-    def backward(ctx: Any, of_C: Maybe, of_e: Maybe) -> tuple[Tensor, Tensor, Tensor]:
-        gates, c, before = ctx.saved_tensors
+    def forward(ctx: Any, gates: Tensor, c: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (i, f, g, o), tau = gates.chunk(4, 1), torch.tanh(c)
-        slope_i, slope_f, slope_g, slope_o = _slopes(gates).chunk(4, 1)
-        slope_c = 1 - tau * tau
+        slopes = torch.cat([i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o)], 1)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gates, c, before, slopes)
+        return slopes * torch.cat([g, before, i, tau], 1), o * (1 - tau * tau), slopes
+
+    @staticmethod
+    def backward(ctx: Any, of_C: Maybe, of_e: Maybe, of_slopes: Maybe) -> tuple[Tensor, Tensor, Tensor]:
+        gates, c, before, slopes = ctx.saved_tensors
+        (i, f, g, o), tau = gates.chunk(4, 1), torch.tanh(c)
         of_C = torch.zeros_like(gates) if of_C is None else of_C
         of_e = torch.zeros_like(c) if of_e is None else of_e
-        of_i, of_f, of_g, of_o = of_C.chunk(4, 1)
-        bends = torch.cat([g * (1 - 2 * i), before * (1 - 2 * f), i * (-2 * g), tau * (1 - 2 * o)], 1)
+        (of_i, of_f, of_g, of_o), (slope_i, slope_f, slope_g, slope_o) = of_C.chunk(4, 1), slopes.chunk(4, 1)
+        slope_c = 1 - tau * tau
+        bends = torch.cat([1 - 2 * i, 1 - 2 * f, -2 * g, 1 - 2 * o], 1)
         crossed = torch.cat([of_g * slope_g, torch.zeros_like(c), of_i * slope_i, of_e * slope_c], 1)
+        of_gates = of_C * (bends * torch.cat([g, before, i, tau], 1)) + crossed
+        if of_slopes is not None:
+            of_gates = of_gates + of_slopes * bends
         of_c = of_o * (slope_o * slope_c) + of_e * (o * slope_c * (-2 * tau))
-        return of_C * bends + crossed, of_c, of_f * slope_f
-
-
-def _slopes(gates: Tensor) -> Tensor:
-    """The derivatives of the four activations, from their values."""
-    i, f, g, o = gates.chunk(4, 1)
-    return torch.cat([i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o)], 1)
+        return of_gates, of_c, of_f * slope_f
 
 
 def lstm(a: Tensor, w: Tensor, c0: Tensor, h0: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:

@@ -115,3 +115,15 @@ def steps_before(sizes: Sequence[int], matrix: Tensor, initial: Tensor) -> list[
 def needed(ctx: Any, *derivatives: Maybe) -> tuple[Maybe, ...]:
     """What the backward of a Function may return: nothing for inputs that are not tensors or need no derivative."""
     return tuple(one if need else None for one, need in zip(derivatives, ctx.needs_input_grad, strict=True))
+
+
+def once(ctx: Any, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What a backward computes from saved tensors alone. Where it has run with create_graph, the values are known.
+
+    They are held without the graph, which holds `ctx`.
+    """
+    if torch.is_grad_enabled():
+        found = compute()
+        ctx.known = tuple(one.detach() for one in found)
+        return found
+    return compute() if ctx.known is None else ctx.known

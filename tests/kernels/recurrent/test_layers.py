@@ -127,8 +127,6 @@ def _weights(module):
         lambda m, x, h: torch.gru(x[..., :2], h, _weights(m), True, 1, 0.0, False, False, False),
         lambda m, x, h: torch.gru(x.double(), h, _weights(m), True, 1, 0.0, False, False, False),
         lambda m, x, h: torch.gru(x[0], h, _weights(m), True, 1, 0.0, False, False, False),
-        lambda m, x, h: torch.gru_cell(x[0], h[0, :2], *_weights(m)),
-        lambda m, x, h: torch.gru_cell(x[0], h, *_weights(m)),
         lambda m, x, h: m(x[:0]),
         lambda m, x, h: m.bfloat16()(x.bfloat16())[0].float(),
     ],
@@ -148,10 +146,10 @@ def test_what_does_not_fit_goes_to_torch(call):
         assert str(found).splitlines()[0] == str(expected).splitlines()[0]
 
 
-@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU, nn.LSTMCell])
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
 def test_transforms_of_torch_func_and_forward_mode(cls):
     module = cls(3, 4).double()
-    x = torch.randn(SEQUENCES, 3).double() if cls is nn.LSTMCell else torch.randn(2, SEQUENCES, 3).double()
+    x = torch.randn(2, SEQUENCES, 3).double()
 
     def loss(x):
         return value([module(x)[0]])

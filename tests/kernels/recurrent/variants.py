@@ -42,23 +42,7 @@ def layers(cls, *, packed=False, states=True, **options):
     return Variant(call, [*module.parameters(), x, *([h, c][: 1 + is_lstm] if states else [])])
 
 
-def cells(cls, **options):
-    """A cell in a Python loop, whose weights serve every step."""
-    cell, x, h, c = cls(INPUTS, WIDTH, **options).double(), of(3, SEQUENCES, INPUTS), of(SEQUENCES, WIDTH), None
-    is_lstm = cls is nn.LSTMCell
-    c = of(SEQUENCES, WIDTH)
-
-    def call():
-        state, found = (h, c) if is_lstm else h, []
-        for x_t in x:
-            state = cell(x_t, state)
-            found.append(state[0] if is_lstm else state)
-        return [torch.stack(found), state[1] if is_lstm else state]
-
-    return Variant(call, [*cell.parameters(), x, h, *([c] if is_lstm else [])])
-
-
-def _layer_variants():
+def _variants():
     options = {
         "one": {},
         "two layers": {"num_layers": 2},
@@ -80,15 +64,7 @@ def _layer_variants():
     }
 
 
-VARIANTS = {
-    **_layer_variants(),
-    "LSTMCell": lambda: cells(nn.LSTMCell),
-    "GRUCell": lambda: cells(nn.GRUCell),
-    "RNNCell": lambda: cells(nn.RNNCell),
-    "RNNCell relu": lambda: cells(nn.RNNCell, nonlinearity="relu"),
-    "LSTMCell without biases": lambda: cells(nn.LSTMCell, bias=False),
-    "GRUCell without biases": lambda: cells(nn.GRUCell, bias=False),
-}
+VARIANTS = _variants()
 
 
 def value(outputs):
@@ -109,7 +85,7 @@ def along(loss, inputs, directions):
 
 
 def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
+    return float((found - expected).detach().norm() / expected.detach().norm())
 
 
 class Operators(TorchDispatchMode):

@@ -52,18 +52,21 @@ class HessianOperator(TensorOperator):
     engine : str, optional
         How a product is computed.
 
-        - "autograd": double backward for each product.
+        - "autograd": double backward. From the second product on, the graphs of the batches' gradients are kept as far
+          as memory allows, so that only the second backward pass is left.
         - "linearized": records the product of each batch once and saves the activations, which do not depend on the
           vector.
         - "compiled": compiles that recording with Inductor.
         - "cudagraph": replays it as a CUDA graph (CUDA only).
         - "finite-difference": differences of the gradient, for losses that can be differentiated only once. The
           estimated error of the products (`noise`) is part of every error bar.
-        - "auto" (the default): starts with "autograd" and changes to a faster engine once that is worthwhile.
+        - "auto" (the default): starts with "autograd" and changes to a recorded engine where the products still
+          expected repay what that costs.
 
         Every engine except the last-resort finite differences is compared with "autograd" before it is used.
     memory_limit : int or str, optional
-        What the saved activations may take, in bytes or as "2GiB". By default 40 % of the free memory.
+        What is saved of the batches between products may take (gradient graphs or activations), in bytes or as "2GiB".
+        By default 40 % of the free memory.
     verify : bool, optional
         Before the first product, evaluate the first batch's loss again and compare one product with differences of its
         gradient: one product and two gradients of that batch. Also measure what a user's loss is a mean over, in three
@@ -97,7 +100,8 @@ class HessianOperator(TensorOperator):
 
     Notes
     -----
-    A product costs 1 HVP per vector: about 3 gradients of the loss with "autograd", 1 to 2 with the recorded engines.
+    A product costs 1 HVP per vector: 3 to 4 gradients of the loss with "autograd", 1.5 to 2.7 where graphs are kept, 1
+    to 2 with the recorded engines.
     Double backward is that of Pearlmutter, Neural Computation 6 (1994), doi:10.1162/neco.1994.6.1.147.
 
     The operator is symmetric, so that ``H.T is H``. SciPy's solvers accept it.

@@ -21,7 +21,7 @@ from hvpspec.oracle.autograd import OnBatch, described
 from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.prices import PRODUCTS_TO_CHECK, Prices, compiled_product, is_worth, to_compile
 from hvpspec.oracle.recorded.linearized import Linearized
-from hvpspec.oracle.recorded.recordings import are_known, record_first, seconds_to_record, within
+from hvpspec.oracle.recorded.recordings import are_known, give_up, record_first, seconds_to_record, within
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable
 from hvpspec.oracle.retained import RetainedGraphs
@@ -279,6 +279,7 @@ class Chooser:
                 if not fast.relieve():
                     return self._without_memory()
         if isinstance(found, str):
+            give_up(self.objective, found)
             return self._fall_back(found)
         if self.name == "auto" and found > _MAX_COST_RATIO * reference:
             return self._fall_back("the linearized engine is not faster here")

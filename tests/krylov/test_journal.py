@@ -294,7 +294,7 @@ def test_a_model(tmp_path, engine, loss, dtype):
 
 
 def test_the_engine_that_was_chosen_by_time_is_used_again(tmp_path, monkeypatch):
-    from hvpspec.oracle import choose
+    from hvpspec.oracle import choose, prices
     from hvpspec.oracle.recorded import linearized
 
     def operator(data):
@@ -308,10 +308,10 @@ def test_the_engine_that_was_chosen_by_time_is_used_again(tmp_path, monkeypatch)
         return 3
 
     with monkeypatch.context() as slow:  # products that take so long that recording them is worth it
-        slow.setattr(choose, "_SECONDS_TO_RECORD", 0.0)
-        slow.setattr(choose, "_PRODUCTS_TO_CHECK", 0)
+        slow.setattr(prices.Prices, "records", lambda known, products: True)
+        slow.setattr(prices.Prices, "time_to_try", lambda known, products, spent: None)
         slow.setattr(choose, "_MAX_COST_RATIO", 1e9)
-        slow.setattr(choose, "_SECONDS_TO_COMPILE", 1e9)
+        slow.setattr(prices, "_SECONDS_TO_COMPILE", 1e9)
         slow.setattr(linearized.Linearized, "vectorise", together)
         whole = operator(Stopping())
         expected = hvpspec.spectrum(whole, **options)

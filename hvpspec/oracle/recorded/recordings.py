@@ -74,6 +74,13 @@ def record_first(objective: Objective, nodes: int) -> None:
         _PACE[0] = (time.perf_counter() - start) / nodes
 
 
+def give_up(objective: Objective, reason: str) -> None:
+    """Says that the recordings made are of no use, so that none is tried again."""
+    known = _KNOWN.get(objective.model)
+    if known is not None and known.is_of(objective):
+        known.by_shape = dict.fromkeys(known.by_shape, reason)
+
+
 def recorded(objective: Objective, snapshot: Snapshot, batch: Any, frozen: Hashable) -> Recording:
     """The recording for batches like this one, made if there is none; see `tracing.record`.
 

@@ -208,7 +208,7 @@ class Pass:
             k=self.k if options.pairs else 1, probes=bool(options.sampled),
             towards=start if options.pairs and not options.density else None, find_zero=True,
         )  # fmt: skip
-        if options.sampled and not ends(self.shared, self.tolerance, options.max_hvps):
+        if options.sampled and options.time_limit is None and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
         self.to_check = self.shared.checks * checking_hvps(options)
         self.checks = verification_hvps(options, operator.n) + self.to_check
@@ -311,15 +311,11 @@ class Pass:
         if options.sampled:
             estimates = {name: found for name, found in self._estimates().items() if not math.isnan(found.value)}
             self.known = replace(self.known, **{**dict.fromkeys(options.sampled), **estimates})
-        if self.density.rest is not None:
-            condition = read_condition(
-                shared, self.density.rest, confidence=options.confidence, damping=options.damping,
-                pairs=self.known.eigenpairs,
-            )  # fmt: skip
-            self.known = replace(self.known, condition=condition)
-        of = shared.sampled_rounding
+        asked: dict[str, Any] = {"confidence": options.confidence, "damping": options.damping}
+        rest, pairs, of = self.density.rest, self.known.eigenpairs, shared.sampled_rounding
+        condition = None if rest is None else read_condition(shared, rest, pairs=pairs, **asked)
         kept = witness(shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (of.trace, of.norm))
-        self.known = replace(self.known, lanczos=kept if shared.hvps else None)
+        self.known = replace(self.known, condition=condition, lanczos=kept if shared.hvps else None)
 
     def _final_pairs(self) -> Eigenpairs:
         """With vectors, and verified where that is asked for."""

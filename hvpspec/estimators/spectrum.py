@@ -303,6 +303,7 @@ class Pass:
         with self.budget.within_time():
             wider = check(shared, self.to_check, self.wanted if options.pairs else None)
         unmeasured = self.budget.out_of_time and shared.rounding is None and shared.A.recompute is not None
+        unmeasured &= shared.hvps > 0
         self.known = replace(self.known, rounding=shared.rounding, rounding_reason=_NO_TIME if unmeasured else None)
         if self.density.rest is not None and (wider or self.density.grown):
             self.known = replace(self.known, density=self.density.read(self.density.rest.converged))

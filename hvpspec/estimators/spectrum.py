@@ -208,7 +208,7 @@ class Pass:
             k=self.k if options.pairs else 1, probes=bool(options.sampled),
             towards=start if options.pairs and not options.density else None, find_zero=True,
         )  # fmt: skip
-        if options.sampled and not ends(self.shared, self.tolerance, options.max_hvps):
+        if options.sampled and options.time_limit is None and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
         self.to_check = self.shared.checks * checking_hvps(options)
         self.checks = verification_hvps(options, operator.n) + self.to_check
@@ -303,6 +303,7 @@ class Pass:
         with self.budget.within_time():
             wider = check(shared, self.to_check, self.wanted if options.pairs else None)
         unmeasured = self.budget.out_of_time and shared.rounding is None and shared.A.recompute is not None
+        unmeasured &= shared.hvps > 0
         self.known = replace(self.known, rounding=shared.rounding, rounding_reason=_NO_TIME if unmeasured else None)
         if self.density.rest is not None and (wider or self.density.grown):
             self.known = replace(self.known, density=self.density.read(self.density.rest.converged))
@@ -311,15 +312,11 @@ class Pass:
         if options.sampled:
             estimates = {name: found for name, found in self._estimates().items() if not math.isnan(found.value)}
             self.known = replace(self.known, **{**dict.fromkeys(options.sampled), **estimates})
-        if self.density.rest is not None:
-            condition = read_condition(
-                shared, self.density.rest, confidence=options.confidence, damping=options.damping,
-                pairs=self.known.eigenpairs,
-            )  # fmt: skip
-            self.known = replace(self.known, condition=condition)
-        of = shared.sampled_rounding
+        asked: dict[str, Any] = {"confidence": options.confidence, "damping": options.damping}
+        rest, pairs, of = self.density.rest, self.known.eigenpairs, shared.sampled_rounding
+        condition = None if rest is None else read_condition(shared, rest, pairs=pairs, **asked)
         kept = witness(shared.krylov, shared.pool, shared.A.eps, self.search.rest(), (of.trace, of.norm))
-        self.known = replace(self.known, lanczos=kept if shared.hvps else None)
+        self.known = replace(self.known, condition=condition, lanczos=kept if shared.hvps else None)
 
     def _final_pairs(self) -> Eigenpairs:
         """With vectors, and verified where that is asked for."""

@@ -66,7 +66,8 @@ def made_on_part(H: HessianOperator, part: HessianOperator) -> list[Finding]:
     found = (
         f"checks of all {counted(H.batch_count(), 'batch', 'batches')} would take more than a third of the time limit"
     )
-    return [Finding("part_of_data", found, f"they are made on the first {part.batch_count():,} alone", "note")]
+    first = "first one" if part.batch_count() == 1 else f"first {part.batch_count():,}"
+    return [Finding("part_of_data", found, f"they are made on the {first} alone", "note")]
 
 
 def for_all_data(H: HessianOperator, part: HessianOperator, known: Preflight) -> Preflight:

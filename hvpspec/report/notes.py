@@ -138,9 +138,11 @@ def shortfalls(spectrum: Spectrum, *, rtol: float | None = None, tol: float | No
     """
     notes = []
     pairs = spectrum.eigenpairs
-    if "eigenvalues" in spectrum.asked and (pairs is None or not pairs.converged):
+    if "eigenvalues" in spectrum.asked and pairs is None:
+        notes.append("The first eigenvalue was not reached.")
+    elif "eigenvalues" in spectrum.asked and pairs is not None and not pairs.converged:
         aim = "the tolerance" if tol is None else f"a relative residual of {tol:g}"
-        if pairs is not None and tol is not None and (pairs.residuals <= tol * abs(pairs.values)).all():
+        if tol is not None and (pairs.residuals <= tol * abs(pairs.values)).all():
             notes.append("It is not shown that no eigenvalue is missing, such as a copy of one of those found.")
         else:
             notes.append(f"Not every eigenpair reached {aim}: the errors say how precisely each is known.")

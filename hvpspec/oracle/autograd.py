@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
+from hvpspec.kernels.torch_kernels import vector_jacobian_product
 from hvpspec.objective.objective import Objective
 from hvpspec.system.out_of_memory import is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
@@ -92,15 +93,9 @@ def products(
     result = torch.empty_like(rows)
     for row, vector in zip(result, rows, strict=True):
         pieces = objective.space.pieces(vector)
-        second = torch.autograd.grad(
-            outputs,
-            parameters,
-            [pieces[i] for i, _ in curved],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        torch.cat([piece.reshape(-1) for piece in second], out=row)
+        second = vector_jacobian_product(outputs, parameters, [pieces[i] for i, _ in curved])
+        pairs = zip(second, parameters, strict=True)
+        torch.cat([p.new_zeros(p.numel()) if h is None else h.reshape(-1) for h, p in pairs], out=row)
     return result
 
 

@@ -25,9 +25,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from hvpspec.bounds.probe_intervals import student
+from hvpspec.bounds.probe_intervals import chi_squared, student
 from hvpspec.krylov.probes import Grams
 
 MAX_WEIGHT_OF_ONE = 11.0  # the 99.9 % quantile of χ²₁: a node with more weight per copy is not taken for single
@@ -47,9 +46,7 @@ class Sums:
 
     def least_share(self, confidence: float, count: int) -> float:
         """The share of a copy's square that the mean over the probes contains at least, for any of `count` copies."""
-        return (
-            float(stats.chi2.ppf((1 - confidence) / max(count, 1), self.probes)) / self.probes if self.probes else 0.0
-        )
+        return chi_squared((1 - confidence) / max(count, 1), self.probes) / self.probes if self.probes else 0.0
 
     def without_copies(self, values: np.ndarray, leak: np.ndarray, confidence: float) -> np.ndarray:
         """Which of the values have no further eigenvector.
@@ -61,7 +58,7 @@ class Sums:
             return np.zeros(len(values), bool)
         centre = grams.centre
         images = grams.yy - centre * (grams.wy + grams.wy.T) + centre**2 * grams.ww
-        least = float(stats.chi2.ppf((1 - confidence) / max(len(values), 1), grams.count))
+        least = chi_squared((1 - confidence) / max(len(values), 1), grams.count)
         largest = max(float(np.linalg.eigvalsh(images)[-1]), 0.0)
         visible: np.ndarray = np.maximum(np.abs(values - centre) - leak, 0.0) ** 2 * least > largest
         return visible

@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from scipy.linalg import eigh
 
 from hvpspec.krylov.lanczos import Krylov, Ritz
@@ -75,8 +75,12 @@ class Exclusion:
             shifted = self.coupled / (self.values - points[:, None])[:, :, None]
             known = np.isfinite(shifted).all((1, 2))
             shifted[~known] = 0.0
-            ahead = np.linalg.norm(self.first_rows @ shifted, 2, axis=(1, 2))
-            least = np.maximum(np.linalg.eigvalsh(shifted.transpose(0, 2, 1) @ shifted)[:, 0], 0.0)
+            ahead, squares = self.first_rows @ shifted, shifted.transpose(0, 2, 1) @ shifted
+            if len(self.first_rows) == self.coupled.shape[1] == 1:  # one start vector, as nearly always
+                ahead, least = np.abs(ahead[:, 0, 0]), squares[:, 0, 0]
+            else:
+                ahead = np.linalg.norm(ahead, 2, axis=(1, 2))
+                least = np.maximum(np.linalg.eigvalsh(squares)[:, 0], 0.0)
             return np.where(known, np.minimum(ahead / np.sqrt(1 + least), 1.0), 1.0)
 
     def without(self, left_out: np.ndarray) -> Exclusion:
@@ -88,7 +92,7 @@ class Exclusion:
         """What the component of the start in a given eigenvector exceeds with probability 1 − miss."""
         if self.n <= self.width:
             return 0.0
-        return self.share * math.sqrt(float(stats.beta.ppf(miss, self.width / 2, (self.n - self.width) / 2)))
+        return self.share * math.sqrt(float(special.betaincinv(self.width / 2, (self.n - self.width) / 2, miss)))
 
     def empty_at(self, points: np.ndarray, miss: float) -> bool:
         """Whether none of the points is an eigenvalue; for each, this is wrong with probability `miss`."""

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from hvpspec.bounds.eigenvalues import Exclusion, none_beyond
+from hvpspec.bounds.probe_intervals import chi_squared
 from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Direction, Grams, Pool
@@ -246,7 +246,7 @@ def images_within(grams: list[Grams]) -> tuple[float, float]:
     of freedom.
     """
     largest = max(grams, key=lambda entry: entry.count)
-    least = float(stats.chi2.ppf(PROBABILITY_OF_MISS, largest.count))
+    least = chi_squared(PROBABILITY_OF_MISS, largest.count)
     norm = math.sqrt(max(float(np.linalg.eigvalsh(largest.yy)[-1]), 0.0) / least)
     return -norm, norm
 

@@ -22,7 +22,7 @@ import math
 from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from hvpspec.results.estimate import Bracket
 
@@ -55,7 +55,7 @@ def population_bracket(
         held_out[g] = _on_fold(*_top(rest, rest_outside, max(typical, 0.0)), inside[g], outside[g])
     # From few folds a standard error may come out small by chance; two of nearly the same quantity rarely both do.
     error = max(_standard_error(held_out, share), _standard_error(inside[:, 0, 0], share))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(share) - 1)) * error
+    half = float(special.stdtrit(len(share) - 1, (1 + confidence) / 2)) * error
     upper = largest + _stretched(half, largest)
     return Bracket(min(float(share @ held_out) - half, upper), upper, confidence)
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hvpspec.atomic_files import prepare_folder, write_json
@@ -116,11 +117,12 @@ def _measure(
         found = course.known_by(end)
         assert found is not None
         record = request.record(opened, found)
-        paths, failure = _written(options.out, record)
+        figures = partial(_show_figures, record, request, opened, screen, explain=explain)
+        paths, failure = _written(options.out, record, figures)
         goes_on = found.out_of_time and found.hvps > 0  # with the same command, or one that has more time
         if found.complete and failure is None and not goes_on:
             folder.done()
-    _show(record, paths, failure, request, opened, screen, explain=explain)
+    _show_files(record, paths, screen)
     if end is not None and failure is not None:
         screen.error(explained(failure)[0])
     if isinstance(end, KeyboardInterrupt):
@@ -129,10 +131,10 @@ def _measure(
         raise reason
 
 
-def _written(folder: Path, record: Record) -> tuple[list[Path], OutputError | None]:
-    """The paths of the files, and what could not be written."""
+def _written(folder: Path, record: Record, show: Callable[[bool], None]) -> tuple[list[Path], OutputError | None]:
+    """The paths of the files, and what could not be written. show: see `write_report`."""
     try:
-        return write_report(folder, record), None
+        return write_report(folder, record, show), None
     except OutputError as error:
         return error.written, error
 
@@ -142,28 +144,26 @@ def _nothing_written(folder: Path) -> str:
     return f"nothing was written ({path} is of an earlier run)" if path.exists() else "nothing was written"
 
 
-def _show(
-    record: Record,
-    paths: Sequence[Path],
-    failure: OutputError | None,
-    request: _Request,
-    opened: Opened,
-    screen: Screen,
-    *,
-    explain: bool,
+def _show_figures(
+    record: Record, request: _Request, opened: Opened, screen: Screen, saved: bool, *, explain: bool
 ) -> None:
-    """Prints the tables and where the files are."""
-    found, options = record.spectrum, request.options
-    if failure is not None and "spectrum.json" in failure.missing:
+    """Prints the tables. saved: whether the figures are in a file."""
+    options = request.options
+    if not saved:
         screen.insist()
+    sections = report_sections(
+        record.spectrum, rtol=options.rtol, tol=options.tol, lr=request.lr, momentum=request.momentum, explain=explain
+    )
+    screen.sections(sections)
+    for note in draw_notes(record):
+        screen.sentence(note)
+    screen.sentence(f"engine: {opened.H.plan}")
+
+
+def _show_files(record: Record, paths: Sequence[Path], screen: Screen) -> None:
+    """Prints where the files are."""
+    found = record.spectrum
     try:
-        sections = report_sections(
-            found, rtol=options.rtol, tol=options.tol, lr=request.lr, momentum=request.momentum, explain=explain
-        )
-        screen.sections(sections)
-        for note in draw_notes(record):
-            screen.sentence(note)
-        screen.sentence(f"engine: {opened.H.plan}")
         screen.announce(to_document(record), *paths)
         if found.complete:
             check_stops()

@@ -207,3 +207,6 @@ _LINEAR_ALGEBRA: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.slogdet, torch.linalg.slogdet, Tensor.slogdet), _slogdet),
     torch.linalg.solve: _solve,
 }
+
+WRONG_AT_HIGHER_ORDERS = frozenset({*_NORMALISATIONS, *_LINEAR_ALGEBRA})
+"""The functions for which `InnerDerivatives.instead` may give another one."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from hvpspec.kernels.inner_derivatives import InnerDerivatives, differentiated_by_torch_func
+from hvpspec.kernels.inner_derivatives import (
+    WRONG_AT_HIGHER_ORDERS,
+    InnerDerivatives,
+    differentiated_by_torch_func,
+)
 from hvpspec.system.out_of_memory import as_torch_error
 
 ATTENTION_BACKEND = "math"
@@ -31,6 +36,10 @@ class Replaced:
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
+_LOOKED_AT = frozenset(
+    {torch._weight_norm, torch.nn.functional.embedding, torch.nn.functional.batch_norm}
+    | {*_RECURRENT, *_ATTENTION, *WRONG_AT_HIGHER_ORDERS}
+)
 PaddingRows = dict[tuple[int, int], tuple[torch.Tensor, int, torch.Tensor]]
 """By the weight's identity and the number of the row: the weight, that number, and the values."""
 _PADDING_ROWS: ContextVar[PaddingRows | None] = ContextVar("padding_rows", default=None)
@@ -52,6 +61,16 @@ def twice_differentiable(device: torch.device, inner: InnerDerivatives | None = 
     Modules and functions compiled by torch.compile run uncompiled, since their backward has no derivative. inner: that
     of the loss, where losses are evaluated; if one differentiates inside, kernels are right at higher orders too.
     """
+    with prepared_to_differentiate(device, inner) as replacing, replacing:
+        yield
+
+
+@contextlib.contextmanager
+def prepared_to_differentiate(
+    device: torch.device, inner: InnerDerivatives | None = None
+) -> Iterator[TorchFunctionMode]:
+    """The same, but for a mode that has to be entered wherever a loss is evaluated. It makes every call of torch
+    slower, and backward functions enter it themselves."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(EXCLUSIVE)
         stack.enter_context(exact_arithmetic(device))
@@ -61,12 +80,12 @@ def twice_differentiable(device: torch.device, inner: InnerDerivatives | None = 
         stack.enter_context(_uncompiled())
         stack.enter_context(_without_reentrant_checkpoints())
         inner = inner or InnerDerivatives()
-        stack.enter_context(replacements := _Replacements(inner))
-        stack.enter_context(_in_backward_too(replacements, inner))
+        replacing = _Replacements(inner)
+        stack.enter_context(_in_backward_too(replacing, inner))
         # TorchScript's optimiser gives some fused programs a wrong derivative (batch norm, tanh and dropout in a row;
         # torch 2.13).
         stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
-        yield
+        yield replacing
 
 
 @contextlib.contextmanager
@@ -129,6 +148,8 @@ class _Replacements(TorchFunctionMode):
         self._inner = inner
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _LOOKED_AT:  # nearly every call, attributes of tensors included
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if func is torch._weight_norm:
             _note("weight_norm")
@@ -164,7 +185,7 @@ def _in_backward_too(replacements: _Replacements, inner: InnerDerivatives) -> It
         if not _is_evaluating():
             return run(outputs, grad_outputs, retain, create, *args, **kw)
         inner.differentiates(bool(create))
-        with replacements, as_torch_error():
+        with contextlib.nullcontext() if replacements in _active_modes() else replacements, as_torch_error():
             return run(outputs, grad_outputs, retain, create, *args, **kw)
 
     autograd._engine_run_backward = run_with_replacements
@@ -176,12 +197,29 @@ def _in_backward_too(replacements: _Replacements, inner: InnerDerivatives) -> It
         autograd._engine_run_backward = run
 
 
+def vector_jacobian_product(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    """Σ_i vectors[i]ᵀ ∂outputs[i]/∂inputs, whose graph is kept; None for inputs that no output depends on.
+
+    torch.autograd.grad would import SymPy to compare shapes, which takes as long as a small model's spectrum.
+    """
+    autograd: Any = torch.autograd
+    found = autograd._engine_run_backward(
+        tuple(outputs), tuple(vectors), True, False, tuple(inputs), True, accumulate_grad=False
+    )
+    return found  # type: ignore[no-any-return]
+
+
 def _is_evaluating() -> bool:
     """Whether this thread evaluates losses here, or is one of autograd's own, which works for a thread that does."""
     if _EVALUATING.get():
         return True
-    modes: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return any(isinstance(mode, _Replacements) for mode in modes)
+    return any(isinstance(mode, _Replacements) for mode in _active_modes())
+
+
+def _active_modes() -> list[Any]:
+    return torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -246,18 +284,23 @@ def _without_reentrant_checkpoints() -> Iterator[None]:
     """Replaces torch.utils.checkpoint.CheckpointFunction, whose backward cannot be differentiated."""
     module: Any = torch.utils.checkpoint
     reentrant = module.CheckpointFunction
-
-    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
-        if not _is_evaluating():
-            return reentrant.apply(function, preserve_rng_state, *args)
-        _note("reentrant_checkpoint")
-        return module.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
-
-    module.CheckpointFunction = type("CheckpointFunction", (reentrant,), {"apply": staticmethod(apply)})
+    module.CheckpointFunction = _not_reentrant(reentrant)
     try:
         yield
     finally:
         module.CheckpointFunction = reentrant
+
+
+@cache
+def _not_reentrant(reentrant: Any) -> type:
+    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        if not _is_evaluating():
+            return reentrant.apply(function, preserve_rng_state, *args)
+        _note("reentrant_checkpoint")
+        checkpoint = torch.utils.checkpoint.checkpoint
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+
+    return type("CheckpointFunction", (reentrant,), {"apply": staticmethod(apply)})
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ def inner(A: Tensor, B: Tensor) -> Tensor:
     if A.dtype == torch.float64 and B.dtype == torch.float64 and A.device == B.device:
         return A.T @ B
     if A.dtype == B.dtype and A.device.type == B.device.type == "cpu":
+        if len(A) < _FLOAT32_SUM:
+            return (A.T @ B).double()
         whole = len(A) - len(A) % _FLOAT32_SUM
         products = _pieces(A[:whole]).transpose(0, 1) @ _pieces(B[:whole]).permute(1, 2, 0)
         return products.sum(0, dtype=torch.float64) + A[whole:].T @ B[whole:]
@@ -41,6 +43,9 @@ def inner(A: Tensor, B: Tensor) -> Tensor:
 def column_inner(A: Tensor, B: Tensor) -> Tensor:
     """The inner product of each column of A with the same column of B: shape (b,), in float64."""
     if A.dtype == B.dtype and A.device.type == B.device.type == "cpu":
+        if len(A) < _FLOAT32_SUM:
+            short: Tensor = torch.linalg.vecdot(A, B, dim=0).double()
+            return short
         whole = len(A) - len(A) % _FLOAT32_SUM
         products: Tensor = torch.linalg.vecdot(_pieces(A[:whole]), _pieces(B[:whole]))
         last: Tensor = torch.linalg.vecdot(A[whole:], B[whole:], dim=0)

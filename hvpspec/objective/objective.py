@@ -13,6 +13,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,14 +23,12 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
-from hvpspec.kernels.torch_kernels import EXCLUSIVE, twice_differentiable
+from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
 from hvpspec.objective.batches import check_data, move
 from hvpspec.objective.conventions import returned, said_by
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
-    changed_by_modes,
     differentiated_in,
-    in_mode,
     in_precision,
     named_tensors,
     ordinary_tensors,
@@ -40,6 +39,7 @@ from hvpspec.objective.live_model import (
     working_dtype,
 )
 from hvpspec.objective.losses import BatchLoss, Loss, LossFunction, LossValue, resolve_loss
+from hvpspec.objective.modes import changed_by_modes, in_mode
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
@@ -101,6 +101,7 @@ class Objective:
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
         self._afresh: Callable[[], object] = object  # forgets what an evaluation left in the model's attributes
+        self._replacing: AbstractContextManager[Any] = contextlib.nullcontext()  # entered to evaluate a loss
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
         self._modes_are_safe = False
         self._weight: float | None = None
@@ -122,23 +123,26 @@ class Objective:
                 yield self._parameters
                 return
             self.settle()
-            stack.enter_context(twice_differentiable(self.device, self._inner))
+            self._replacing = stack.enter_context(prepared_to_differentiate(self.device, self._inner))
             stack.enter_context(ordinary_tensors(self.model))
             self._check_modes()
             self._afresh = stack.enter_context(in_mode(self.model, training=self._train_mode))
-            stack.enter_context(in_precision(self.model, self.dtype, self.device))
-            if self.loss.criterion is not None:
-                stack.enter_context(in_mode(self.loss.criterion, training=self._train_mode))
-                stack.enter_context(in_precision(self.loss.criterion, self.dtype, self.device))
-            named = dict(self.model.named_parameters(remove_duplicate=False))
+            named, buffers = dict(self.model.named_parameters(remove_duplicate=False)), list(self.model.buffers())
+            parameters = list({id(parameter): parameter for parameter in named.values()}.values())
+            stack.enter_context(in_precision([*parameters, *buffers], self.dtype, self.device))
+            if (criterion := self.loss.criterion) is not None:
+                stack.enter_context(in_mode(criterion, training=self._train_mode))
+                tensors = [*criterion.parameters(), *criterion.buffers()]
+                stack.enter_context(in_precision(tensors, self.dtype, self.device))
             chosen = tuple(named[name] for name in self.space.names)
-            stack.enter_context(differentiated_in(self.model, chosen))
+            stack.enter_context(differentiated_in(parameters, chosen))
             self._parameters = chosen
-            self._buffers = [(buffer, buffer.data) for buffer in self.model.buffers()]
+            self._buffers = [(buffer, buffer.data) for buffer in buffers]
             try:
                 yield chosen
             finally:
                 self._parameters, self._buffers, self._afresh = None, [], object  # which can be pickled
+                self._replacing = contextlib.nullcontext()
 
     def _check_modes(self) -> None:
         if self._modes_are_safe:
@@ -212,8 +216,10 @@ class Objective:
         weights = torch.tensor([weight for weight, _ in losses], dtype=torch.float64)
         values = torch.stack([loss for _, loss in losses]).to("cpu", torch.float64)
         value, size = float(weights @ values / weights.sum()), float(weights @ values.abs() / weights.sum())
+        if (last := self._last_pass) is not None and value == last[1]:
+            return
         place = float(torch.stack(torch._foreach_norm([p.detach() for p in self._parameters])).double().sum())
-        last, self._last_pass = self._last_pass, (place, value)
+        self._last_pass = (place, value)
         if last is None or last[0] != place or abs(value - last[1]) <= REPEATED[self.dtype] * size:
             return
         again = self.value().value
@@ -346,7 +352,7 @@ class Objective:
 
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
-        with as_torch_error():
+        with as_torch_error(), self._replacing:
             return self._inner.evaluate(partial(self._one_loss, index, batch))
 
     def _one_loss(self, index: int, batch: Any) -> Any:
@@ -363,7 +369,7 @@ class Objective:
         values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
         self._afresh()
-        with with_values(self.model, values):
+        with with_values(self.model, values), self._replacing:
             yield lambda: self._inner.evaluate(partial(self.loss, self.model, batch))
 
     def _batch_loss(self, index: int, batch: Any) -> tuple[Tensor, float]:

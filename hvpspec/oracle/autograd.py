@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
+from hvpspec.kernels.torch_kernels import vector_jacobian_product
 from hvpspec.objective.objective import Objective
 from hvpspec.system.out_of_memory import is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
@@ -170,9 +171,7 @@ def _through(
     result = torch.empty_like(rows)
     for row, vector in zip(result, rows, strict=True):
         pieces = objective.space.pieces(vector)
-        second = torch.autograd.grad(
-            outputs, inputs, [pieces[i] for i, _ in curved], retain_graph=True, allow_unused=True
-        )
+        second = vector_jacobian_product(outputs, inputs, [pieces[i] for i, _ in curved])
         found = [torch.zeros_like(v) if piece is None else piece for piece, v in zip(second, pieces, strict=True)]
         torch.cat([piece.reshape(-1) for piece in found], out=row)
     return result

@@ -21,10 +21,11 @@ FILES = ("spectrum.json", "report.html", *PICTURES)
 _EXTRAS = ("jinja2", "matplotlib")  # packages that page and pictures need
 
 
-def write_report(folder: Path, record: Record) -> list[Path]:
+def write_report(folder: Path, record: Record, show: Callable[[bool], None] = lambda saved: None) -> list[Path]:
     """Writes spectrum.json, report.html and, where there is something to draw, the pictures. Returns their paths.
 
-    Raises OutputError where some of them could not be made or written, after all the others.
+    show: is told whether the figures are in a file, before what takes longest, which is to draw them.
+    Raises OutputError where some of the files could not be made or written, after all the others.
     """
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)  # it may have been removed meanwhile
@@ -39,14 +40,15 @@ def write_report(folder: Path, record: Record) -> list[Path]:
         try:
             contents = make()
         except Exception as error:
-            missing |= dict.fromkeys(names, error)
-            continue
+            contents, missing = {}, missing | dict.fromkeys(names, error)
         for name, content in contents.items():
             try:
                 write_whole(folder / name, content)
                 written.append(folder / name)
             except (OSError, MemoryError) as error:
                 missing[name] = error
+        if names == ("spectrum.json",):
+            show(not missing)
     for name in {*FILES[1:]} - {path.name for path in written}:
         with contextlib.suppress(OSError):
             (folder / name).unlink(missing_ok=True)  # of an earlier run: it would show another spectrum

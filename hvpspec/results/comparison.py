@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from scipy import stats
+import numpy as np
+from scipy import special
 
 from hvpspec.options import PILOT_PROBES
 from hvpspec.results.codec import Key, encode
@@ -138,5 +139,6 @@ class Value:
         """Half the width of the interval, widened to that confidence; never narrowed."""
         if self.confidence is None or not 0 < self.confidence < confidence:
             return self.error
-        wide, narrow = (stats.t.ppf((1 + chance) / 2, _DEGREES_OF_FREEDOM) for chance in (confidence, self.confidence))
+        chances = (1 + np.array([confidence, self.confidence])) / 2
+        wide, narrow = special.stdtrit(_DEGREES_OF_FREEDOM, chances)
         return self.error * float(wide) / float(narrow)

@@ -8,6 +8,7 @@ import sys
 
 import jsonschema
 import pytest
+from cli_files import USUAL
 
 import hvpspec
 from hvpspec import cli
@@ -91,3 +92,30 @@ def test_options_that_a_command_refuses_are_not_in_its_help(capsys):
     assert "--rtol" in shown
     for name in ("--which", "--blocks", "--refine"):
         assert name not in shown
+
+
+UNUSED = ("scipy.stats", "scipy.optimize", "sympy", "torch._dynamo", "matplotlib", "jinja2", "pandas")
+"""What the table of a small model needs nothing of; each takes a tenth of a second or more to import."""
+
+
+@pytest.mark.parametrize("line", ["spectrum -k 2 --rtol 0.3", "check"])
+def test_the_table_waits_for_no_package_that_it_does_not_need(folder, tmp_path, line):
+    code = f"""
+import sys
+from hvpspec import cli
+from hvpspec.cli import console
+real = console.Screen.line
+def line(self, *given, **more):
+    print("at", [name for name in {UNUSED} if name in sys.modules])
+    return real(self, *given, **more)
+console.Screen.line = line
+sys.exit(cli.run(sys.argv[1:]))
+"""
+    words = [*line.split(), *USUAL, "--out", str(tmp_path)]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    shown = done.stdout.splitlines()
+    table = max((i for i, said in enumerate(shown) if said.startswith(("λ1", "one product"))), default=len(shown) - 1)
+    found = [said for said in shown[:table] if said.startswith("at ")]
+    assert found
+    assert found[-1] == "at []"

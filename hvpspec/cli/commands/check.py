@@ -7,6 +7,7 @@ import typer
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
 from hvpspec.cli.options import Checkpoint, Debug, Options, Source
+from hvpspec.system.imports import quick_imports
 
 CHECK_SCHEMA = "hvpspec/check/1"
 
@@ -22,7 +23,9 @@ def check(checkpoint: Checkpoint, source: Source, options: Options, screen: Scre
     import time
 
     from hvpspec.atomic_files import prepare_folder, write_json
-    from hvpspec.cli.prepare import made_by, open_checkpoint, zero_hessian_refused
+
+    with quick_imports():
+        from hvpspec.cli.prepare import made_by, open_checkpoint, zero_hessian_refused
     from hvpspec.report.terminal import findings_lines, measured_lines
 
     start = time.perf_counter()

@@ -16,6 +16,7 @@ from hvpspec.cli.options import (
     Source,
     check_rate,
 )
+from hvpspec.system.imports import quick_imports
 
 
 @expanded()
@@ -39,7 +40,8 @@ def spectrum(
     Example: [bold]hvpspec spectrum model.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
     check_rate(lr, momentum)
-    from hvpspec.cli.measure import measure
+    with quick_imports():
+        from hvpspec.cli.measure import measure
 
     measure(
         checkpoint, source, options, earlier, screen,
@@ -63,7 +65,8 @@ def demo(
     Example: [bold]hvpspec demo --out demo-run[/bold]
     """
     check_rate(lr, momentum)
-    from hvpspec.cli.measure import measure
+    with quick_imports():
+        from hvpspec.cli.measure import measure
     from hvpspec.demo import CHECKPOINT
 
     source = Source(model="hvpspec.demo:build", data="hvpspec.demo:batches", loss="cross_entropy")

@@ -24,6 +24,7 @@ from hvpspec.cli.options import (
 )
 from hvpspec.errors import InputError
 from hvpspec.options import SERIES_QUANTITIES
+from hvpspec.system.imports import quick_imports
 
 
 @expanded(
@@ -77,7 +78,9 @@ def track(
     if not options.spectrum().pairs:
         raise InputError("track needs the eigenvalues: add --only eigenvalues.")
     from hvpspec.cli.run_folder import held
-    from hvpspec.cli.series import Request, follow, in_order
+
+    with quick_imports():
+        from hvpspec.cli.series import Request, follow, in_order
 
     ordered = in_order(checkpoints, as_given=as_given)
     with held(options.out, earlier, screen) as folder:

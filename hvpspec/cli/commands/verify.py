@@ -11,6 +11,7 @@ from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
 from hvpspec.cli.options import ENGINE, SOURCE, Debug, flag, option
 from hvpspec.options import Engine
+from hvpspec.system.imports import quick_imports
 
 
 @expanded()
@@ -42,7 +43,8 @@ def verify(
 
     Example: [bold]hvpspec verify before/spectrum.json[/bold]
     """
-    from hvpspec.cli.verification import Given, verified
+    with quick_imports():
+        from hvpspec.cli.verification import Given, verified
 
     given = Given(checkpoint, model, data, loss, key, allow_class, trust_pickle, freeze_data, engine, device)
     screen.announce(verified(run, given, screen))

@@ -1,0 +1,190 @@
+"""Eval and training mode of the user's model, and what its modules keep as attributes: set, renewed, put back.
+
+This runs before each batch of each product, over all modules, of which a small model may have as many as operations.
+So what nearly every module has (no override of `train`, hooks that are empty, attributes that stay the same objects)
+is settled in few steps; the rest is looked at one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from operator import is_
+from typing import Any
+
+from torch import Tensor, nn
+
+from hvpspec.objective.live_model import modules_of, named_tensors
+
+_DICTS = (dict, OrderedDict, defaultdict)  # hooks are in OrderedDicts
+_CONTAINERS = frozenset({*_DICTS, list, deque, set})
+_RESTORED_OTHERWISE = frozenset({"_parameters", "_buffers", "_modules", "training"})
+_NEVER_CHANGED = frozenset({bool, int, float, str, type(None)})
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[Callable[[], None]]:
+    """Eval or training mode, by the modules' own `train`; modes and attributes are as before when it ends.
+
+    What the context gives is to be called before each evaluation: it forgets what the last one left in attributes.
+    `train()` comes first: some modules cache in eval mode what depends on their parameters, and drop it in training.
+    """
+    modules = modules_of(model)
+    held = _hold(modules)
+    modes = [module.training for module in modules]
+    plain = _only_set_an_attribute(modules)
+
+    def afresh() -> None:
+        held.restore()
+        if plain:
+            for module in modules:
+                vars(module)["training"] = training
+            return
+        model.train()
+        if not training:
+            model.eval()
+
+    try:
+        afresh()
+        yield afresh
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            if plain:
+                vars(module)["training"] = mode
+            elif module.training != mode:  # parents first: what they set in their children is set right after
+                module.train(mode)
+        held.restore()
+
+
+def _only_set_an_attribute(modules: Sequence[nn.Module]) -> bool:
+    """Whether `train` and `eval` do no more than that, and it is an ordinary attribute."""
+    classes: set[Any] = set(map(type, modules))
+    for cls in classes:
+        if cls.__setattr__ is not nn.Module.__setattr__ or hasattr(cls, "training"):
+            return False
+        if (cls.train, cls.eval) not in ((nn.Module.train, nn.Module.eval), _of_transformers()):
+            return False
+    return all(
+        "training" in own and "train" not in own and "eval" not in own and not own.get("_use_kernels")
+        for own in map(vars, modules)
+    )
+
+
+def _of_transformers() -> tuple[Any, Any]:
+    """The methods of its PreTrainedModel, which do more only where kernels of its hub are used."""
+    known: Any = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", nn.Module)
+    return known.train, known.eval
+
+
+def changed_by_modes(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that `train()` or `eval()` change, as layers that merge weights do.
+
+    The values are those of before when it returns. Needs memory for a copy of the model's values.
+    """
+    before = [(name, tensor, tensor.detach().clone()) for name, tensor in named_tensors(model)]
+    with in_mode(model):
+        changed = [name for name, tensor, copy in before if not _equal(tensor, copy)]
+    for _, tensor, copy in before:
+        if not _equal(tensor, copy):
+            tensor.data.copy_(copy)
+    return changed
+
+
+def _equal(tensor: Tensor, other: Tensor) -> bool:
+    """With NaN equal to NaN."""
+    tensor = tensor.detach()
+    return bool(((tensor == other) | ((tensor != tensor) & (other != other))).all())
+
+
+# --- attributes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The attributes of modules as they were: the objects, and what was in those that can change."""
+
+    modules: list[tuple[nn.Module, int, dict[str, Any]]]  # how many attributes it had in all, and those held here
+    empty: list[Any]  # containers with nothing in them
+    contents: list[tuple[Any, Any]]  # the others, and tensors, each with what `_contents` has seen
+
+    def restore(self) -> None:
+        for module, count, own in self.modules:
+            now = vars(module)
+            if len(now) != count or not all(map(is_, map(now.get, own, repeat(_ABSENT)), own.values())):
+                _put_back(now, own)
+        if any(self.empty):
+            for container in self.empty:
+                container.clear()
+        for value, contents in self.contents:
+            _refill(value, contents)
+
+
+def _hold(modules: Sequence[nn.Module]) -> _Held:
+    held = _Held([], [], [])
+    for module in modules:
+        own = vars(module).copy()
+        held.modules.append((module, len(own), own))
+        for name in _RESTORED_OTHERWISE:
+            own.pop(name, None)
+        for value in own.values():
+            if (kind := type(value)) in _NEVER_CHANGED:
+                continue
+            if kind in _CONTAINERS and not value:
+                held.empty.append(value)
+            elif _can_change(value):
+                held.contents.append((value, _contents(value)))
+    return held
+
+
+def _put_back(now: dict[str, Any], own: dict[str, Any]) -> None:
+    for name in [name for name in now if name not in _RESTORED_OTHERWISE and name not in own]:
+        del now[name]
+    for name, value in own.items():
+        if now.get(name, _ABSENT) is not value:
+            now[name] = value
+
+
+def _can_change(value: Any) -> bool:
+    """Plain containers, and tensors that are no parameters: cached masks, the states of recurrent layers."""
+    if isinstance(value, Tensor):
+        return not isinstance(value, nn.Parameter)
+    return type(value) in _CONTAINERS
+
+
+def _contents(value: Any) -> Any:
+    """What is in it, however nested: pairs of an object and its own contents; of a tensor its version and a copy."""
+    if isinstance(value, Tensor):
+        return value._version, value.detach().clone()
+    if type(value) is set:
+        return set(value)
+    entries = value.items() if type(value) in _DICTS else enumerate(value)
+    return [(key, entry, _contents(entry) if _can_change(entry) else None) for key, entry in entries]
+
+
+def _refill(value: Any, contents: Any) -> None:
+    """Puts back what `_contents` has seen."""
+    if isinstance(value, Tensor):
+        version, copy = contents
+        if value._version != version:
+            value.data.copy_(copy)
+        return
+    if type(value) is set:
+        if value != contents:
+            value.clear()
+            value.update(contents)
+        return
+    if type(value) in _DICTS:
+        if list(value) != [key for key, _, _ in contents] or any(value[key] is not entry for key, entry, _ in contents):
+            value.clear()
+            value.update({key: entry for key, entry, _ in contents})
+    elif len(value) != len(contents) or any(value[key] is not entry for key, entry, _ in contents):
+        value.clear()
+        value.extend(entry for _, entry, _ in contents)
+    for _, entry, inside in contents:
+        if inside is not None:
+            _refill(entry, inside)

@@ -156,6 +156,18 @@ def resident() -> int | None:
     return _status("VmRSS")
 
 
+def high_water(device: torch.device) -> int | None:
+    """The most bytes that were in use since the last `peak_memory` began, or ever; None where the system does not say.
+
+    On a GPU, those of torch's tensors.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return _status("VmHWM")
+
+
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
     """Measures the peak memory of the code inside the `with`, in bytes above what was held before.

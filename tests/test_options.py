@@ -1,6 +1,7 @@
 """The options of a run, and the plan that follows from them."""
 
 import json
+import math
 from types import MappingProxyType
 
 import numpy as np
@@ -13,6 +14,7 @@ from hvpspec.options import (
     QUANTITIES,
     SpectrumOptions,
     check_only,
+    fewest,
     planned_hvps,
     planned_probes,
     planned_steps,
@@ -67,17 +69,19 @@ def test_quantities_that_are_not_known():
 @pytest.mark.parametrize(
     ("options", "n", "blocks", "planned"),
     [
-        ({}, 10_000, (), 30 + 8 + 50),
-        ({"only": "eigenvalues"}, 10_000, (), 30),
+        ({}, 10_000, (), 26 + 46),
+        ({"only": "eigenvalues"}, 10_000, (), 26),
+        ({"only": "eigenvalues", "tol": 0.1}, 10_000, (), 18),
+        ({"only": "eigenvalues", "which": "BE"}, 10_000, (), 103),
         ({"only": "density"}, 10_000, (), 25),
-        ({"only": "trace", "rtol": 0.05}, 10_000, (), 18),
-        ({"verify": True}, 10_000, (), 98),
+        ({"only": "trace", "rtol": 0.05}, 10_000, (), 8),
+        ({"verify": True}, 10_000, (), 82),
         ({"verify": True, "max_hvps": 11}, 10_000, (), 11),
         ({}, 40, (), 48),
         ({"rtol": 0.0, "max_hvps": 500}, 10_000, (), 500),
-        ({}, 10_000, (200, 3), 88 + 15 + 3),
-        ({"only": "trace"}, 10_000, (200, 3), 58),
-        ({"refine": True}, 10_000, (), 588),
+        ({}, 10_000, (200, 3), 72 + 15 + 3),
+        ({"only": "trace"}, 10_000, (200, 3), 46),
+        ({"refine": True}, 10_000, (), 572),
         ({"refine": True, "damping": 0.1, "refine_hvps": 200, "max_hvps": 50}, 10_000, (), 150),
         ({"k": 7, "only": "eigenvalues"}, 3, (), 3),
     ],
@@ -88,8 +92,15 @@ def test_the_plan(options, n, blocks, planned):
 
 def test_the_plan_in_parts():
     options = SpectrumOptions(k=4, rtol=0.05, verify=True)
-    assert (planned_steps(options, 1000), planned_probes(options), verification_hvps(options, 1000)) == (18, 18, 4)
+    assert (planned_steps(options, 1000), planned_probes(options), verification_hvps(options, 1000)) == (13, 8, 4)
     assert verification_hvps(SpectrumOptions(k=4, verify=True, max_hvps=5), 1000) == 0  # nothing would be left
+
+
+def test_the_fewest_probes_and_steps():
+    """The minimum over m of m + N exp(−m/r), found on a grid."""
+    for needed, rank in ((30, 60), (60, 60), (500, 60), (1e4, 5.5)):
+        grid = [m + needed * math.exp(-m / rank) for m in range(1000)]
+        assert fewest(needed, rank) == pytest.approx(min(grid), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def _number(word):
 
 
 def _without_costs(line):
-    return re.sub(r"(about|up to [\d,]+ HVPs,) \d+ (s|min), [\d.]+ [MG]iB", "", line)
+    return re.sub(r"(about|up to [\d,]+ HVPs,) \d+ (s|min)( \([\d.]+ s each\))?, [\d.]+ [MG]iB", "", line)
 
 
 def test_the_figures_on_finite_differences():

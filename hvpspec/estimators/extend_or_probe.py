@@ -17,7 +17,7 @@ import numpy as np
 
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov
-from hvpspec.options import PILOT_PROBES, SampledQuantity
+from hvpspec.options import PILOT_PROBES, SampledQuantity, fewest
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance
 
@@ -67,8 +67,8 @@ def choose(shared: SharedPass, estimates: dict[SampledQuantity, Estimate], toler
     if fits and (further >= dimension or (dimension <= SMALL_COMPLEMENT and shared.spare < _PROBES_TOGETHER)):
         return Move("extend", 1, dimension)
     final = min(needed[binding], probes + left)
-    if shared.can_extend and final * _gain(shared, further) > _LEAST_SAVING_PER_STEP:
-        return Move("extend", 1, min(further, left))
+    if shared.can_extend and final * (gain := _gain(shared, further)) > _LEAST_SAVING_PER_STEP:
+        return Move("extend", 1, min(max(fewest(needed[binding], 1 / gain) - probes, 1.0), further, dimension, left))
     return Move("probe", int(min(_PROBES_TOGETHER, max(further, 1.0) // 1 + 1, left)), min(further, left))
 
 

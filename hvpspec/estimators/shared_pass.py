@@ -42,6 +42,11 @@ _VECTORS_PER_PROBE = 4  # at the time of its product: itself, the product, and a
 _BASIS_VECTORS_TOGETHER = 8  # that probes are deflated against at once, where these take little of the memory
 
 
+def least_basis(k: int, block: int = 1) -> int:
+    """The fewest basis vectors with which k eigenpairs can be found from `block` start vectors."""
+    return k + block + 2
+
+
 def share_room(room: int, n: int, itemsize: int, least: int, *, probes: bool) -> tuple[int, int]:
     """How many of `room` vectors go to the basis, and how many probes may be kept (each with its image).
 
@@ -101,7 +106,9 @@ class SharedPass:
         self._grows = basis
         self._already = A.hvps
         room = A.decide("room", lambda: storage.vectors(A.n, A.dtype, A.device))
-        self.capacity, live = share_room(room, A.n, A.dtype.itemsize, k + block + 2 if basis else 0, probes=probes)
+        self.capacity, live = share_room(
+            room, A.n, A.dtype.itemsize, least_basis(k, block) if basis else 0, probes=probes
+        )
         self._probes_together = max(room // _VECTORS_PER_PROBE, _LEAST_PROBES_TOGETHER)
         if not basis and room < _VECTORS_PER_PROBE * _LEAST_PROBES_TOGETHER:
             needed = _VECTORS_PER_PROBE * _LEAST_PROBES_TOGETHER

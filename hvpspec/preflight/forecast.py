@@ -1,10 +1,11 @@
 """What the whole run will take, from what a few products took: HVPs, seconds and memory, expected and at most.
 
-The eigenpairs of a spectrum with outliers take some 2k + 10 steps; where the k-th lies in a dense bulk they can take a
-dozen times as many. Without a basis, probes to a relative half-width r number N = 2 (2/r)² ‖H‖_F² / max(tr H, ‖H‖_F)²,
-as the variance of one is at most 2 ‖H‖_F². A basis removes from that what a few outliers contribute, and nothing of
-what a bulk does. A few products with normal vectors x show both, roughly: E xᵀHx = tr H, E |Hx|² = ‖H‖_F²,
-E (x₁ᵀH²x₂)² = ‖H²‖_F².
+A few products with normal vectors x show a spectrum roughly: E xᵀHx = tr H, E |Hx|² = ‖H‖_F², and |Hx|⁴ / |H²x|² is
+about r = ‖H‖_F⁴ / ‖H²‖_F², the number of eigenvalues that make up the norm. Where these are few, the k-th eigenpair
+takes as many Lanczos steps as the plan says; where they are many, it lies at the edge of a bulk, and takes about twice
+as many. Probes to a relative half-width ε of the trace number N = 2 (2/ε)² ‖B‖_F² / max(tr H, ‖H‖_F)², as the variance
+of one is at most 2 ‖B‖_F², where B is what the basis leaves of H: after m steps about exp(−m/r) of ‖H‖_F², and a bulk.
+For the norm they are ½ (2/ε)² / r without a basis.
 """
 
 from __future__ import annotations
@@ -16,41 +17,60 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hvpspec.estimators.shared_pass import share_room
+from hvpspec.estimators.shared_pass import least_basis, share_room
 from hvpspec.krylov.basis import check_storage, peak_vectors
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.probes import MAX_LIVE_PROBES
 from hvpspec.krylov.vectors import inner
+from hvpspec.memory import high_water
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import (
     PILOT_PROBES,
+    RANK_OF_BULK,
     SMALLEST_PLANNED_RTOL,
     VERIFICATION_PRODUCTS,
     WEIGHING_PRODUCTS,
     SpectrumOptions,
+    checking_hvps,
+    fewest,
+    planned_for_blocks,
     planned_hvps,
     planned_probes,
     planned_steps,
+    probes_for_bulk,
+    refinement_hvps,
+    verification_hvps,
 )
-from hvpspec.results.preflight import Preflight
+from hvpspec.results.preflight import Finding, Preflight
+from hvpspec.wording import counted
 
 _SECONDS_PER_STEP = 5e-3  # of an estimator besides a product, however short the vectors
 _PASSES_PER_VECTOR = 0.15  # the cost of subtracting one basis vector, in inner products of two vectors with themselves
 _COMPILER_BYTES = 120 << 20  # what tracing and compiling take besides what they keep, as measured
-_DENSE_BULK_FACTOR = 12  # times the planned steps, for eigenvalues in a dense bulk
-_OUTLIERS = 60  # eigenvalues that a basis removes, about: by the planned steps, and by those that save more in probes
+_DENSE_BULK_FACTOR = 20  # times the planned steps, for eigenvalues in a dense bulk, at most
+_EDGE_OF_BULK_FACTOR = 2.2  # times the planned steps, for eigenvalues at the edge of a bulk, as measured
+_EVEN_BULK_FACTOR = 10.0  # the same where it ends abruptly, as there most eigenvalues are about as large as the largest
+_EVEN_SHARE = 0.6  # of the rows, that make up the norm then
+_RANK_OF_OUTLIERS = 10.0  # eigenvalues that make up the norm: if there are more, the k-th is at the edge of a bulk
+_RANK_WITHOUT_BULK = 15.0  # if there are more, a bulk has a share in the norm,
+_BULK_PER_RANK = 0.1  # which grows by this with each, as measured,
+_MOST_BULK = 0.6  # up to this
+_FURTHER_RANK = 1.0  # of what the first steps leave, which has a few smaller outliers
 _QUANTILE = 2.0  # of the intervals, roughly; a little more at worst
 _TRACE_SPREAD = 1.5  # standard errors by which the trace may be smaller than estimated
+_FLOAT64_COST = 2.0  # of a product in float64, compared with float32
+_WORKING_VECTORS = 2  # of a Lanczos step besides the basis and the product: what enters it, and what is next
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Products that are expected, how many of them are probes, and both at most."""
+    """Products and probes among them that are expected, both at most, and basis vectors that are expected."""
 
     hvps: int
     probes: int
     most_hvps: int
     most_probes: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -58,25 +78,33 @@ class Moments:
     """What a few products show of a spectrum.
 
     ratio: |tr H| / ‖H‖_F. error: its standard error where no eigenvalue dominates. rank: ‖H‖_F⁴ / ‖H²‖_F², the number
-    of eigenvalues that make up the norm; infinite where no pair of products shows it.
+    of eigenvalues that make up the norm. rows: those that are not zero.
     """
 
     ratio: float
     error: float
     rank: float
+    rows: int
+
+    def squared_ratio(self, fewer: float = 0.0) -> float:
+        """An estimate of max(tr H, ‖H‖_F)² / ‖H‖_F², or what it is `fewer` standard errors below."""
+        return max(self.ratio - fewer * self.error, 1.0) ** 2
 
 
-def read_moments(X: Tensor, HX: Tensor) -> Moments | None:
-    """From X (n, p) with standard normal entries and its product; None where the product is zero."""
-    p = X.shape[1]
-    squares = inner(HX, HX)
-    norm = float(squares.diagonal().mean())
+def read_moments(X: Tensor, HX: Tensor, rank: float) -> Moments | None:
+    """From X (n, p) with standard normal entries and its product; None where that is zero."""
+    norm = float(inner(HX, HX).diagonal().mean())
     if not 0 < norm < math.inf:
         return None
-    pairs = float((squares**2).sum() - (squares.diagonal() ** 2).sum()) / max(p * (p - 1), 1)
     trace = float(inner(X, HX).diagonal().mean())
-    rank = norm**2 / pairs if pairs > 0 else math.inf
-    return Moments(abs(trace) / math.sqrt(norm), math.sqrt(2 / p), rank)
+    rows = int((HX != 0).any(1).sum())
+    return Moments(abs(trace) / math.sqrt(norm), math.sqrt(2 / X.shape[1]), min(max(rank, 1.0), rows), rows)
+
+
+def norm_rank(Hx: Tensor, Hu: Tensor) -> float:
+    """‖H‖_F⁴ / ‖H²‖_F², about, from a product (n, 1) with a normal vector, and that with u = Hx / |Hx|."""
+    square, again = float(inner(Hx, Hx)[0, 0]), float(inner(Hu, Hu)[0, 0])
+    return square / again if 0 < again < math.inf else 1.0
 
 
 def forecast(
@@ -86,75 +114,144 @@ def forecast(
 
     block_sizes: rows of each block that is asked for.
     """
-    plan, steps, usual = planned_hvps(options, n, block_sizes), planned_steps(options, n), planned_probes(options)
-    expected = most = 0.0
-    if options.sampled:
-        expected, most = _probes(moments, options, max(2 * steps, _OUTLIERS))
-    budget = max(plan, options.max_hvps or math.inf)
-    ceiling = min(budget, max(plan, n + PILOT_PROBES))  # a basis of the whole space ends the run
-    others = max(plan - usual, 0)  # products that are not probes
-    hvps = min(others + expected, ceiling)
-    further = (_DENSE_BULK_FACTOR - 1) * steps if options.pairs else 0
-    worst = min(max(others + most + further, hvps), ceiling)
-    return Forecast(int(hvps), int(min(expected, hvps)), math.ceil(worst), int(min(most, worst)))
+    rows = n if moments is None else moments.rows
+    beyond = refinement_hvps(options)  # the budget
+    plan, planned = planned_hvps(options, rows, block_sizes) - beyond, planned_steps(options, rows)
+    steps, further, probes = float(planned), planned_probes(options), planned_probes(options)
+    others = checking_hvps(options) + verification_hvps(options, rows) + planned_for_blocks(options, block_sizes)
+    most = math.inf if options.sampled else 0.0
+    if moments is not None and options.pairs:
+        steps *= _edge_of_bulk(moments)
+    if moments is not None and options.sampled:
+        steps, further, probes = _with_probes(steps, moments, options)
+        most = _most_probes(moments, options)
+    whole = max(plan, rows + 2 * PILOT_PROBES + others)  # a basis of the whole space ends the run
+    ceiling = min(whole, options.max_hvps or math.inf)
+    hvps = math.ceil(min(others + steps + further, ceiling))
+    bulk = (_DENSE_BULK_FACTOR - 1) * planned if options.pairs else 0
+    worst = math.ceil(min(max(others + planned + bulk + most, hvps), ceiling))
+    basis = int(min(steps, rows, hvps))
+    return Forecast(hvps + beyond, int(min(probes, hvps)), worst + beyond, int(min(most, worst)), basis)
 
 
-def _probes(moments: Moments | None, options: SpectrumOptions, removed: int) -> tuple[float, float]:
-    """Probes that are expected, and at most. removed: eigenvalues that the basis removes."""
-    usual = planned_probes(options)
-    without_basis = 2 * (_QUANTILE / max(options.rtol, SMALLEST_PLANNED_RTOL)) ** 2  # for a trace as large as the norm
-    if moments is None:
-        return usual, math.inf
-    if "trace" not in options.sampled:  # a sample of the squared norm has a variance of 2 ‖H²‖_F²
-        needed = without_basis / 4 / max(moments.rank, 1.0)
-        return max(PILOT_PROBES, min(needed, usual)), max(PILOT_PROBES, 4 * needed)
-    needed = without_basis / max(moments.ratio, 1.0) ** 2
-    worst = 1.2 * without_basis / max(moments.ratio - _TRACE_SPREAD * moments.error, 1.0) ** 2
-    bulk = max(0.0, 1 - removed / moments.rank)  # the share of the norm that is left, roughly
-    outliers = min(needed, usual)
-    return max(PILOT_PROBES, outliers + bulk * (needed - outliers)), max(PILOT_PROBES, worst)
+def _edge_of_bulk(moments: Moments) -> float:
+    """How many times the planned steps the eigenpairs take."""
+    if moments.rank > max(_EVEN_SHARE * moments.rows, _RANK_OF_OUTLIERS):
+        return _EVEN_BULK_FACTOR
+    return min(max(moments.rank / _RANK_OF_OUTLIERS, 1.0), _EDGE_OF_BULK_FACTOR)
+
+
+def _with_probes(steps: float, moments: Moments, options: SpectrumOptions) -> tuple[float, float, float]:
+    """Steps until all that is left is bulk or worth probing, what follows, and the probes among that.
+
+    steps: those that the eigenpairs take.
+    """
+    needed, rank = _without_basis(options, moments.squared_ratio(), moments.rank), moments.rank
+    if rank >= RANK_OF_BULK:
+        left = slow = needed * math.exp(-steps / rank)
+    else:
+        bulk = min(_BULK_PER_RANK * max(rank - _RANK_WITHOUT_BULK, 0.0), _MOST_BULK)
+        rate = rank + _FURTHER_RANK
+        if "trace" not in options.sampled:  # fourth powers make up the norm's variance
+            bulk, rate = bulk**2, rate / 2
+        least = max(rate, min(probes_for_bulk(options.rtol), needed))
+        steps = max(steps, rate * math.log(max(needed / least, 1.0)))
+        left = needed * math.exp(-steps / rate)
+        slow = max(needed * bulk * math.exp(-steps / RANK_OF_BULK), min(probes_for_bulk(options.rtol), needed))
+    probes, rank = max(left, slow, PILOT_PROBES), max(rank, RANK_OF_BULK)
+    return steps, fewest(probes, rank), min(probes, rank)
+
+
+def _without_basis(options: SpectrumOptions, squared_ratio: float, rank: float) -> float:
+    """Probes that would be needed without a basis."""
+    unit = (_QUANTILE / max(options.rtol, SMALLEST_PLANNED_RTOL)) ** 2
+    return max(
+        2 * unit / squared_ratio if "trace" in options.sampled else 0.0,
+        unit / 2 / rank if "frobenius_norm" in options.sampled else 0.0,
+    )
+
+
+def _most_probes(moments: Moments, options: SpectrumOptions) -> float:
+    return max(PILOT_PROBES, 1.2 * _without_basis(options, moments.squared_ratio(_TRACE_SPREAD), moments.rank / 4))
+
+
+def check_room(H: HessianOperator, options: SpectrumOptions) -> tuple[int, int]:
+    """How many long vectors there is room for, and how many of them for the basis. It makes no product.
+
+    Raises InputError if a run needs more.
+    """
+    n, dtype = int(H.shape[0]), H.torch_dtype
+    room = check_storage(options.basis_memory, options.basis_on).vectors(n, dtype, H.device)
+    least = least_basis(min(options.k, n) if options.pairs else 1, min(options.block_size, n))
+    capacity, _ = share_room(room, n, dtype.itemsize, least, probes=bool(options.sampled))
+    return room, capacity
+
+
+def _small_basis(capacity: int, steps: int) -> tuple[Finding, ...]:
+    """A note where the basis will be restarted."""
+    if steps <= capacity:
+        return ()
+    return (
+        Finding(
+            "basis",
+            f"memory holds a basis of {counted(capacity, 'vector')}, and about {steps:,} are expected to be needed",
+            "it is reduced to its best vectors when it is full, which costs further products, and no finer density can "
+            "be had; raise basis_memory (--basis-memory), or keep the basis on the CPU or on disk (basis_on)",
+            "note",
+        ),
+    )
 
 
 def with_forecast(
     H: HessianOperator, known: Preflight, moments: Moments | None, held: int | None, options: SpectrumOptions
 ) -> Preflight:
-    """The preflight with products, seconds and memory of the whole run, with what is done once before its first.
+    """The preflight with products, seconds and memory of the whole run, with what is done once besides its products.
 
     held: bytes in use after a product, besides what that itself took.
     """
     blocks = () if options.blocks is None else find_blocks(H, options.blocks)
     n, itemsize = int(H.shape[0]), H.torch_dtype.itemsize
     plan = forecast(n, options, moments, tuple(block.size for block in blocks))
-    room = check_storage(options.basis_memory, options.basis_on).vectors(n, H.torch_dtype, H.device)
-    least = (options.k if options.pairs else 1) + 3
-    share_room(room, n, itemsize, least, probes=bool(options.sampled))  # too little memory is refused now
+    (room, capacity), so_far = check_room(H, options), high_water(H.device)
     pace = _seconds_of_an_inner_product(H)
     weighing = 0 if H.objective.loss.weighs_exactly else WEIGHING_PRODUCTS
-    once = (VERIFICATION_PRODUCTS / H.batch_count() + weighing) * (known.seconds or 0.0)
+    besides = VERIFICATION_PRODUCTS / H.batch_count() + weighing + _rounding_products(H, options)
+    one = known.seconds or 0.0
+    # Products have taken longer than the fastest one, by which an operator expects, where others use the machine.
+    load = max(one / fastest, 1.0) if (fastest := H.expected_seconds(1)) > 0 else 1.0
     compiler = _COMPILER_BYTES if H.engine == "autograd" and H.device.type == "cpu" else 0
 
     def seconds(hvps: int, probes: int) -> float:
         steps = hvps - probes
         subtractions = steps**2 / 2 + steps * probes
         estimator = hvps * _SECONDS_PER_STEP + pace * _PASSES_PER_VECTOR * subtractions
-        return once + H.expected_seconds(hvps) + estimator
+        return besides * one + load * (H.expected_seconds(hvps) + estimator)
 
     def memory(hvps: int, probes: int, further: int = 0) -> int | None:
         if held is None or known.memory is None:
             return None
         vectors = peak_vectors(hvps - probes) + 2 * min(probes, MAX_LIVE_PROBES)
-        long = min(vectors, room) * n * itemsize
-        return held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + further
+        long = (min(vectors, room) + _WORKING_VECTORS) * n * itemsize
+        run = held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + further
+        return max(run, so_far or 0)
 
     return replace(
         known,
+        findings=(*known.findings, *_small_basis(capacity, plan.steps)),
         expected_hvps=plan.hvps,
         expected_seconds=seconds(plan.hvps, plan.probes),
         expected_memory=memory(plan.hvps, plan.probes),
         most_hvps=plan.most_hvps,
-        most_seconds=seconds(plan.most_hvps, plan.most_probes),
+        most_seconds=max(seconds(plan.most_hvps, plan.most_probes), seconds(plan.hvps, plan.probes)),
         most_memory=memory(plan.most_hvps, min(plan.most_probes, plan.most_hvps // 2), compiler),
     )
+
+
+def _rounding_products(H: HessianOperator, options: SpectrumOptions) -> float:
+    """What the products in float64 take that measure float32's rounding at the end, in products."""
+    if H.torch_dtype == torch.float64 or H.engine == "finite-difference":
+        return 0.0
+    return _FLOAT64_COST * (bool(options.pairs or options.density) + bool(options.sampled))
 
 
 def _seconds_of_an_inner_product(H: HessianOperator) -> float:

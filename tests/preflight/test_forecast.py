@@ -15,33 +15,76 @@ from estimators.spectra import NAMES, matrix
 from torch import nn
 
 import hvpspec
-from hvpspec import cli
+from hvpspec import cli, demo
 from hvpspec.cli import console
+from hvpspec.errors import InputError
+from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, inspect_operator
 from hvpspec.preflight import forecast as forecasts
-from hvpspec.preflight.forecast import Moments, forecast, read_moments, with_forecast
+from hvpspec.preflight.forecast import Moments, forecast, norm_rank, read_moments, with_forecast
 from hvpspec.report.terminal import measured_lines
 
 CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
-LOW_RANK = ("rank one",)  # the run ends as soon as nothing is left, which three random vectors do not show
+LOW_RANK = ("rank one",)  # the run ends as soon as nothing is left, which a few random vectors do not show
+N = 800
+ROWS = np.arange(1.0, N + 1)
 
 
-def moments(A, seed=7):
-    X = torch.randn(A.shape[0], 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return read_moments(X, torch.from_numpy(A) @ X)
+def moments(multiply, n, seed=7, count=3):
+    X = torch.randn(n, count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    HX = multiply(X)
+    Hx = HX[:, int((HX**2).sum(0).argmax()), None]
+    return read_moments(X, HX, norm_rank(Hx, multiply(Hx / Hx.norm())))
+
+
+def of_matrix(A, seed=7, count=3):
+    return moments(lambda X: torch.from_numpy(A) @ X, len(A), seed, count)
 
 
 @pytest.mark.parametrize(("k", "rtol"), [(10, 0.01), (5, 0.05), (1, 0.05)])
 @pytest.mark.parametrize("name", NAMES)
 def test_products_come_within_the_range_and_near_what_is_likely(name, k, rtol):
     A = matrix(name)
-    plan = forecast(len(A), SpectrumOptions(k=k, rtol=rtol, max_hvps=1000), moments(A))
+    plan = forecast(len(A), SpectrumOptions(k=k, rtol=rtol, max_hvps=1000), of_matrix(A))
     made = hvpspec.spectrum(A, k, rtol=rtol, max_hvps=1000).hvps
     assert made <= plan.most_hvps <= 1000
     if name not in CROWDED:
         assert made <= 3 * plan.hvps
         assert made >= plan.hvps / 4 or name in LOW_RANK
+
+
+def outliers(count, ratio, tail, power):
+    """Eigenvalues as of a trained network: some that decrease to a tail."""
+    return np.concatenate([10 * ratio ** np.arange(count), tail * ROWS[: N - count] ** -power])
+
+
+SPECTRA = {
+    "ten outliers, steep tail": outliers(10, 0.75, 1.0, 1.0),
+    "ten outliers, long tail": outliers(10, 0.8, 0.8, 0.7),
+    "three outliers": outliers(3, 0.7, 1.5, 0.9),
+    "one outlier": outliers(1, 0.7, 2.0, 1.0),
+    "thirty outliers": outliers(30, 0.9, 0.5, 0.8),
+    "some negative": np.concatenate([outliers(10, 0.75, 0.5, 0.8)[: N - 200], -0.3 * ROWS[:200] ** -0.7]),
+    "power law": ROWS**-1.1,
+    "slow power law": ROWS**-0.7,
+    "normal": np.random.default_rng(1).standard_normal(N),
+    "log-normal": np.exp(2 * np.random.default_rng(1).standard_normal(N)),
+    "exponential": np.random.default_rng(1).exponential(1, N) ** 2,
+    "flat": np.linspace(1, 3, N),
+}
+
+
+@pytest.mark.parametrize("options", [{"k": 10, "rtol": 0.05}, {"k": 5, "only": "eigenvalues"}, {"k": 3, "rtol": 0.05}])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_products_within_a_factor_of_two(name, options):
+    """What is expected from three random vectors, in the median over ten such, compared with what the run makes."""
+    values = torch.from_numpy(np.resize(SPECTRA[name], N) * (np.arange(N) < len(SPECTRA[name])))[:, None]
+    operator = Symmetric(N, torch.float64, torch.device("cpu"), lambda X: values * X)
+    settings = SpectrumOptions(**options, max_hvps=N)
+    expected = [forecast(N, settings, moments(lambda X: values * X, N, seed)).hvps for seed in range(10)]
+    made = hvpspec.spectrum(operator, **options, max_hvps=N).hvps
+    assert made / 2 <= np.median(expected) <= 2 * made
 
 
 def network(kind):
@@ -73,25 +116,37 @@ def test_products_of_networks(kind):
 
 
 def test_moments_are_those_of_the_spectrum():
-    values = np.concatenate([[30.0, -20.0], np.linspace(-1, 1, 300), np.ones(300)])
+    values = np.concatenate([[30.0, -20.0], np.linspace(-1, 1, 300), np.ones(300), np.zeros(98)])
     A = np.diag(values)
-    found = [moments(A, seed) for seed in range(200)]
+    found = [of_matrix(A, seed) for seed in range(200)]
     norm = np.linalg.norm(values)
     assert np.median([m.ratio for m in found]) == pytest.approx(values.sum() / norm, rel=0.2)
-    assert np.median([m.rank for m in found]) < 20  # two that make up nearly all
+    assert np.median([m.rank for m in found]) < 5  # two that make up nearly all
+    assert {m.rows for m in found} == {602}
     spread = np.std([m.ratio for m in found])
     assert 0.3 * found[0].error <= spread <= 3 * found[0].error
-    assert read_moments(torch.ones(3, 2), torch.zeros(3, 2)) is None
+    bulk = np.diag(np.linspace(-1, 1, 400))
+    rank = (np.diag(bulk) ** 2).sum() ** 2 / (np.diag(bulk) ** 4).sum()
+    assert np.median([of_matrix(bulk, seed).rank for seed in range(40)]) == pytest.approx(rank, rel=0.1)
+    assert read_moments(torch.ones(3, 2), torch.zeros(3, 2), 1.0) is None
+
+
+def test_more_vectors_tell_the_trace_more_accurately():
+    """A preflight makes more products where the run will take hundreds, and no more than are worth it."""
+    few, more = inspect_operator(network("trained")), inspect_operator(network("untrained"))
+    assert few.hvps <= 5 + few.expected_hvps // 20
+    assert 5 < more.hvps <= 13
 
 
 def test_without_moments_the_worst_is_the_budget_and_nothing_is_beyond_it():
     options = SpectrumOptions(k=10, rtol=0.05, max_hvps=300)
     assert forecast(1000, options).most_hvps == 300
-    assert forecast(1000, SpectrumOptions(k=10, rtol=0.05)).most_hvps == 1008  # n and the first probes
-    cancelling = Moments(0.1, 0.8, 500)
+    assert forecast(1000, SpectrumOptions(k=10, rtol=0.05)).most_hvps == 1017  # n, the most probes, and a check
+    cancelling = Moments(0.1, 0.8, 350, 1000)
     assert forecast(1000, options, cancelling).hvps == 300
-    only = forecast(1000, SpectrumOptions(k=3, only=["eigenvalues"], max_hvps=1000), cancelling)
-    assert (only.hvps, only.probes) == (16, 0)
+    only = forecast(1000, SpectrumOptions(k=3, only=["eigenvalues"], max_hvps=1000), Moments(0.1, 0.8, 5.0, 1000))
+    assert (only.hvps, only.probes) == (12, 0)
+    assert forecast(1000, SpectrumOptions(), Moments(0.1, 0.8, 5.0, 20)).most_hvps == 37  # rows that are not zero
 
 
 def test_the_forecast_includes_a_refinement():
@@ -103,7 +158,7 @@ def test_the_forecast_includes_a_refinement():
 def test_a_forecast_is_never_negative():
     """Where the budget is smaller than the probes that are usual."""
     options = SpectrumOptions(only=("frobenius_norm",), rtol=1e-3, max_hvps=300)
-    found = forecast(1000, options, Moments(3.0, 0.8, 400.0))
+    found = forecast(1000, options, Moments(3.0, 0.8, 400.0, 1000))
     assert 0 < found.probes <= found.hvps <= found.most_hvps <= 300
 
 
@@ -136,6 +191,69 @@ def test_seconds_include_what_is_done_once(monkeypatch, loss, weighing):
     assert found.expected_seconds - without.expected_seconds == pytest.approx(once)
     assert found.most_seconds - without.most_seconds == pytest.approx(once)
     assert found.expected_hvps == without.expected_hvps
+
+
+def test_seconds_printed_for_each_product_and_for_all_agree():
+    """Where the run's products will be faster than the one that was measured, both are said."""
+    preflight = Preflight(seconds=5.8, hvps=5, expected_hvps=66, expected_seconds=180.0, most_hvps=66)
+    one, whole = measured_lines(preflight)[-2:]
+    assert one == "one product: 5.8 s"
+    assert whole == "the whole run: about 66 HVPs, about 3 min (2.7 s each)"
+    assert abs(66 * 2.7 - 180) <= 0.05 * 180
+
+
+def test_seconds_on_a_machine_that_others_use(monkeypatch):
+    """What products have taken on average counts, and not the fastest."""
+    H = network("trained")
+    known = inspect_operator(H)
+    monkeypatch.setattr(forecasts, "_seconds_of_an_inner_product", lambda H: 0.0)
+    fastest = H.expected_seconds(1)
+    usual = with_forecast(H, replace(known, seconds=fastest), None, None, SpectrumOptions()).expected_seconds
+    shared = with_forecast(H, replace(known, seconds=3 * fastest), None, None, SpectrumOptions()).expected_seconds
+    assert shared == pytest.approx(3 * usual, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"k": 10}, {"k": 2, "block_size": 3}, {"only": "eigenvalues"}, {"only": "trace"}])
+def test_too_little_room_is_said_before_any_product_and_is_what_the_run_refuses(options):
+    H = network("trained")
+    n = H.shape[0]
+
+    def refused(call, vectors):
+        settings = {**options, "basis_memory": vectors * n * 4}
+        try:
+            call(settings)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def run(settings):
+        def stop(step):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            hvpspec.spectrum(H, **settings, callback=stop)
+
+    for vectors in range(1, 40):
+        before = H.hvps
+        said = refused(
+            lambda settings: inspect_operator(H, options=SpectrumOptions(**settings), measure=False), vectors
+        )
+        assert H.hvps == before
+        assert said == refused(run, vectors)
+    assert said is None
+
+
+def test_check_says_that_a_basis_has_too_little_room(tmp_path, monkeypatch, capsys):
+    """Refused where no run is possible; a note where it will be restarted again and again."""
+    monkeypatch.chdir(tmp_path)
+    source = ["--model", "hvpspec.demo:build", "--data", "hvpspec.demo:batches", "--loss", "cross_entropy"]
+    check = ["check", str(demo.CHECKPOINT), *source]
+    assert cli.run([*check, "--basis-memory", "100kB"]) == 2
+    assert "there is room for 7 vectors of 3,466 numbers, and at least 29 (393 KiB)" in capsys.readouterr().err
+    assert cli.run([*check, "--basis-memory", "450kB"]) == 0
+    assert "memory holds a basis of 16 vectors, and about " in capsys.readouterr().out
+    assert cli.run(check) == 0
+    assert "memory holds" not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
@@ -192,7 +310,7 @@ def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeyp
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     printed = capsys.readouterr()
-    assert "expected: about 48 HVPs (--max-hvps 1,000)\n" in printed.out
+    assert "expected: about 34 HVPs (--max-hvps 1,000)\n" in printed.out
     assert "now expected: about " in printed.err
     assert cli.run(["spectrum", *source, "--rtol", "0.05", "--no-preflight"]) == 0
     assert capsys.readouterr().err == ""

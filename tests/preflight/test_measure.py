@@ -28,7 +28,7 @@ def test_a_sound_problem_is_measured():
     assert found.difference <= 10 * found.difference_bound
     assert any("agree to" in line for line in measured_lines(found))
     assert found.seconds > 0
-    assert found.hvps == 4
+    assert 5 <= found.hvps <= 13
     assert 0 < found.expected_hvps <= found.most_hvps
     assert 0 < found.expected_seconds <= found.most_seconds
     assert 0 < found.expected_memory <= found.most_memory

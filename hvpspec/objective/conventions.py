@@ -6,6 +6,7 @@ A user's loss is `loss(model, batch)` or, as torch's criteria, `loss(outputs, ta
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.live_model import named_tensors
-from hvpspec.wording import raised
+from hvpspec.wording import dtype_name, raised
 
 MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
 
@@ -97,6 +98,16 @@ def said_by(model: nn.Module, error: BaseException) -> str:
     if not running:
         return f"the loss raised {what}"
     return f"the model's forward raised {what}" + (f" (in '{running[-1]}')" if running[-1] else "")
+
+
+def precision_hint(error: BaseException, dtype: torch.dtype) -> str:
+    """What to do where something stayed in another precision than the model and the batches."""
+    if not re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)):
+        return ""
+    return (
+        f" (model and batches are in {dtype_name(dtype)}: what the loss holds itself has to be so too, and a "
+        "model that makes tensors of its own dtype may need the other one)"
+    )
 
 
 # --- losses of users ------------------------------------------------------------------------------------------------

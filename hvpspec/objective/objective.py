@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -25,7 +24,7 @@ from hvpspec.errors import InputError
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
 from hvpspec.objective.batches import check_data, move
-from hvpspec.objective.conventions import returned, said_by
+from hvpspec.objective.conventions import precision_hint, returned, said_by
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
     differentiated_in,
@@ -45,7 +44,7 @@ from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parame
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed, not_finite_in
-from hvpspec.wording import dtype_name, listed, raised
+from hvpspec.wording import listed, raised
 
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
@@ -382,16 +381,9 @@ class Objective:
         except (InputError, torch.OutOfMemoryError):
             raise
         except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
-            raise InputError(f"batch {index}: {said_by(self.model, error)}{self._hint(error)}") from error
-
-    def _hint(self, error: BaseException) -> str:
-        """What to do where something stayed in another precision than the model and the batches."""
-        if not re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)):
-            return ""
-        return (
-            f" (model and batches are in {dtype_name(self.dtype)}: what the loss holds itself has to be so too, and a "
-            "model that makes tensors of its own dtype may need the other one)"
-        )
+            raise InputError(
+                f"batch {index}: {said_by(self.model, error)}{precision_hint(error, self.dtype)}"
+            ) from error
 
     def weighed(self, index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch."""

@@ -16,12 +16,11 @@ from hvpspec.objective.losses import LossFunction, LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import fingerprint
-from hvpspec.operators.tensors import TensorOperator
+from hvpspec.operators.tensors import TensorOperator, torch_dtype
 from hvpspec.options import Engine
 from hvpspec.oracle import Chooser, autograd
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.time_limit import check_time, time_left
-from hvpspec.wording import dtype_name
 
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
@@ -143,7 +142,7 @@ class HessianOperator(TensorOperator):
             loss,
             data,
             parameters=parameters,
-            dtype=_torch_dtype(dtype),
+            dtype=torch_dtype(dtype),
             device=device,
             noise_seed=noise_seed,
             measure=verify,
@@ -396,13 +395,3 @@ class HessianOperator(TensorOperator):
     def _wrong_shape(self, shape: Sequence[int]) -> str:
         n = self.shape[0]
         return f"the Hessian is {n} × {n}: expected shape ({n},) or ({n}, b), got {tuple(shape)}."
-
-
-def _torch_dtype(dtype: str | torch.dtype | np.dtype[Any] | type | None) -> torch.dtype | None:
-    if dtype is None:
-        return None
-    try:
-        name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else np.dtype(dtype).name
-        return {"float32": torch.float32, "float64": torch.float64}[name]
-    except (KeyError, TypeError):
-        raise InputError(f"dtype must be float32 or float64; got {dtype}.") from None

@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.wording import dtype_name
 
 
 class TensorOperator(LinearOperator):  # type: ignore[misc]  # SciPy has no type hints
@@ -233,3 +234,14 @@ def _product(A: LinearOperator, x: Tensor) -> Tensor:
         return A._multiply_tensor(x)
     array = A.matvec(x.detach().cpu().numpy()) if x.ndim == 1 else A.matmat(x.detach().cpu().numpy())
     return torch.from_numpy(np.asarray(array)).to(x.device, x.dtype)
+
+
+def torch_dtype(dtype: str | torch.dtype | np.dtype[Any] | type | None) -> torch.dtype | None:
+    """float32 or float64 as torch has it, from a name or a dtype; None for None. Raises InputError."""
+    if dtype is None:
+        return None
+    try:
+        name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else np.dtype(dtype).name
+        return {"float32": torch.float32, "float64": torch.float64}[name]
+    except (KeyError, TypeError):
+        raise InputError(f"dtype must be float32 or float64; got {dtype}.") from None

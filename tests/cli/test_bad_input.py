@@ -1,6 +1,6 @@
 """What cannot be used is refused in one clear sentence, before anything is measured or written.
 
-What is refused and in which words is in bad_input_table.py.
+What is refused and in which words is in bad_input_table.py and damaged_entries.py.
 """
 
 import json
@@ -13,6 +13,7 @@ import zipfile
 import pytest
 import torch
 from cli import bad_input_table as table
+from cli.damaged_entries import ENTRIES
 from cli_files import USUAL, call, run
 from report import examples
 from results.damage import put
@@ -27,7 +28,7 @@ ROWS = [(words, message) for group in GROUPS for words, message in getattr(table
 
 
 def test_the_table_is_long():
-    assert len(ROWS) + len(table.ENTRIES) >= 150
+    assert len(ROWS) + len(ENTRIES) >= 150
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,9 @@ def check(done, message):
     assert lines[0].endswith((".", "?"))
 
 
-@pytest.mark.parametrize("place", table.ENTRIES, ids=lambda place: ".".join(map(str, place)))
+@pytest.mark.parametrize("place", ENTRIES, ids=lambda place: ".".join(map(str, place)))
 def test_a_damaged_file_is_refused_with_the_path_of_the_entry(bad, place):
-    value, message = table.ENTRIES[place]
+    value, message = ENTRIES[place]
     document = put(examples.document(), place, value)
     if value == "-":
         at = document

@@ -61,7 +61,8 @@ class HessianOperator(TensorOperator):
 
         Every engine except the last-resort finite differences is compared with "autograd" before it is used.
     memory_limit : int or str, optional
-        What the saved activations may take, in bytes or as "2GiB". By default 40 % of the free memory.
+        What the saved activations may take, in bytes or as "2GiB". By default 40 % of the free memory. Where they take
+        more, those that are cheap to compute are computed again for each product, then those of whole batches.
     verify : bool, optional
         Before the first product, evaluate the first batch's loss again and compare one product with differences of its
         gradient: one product and two gradients of that batch. Also measure what a user's loss is a mean over, in three

@@ -65,7 +65,7 @@ class HessianOperator(TensorOperator):
         Every engine except the last-resort finite differences is compared with "autograd" before it is used.
     memory_limit : int or str, optional
         What is saved of the batches between products may take (gradient graphs or activations), in bytes or as "2GiB".
-        By default 40 % of the free memory.
+        By default 40 % of the free memory. Of activations, those that are cheap to compute are given up first.
     verify : bool, optional
         Before the first product, evaluate the first batch's loss again and compare one product with differences of its
         gradient: one product and two gradients of that batch. Also measure what a user's loss is a mean over, in three

@@ -107,7 +107,8 @@ class Chooser:
         fast, differences = self._fast, self._differences
         return {
             "form": None if fast is None else fast.form, "together": 1 if fast is None else fast.together,
-            "whole": fast is not None and fast.compiled_whole, "plan": self._plan, "settled": self._settled,
+            "whole": fast is not None and fast.compiled_whole, "level": None if fast is None else fast.level,
+            "plan": self._plan, "settled": self._settled,
             "most_columns": self._most_columns, "made": self._made, "expected": self._expected,
             "seconds": self._seconds, "spent": self._spent,
             "differences": None if differences is None else differences.state(),
@@ -255,7 +256,7 @@ class Chooser:
             return
         fast = Linearized(self.objective, memory_limit=self._memory_limit)
         try:
-            fast.resume(state["form"], together=state["together"], whole=state["whole"])
+            fast.resume(state["form"], together=state["together"], whole=state["whole"], level=state["level"])
             difference = disagreement(fast, self.objective)
         except (InputError, KeyboardInterrupt, torch.OutOfMemoryError):
             raise

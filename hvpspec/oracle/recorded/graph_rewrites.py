@@ -89,18 +89,18 @@ def _weight_gradients(graph: fx.Graph) -> None:
             continue
         while len(last.users) == 1 and _keeps_first(user := next(iter(last.users))):
             last = user
-        weight = _value(last)
+        weight = torch.empty_like(_value(last))  # not in the larger tensor that it is cut from
         if _is_long(weight):
             continue
         with graph.inserting_before(last):
             like = graph.call_function(_aten.new_empty.default, (g, list(weight.shape)))
-            like.meta["val"] = weight
+            like.meta["val"] = torch.empty_like(weight)
             # Stride and dilation are exchanged, too.
             arguments = (g, x, like, None, dilation, padding, stride, False, output_padding, 1, [False, True, False])
             both = graph.call_function(_aten.convolution_backward.default, arguments)
             both.meta["val"] = (None, weight, None)
             gradient = graph.call_function(operator.getitem, (both, 1))
-            gradient.meta = dict(last.meta)
+            gradient.meta = {**last.meta, "val": weight}
         last.replace_all_uses_with(gradient)
 
 

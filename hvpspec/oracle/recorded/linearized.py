@@ -7,7 +7,8 @@ saved ones before each product; where they have changed, all activations are rec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sized
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
 from hvpspec.oracle.recorded.recordings import recorded
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
-from hvpspec.oracle.recorded.tracing import Program, eager, shape_of, vectorised
+from hvpspec.oracle.recorded.splitting import Choice
+from hvpspec.oracle.recorded.tracing import Program, Recording, eager, shape_of, vectorised
 
 _MAX_COST_RATIO = 0.95  # of a vector among twice as many together: worth it below
 _MAX_DIFFERENCE_TOGETHER = 1e-3  # relative, between a product computed with others and by itself
@@ -39,12 +41,14 @@ class Linearized:
         self.objective = objective
         self.form = "eager"
         self._limit = memory_limit
-        self._programs: dict[Hashable, Program] = {}
+        self._recordings: dict[Hashable, Recording] = {}
+        self._programs: dict[tuple[Hashable, int], Program] = {}  # for a shape of batch, at a level
         self._saved: SavedActivations | None = None
         self._frozen: tuple[Hashable, ...] | None = None
         self.together = 1  # vectors that are computed together
+        self.level: int | None = None  # of what is saved, when compiled; None: of each batch, what memory allows
         self.compiled_whole = False  # whether all activations were saved when it was compiled
-        self._relieved = False  # whether fewer activations are saved than the limit allowed at first
+        self._reliefs = 0  # steps by which less is saved than the limit allowed at first
 
     # --- the product --------------------------------------------------------------------------------------------
 
@@ -65,7 +69,7 @@ class Linearized:
         with exact_arithmetic(self.objective.device), torch.no_grad():
             with EXCLUSIVE:  # while another thread evaluates the model, its values may be moved or in another precision
                 saved = self._current()
-            for index, batch in saved.one_pass(self._prepare):
+            for index, batch in saved.one_pass(self):
                 product, weight = self._apply(batch, rows), batch.weight
                 del batch  # unless its activations are saved, they are freed before the next batch's are computed
                 if on_batch is not None:
@@ -87,57 +91,82 @@ class Linearized:
         frozen = self.objective.frozen_values()
         if frozen != self._frozen:
             if self._frozen is not None:  # numbers that the recordings hold have changed
-                self._programs, self._saved, self.form = {}, None, "eager"
+                self._recordings, self._programs, self._saved = {}, {}, None
+                self.form, self.level = "eager", None
             self._frozen = frozen
         if self._saved is None or not self._saved.valid():
             self._saved = SavedActivations(self.objective, self.objective.snapshot(), self._limit)
         return self._saved
 
-    def _prepare(self, index: int, batch: Any, snapshot: Snapshot) -> SavedBatch:
-        program, tensors = self._program(batch, snapshot)
+    def choices(self, batch: Any, snapshot: Snapshot) -> list[Choice]:
+        """What there is to choose of what is saved of a batch, from the most to nothing."""
+        recording = self._recording(batch, snapshot)
+        levels = recording.levels if self.level is None else [recording.levels[self._within(recording.levels)]]
+        return [*levels, recording.nothing]
+
+    def prepare(self, index: int, batch: Any, snapshot: Snapshot, level: int) -> SavedBatch:
+        """A batch with its activations; level: the number of one of the `choices`."""
+        program, tensors = self._program(batch, snapshot, level)
         values = [p.detach() for p in snapshot.parameters]
         activations, loss, weight = program.prepare(*values, *snapshot.constants.values(), *tensors)
         _, number = self.objective.weighed(index, program.recording.result(loss, weight), batch)
         return SavedBatch(program, number, tensors, [tensor._version for tensor in tensors], list(activations))
 
-    def _program(self, batch: Any, snapshot: Snapshot) -> tuple[Program, list[Tensor]]:
-        key, tensors = shape_of(batch)
-        if key not in self._programs:
+    def _recording(self, batch: Any, snapshot: Snapshot) -> Recording:
+        key, _ = shape_of(batch)
+        if key not in self._recordings:
             with self.objective.evaluating():
-                recording = recorded(self.objective, snapshot, batch, self._frozen)
-            self._programs[key] = eager(recording)
-        return self._programs[key], tensors
+                self._recordings[key] = recorded(self.objective, snapshot, batch, self._frozen)
+        return self._recordings[key]
+
+    def _program(self, batch: Any, snapshot: Snapshot, level: int) -> tuple[Program, list[Tensor]]:
+        key, tensors = shape_of(batch)
+        recording = self._recording(batch, snapshot)
+        if self.level is not None:
+            level = self._within(recording.levels)
+        if (key, level) not in self._programs:
+            self._programs[key, level] = eager(recording, level)
+        return self._programs[key, level], tensors
+
+    def _within(self, levels: Sized) -> int:
+        """The level in use, or the last one that there is for batches of a shape."""
+        return min(self.level or 0, len(levels) - 1)
 
     # --- making it faster ---------------------------------------------------------------------------------------
 
     @property
     def operations(self) -> int:
         """Number of operations in the recorded graphs."""
-        return sum(program.recording.operations for program in self._programs.values())
+        return sum(recording.operations for recording in self._recordings.values())
 
-    def resume(self, form: str, *, together: int, whole: bool) -> None:
+    def resume(self, form: str, *, together: int, whole: bool, level: int | None) -> None:
         """Takes the form that was chosen in an earlier process. Raises what the first product and a change raise."""
         self(self._vector())
         if form == "compiled":
-            self.compile(whole)
+            self.compile(whole, level)
         elif form != "eager":
             self.capture()
         self.together = together
 
-    def compile(self, whole: bool | None = None) -> None:
+    def compile(self, whole: bool | None = None, level: int | None = None) -> None:
         """Has Inductor compile the recordings: `apply`, and `prepare` unless all activations are saved.
 
-        whole: whether they are (None: as it is now), which free memory decides and rounding depends on. Raises whatever
-        it raises; `undo` then goes back.
+        whole: whether they are; level: of what is saved of each batch. None: as it is now, which free memory decides
+        and rounding depends on. Raises whatever it raises; `undo` then goes back.
         """
-        complete = self._saved is not None and self._saved.complete if whole is None else whole
+        saved = self._saved
+        complete = saved is not None and saved.complete if whole is None else whole
         self.compiled_whole = complete
+        if level is None:
+            level = 0 if saved is None else max((b.program.level for b in saved.batches.values()), default=0)
+        self.level = level
         compiled = {}
-        for key, program in self._programs.items():
-            prepare, apply = program.recording.for_compiler
+        for key, recording in self._recordings.items():
+            chosen = self._within(recording.levels)
+            prepare, apply = recording.halves(chosen, for_compiler=True)
             first = prepare if complete else torch.compile(prepare, dynamic=False)
             second = torch.compile(apply, dynamic=False)
-            compiled[key] = Program(program.recording, first, second, vectorised(apply))
+            compiled[key, chosen] = Program(recording, chosen, first, second, vectorised(apply))
         self._programs, self._saved, self.together, self.form = compiled, None, 1, "compiled"
         self(self._vector())
 
@@ -152,17 +181,16 @@ class Linearized:
             for batch in self._saved.batches.values():
                 program = batch.program
                 replay = capture(program.apply, batch.activations, vector)
-                batch.program = Program(program.recording, program.prepare, replay, program.apply_columns)
+                batch.program = replace(program, apply=replay)
         self.together, self.form = 1, "CUDA graph"
 
     def undo(self) -> None:
         """Back to the eager form."""
-        programs = {key: eager(program.recording) for key, program in self._programs.items()}
-        self._programs, self._saved, self.together, self.form = programs, None, 1, "eager"
+        self._programs, self._saved, self.together, self.form, self.level = {}, None, 1, "eager", None
 
     def relieve(self) -> bool:
-        """Takes less memory from now on: fewer vectors together; then half as many saved activations, then none, so
-        that they are computed for each product. False where that is so already."""
+        """Takes less memory from now on: fewer vectors together; then of each batch the least that can be saved without
+        expensive recomputing; then half as many bytes, then none. False where that is so already."""
         if self.form == "CUDA graph":  # which has memory of its own
             self.undo()
         elif self.together > 1:
@@ -170,9 +198,17 @@ class Linearized:
         elif self._limit == 0:
             return False
         else:
-            held = 0 if self._saved is None or self._relieved else self._saved.size
-            self._limit, self._saved, self._relieved = held // 2, None, True
+            self._limit, self._reliefs = self._less()
+            self._saved = None
         return True
+
+    def _less(self) -> tuple[int, int]:
+        """The next limit of what is saved, and how many of its steps that is."""
+        held = 0 if self._saved is None else self._saved.size
+        if self._reliefs == 0:
+            least = held if self._saved is None or self.level is not None else self._saved.least()
+            return (least, 1) if least < held else (held // 2, 2)
+        return (self._limit // 2, 2) if self._reliefs == 1 and self._limit is not None else (0, 3)
 
     def _vector(self) -> Tensor:
         return torch.ones(self.objective.space.n, 1, dtype=self.objective.dtype, device=self.objective.device)
@@ -186,7 +222,8 @@ class Linearized:
         if self._saved is None or not self._saved.batches:
             return 1
         batch, n, device = self._saved.batches[0], self.objective.space.n, self.objective.device
-        each, limit = self._saved.bytes_of(batch), self._limit or SAVED_SHARE * free_memory(device)
+        # About as much as is saved where nothing is repeated.
+        each, limit = batch.program.recording.levels[0].size, self._limit or SAVED_SHARE * free_memory(device)
         with exact_arithmetic(device), torch.no_grad():
             row = torch.randn(1, n, dtype=self.objective.dtype, device=device)
             best = _fastest(lambda: self._apply(batch, row), device)
@@ -210,7 +247,9 @@ class Linearized:
         saved = self._saved
         if saved is None:
             return f"linearized, {self.form}"
-        held = f"activations of {len(saved.batches)} of {saved.count} batches saved ({readable(saved.size)})"
+        lower = sum(batch.program.level > 0 for batch in saved.batches.values())
+        partly = f"; of {lower} of them only in part" if lower else ""
+        held = f"activations of {len(saved.batches)} of {saved.count} batches saved ({readable(saved.size)}{partly})"
         together = f", {self.together} vectors together" if self.together > 1 else ""
         return f"linearized, {self.form}, {held}{together}"
 

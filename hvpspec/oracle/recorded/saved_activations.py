@@ -1,15 +1,17 @@
-"""What an engine keeps of each batch between products: the activations, for as many batches as memory allows.
+"""What an engine keeps of each batch between products: the activations, as many as memory allows.
 
-Saved activations belong to the model's values and the data at one moment. Changes of either are detected; activations
-that are not saved are recomputed for each product.
+Of each batch there are several levels of what to save (`splitting.choices`). Where not all batches fit at the first
+one, what costs the least time for its bytes is given up first: activations that are cheap to recompute, or those of
+whole batches. Saved activations belong to the model's values and the data at one moment; changes of either are
+detected.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from hvpspec.memory import free_memory
 from hvpspec.objective.batches import move
 from hvpspec.objective.objective import NO_WEIGHT, Objective
 from hvpspec.objective.parameters import Snapshot
+from hvpspec.oracle.recorded.splitting import Choice
 from hvpspec.oracle.recorded.tracing import Program, shape_of
 
 SAVED_SHARE = 0.4  # of the free memory, for saved activations, where no limit is given
@@ -50,6 +53,16 @@ class SavedBatch:
         return any(tensor._version != version for tensor, version in zip(self.tensors, self.versions, strict=True))
 
 
+class Preparing(Protocol):
+    """What computes activations."""
+
+    def choices(self, batch: Any, snapshot: Snapshot) -> Sequence[Choice]:
+        """What there is to choose of what is saved of a batch, from the most to nothing."""
+
+    def prepare(self, index: int, batch: Any, snapshot: Snapshot, level: int) -> SavedBatch:
+        """The batch with its activations; level: the number of one of the choices."""
+
+
 class SavedActivations:
     """The saved batches for one snapshot of the model.
 
@@ -73,11 +86,11 @@ class SavedActivations:
         """Whether model and saved batches have kept their values."""
         return self._objective.unchanged(self.snapshot) and not any(b.written_to() for b in self.batches.values())
 
-    def one_pass(self, prepare: Callable[[int, Any, Snapshot], SavedBatch]) -> Iterator[tuple[int, SavedBatch]]:
+    def one_pass(self, preparing: Preparing) -> Iterator[tuple[int, SavedBatch]]:
         """The number and the activations of each batch of weight > 0; the data are not read where all are saved.
 
-        prepare: computes the activations of a batch. The caller drops a batch before asking for the next, so that the
-        activations of unsaved batches are freed. Raises DataChanged.
+        The caller drops a batch before asking for the next, so that the activations of unsaved batches are freed.
+        Raises DataChanged.
         """
         if self.complete:
             yield from ((index, saved) for index, saved in sorted(self.batches.items()) if saved.weight > 0)
@@ -90,8 +103,10 @@ class SavedActivations:
             batch = move(batch, self._objective.device, self._objective.dtype)
             found = self.batches.get(index)
             if found is None:
-                found = prepare(index, batch, self.snapshot)
-                self._save(index, found, limit)
+                level = self._level(index, batch, preparing, limit)
+                found = preparing.prepare(index, batch, self.snapshot, level or 0)
+                if level is not None:
+                    self._save(index, found, limit)
             elif not found.is_of(batch):
                 raise DataChanged
             weight, count = weight + found.weight, count + 1
@@ -104,18 +119,57 @@ class SavedActivations:
             raise DataChanged
         self.count, self.total_weight = count, weight
 
+    def _level(self, index: int, batch: Any, preparing: Preparing, limit: int) -> int | None:
+        """At which level to save a batch; None: not at all.
+
+        Only in the first pass, where all before it are saved. The batches to come are taken to be like this one.
+        """
+        if self.count is not None or len(self.batches) != index:
+            return None
+        own = _bytes(shape_of(batch)[1])
+        *levels, nothing = preparing.choices(batch, self.snapshot)
+        options = [*((level.size + own, level.extra) for level in levels), (0, nothing.extra)]
+        level = first_of(options, self._objective.batch_count() - index, limit - self.size)
+        return level if level < len(levels) else None
+
     def _save(self, index: int, batch: SavedBatch, limit: int) -> None:
-        """Saves a batch of the first pass, where all before it are saved and its activations fit the limit."""
         size = self.bytes_of(batch)
-        # Where not all batches will fit, the others need room too while they are in use.
-        room = 0 if size * self._objective.batch_count() <= limit else size
-        if self.count is None and len(self.batches) == index and self.size + size + room <= limit:
+        if self.size + size <= limit:
             self.batches[index] = batch
             self.size += size
 
+    def least(self) -> int:
+        """Bytes of the saved batches if each were saved at the last level."""
+        return sum(b.program.recording.levels[-1].size + _bytes(b.tensors) for b in self.batches.values())
+
     def bytes_of(self, batch: SavedBatch) -> int:
-        """Bytes of a batch's activations, each storage once, without those of the model's values."""
+        """Bytes of a batch and its activations, each storage once, without the model's values and constants."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in batch.activations}
-        for tensor in (*self.snapshot.parameters, *self.snapshot.constants.values()):
+        constants = batch.program.recording.constants()
+        there = (*self.snapshot.parameters, *self.snapshot.constants.values(), *constants, *batch.tensors)
+        for tensor in there:
             storages.pop(tensor.untyped_storage().data_ptr(), None)
-        return sum(storages.values())
+        return sum(storages.values()) + _bytes(batch.tensors)
+
+
+def first_of(options: Sequence[tuple[int, float]], count: int, limit: int) -> int:
+    """Which of the options (bytes, time) to take for the first of so many like batches, the others following suit.
+
+    The options go from the most bytes to none. Those taken are two at most, which take the least time of all that stay
+    within the limit, and of which the one with more bytes comes first. Where some batches are not saved, one of them
+    needs the room of the first option while it is in use.
+    """
+    best, first = float("inf"), len(options) - 1
+    for high, (most, least_time) in enumerate(options[:-1]):
+        for low, (least, most_time) in enumerate(options[high:], high):
+            left = limit - count * least - (options[0][0] if low == len(options) - 1 else 0)
+            number = count if low == high else min(left // (most - least), count)
+            time = number * least_time + (count - number) * most_time
+            if left >= 0 and number > 0 and time < best:
+                best, first = time, high
+    return first
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of a batch: of its entries, as it may be a part of the data that somebody else holds."""
+    return sum(tensor.nbytes for tensor in tensors)

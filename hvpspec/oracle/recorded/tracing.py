@@ -5,7 +5,8 @@
 `make_fx` records (parameters, constants, batch, v) ↦ d(gᵀv)/dp with g = dL/dp, for one batch shape. Operations that
 depend on v go to `apply`, all others to `prepare`; the values that `prepare` hands to `apply` are the activations.
 Parameters and data stay the same from product to product, so that `prepare` runs once and `apply` costs little more
-than the linear part of the arithmetic.
+than the linear part of the arithmetic. Which values are handed over, and which `apply` computes again, is for
+`splitting` to say, at several levels: at level 0 products are fastest, at the last one the least is saved.
 
 Recording uses fake tensors, which have no values: control flow that depends on the data cannot be frozen by mistake, it
 raises an error.
@@ -16,7 +17,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify
+from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
 
 
 class NotRecordable(Exception):
@@ -36,19 +37,20 @@ class NotRecordable(Exception):
 
 @dataclass(frozen=True)
 class Recording:
-    """The two graphs for batches of one shape, and `whole`, the graph that was split into them."""
+    """The graph of a product for batches of one shape, and what there is to choose of what is saved (`levels`)."""
 
-    prepare: fx.GraphModule
-    apply: fx.GraphModule
     whole: fx.GraphModule
+    parts: Parts
+    levels: tuple[Choice, ...]  # from what makes products fastest to what takes the least memory
+    nothing: Choice  # stands for saving nothing
     weight: Any  # what the loss returned as its weight: a number, None, or _COMPUTED for a tensor
     pair: bool  # whether it returned (loss, weight)
 
-    @cached_property
-    def for_compiler(self) -> tuple[fx.GraphModule, fx.GraphModule]:
-        """The two graphs with views recomputed in `apply`, as Inductor would copy the views that `prepare` returns."""
-        halves = _split(self.whole, again=_is_free)
-        channels_last(*halves)
+    def halves(self, level: int, *, for_compiler: bool = False) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """`prepare` and `apply`; for the compiler without views between them, which it would copy."""
+        halves = split(self.whole, self.parts, self.levels[level], views_again=for_compiler)
+        if for_compiler:
+            channels_last(*halves)
         return halves
 
     def result(self, loss: Tensor, weight: Tensor) -> Any:
@@ -59,8 +61,13 @@ class Recording:
 
     @property
     def operations(self) -> int:
-        """Number of operations in both graphs."""
-        return len(self.prepare.graph.nodes) + len(self.apply.graph.nodes)
+        """Number of operations."""
+        return len(self.whole.graph.nodes)
+
+    def constants(self) -> list[Tensor]:
+        """The tensors that the graph itself holds."""
+        held = [getattr(self.whole, str(node.target)) for node in self.parts.fixed if node.op == "get_attr"]
+        return [constant for constant in held if isinstance(constant, Tensor)]
 
 
 @dataclass
@@ -68,14 +75,16 @@ class Program:
     """What runs for batches of one shape: the two halves of a recording, as recorded, compiled or captured."""
 
     recording: Recording
+    level: int
     prepare: Callable[..., Any]
     apply: Callable[..., Tensor]
     apply_columns: Callable[[list[Tensor], Tensor], Tensor]  # for several vectors together, rows of shape (b, n)
 
 
-def eager(recording: Recording) -> Program:
+def eager(recording: Recording, level: int) -> Program:
     """The program that runs a recording without compilation."""
-    return Program(recording, recording.prepare, recording.apply, vectorised(recording.apply))
+    prepare, apply = recording.halves(level)
+    return Program(recording, level, prepare, apply, vectorised(apply))
 
 
 def vectorised(apply: Callable[..., Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
@@ -84,23 +93,6 @@ def vectorised(apply: Callable[..., Tensor]) -> Callable[[list[Tensor], Tensor],
 
 
 _COMPUTED = object()  # stands for a weight that is a tensor
-
-_aten = torch.ops.aten
-_VIEWS_AND_CONSTANTS = frozenset(
-    {
-        *(
-            _aten.view.default,
-            _aten.reshape.default,
-            _aten.t.default,
-            _aten.transpose.int,
-            _aten.permute.default,
-            _aten.expand.default,
-        ),
-        *(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.detach.default),
-        *(_aten.alias.default, _aten.slice.Tensor, _aten.select.int, _aten.diagonal.default),
-        *(_aten.ones.default, _aten.zeros.default, _aten.full.default, _aten.arange.default),
-    }
-)
 
 
 def shape_of(batch: Any) -> tuple[Hashable, list[Tensor]]:
@@ -174,10 +166,21 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
     except Exception as error:  # a model may do anything
         raise NotRecordable(f"recording failed: {described(error)}") from error
     _refuse_what_changes(graph, objective)
-    if not any(_writes(node) for node in graph.graph.nodes):
-        simplify(graph.graph)
-    prepare, apply = _split(graph)
-    return Recording(prepare, apply, graph, found["weight"], found["pair"])
+    return _with_levels(graph, found["weight"], found["pair"])
+
+
+def _with_levels(graph: fx.GraphModule, weight: Any, pair: bool) -> Recording:
+    """The recording of a graph, simplified."""
+    for node in graph.graph.nodes:  # to be split, it could be separated from operations that read what it writes
+        if _writes(node):
+            raise NotRecordable(f"{node.target} writes in place")
+    simplify(graph.graph)
+    try:
+        of = parts(graph.graph)
+        *levels, nothing = choices(graph.graph, of)
+    except NotSplittable as error:
+        raise NotRecordable(str(error)) from error
+    return Recording(graph, of, tuple(levels), nothing, weight, pair)
 
 
 def _refuse_what_changes(graph: fx.GraphModule, objective: Objective) -> None:
@@ -196,57 +199,6 @@ def _recorded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.Gr
     graph = make_fx(function, decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     assert isinstance(graph, fx.GraphModule)
     return graph
-
-
-def _split(
-    graph: fx.GraphModule, again: Callable[[fx.Node], bool] = lambda node: False
-) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """`prepare` and `apply`. Nodes for which `again` is true are computed in `apply` too, not handed over."""
-    nodes = list(graph.graph.nodes)
-    inputs = [node for node in nodes if node.op == "placeholder"]
-    v = inputs[-1]
-    reached = {v}
-    for node in nodes:
-        if any(parent in reached for parent in node.all_input_nodes):
-            reached.add(node)
-    (output,) = (node for node in nodes if node.op == "output")
-    product, loss, weight = output.args[0]
-    if product not in reached:
-        raise NotRecordable("the loss has no curvature")
-    for node in nodes:  # the split could separate it from operations that read what it writes
-        if _writes(node):
-            raise NotRecordable(f"{node.target} writes in place")
-    body = {node for node in nodes if node in reached and node is not output and node is not v}
-    cut: dict[fx.Node, None] = {}
-    for node in reversed(nodes):  # users before what they use
-        if node in body:
-            for parent in node.all_input_nodes:
-                if parent not in reached:
-                    (body.add if again(parent) else cut.setdefault)(parent)
-
-    before, after = fx.Graph(), fx.Graph()
-    known: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        if node not in reached and node.op != "output":
-            known[node] = before.node_copy(node, known.__getitem__)
-    before.output(([known[node] for node in cut], known[loss], known[weight]))
-    before.eliminate_dead_code()
-
-    known = {}
-    for number, node in enumerate(cut):
-        known[node] = after.placeholder(f"saved_{number}")
-        known[node].meta = dict(node.meta)
-    for node in nodes:
-        if node is v or node in body:
-            known[node] = after.node_copy(node, known.__getitem__)
-    after.output(known[product])
-    after.eliminate_dead_code()
-    return fx.GraphModule(graph, before), fx.GraphModule(graph, after)
-
-
-def _is_free(node: fx.Node) -> bool:
-    """Whether a node is a view or a constant, which costs no time to compute again and no memory if not saved."""
-    return node.op == "call_function" and node.target in _VIEWS_AND_CONSTANTS
 
 
 def _writes(node: fx.Node) -> bool:

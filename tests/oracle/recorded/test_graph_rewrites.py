@@ -63,8 +63,9 @@ def test_weight_gradients_of_convolutions(name):
     assert relative(found, expected) <= 1e-13
     if name != "groups":
         # Of both layers the gradient of a sum over images, and no convolution by images as large as its own.
-        assert count(recording.apply, aten.convolution_backward.default) >= 3
-        for node in recording.apply.graph.nodes:
+        _, apply = recording.halves(0)
+        assert count(apply, aten.convolution_backward.default) >= 3
+        for node in apply.graph.nodes:
             if node.target is aten.convolution.default:
                 assert max(node.args[1].meta["val"].shape[2:]) <= 5, "an image for a kernel"
 
@@ -75,7 +76,9 @@ def test_long_kernels_are_left_as_they_are():
     for length, images in ((64, 0), (65, 1)):  # images as kernels, for the gradient in its weight
         found, expected, recording = products(network(nn.Conv2d(2, 4, (length, 1))), data)
         assert relative(found, expected) <= 1e-13
-        kernels = [node.args[1] for node in recording.apply.graph.nodes if node.target is aten.convolution.default]
+        kernels = [
+            node.args[1] for node in recording.halves(0)[1].graph.nodes if node.target is aten.convolution.default
+        ]
         assert sum(kernel.meta["val"].shape[2] > 65 for kernel in kernels) == images
         shapes = {node.meta["val"].shape for node in images_of(recording)}
         assert ((3, 4, 151 - length, 1) in shapes) == (length == 64)
@@ -83,7 +86,7 @@ def test_long_kernels_are_left_as_they_are():
 
 def images_of(recording):
     """What is handed to the compiler with channels last."""
-    prepare, _ = recording.for_compiler
+    prepare, _ = recording.halves(0, for_compiler=True)
     (output,) = (node for node in prepare.graph.nodes if node.op == "output")
     return [node for node in output.args[0][0] if node.kwargs.get("memory_format") == torch.channels_last]
 
@@ -98,7 +101,7 @@ def test_derivatives_of_activations_are_computed_once(activation):
     expensive = {aten.erf.default, aten.exp.default, aten.tanh.default, aten.sigmoid.default, aten.log1p.default}
     expensive |= {aten.gelu_backward.default, aten.silu_backward.default, aten.mish_backward.default}
     expensive |= {aten.softplus_backward.default, aten.elu_backward.default, aten.log_sigmoid_backward.default}
-    assert not expensive & {node.target for node in recording.apply.graph.nodes}
+    assert not expensive & {node.target for node in recording.halves(0)[1].graph.nodes}
 
 
 def test_repetitions_go_and_what_only_looks_like_one_stays():

@@ -8,6 +8,7 @@ from torch import nn
 from zoo import CASES, mlp
 
 import hvpspec
+from hvpspec.memory import readable
 from hvpspec.oracle.recorded import linearized
 from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of
 
@@ -175,25 +176,65 @@ def test_what_a_batch_may_hold():
         shape_of((x.to_sparse(),))
 
 
-def test_saved_activations_stay_within_the_limit():
-    """Measured on the storages themselves."""
-    case = CASES["transformer layer"]()
-    _, fast = operators(case)
-    fast @ torch.ones(fast.shape[0], dtype=torch.float64)
-    saved = fast._product._fast._saved
-    limit = int(0.9 * saved.size)  # all but the last batch would fit, without room for the one in use
-    _, fast = operators(case, memory_limit=limit)
-    fast @ torch.ones(fast.shape[0], dtype=torch.float64)
-    saved = fast._product._fast._saved
-    assert 0 < len(saved.batches) < saved.count
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for batch in saved.batches.values()
-        for tensor in batch.activations
+def held_by(saved):
+    """Bytes of the storages of saved activations, each once, and of the batches' entries."""
+    there = {
+        t.untyped_storage().data_ptr()
+        for t in (
+            *saved.snapshot.parameters,
+            *saved.snapshot.constants.values(),
+            *(t for batch in saved.batches.values() for t in batch.tensors),
+        )
     }
-    values = {t.untyped_storage().data_ptr() for t in (*saved.snapshot.parameters, *saved.snapshot.constants.values())}
-    held = sum(size for pointer, size in storages.items() if pointer not in values)
-    assert held + held / len(saved.batches) <= limit  # and one more batch's while they are in use
+    storages = {t.untyped_storage().data_ptr(): t for batch in saved.batches.values() for t in batch.activations}
+    of_activations = sum(t.untyped_storage().nbytes() for pointer, t in storages.items() if pointer not in there)
+    return of_activations + sum(t.nbytes for batch in saved.batches.values() for t in batch.tensors)
+
+
+def test_saved_activations_stay_within_the_limit():
+    """Measured on the storages themselves; what is cheap to recompute is given up before whole batches are."""
+    layers = [layer for _ in range(2) for layer in (nn.Linear(200, 200), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(200, 3)).double()
+    data = [(torch.randn(200, 200, dtype=torch.float64), torch.randint(0, 3, (200,))) for _ in range(5)]
+    reference = hvpspec.HessianOperator(model, "cross_entropy", data, engine="autograd")
+    v = torch.randn(reference.shape[0], dtype=torch.float64)
+    expected = reference @ v
+
+    def with_limit(limit):
+        fast = hvpspec.HessianOperator(
+            model, "cross_entropy", data, engine="linearized", memory_limit=limit, verify=False
+        )
+        for _ in range(2):
+            assert relative(fast @ v, expected) <= 1e-12
+        saved = fast._product._fast._saved
+        assert saved.size == held_by(saved)
+        return fast, saved
+
+    fast, saved = with_limit(10**9)
+    (recording,) = fast._product._fast._recordings.values()
+    sizes = [level.size + sum(t.nbytes for t in data[0]) for level in recording.levels]
+    assert len(sizes) > 1
+    assert saved.size == 5 * sizes[0]
+    assert "saved (" in fast.plan
+    assert "in part" not in fast.plan
+    most = 5 * sizes[0]
+    for limit in (most - 1, (most + 5 * sizes[-1]) // 2, 5 * sizes[-1]):  # all batches fit, at lower levels
+        fast, saved = with_limit(limit)
+        assert saved.complete, fast.plan
+        assert saved.size <= limit
+        levels = [saved.batches[index].program.level for index in range(5)]
+        assert levels == sorted(levels)
+        assert levels[-1] - levels[0] <= 1  # a mixture of two that follow each other
+        one_more = sizes[levels[-1] - 1] - sizes[levels[-1]]
+        assert levels[-1] == 0 or saved.size + one_more > limit  # not one of them would fit at a higher level
+        lower = sum(level > 0 for level in levels)
+        assert f"batches saved ({readable(saved.size)}; of {lower} of them only in part)" in fast.plan
+    limit = 5 * sizes[-1] - 1  # not all of them fit: there is room for one that is not saved, while it is in use
+    fast, saved = with_limit(limit)
+    assert 0 < len(saved.batches) < 5
+    assert saved.size + sizes[0] <= limit
+    _, saved = with_limit(sizes[-1])
+    assert not saved.batches
 
 
 @pytest.mark.gpu

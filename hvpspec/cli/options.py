@@ -288,7 +288,7 @@ class Options:
         str | None,
         option(
             ENGINE,
-            "Memory limit for saved activations, such as 2GiB; by default 40 % of what is free.",
+            "Memory limit for what is saved between products, such as 2GiB; by default 40 % of what is free.",
             "--memory-limit",
             metavar="SIZE",
         ),

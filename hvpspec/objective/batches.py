@@ -43,12 +43,15 @@ class Batches:
     def __len__(self) -> int:
         return len(self._data)  # type: ignore[arg-type]
 
+    def _read(self) -> Iterator[Any]:
+        return iter(self._data)
+
     def __iter__(self) -> Iterator[Any]:
         batches: Iterator[Any] | None = None
         for index in itertools.count():
             try:
                 with as_torch_error():
-                    batches = iter(self._data) if batches is None else batches
+                    batches = self._read() if batches is None else batches
                     batch = next(batches)
             except StopIteration:
                 return
@@ -72,7 +75,7 @@ def check_data(data: Iterable[Any]) -> Iterable[Any]:
             f"data is a one-shot {type(data).__name__}, but every HVP passes over the data again; "
             "give a list of batches (list(data)) or a DataLoader."
         )
-    return data if type(data) in (list, tuple, Batches) else Batches(data)
+    return data if type(data) in (list, tuple) or isinstance(data, Batches) else Batches(data)
 
 
 def frozen(data: Iterable[Any]) -> list[Any]:

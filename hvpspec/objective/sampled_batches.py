@@ -8,23 +8,24 @@ from typing import Any
 import numpy as np
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from hvpspec.objective.batches import check_data, frozen
+from hvpspec.objective.batches import Batches, check_data, frozen
 from hvpspec.validation import check_count, check_seed
 
 
-class SampledBatches:
+class SampledBatches(Batches):
     """Some of the batches, in their own order; no others are kept. `sample_batches` draws them.
 
     numbers: theirs among all `of` batches. seed: that they were drawn with.
     """
 
     def __init__(self, data: Iterable[Any], numbers: Sequence[int], of: int, seed: int) -> None:
-        self._data, self.numbers, self.of, self.seed = data, tuple(numbers), of, seed
+        super().__init__(data)
+        self.numbers, self.of, self.seed = tuple(numbers), of, seed
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __iter__(self) -> Iterator[Any]:
+    def _read(self) -> Iterator[Any]:
         if isinstance(self._data, (list, tuple)):
             yield from (self._data[number] for number in self.numbers)
             return

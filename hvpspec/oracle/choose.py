@@ -70,9 +70,10 @@ class Chooser:
     @property
     def plan(self) -> str:
         """How products are computed, in one line."""
-        return (
-            self._plan if self._fast is not None or self._resumed is not None else self._plan + self._plain.describe()
-        )
+        if self._resumed is not None:
+            shown: str = self._resumed["shown"]
+            return shown
+        return self._plan if self._fast is not None else self._plan + self._plain.describe()
 
     @property
     def engine(self) -> str:
@@ -108,7 +109,7 @@ class Chooser:
         return {
             "form": None if fast is None else fast.form, "together": 1 if fast is None else fast.together,
             "whole": fast is not None and fast.compiled_whole, "level": None if fast is None else fast.level,
-            "plan": self._plan, "settled": self._settled,
+            "plan": self._plan, "shown": self.plan, "settled": self._settled,
             "most_columns": self._most_columns, "made": self._made, "expected": self._expected,
             "seconds": self._seconds, "spent": self._spent,
             "differences": None if differences is None else differences.state(),

@@ -90,10 +90,11 @@ def inspect_operator(
     findings: those that are already known. loss: the loss on the data, where it is known. expect: what the loss must
     be, as text. measure: False evaluates the loss and nothing more. options: those of the run (None: the defaults).
 
-    Costs one gradient (and a forward pass where the loss is not known), 4 or 5 HVPs (up to 8 more where the run takes
-    hundreds), and 4 to 12 gradients of the first batch in float64; also two HVPs of the first batch where a model
-    computes in float32 inside a float64 run. A measurement is None where something was refused before it. Raises
-    InputError when the loss or the data cannot be used at all, and when there is too little room for a basis.
+    Costs one gradient (and a forward pass where the loss is not known), 4 or 5 HVPs, 4 to 12 gradients of the first
+    batch in float64, and two HVPs of that batch where a model computes in float32 inside a float64 run. Where many
+    probes are expected, it makes as many further HVPs as a twentieth of those of the run, 8 at most, to know better how
+    many these are. A measurement is None where something was refused before it. Raises InputError when the loss or the
+    data cannot be used at all, and when there is too little room for a basis.
     With a time limit it takes a third of that at most, on fewer batches where need be.
     """
     chosen = options or SpectrumOptions()

@@ -33,7 +33,6 @@ from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted
 
 TEXT_WIDTH = 80  # columns that sentences are wrapped to, however wide the terminal
-_LEAST_SECONDS_SAID = 0.1  # of a product: for faster ones, all else takes longer
 _WORTH_SAYING = 1.2  # the worst case of a forecast, relative to what is expected: less is not mentioned
 
 
@@ -230,19 +229,9 @@ def measured_lines(preflight: Preflight) -> list[str]:
         memory = "" if preflight.memory is None else f", {readable(preflight.memory)} while it is computed"
         lines.append(f"one product: {rounded(preflight.seconds, 2)} s{memory}")
     if preflight.expected_hvps is not None:
-        each = seconds_each(preflight)
-        lines.append(f"the whole run: about {preflight.expected_hvps:,} HVPs{each}{expected_costs(preflight)}")
+        lines.append(f"the whole run: about {preflight.expected_hvps:,} HVPs{expected_costs(preflight)}")
         lines += [worst] if (worst := worst_case(preflight)) else []
     return lines
-
-
-def seconds_each(preflight: Preflight) -> str:
-    """ " of about 3.4 s each" where that is not what one product took: products together, or otherwise, cost less."""
-    first, whole, hvps = preflight.seconds, preflight.expected_seconds, preflight.expected_hvps
-    if first is None or whole is None or not hvps or first <= _LEAST_SECONDS_SAID:
-        return ""
-    each = whole / hvps
-    return "" if 1 / _WORTH_SAYING < each / first < _WORTH_SAYING else f" of about {rounded(each, 2)} s each"
 
 
 def expected_costs(preflight: Preflight) -> str:

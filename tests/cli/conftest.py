@@ -1,6 +1,7 @@
 """The user's files that the commands are tried on."""
 
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -13,6 +14,13 @@ from zoo import Case, explicit_hessian
 
 import hvpspec
 from hvpspec import cli
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard():
+    """Ctrl-C, which is ignored where a script runs the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

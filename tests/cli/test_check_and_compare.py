@@ -23,7 +23,10 @@ def test_check_tells_findings_measurements_and_costs(folder, monkeypatch, capsys
     document = json.loads((folder / "checked/check.json").read_text())
     assert document["ok"]
     assert document["findings"] == []
-    assert document["measured"]["hvps"] == 4
+    # Three products together, one of them again, one for the norm's rank, and up to a twentieth of what the run takes.
+    further = document["measured"]["hvps"] - 5
+    assert document["measured"]["expected_hvps"] >= 40  # so that there are some
+    assert 0 < further <= min(8, 0.05 * document["measured"]["expected_hvps"] + 1)
     assert document["provenance"]["command"][0] == "hvpspec"
 
 

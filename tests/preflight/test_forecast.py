@@ -172,15 +172,16 @@ def test_a_forecast_is_never_negative():
     assert 0 < found.probes <= found.hvps <= found.most_hvps <= 300
 
 
-def test_seconds_of_slow_products():
-    """The loss sleeps in each product, as none of its graphs may be kept: kept ones make the run's products faster."""
+@pytest.mark.parametrize("memory_limit", [1, None], ids=["none kept", "graphs kept"])
+def test_seconds_of_slow_products(memory_limit):
+    """The loss sleeps in each product, or where its graph is kept, in the first ones alone."""
 
     def slow(model, batch):
         time.sleep(0.01)
         return F.cross_entropy(model(batch[0]), batch[1])
 
     H = network("trained").objective
-    H = hvpspec.HessianOperator(H.model, slow, H.data, engine="autograd", memory_limit=1)
+    H = hvpspec.HessianOperator(H.model, slow, H.data, engine="autograd", memory_limit=memory_limit)
     options = {"k": 5, "rtol": 0.05, "max_hvps": 40}
     found = inspect_operator(H, options=SpectrumOptions(**options))
     made = hvpspec.spectrum(H, **options)

@@ -84,7 +84,7 @@ def training(case):
     case.model.train()
 
 
-SAME = {same_values_in_a_new_parameter, loaded_again, swapped, training}
+SAME = (same_values_in_a_new_parameter, loaded_again, swapped, training)
 CHANGES = (
     *(step, in_place, through_data, new_data, new_parameter, loaded, written_batch, batch_through_data, other_batch),
     *(other_targets, *SAME),

@@ -151,8 +151,8 @@ def test_operators_of_one_model_in_two_threads():
     v = torch.randn(plain.shape[0], 1, dtype=torch.float64)
     expected = [plain @ v, fast @ v.float()]
     prepared = []
-    prepare = fast._product._fast._prepare
-    fast._product._fast._prepare = lambda *arguments: prepared.append(arguments) or prepare(*arguments)
+    prepare = fast._product._fast.prepare
+    fast._product._fast.prepare = lambda *arguments: prepared.append(arguments) or prepare(*arguments)
     found = in_threads(lambda: [plain @ v for _ in range(15)], lambda: [fast @ v.float() for _ in range(60)])
     for products, one in zip(found, expected, strict=True):
         assert all(torch.equal(product, one) for product in products)

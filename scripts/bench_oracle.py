@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", help="sections whose title holds this, such as MLP; the page keeps its others"
     )
-    parser.add_argument("--rows", action="append", help="rows of tables whose name holds this, beside the gradient's")
+    parser.add_argument("--rows", action="append", help="rows of tables whose name holds this, and the gradient's")
     options = parser.parse_args()
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # "ready in" is what it takes the first time
     warnings.filterwarnings("ignore")

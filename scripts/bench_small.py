@@ -276,7 +276,7 @@ def main() -> None:
         "| --- | ---: | ---: |",
         *rows,
         "",
-        "One product with the plain engine (two batches), in gradients, beside plain double backward:",
+        "One product with the plain engine (two batches), in gradients, compared with plain double backward:",
         "",
         "| network | parameters | gradient, ms | plain double backward | plain engine | its own share, ms |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

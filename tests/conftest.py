@@ -1,7 +1,8 @@
-"""Shared by all tests: threads, the order, and the folders that the tests' own helpers are imported from."""
+"""Shared by all tests: threads, the order, a clock, and the folders that the tests' own helpers are imported from."""
 
 import os
 import sys
+import time
 from pathlib import Path
 
 # One thread for each process, here and in the command lines that tests start: the problems are small, and threads of
@@ -37,3 +38,19 @@ def lacking(what):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+class Clock:
+    """Stands for time.monotonic, and moves only where a test moves it."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock

@@ -142,8 +142,8 @@ class RetainedGraphs:
     @property
     def seconds(self) -> float:
         """Expected of a product with one vector from now on; infinite before the first."""
-        anew = 1 - self.share if self._off or self._complete else 0.0  # graphs that cannot be kept
-        return self.backward + anew * self.graphs if anew else self.backward
+        fresh = 1 - self.share if self._off or self._complete else 0.0  # graphs that cannot be kept
+        return self.backward + fresh * self.graphs if fresh else self.backward
 
     def _both(self, columns: Tensor, on_batch: OnBatch | None) -> Tensor:
         """The product without kept graphs; with them it has to be the same, or else none is kept any more."""
@@ -280,7 +280,7 @@ class RetainedGraphs:
         assert self._model is not None
         held = held_by(g for _, g in graph.curved if isinstance(g, Tensor))
         self._runs_python |= held.runs_python
-        if held.runs_python and self.objective.noise_seed is not None:  # which a backward may draw anew
+        if held.runs_python and self.objective.noise_seed is not None:  # which a backward may draw again
             return self.stop()
         own = {tensor.data.untyped_storage().data_ptr() for _, tensor in self._model.tensors}
         own -= {data.untyped_storage().data_ptr() for _, data in written}

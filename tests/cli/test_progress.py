@@ -3,7 +3,6 @@
 import math
 import re
 import threading
-import time
 from datetime import datetime
 
 import pytest
@@ -17,17 +16,8 @@ from hvpspec.system.time_limit import time_limit
 USUAL = ("model.pt", "--model", "slow.py:build", "--data", "slow.py:batches", "--loss", "slow.py:seconds")
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
+def clock(clock, monkeypatch):
     monkeypatch.setattr(progress, "wall_clock", lambda: datetime(2026, 3, 1, 14, 0))
     return clock
 

@@ -16,7 +16,7 @@ from hvpspec.system.time_limit import OutOfTime, interruptible, time_limit
 
 SLOW = """
 def seconds(model, batch):
-    time.monotonic.now += 1  # the tests' clock
+    time.monotonic.now += 1  # the tests' clock: a second is a batch's loss
     return loss(model, batch)
 """
 TICK = "    time.monotonic.now += 1\n    return nn.functional.cross"
@@ -24,22 +24,6 @@ USUAL = ("model.pt", "--model", "slow.py:build", "--data", "slow.py:batches", "-
 TICKING = ("--engine", "autograd", "--memory-limit", "1")  # nothing is kept: every product evaluates the loss again
 RUN = ("spectrum", *USUAL, "-k", "3", "--dtype", "float64", *TICKING)
 FEW = ("--no-preflight", "--out", "few")
-
-
-class Clock:
-    """Stands for time.monotonic; a second is a batch's loss."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
-    return clock
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """A budget of seconds: figures known at its end are right within their errors, and what was not reached is marked."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -13,22 +11,6 @@ from hvpspec.errors import InputError
 from hvpspec.report.terminal import summary
 
 N = 200
-
-
-class Clock:
-    """Stands for time.monotonic."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
-    return clock
 
 
 def matrix():

@@ -1,4 +1,4 @@
-"""Operators with the engines that are compared, and how far their products are apart."""
+"""Operators with the engines that are compared, what they are tried on, and how far their products are apart."""
 
 import shutil
 
@@ -37,3 +37,29 @@ def share(H):
 
 def fresh(H, V):
     return autograd.hvp(H.objective, V)
+
+
+class Shuffled:
+    """The same samples in another order on each pass."""
+
+    def __init__(self, x, y, size):
+        self.x, self.y, self.size, self.passes = x, y, size, 0
+
+    def __iter__(self):
+        self.passes += 1
+        order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(self.passes))
+        yield from zip(self.x[order].split(self.size), self.y[order].split(self.size), strict=True)
+
+
+class Square(torch.autograd.Function):
+    """Differentiable twice, written by hand."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * x * g

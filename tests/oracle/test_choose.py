@@ -8,27 +8,13 @@ import weakref
 
 import pytest
 import torch
-from oracle.comparison import needs_compiler, operators, relative
+from oracle.comparison import Square, needs_compiler, operators, relative
 from torch import nn
 from zoo import mlp
 
 import hvpspec
 from hvpspec.oracle import autograd, choose, prices
 from hvpspec.oracle.recorded import linearized, recordings, tracing
-
-
-class Square(torch.autograd.Function):
-    """Differentiable twice, written by hand."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 2 * x * g
 
 
 def test_custom_functions_keep_working():

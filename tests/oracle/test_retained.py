@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from oracle.comparison import fresh, kept, share
+from oracle.comparison import Square, fresh, kept, share
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from zoo import CASES, mlp
@@ -158,18 +158,6 @@ def test_without_memory_graphs_are_given_up_first(monkeypatch):
 
 
 # --- losses whose graphs run Python, or refer to what changes ---
-
-
-class Square(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 2 * x * g
 
 
 class Once(Square):

@@ -8,7 +8,7 @@ import types
 
 import pytest
 import torch
-from oracle.comparison import fresh, kept, share
+from oracle.comparison import Shuffled, fresh, kept, share
 from torch import nn
 from zoo import CASES, Case, mlp
 
@@ -176,18 +176,6 @@ def test_changes_that_only_the_loss_shows_are_seen_when_a_run_begins_or_after_a_
         monkeypatch.setattr(retained, "_PAUSE_IN_PRODUCTS", 0)
     assert torch.equal(H @ V, fresh(H, V))
     assert float((H @ V - before).norm()) > 1e-6
-
-
-class Shuffled:
-    """The same samples in another order on each pass."""
-
-    def __init__(self, x, y, size):
-        self.x, self.y, self.size, self.passes = x, y, size, 0
-
-    def __iter__(self):
-        self.passes += 1
-        order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(self.passes))
-        yield from zip(self.x[order].split(self.size), self.y[order].split(self.size), strict=True)
 
 
 def test_data_in_another_order_each_time_are_not_kept_for_long():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from oracle.comparison import needs_compiler, operators, relative
+from oracle.comparison import Shuffled, needs_compiler, operators, relative
 from torch import nn
 from zoo import CASES, mlp
 
@@ -115,18 +115,6 @@ def test_it_follows_a_model_that_trains_on(limit):
         assert relative(fast @ v, before) > 1e-6
     next(b for b in case.model.buffers() if b.is_floating_point()).mul_(2.0)
     assert relative(fast @ v, reference @ v) <= 1e-12
-
-
-class Shuffled:
-    """The same samples in another order on each pass."""
-
-    def __init__(self, x, y, size):
-        self.x, self.y, self.size, self.passes = x, y, size, 0
-
-    def __iter__(self):
-        self.passes += 1
-        order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(self.passes))
-        yield from zip(self.x[order].split(self.size), self.y[order].split(self.size), strict=True)
 
 
 def test_data_in_another_order_are_not_mixed():

@@ -19,7 +19,7 @@ from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.provenance import checkpoint_file, describe, tensors_sha256
+from hvpspec.cli.provenance import checkpoint_file, data_source, describe, tensors_sha256
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
@@ -27,7 +27,7 @@ from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses import LossValue
-from hvpspec.objective.sampled_batches import SampledBatches, sample_batches
+from hvpspec.objective.sampled_batches import sample_batches
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.results.record import CheckpointFile, Provenance
@@ -239,9 +239,7 @@ def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossV
     """Prints what was loaded, and its loss: a model that was loaded wrongly shows there."""
     count = count_parameters(H.objective.model, H.parameters.n)
     screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}")
-    batches = counted(loss.batches, "batch", "batches")
-    if isinstance(drawn := H.objective.data, SampledBatches):
-        batches = f"{loss.batches:,} of {counted(drawn.of, 'batch', 'batches')}, drawn at random (seed {drawn.seed})"
+    batches = data_source(H, source.data, loss).counted_batches
     screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
     screen.line()
 

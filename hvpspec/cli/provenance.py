@@ -50,7 +50,7 @@ def describe(
     return Provenance(
         checkpoint=checkpoint,
         model=named["model"] or "the checkpoint's own",
-        data=_data_source(H, named["data"], loss),
+        data=data_source(H, named["data"], loss),
         loss=named["loss"],
         parameters=count_parameters(H.objective.model, H.parameters.n),
         options=options,
@@ -72,7 +72,8 @@ def describe(
     )
 
 
-def _data_source(H: HessianOperator, name: str | None, loss: LossValue) -> DataSource:
+def data_source(H: HessianOperator, name: str | None, loss: LossValue) -> DataSource:
+    """What is said of the data. name: how they were named."""
     drawn = H.objective.data
     if not isinstance(drawn, SampledBatches):
         return DataSource(name, loss.batches, loss.weight)

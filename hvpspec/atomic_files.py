@@ -73,9 +73,10 @@ def _temporary_for(path: Path) -> tuple[BinaryIO, Path]:
     while True:
         temporary = path.with_name(f".{path.name}.hvpspec-{secrets.token_hex(4)}.tmp")
         file = os.fdopen(os.open(temporary, _NEW_FILE, 0o666), "wb")
-        if _locks(file) is None or temporary.exists():  # not taken for an abandoned one before it was locked
+        locked = _locks(file)
+        if locked is None or (locked and temporary.exists()):
             return file, temporary
-        file.close()
+        file.close()  # taken for an abandoned one before it was locked: whoever took it removes it
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+from hvpspec import atomic_files
 from hvpspec.atomic_files import prepare_folder, replacing, write_text
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
@@ -58,6 +60,27 @@ def test_files_of_others_stay(tmp_path):
     before = sorted(tmp_path.iterdir())
     prepare_folder(tmp_path)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_temporary_file_that_a_cleaner_has_locked_first_is_not_used(tmp_path, monkeypatch):
+    locks, taken = atomic_files._locks, []
+
+    def locks_after_the_cleaner(file):
+        if not taken:
+            taken.append(open(next(tmp_path.glob(".*.tmp")), "r+b"))
+            assert locks(taken[0])
+        return locks(file)
+
+    def replace_after_the_cleaner(source, target):
+        Path(taken[0].name).unlink()
+        replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr(atomic_files, "_locks", locks_after_the_cleaner)
+    monkeypatch.setattr(os, "replace", replace_after_the_cleaner)
+    write_text(tmp_path / "a.json", "{}")
+    taken[0].close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_files_are_written_while_another_thread_cleans(tmp_path):

@@ -67,7 +67,7 @@ def test_a_temporary_file_that_a_cleaner_has_locked_first_is_not_used(tmp_path, 
 
     def locks_after_the_cleaner(file):
         if not taken:
-            taken.append(open(next(tmp_path.glob(".*.tmp")), "r+b"))
+            taken.append(open(next(tmp_path.glob(".*.tmp")), "r+b"))  # noqa: SIM115
             assert locks(taken[0])
         return locks(file)
 

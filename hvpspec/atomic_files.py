@@ -60,7 +60,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if fcntl is not None:
+                os.replace(temporary, path)  # while it is locked: once closed, it would be taken for an abandoned one
+        if fcntl is None:
+            os.replace(temporary, path)  # Windows renames no open file
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk is found by fsync, which knows no names

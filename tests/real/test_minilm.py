@@ -15,7 +15,7 @@ import torch
 import hvpspec
 
 pytestmark = pytest.mark.real
-PAIRS = 4
+PAIRS = 2
 
 
 @pytest.fixture(scope="module")

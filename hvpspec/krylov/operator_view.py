@@ -132,15 +132,17 @@ class Symmetric:
 
     def __matmul__(self, X: Tensor) -> Tensor:
         self._allow(X)
-        product = self.multiply(X)
-        return self._counted(X, product)
+        with full_precision(X.device):
+            product = self.multiply(X)
+            return self._counted(X, product)
 
     def by_folds(self, X: Tensor, reduce: Reduce) -> tuple[Tensor, list[FoldOf]]:
         """The product, and what `reduce` makes of the product of each fold of the batches."""
         assert self.multiply_by_folds is not None
         self._allow(X)
-        product, found = self.multiply_by_folds(X, self.folds, reduce)
-        return self._counted(X, product), found
+        with full_precision(X.device):
+            product, found = self.multiply_by_folds(X, self.folds, reduce)
+            return self._counted(X, product), found
 
     def _allow(self, X: Tensor) -> None:
         if X.shape[1] > self.left:
@@ -339,8 +341,7 @@ def _from_matmat(n: int, dtype: Any, matmat: Any, *, explicit: bool = False) -> 
 
     def multiply(X: Tensor, /) -> Tensor:
         given = X.numpy()
-        with full_precision(X.device):
-            product = np.asarray(matmat(given))
+        product = np.asarray(matmat(given))
         if product.dtype.kind == "c":
             raise InputError("the operator returned a complex product; it must be real and symmetric.")
         product = np.ascontiguousarray(product, dtype=numpy_dtype)

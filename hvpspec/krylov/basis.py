@@ -188,33 +188,32 @@ def orthogonalise(basis: Basis, others: Tensor, W: Tensor, known: np.ndarray | N
 
     known (m' ≤ m, b): coefficients of the first m' basis vectors that are known beforehand. Subtracting them first,
     with those of the few vectors after them, usually saves the second pass, which is needed only where much cancels.
-    What a pass has found is read at its end, all at once: a GPU is waited for once in each pass.
+    What a pass has found is read at its end, where that decides about another one: a GPU is waited for only there.
     """
     m, total = basis.m, np.zeros((basis.m + others.shape[1], W.shape[1]))
-    recent = torch.empty(0, W.shape[1], dtype=torch.float64, device=W.device)  # coefficients that were not read yet
+    found = torch.zeros(total.shape, dtype=torch.float64, device=W.device)  # what is to be added to the total
     if known is not None and len(known):
         first = int(np.flatnonzero(known.any(1))[0]) if known.any() else len(known)
-        recent = inner(basis.matrix[:, len(known) :], W)
+        recent = found[len(known) : m] = inner(basis.matrix[:, len(known) :], W)
         basis.subtract(W, torch.cat([uploaded(known[first:], recent), recent]), first)
         total[first : len(known)] = known[first:]
     left = column_inner(W, W)
     if not len(total):
         return Removed(total, left.sqrt().cpu().numpy())
-    for _ in range(2):
+    for last in (False, True):
         before, inside = left, basis.inner(W)
         basis.subtract(W, inside)
         outside = inner(others, W)
         if others.shape[1]:
             subtract_times(W, others, outside)
         left = column_inner(W, W)
-        found = torch.cat([inside, outside, before[None], left[None], recent]).cpu().numpy()
-        (had, has), late = found[len(total) : len(total) + 2], found[len(total) + 2 :]
-        total += found[: len(total)]
-        total[m - len(late) : m] += late
-        recent = recent[:0]
-        if known is not None and bool((has > _SECOND_PASS_SHARE * had).all()):
+        found += torch.cat([inside, outside])
+        if known is None and not last:
+            continue
+        read = torch.cat([found, before[None], left[None]]).cpu().numpy()
+        if last or bool((read[-1] > _SECOND_PASS_SHARE * read[-2]).all()):
             break
-    return Removed(total, np.sqrt(has))
+    return Removed(total + read[:-2], np.sqrt(read[-1]))
 
 
 def _reserve(file: Path, size: int) -> None:

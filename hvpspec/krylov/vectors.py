@@ -32,13 +32,14 @@ def inner(A: Tensor, B: Tensor) -> Tensor:
     60 vectors of 943,000 entries on two cores).
     """
     here, B = B.device, B.to(A.device)
+    if not A.shape[1] or not B.shape[1]:
+        return torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=here)
     if A.dtype == B.dtype == torch.float64:
         total = A.T @ B
     elif A.dtype == B.dtype:
         total = _added(_inner_of_pieces(A[rows], B[rows]) for rows in pieces(len(A), _MOST_SUMS * _FLOAT32_SUM))
     else:
-        columns = A.shape[1] + B.shape[1]
-        parts = pieces(len(A), max(CHUNK, _COPIED_ENTRIES // max(columns, 1)))
+        parts = pieces(len(A), max(CHUNK, _COPIED_ENTRIES // (A.shape[1] + B.shape[1])))
         total = _added(A[rows].double().T @ B[rows].double() for rows in parts)
     return total.to(here)
 
@@ -66,13 +67,12 @@ def column_inner(A: Tensor, B: Tensor) -> Tensor:
 
 
 def _column_inner_of_pieces(A: Tensor, B: Tensor) -> Tensor:
-    if A.dtype == B.dtype == torch.float64 or len(A) < _FLOAT32_SUM:
-        short: Tensor = torch.linalg.vecdot(A, B, dim=0)
-        return short.double()
+    products = A * B
+    if products.dtype == torch.float64 or len(A) < _FLOAT32_SUM:
+        return products.sum(0).double()
     whole = len(A) - len(A) % _FLOAT32_SUM
-    products: Tensor = torch.linalg.vecdot(_pieces(A[:whole]), _pieces(B[:whole]))
-    total: Tensor = products.sum(1, dtype=torch.float64)
-    return total if whole == len(A) else total + torch.linalg.vecdot(A[whole:], B[whole:], dim=0)
+    total: Tensor = _pieces(products[:whole]).sum(2).sum(1, dtype=torch.float64)
+    return total if whole == len(A) else total + products[whole:].sum(0)
 
 
 @in_full_precision

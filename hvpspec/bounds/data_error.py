@@ -24,7 +24,8 @@ from hvpspec.krylov.vectors import pieces, rademacher, rough_inner
 from hvpspec.results.estimate import Bracket
 
 _SKETCH_SUMS = 127  # a prime, so that the entries of a row or a column of weights go to different sums
-_SKETCH_ENTRIES = 1 << 24  # that are multiplied by their signs at once
+_CACHED_ENTRIES = 1 << 16  # multiplied by their signs at once on a CPU, whose caches hold them
+_COPIED_ENTRIES = 1 << 24  # elsewhere: few launches, and little memory beside the vectors
 _SKETCH_NUMBER = 1 << 32  # of the seed's random signs: beyond any probe
 _COMPARED = 5  # top Ritz vectors, in which folds are compared with their neighbours
 _LEAST_ACCURACY = 0.5  # of λ_max of the data, relative to the half-width that their choice adds
@@ -75,7 +76,8 @@ class BatchSpread:
             seed = self._krylov.seed
             self._signs = rademacher(len(X), [_SKETCH_NUMBER], seed=seed, dtype=torch.int8, device=X.device)
         sums = torch.zeros(_SKETCH_SUMS, X.shape[1], dtype=torch.float64, device=X.device)
-        most = max(_SKETCH_ENTRIES // X.shape[1] // _SKETCH_SUMS, 1) * _SKETCH_SUMS
+        entries = _CACHED_ENTRIES if X.device.type == "cpu" else _COPIED_ENTRIES
+        most = max(entries // X.shape[1] // _SKETCH_SUMS, 1) * _SKETCH_SUMS
         for rows in pieces(len(X), most):  # in pieces: a copy of the whole would be another vector
             signed = X[rows] * self._signs[rows]
             whole = len(signed) - len(signed) % _SKETCH_SUMS

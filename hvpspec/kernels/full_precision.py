@@ -21,29 +21,12 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _CPU = torch.device("cpu")
-_INSIDE: ContextVar[bool] = ContextVar("inside", default=False)  # exact arithmetic on a GPU, in this thread
+_INSIDE: ContextVar[str] = ContextVar("inside", default="")  # for which kind of device, in this thread
 
 
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, TF32 or bfloat16 meanwhile. Where that is so already, this takes a few microseconds."""
-    with contextlib.ExitStack() as stack:
-        if device.type != "cpu" and not (_INSIDE.get() and not torch.is_autocast_enabled(device.type)):
-            stack.enter_context(_exactly(device))
-            token = _INSIDE.set(True)
-            stack.callback(_INSIDE.reset, token)
-        if torch.is_autocast_enabled("cpu"):  # whatever the device: the basis may be in CPU memory
-            stack.enter_context(_exactly(_CPU))
-        stack.enter_context(_EXACT_ON_CPU)
-        yield
-
-
-@contextlib.contextmanager
-def _exactly(device: torch.device) -> Iterator[None]:
-    """Exact arithmetic. In inference mode as before: its tensors cannot be written to outside of it."""
-    inference = torch.is_inference_mode_enabled()
-    with exact_arithmetic(device), torch.inference_mode(inference):
-        yield
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """No autocast, TF32 or bfloat16 meanwhile: on the device, and on the CPU, where the basis may be."""
+    return contextlib.nullcontext() if _is_inside(device) else _entered(device)
 
 
 def in_full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -52,10 +35,41 @@ def in_full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         first: Any = args[0]
-        with full_precision(first.device):
+        if _is_inside(first.device):
+            return function(*args, **kwargs)
+        with _entered(first.device):
             return function(*args, **kwargs)
 
     return run
+
+
+def _is_inside(device: torch.device) -> bool:
+    """Whether it is so already. An operator may have turned autocast on again for what it calls."""
+    inside = _INSIDE.get()
+    return bool(inside) and device.type in (inside, "cpu") and not torch.is_autocast_enabled(device.type)
+
+
+@contextlib.contextmanager
+def _entered(device: torch.device) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if device.type != "cpu":
+            stack.enter_context(_exactly(device))
+        if torch.is_autocast_enabled("cpu"):
+            stack.enter_context(_exactly(_CPU))
+        stack.enter_context(_EXACT_ON_CPU)
+        token = _INSIDE.set(device.type)
+        try:
+            yield
+        finally:
+            _INSIDE.reset(token)
+
+
+@contextlib.contextmanager
+def _exactly(device: torch.device) -> Iterator[None]:
+    """Exact arithmetic. In inference mode as before: its tensors cannot be written to outside of it."""
+    inference = torch.is_inference_mode_enabled()
+    with exact_arithmetic(device), torch.inference_mode(inference):
+        yield
 
 
 class _ExactOnCPU:

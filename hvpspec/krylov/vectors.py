@@ -141,22 +141,21 @@ def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype,
 
     The bits go to the device packed, and become numbers there.
     """
-    columns = torch.empty(len(numbers), n, dtype=dtype, device=device)
+    columns = torch.empty(len(numbers), -(-n // 8), 8, dtype=dtype, device=device)
     signs = torch.from_numpy(2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8) - 1)
     signs = signs.to(device, dtype)  # of the eight bits of each byte
     for column, number in zip(columns, numbers, strict=True):
         packed = torch.from_numpy(_packed_bits(n, seed, number)).to(device)
-        for part in pieces(n, _COPIED_ENTRIES):
-            bytes_of_part = packed[part.start // 8 : -(-part.stop // 8)].int()
-            column[part] = signs.index_select(0, bytes_of_part).view(-1)[: part.stop - part.start]
-    return columns.T
+        torch.index_select(signs, 0, packed.int(), out=column)
+    return columns.view(len(numbers), columns.shape[1] * 8)[:, :n].T
 
 
 def _packed_bits(n: int, seed: int, number: int) -> np.ndarray:
-    bits = np.empty(-(-n // CHUNK) * CHUNK // 8, dtype=np.uint8)
+    bits = np.empty(-(-n // 8), dtype=np.uint8)
     for start in range(0, n, CHUNK):
-        words = _stream(seed, number, start, _SIGN_STREAM).random_raw(CHUNK // 64)
-        bits[start // 8 : (start + CHUNK) // 8] = words.astype("<u8").view(np.uint8)
+        length = min(CHUNK, n - start)
+        words = _stream(seed, number, start, _SIGN_STREAM).random_raw(-(-length // 64))
+        bits[start // 8 : -(-(start + length) // 8)] = words.astype("<u8").view(np.uint8)[: -(-length // 8)]
     return bits
 
 

@@ -47,9 +47,8 @@ def _tf32(x):
 def tf32_on_cuda(monkeypatch):
     """The CPU stands for a GPU: its products are in TF32 where the setting of CUDA says so."""
     setting = torch.backends.cuda.matmul
-    exact = full_precision.full_precision
-    for module in ("kernels.full_precision", "krylov.lanczos", "krylov.probes", "krylov.operator_view"):
-        monkeypatch.setattr(f"hvpspec.{module}.full_precision", lambda device: exact(CUDA))
+    entered = full_precision._entered
+    monkeypatch.setattr(full_precision, "_entered", lambda device: entered(CUDA))
     before = setting.fp32_precision
     setting.fp32_precision = "tf32"
     try:

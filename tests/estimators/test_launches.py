@@ -1,11 +1,14 @@
 """What a step costs a GPU besides the product: counted launches, and reads for which the CPU waits."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from counting import counted
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hvpspec.bounds import data_error
 from hvpspec.estimators.blocks import BlockProbes
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov import basis, blocks, vectors
@@ -25,6 +28,7 @@ def scaled(monkeypatch):
     monkeypatch.setattr(vectors, "_FLOAT32_SUM", vectors._FLOAT32_SUM // SCALE)
     for module, name in ((vectors, "_COPIED_ENTRIES"), (basis, "_ENTRIES_TOGETHER"), (blocks, "_COPIED_ENTRIES")):
         monkeypatch.setattr(module, name, getattr(module, name) // SCALE)
+    monkeypatch.setattr(data_error, "_CACHED_ENTRIES", data_error._COPIED_ENTRIES // SCALE)
 
 
 def operator(n=N // SCALE):
@@ -129,3 +133,26 @@ def test_launches_of_one_function_at_full_length(n):
             with counted() as counts:
                 run()
             assert counts.kernels <= most * -(-n // N), counts.by_name
+
+
+@pytest.mark.gpu
+def test_a_lanczos_step_on_a_gpu():
+    """The same counts, and no more waiting than these reads: torch says where the CPU waits for the device."""
+    device = torch.device("cuda")
+    d = torch.linspace(-1, 3, N, device=device)[:, None]
+    shared = SharedPass(Symmetric(N, torch.float32, device, lambda X: d * X), seed=0, storage=Storage(80 * N * 4))
+    shared.extend(1)
+    shared.extend(1)
+    with counted() as counts:
+        shared.extend(1)
+    assert counts.kernels - 1 <= MOST_LAUNCHES, counts.by_name
+    assert counts.reads <= MOST_READS, counts.reads_by_name
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            shared.extend(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [wait for wait in waits if "synchronizing" in str(wait.message)]
+    assert len(waits) <= MOST_READS + 1, [str(wait.message) for wait in waits]

@@ -72,7 +72,7 @@ def test_random_products_are_found_out():
 def test_the_product_of_the_identity_is_not_the_vectors_themselves():
     """Estimators write to products."""
     read_only = np.broadcast_to(2.0, (6, 1))
-    for operator in (IDENTITY, sla.LinearOperator((6, 6), matmat=lambda X: read_only, dtype=float)):
+    for operator in (IDENTITY, sla.LinearOperator((6, 6), lambda x: x, matmat=lambda X: read_only, dtype=float)):
         X = torch.ones(6, 1, dtype=torch.float64)
         product = as_symmetric(operator) @ X
         product += 1

@@ -20,7 +20,7 @@ FLOORS = (
 )  # fmt: skip
 TOP = ("hvpspec", "hvpspec.__main__")  # these two may import from everywhere; nothing imports them
 NUMERICS = ("krylov", "bounds", "estimators")  # for any symmetric operator
-MODELS = ("checkpoint", "kernels", "objective", "oracle", "operators")
+MODELS = ("checkpoint", "objective", "oracle", "operators")
 
 MAX_FILES_IN_A_FOLDER = 12  # besides __init__.py
 MAX_LINES_OF_A_FILE = 400

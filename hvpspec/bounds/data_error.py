@@ -20,11 +20,12 @@ from hvpspec.bounds.population import MIN_FOLDS, in_random_order, population_bra
 from hvpspec.krylov.lanczos import Krylov, Ritz, Step
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Pool
-from hvpspec.krylov.vectors import rademacher
+from hvpspec.krylov.vectors import pieces, rademacher, rough_inner
 from hvpspec.results.estimate import Bracket
 
 _SKETCH_SUMS = 127  # a prime, so that the entries of a row or a column of weights go to different sums
-_SKETCH_ROWS = _SKETCH_SUMS << 9  # multiplied by their signs at once
+_CACHED_ENTRIES = 1 << 16  # multiplied by their signs at once on a CPU, whose caches hold them
+_COPIED_ENTRIES = 1 << 24  # elsewhere: few launches, and little memory beside the vectors
 _SKETCH_NUMBER = 1 << 32  # of the seed's random signs: beyond any probe
 _COMPARED = 5  # top Ritz vectors, in which folds are compared with their neighbours
 _LEAST_ACCURACY = 0.5  # of λ_max of the data, relative to the half-width that their choice adds
@@ -51,12 +52,12 @@ class BatchSpread:
             return self._A @ X
         basis, probes = self._krylov.basis, self._pool.probes
         self._latest_sketches = np.zeros((self._folds + 1, _SKETCH_SUMS, X.shape[1]))
-        self._latest_sketches[-1] = self._sketched(X)
+        self._latest_sketches[-1] = self._sketched(X).cpu().numpy()
         self._latest = np.zeros((self._folds, basis.m + probes.shape[1] + X.shape[1], X.shape[1]))
 
-        def reduce(product: Tensor) -> tuple[np.ndarray, np.ndarray]:
-            parts = [basis.rough_inner(product), probes.T @ product, X.T @ product]
-            return torch.cat(parts).double().cpu().numpy(), self._sketched(product)
+        def reduce(product: Tensor) -> tuple[Tensor, Tensor]:
+            parts = [basis.rough_inner(product), rough_inner(probes, product), rough_inner(X, product)]
+            return torch.cat(parts), self._sketched(product)
 
         product, found = self._A.by_folds(X, reduce)
         for fold, weight, (inside, sketch) in found:
@@ -69,20 +70,21 @@ class BatchSpread:
         self._latest[:, -1:] *= factor**2
         self._latest_sketches = self._latest_sketches * factor
 
-    def _sketched(self, X: Tensor) -> np.ndarray:
+    def _sketched(self, X: Tensor) -> Tensor:
         """Random signed sums of the entries of each column: an estimate of inner products, shape (d, b)."""
         if not len(self._signs):
             seed = self._krylov.seed
             self._signs = rademacher(len(X), [_SKETCH_NUMBER], seed=seed, dtype=torch.int8, device=X.device)
         sums = torch.zeros(_SKETCH_SUMS, X.shape[1], dtype=torch.float64, device=X.device)
-        for start in range(0, len(X), _SKETCH_ROWS):  # in pieces: a copy of the whole would be another vector
-            rows = slice(start, start + _SKETCH_ROWS)
+        entries = _CACHED_ENTRIES if X.device.type == "cpu" else _COPIED_ENTRIES
+        most = max(entries // X.shape[1] // _SKETCH_SUMS, 1) * _SKETCH_SUMS
+        for rows in pieces(len(X), most):  # in pieces: a copy of the whole would be another vector
             signed = X[rows] * self._signs[rows]
             whole = len(signed) - len(signed) % _SKETCH_SUMS
             sums += signed[:whole].reshape(-1, *sums.shape).sum(0, dtype=torch.float64)
-            sums[: len(signed) - whole] += signed[whole:]
-        sketch: np.ndarray = sums.cpu().numpy()
-        return sketch
+            if whole < len(signed):
+                sums[: len(signed) - whole] += signed[whole:]
+        return sums
 
     def extended(self, step: Step) -> None:
         """Adds what `multiply` recorded of a Krylov step. To be called before the pool follows the step."""
@@ -97,7 +99,7 @@ class BatchSpread:
         self._basis = grown
         self._sketches = np.concatenate([self._sketches, self._latest_sketches], 2)
         if across.shape[1]:  # the probes w become w − X a
-            a = (step.vectors.T @ self._pool.probes).double().cpu().numpy()
+            a = rough_inner(step.vectors, self._pool.probes).double().cpu().numpy()
             cross = across @ a
             self._probes = self._probes - cross - cross.transpose(0, 2, 1) + a.T @ grown[:, m:, m:] @ a
 

@@ -28,7 +28,7 @@ from hvpspec.krylov.operator_view import (
     Symmetric,
     refuse_asymmetric,
 )
-from hvpspec.krylov.vectors import column_inner, gaussian, inner, rademacher
+from hvpspec.krylov.vectors import column_inner, gaussian, inner, rademacher, times
 from hvpspec.results.estimate import Rounding
 from hvpspec.wording import dtype_name
 
@@ -174,7 +174,7 @@ def _expected(krylov: Krylov, coefficients: np.ndarray) -> Tensor:
     """(Q T + F Cᵀ) times the coefficients (m, k): what the products made so far say of H Q times these."""
     known = krylov.projection
     image = krylov.basis.combine(known.T @ coefficients)
-    return image + krylov.frontier @ torch.from_numpy(np.ascontiguousarray(known.coupling.T @ coefficients)).to(image)
+    return image + times(krylov.frontier, known.coupling.T @ coefficients)
 
 
 def _random_unit(rows: Tensor, seed: int, like: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.blocks import BlockRows
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Grams
-from hvpspec.krylov.vectors import inner, probes
+from hvpspec.krylov.vectors import probes
 from hvpspec.options import SampledQuantity, SpectrumOptions
 from hvpspec.results.blocks import BRACKET_WIDTH, Block, Blocks
 from hvpspec.results.estimate import Bracket, Estimate
@@ -95,33 +95,31 @@ class BlockProbes:
         p = known.coupling.shape[1]
         return np.block([[known.T, known.coupling], [known.coupling.T, np.zeros((p, p))]])
 
-    def _rows(self, block: BlockRows) -> Tensor:
-        """W_b: shape (size, m + p), on the device."""
-        krylov = self.shared.krylov
-        frontier = block.take(krylov.frontier)
-        return torch.cat([block.take(krylov.basis.matrix).to(frontier.device), frontier], 1)
-
     def _grams(self) -> list[np.ndarray]:
-        """W_bᵀ W_b of each block; computed once for each size of the basis."""
-        m = self.shared.krylov.m
-        if self._basis_grams[0] != m:
+        """W_bᵀ W_b of each block, with W = [Q F]; computed once for each size of the basis."""
+        krylov = self.shared.krylov
+        Q, F = krylov.basis.matrix, krylov.frontier
+        if self._basis_grams[0] != krylov.m:
             grams = []
             for block in self.blocks:
-                rows = self._rows(block)
-                grams.append(inner(rows, rows).cpu().numpy())
-            self._basis_grams = (m, grams)
+                QQ, FF = block.inner(Q, Q).to(F.device), block.inner(F, F)
+                QF = block.inner(Q, F)
+                grams.append(torch.cat([torch.cat([QQ, QF], 1), torch.cat([QF.T, FF], 1)]).cpu().numpy())
+            self._basis_grams = (krylov.m, grams)
         return self._basis_grams[1]
 
     def _gather(self, numbers: Sequence[int], images: Tensor) -> list[_BlockGrams]:
         krylov = self.shared.krylov
+        Q, F = krylov.basis.matrix, krylov.frontier
         drawn = probes(krylov.rows, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
         S, found = self._known(), []
         for block in self.blocks:
-            omega, y, rows = block.take(drawn), block.take(images), self._rows(block)
-            small = [
-                inner(a, b).cpu().numpy() for a, b in ((omega, omega), (omega, y), (y, y), (rows, omega), (rows, y))
-            ]
-            found.append(_BlockGrams(Grams(*small[:3]), (small[3] * (S @ small[4])).sum(0)))
+            small = [block.inner(a, b) for a, b in ((drawn, drawn), (drawn, images), (images, images))]
+            known = [torch.cat([block.inner(Q, V), block.inner(F, V)]) for V in (drawn, images)]
+            ww, wy, yy, Ww, Wy = np.split(
+                torch.cat([*small, *known]).cpu().numpy(), np.cumsum([len(part) for part in [*small, *known]])[:-1]
+            )
+            found.append(_BlockGrams(Grams(ww, wy, yy), (Ww * (S @ Wy)).sum(0)))
         return found
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors
@@ -19,7 +18,7 @@ from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.krylov.vectors import column_inner
+from hvpspec.krylov.vectors import column_inner, times, uploaded
 from hvpspec.options import DEFAULT_MAX_HVPS, LEAST_HVPS_TO_CHECK, Place, Which
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.validation import check_budget, check_choice, check_confidence, check_count, check_seed, check_tol
@@ -250,11 +249,11 @@ def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz
         return pairs
     # By the Krylov relation H v = θ v + F Cᵀs. The difference between this and the product is the noise of the HVP.
     products = shared.A @ vectors
-    expected = vectors * _row(pairs.values, vectors)
-    expected += krylov.frontier @ _small(krylov.projection.coupling.T @ ritz.coefficients[:, chosen], vectors)
+    expected = vectors * uploaded(pairs.values, vectors)
+    expected += times(krylov.frontier, krylov.projection.coupling.T @ ritz.coefficients[:, chosen])
     noise, exclusion = np.maximum(ritz.noise[chosen], _lengths(products - expected)), Exclusion.of(krylov)
     values = column_inner(vectors, products).cpu().numpy()
-    residuals = _lengths(products - vectors * _row(values, vectors))
+    residuals = _lengths(products - vectors * uploaded(values, vectors))
     small = residuals <= np.maximum(verify.tol * np.abs(values), noise)
     return replace(
         pairs,
@@ -315,14 +314,6 @@ def _within(krylov: Krylov, ritz: Ritz, index: np.ndarray, tol: float) -> np.nda
     floor = _ROUNDOFFS_OF_RESIDUAL * krylov.eps * krylov.projection.norm
     within: np.ndarray = ritz.residuals[index] <= np.maximum(tol * np.abs(ritz.values[index]), floor)
     return within
-
-
-def _row(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like)
-
-
-def _small(matrix: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(matrix)).to(like)
 
 
 def _lengths(columns: Tensor) -> np.ndarray:

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion
@@ -41,7 +40,7 @@ from hvpspec.estimators.extend_or_probe import SMALL_COMPLEMENT
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov, Ritz, confine, extend, favour, start
 from hvpspec.krylov.probes import Direction
-from hvpspec.krylov.vectors import inner
+from hvpspec.krylov.vectors import inner, times, uploaded
 from hvpspec.options import PILOT_PROBES
 from hvpspec.results.eigenpairs import Eigenpairs
 
@@ -217,11 +216,11 @@ class Search:
         """
         known, frontier = self._shared.krylov.projection, self._shared.krylov.frontier
         shift = known.T - count.t * np.eye(len(known.T))
-        raised = torch.from_numpy(known.coupling.T @ np.linalg.solve(shift, known.coupling)).to(frontier)
+        raised = uploaded(known.coupling.T @ np.linalg.solve(shift, known.coupling), frontier)
         on_complement = self._on_complement(count.t - count.side * known.norm)
 
         def multiply(X: Tensor, /) -> Tensor:
-            return on_complement(X) - frontier @ (raised @ inner(frontier, X).to(X.dtype))
+            return on_complement(X) - times(frontier, times(raised, inner(frontier, X)))
 
         for krylov in self._lanczos_on(multiply):
             ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)

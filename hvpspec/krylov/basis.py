@@ -1,4 +1,4 @@
-"""Where the Krylov basis lives: on the operator's device, in CPU memory, or in a memory-mapped file."""
+"""The Krylov basis, which is on the operator's device, in CPU memory, or in a memory-mapped file; and Gram-Schmidt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.krylov.vectors import CHUNK, inner
+from hvpspec.kernels.full_precision import in_full_precision
+from hvpspec.krylov.vectors import (
+    CHUNK,
+    column_inner,
+    inner,
+    pieces,
+    rough_inner,
+    subtract_times,
+    times,
+    uploaded,
+)
 from hvpspec.memory import check_size, free_memory
 from hvpspec.options import Place
 from hvpspec.system.out_of_memory import OutOfMemory, within_memory
@@ -23,6 +33,8 @@ from hvpspec.validation import check_choice
 _SHARE_OF_FREE_MEMORY = 0.25  # for long vectors, where no budget was given
 _FIRST_CAPACITY = 32  # vectors
 _LARGEST_GROWTH = 128  # vectors that a basis grows by at most, when it is full
+_SECOND_PASS_SHARE = 0.5  # of the squared length: if less is left after Gram-Schmidt, it is applied once more
+_ENTRIES_TOGETHER = 1 << 22  # that are copied or combined at once: enough to keep a device busy, and little memory
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,10 @@ def peak_vectors(m: int) -> int:
 
 
 class Basis:
-    """m orthonormal vectors of n numbers, the rows of `rows`; results computed from them are on `device`."""
+    """m orthonormal vectors of n numbers, the rows of `rows`; results computed from them are on `device`.
+
+    Whatever is computed from them is computed where they are: one vector is sent there or back, and not the basis.
+    """
 
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device, place: Place = "device") -> None:
         self.m = 0
@@ -107,42 +122,33 @@ class Basis:
         self.m = needed
 
     def inner(self, X: Tensor) -> Tensor:
-        """QᵀX for X (n, b): shape (m, b), in float64."""
+        """QᵀX for X (n, b): shape (m, b), in float64, on the device of X."""
         return inner(self.matrix, X)
 
     def rough_inner(self, X: Tensor) -> Tensor:
-        """QᵀX in the precision of X, if the basis is on the device; for quantities that need only a few digits."""
-        return self.rows @ X if self._place == "device" else self.inner(X).to(X.dtype)
+        """QᵀX in the precision of X, for quantities that need only a few digits."""
+        return rough_inner(self.matrix, X)
 
     def combine(self, coefficients: Tensor | np.ndarray, first: int = 0) -> Tensor:
         """Q S with the basis vectors from number `first` on and S (m − first, k): shape (n, k), on the device."""
-        n, k = self._storage.shape[1], coefficients.shape[1]
-        result = torch.zeros(k, n, dtype=self._storage.dtype, device=self.device).T
-        return self._add(result, coefficients, first, 1)
+        return times(self.matrix[:, first:], coefficients).to(self.device)
 
     def subtract(self, W: Tensor, coefficients: Tensor | np.ndarray, first: int = 0) -> None:
         """W ← W − Q S for W (n, k), in place; S as for `combine`."""
-        self._add(W, coefficients, first, -1)
-
-    def _add(self, W: Tensor, coefficients: Tensor | np.ndarray, first: int, sign: int) -> Tensor:
-        """W ← W ± Q S, row by row: the entries of a vector are contiguous in both."""
-        small = torch.as_tensor(coefficients).to(self.device, self._storage.dtype).T
-        rows = self.rows[first:]
-        if self._place == "device":
-            W.T.addmm_(small, rows, alpha=sign)
-        else:
-            for start in range(0, len(W), CHUNK):
-                part = slice(start, start + CHUNK)
-                W[part].T.addmm_(small, rows[:, part].to(self.device), alpha=sign)
-        return W
+        Q = self.matrix[:, first:]
+        if Q.device == W.device:
+            subtract_times(W, Q, coefficients)
+            return
+        small = uploaded(coefficients, Q)
+        for part in pieces(len(W), max(CHUNK, _ENTRIES_TOGETHER // W.shape[1])):
+            W[part] -= times(Q[part], small).to(W.device)
 
     def compress(self, coefficients: np.ndarray) -> None:
         """Q ← Q S for S (m, k) with k ≤ m, in place, with sums in float64."""
         small = torch.as_tensor(coefficients, dtype=torch.float64, device=self._storage.device)
         k = small.shape[1]
-        for start in range(0, self._storage.shape[1], CHUNK):
-            rows = slice(start, start + CHUNK)
-            self._storage[:k, rows] = (small.T @ self.rows[:, rows].double()).to(self._storage.dtype)
+        for part in pieces(self._storage.shape[1], max(CHUNK, _ENTRIES_TOGETHER // self.m)):
+            self._storage[:k, part] = (small.T @ self.rows[:, part].double()).to(self._storage.dtype)
         self.m = k
 
     def release(self) -> None:
@@ -166,6 +172,48 @@ class Basis:
                 ) from error
             grown = flat.view(capacity, n)
         self._storage = grown
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The coefficients of what was subtracted, (m + p, b), and the lengths of what is left, (b,); both in float64."""
+
+    coefficients: np.ndarray
+    lengths: np.ndarray
+
+
+@in_full_precision
+def orthogonalise(basis: Basis, others: Tensor, W: Tensor, known: np.ndarray | None = None) -> Removed:
+    """Subtracts from W (n, b), in place, its components in the basis and the others.
+
+    known (m' ≤ m, b): coefficients of the first m' basis vectors that are known beforehand. Subtracting them first,
+    with those of the few vectors after them, usually saves the second pass, which is needed only where much cancels.
+    What a pass has found is read at its end, where that decides about another one: a GPU is waited for only there.
+    """
+    m, total = basis.m, np.zeros((basis.m + others.shape[1], W.shape[1]))
+    found = torch.zeros(total.shape, dtype=torch.float64, device=W.device)  # what is to be added to the total
+    if known is not None and len(known):
+        first = int(np.flatnonzero(known.any(1))[0]) if known.any() else len(known)
+        recent = found[len(known) : m] = inner(basis.matrix[:, len(known) :], W)
+        basis.subtract(W, torch.cat([uploaded(known[first:], recent), recent]), first)
+        total[first : len(known)] = known[first:]
+    left = column_inner(W, W)
+    if not len(total):
+        return Removed(total, left.sqrt().cpu().numpy())
+    for last in (False, True):
+        before, inside = left, basis.inner(W)
+        basis.subtract(W, inside)
+        outside = inner(others, W)
+        if others.shape[1]:
+            subtract_times(W, others, outside)
+        left = column_inner(W, W)
+        found += torch.cat([inside, outside])
+        if known is None and not last:
+            continue
+        read = torch.cat([found, before[None], left[None]]).cpu().numpy()
+        if last or bool((read[-1] > _SECOND_PASS_SHARE * read[-2]).all()):
+            break
+    return Removed(total + read[:-2], np.sqrt(read[-1]))
 
 
 def _reserve(file: Path, size: int) -> None:

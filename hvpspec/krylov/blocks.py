@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.krylov.vectors import CHUNK, inner, pieces
+
+_COPIED_ENTRIES = 1 << 22  # of both factors of an inner product, where the rows of a block are copied
 
 
 class NamedParameters(Protocol):
@@ -40,6 +43,35 @@ class BlockRows:
         if len(self.positions) == 1:
             return X[self.positions[0]]
         return torch.cat([X[rows] for rows in self.positions])
+
+    def inner(self, A: Tensor, B: Tensor) -> Tensor:
+        """A_bᵀB_b of the rows in the block: shape (a, b), in float64, on B's device.
+
+        In pieces: a block may have most of the rows, and A may be a basis that is larger than the memory of B's device.
+        """
+        most = max(CHUNK, _COPIED_ENTRIES // (A.shape[1] + B.shape[1] + 1))
+        total = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=B.device)
+        for piece in self._pieces(most):
+            total += inner(piece.take(A), piece.take(B))
+        return total
+
+    def _pieces(self, most: int) -> Iterator[BlockRows]:
+        """Parts of at most so many rows that make up the block; short slices together."""
+        if isinstance(self.positions, Tensor):
+            for part in pieces(len(self.positions), most):
+                yield BlockRows(self.name, part.stop - part.start, self.positions[part])
+            return
+        together: list[slice] = []
+        size = 0
+        for whole in self.positions:
+            for part in pieces(whole.stop - whole.start, most):
+                length = part.stop - part.start
+                if size + length > most:
+                    yield BlockRows(self.name, size, tuple(together))
+                    together, size = [], 0
+                together.append(slice(whole.start + part.start, whole.start + part.stop))
+                size += length
+        yield BlockRows(self.name, size, tuple(together))
 
     def embed(self, X: Tensor, n: int) -> Tensor:
         """X (size, b) in the rows of the block, and zeros in the others: shape (n, b)."""

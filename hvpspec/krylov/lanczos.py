@@ -23,15 +23,15 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from hvpspec.krylov.basis import Basis
+from hvpspec.kernels.full_precision import full_precision
+from hvpspec.krylov.basis import Basis, orthogonalise
 from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT, Symmetric, refuse_asymmetric
-from hvpspec.krylov.vectors import column_inner, gaussian, inner
+from hvpspec.krylov.vectors import column_inner, gaussian, inner, subtract_times, times
 from hvpspec.options import Place
 
 COINCIDING = 1e-8  # of ‖H‖: Ritz values that are closer than this are copies of one eigenvalue
 _ROUNDOFFS_PER_SUM = 16  # the error of a sum over the basis, in unit roundoffs of ‖H‖ √(1 + m)
 _ROUNDOFFS_OF_CLOSED_SPACE = 100  # of ‖T‖: a shorter remainder is rounding, and the space is invariant
-_SECOND_PASS_SHARE = 0.5  # of the squared length: if less is left after Gram-Schmidt, it is applied once more
 # Of the length of a new vector: if less is left by the other new ones, it may have components in the basis again.
 _LARGE_LOSS = 0.1
 
@@ -191,25 +191,34 @@ def extend(krylov: Krylov, multiply: Callable[[Tensor], Tensor], width: int | No
 
     The new frontier vectors come first. Raises InputError if the products show that the operator is not symmetric.
     """
-    known, m = krylov.projection, krylov.m
     X = krylov.frontier[:, :width]
     waiting = krylov.frontier[:, X.shape[1] :]
     W = multiply(X)
+    with full_precision(W.device):
+        return _appended(krylov, X, waiting, W)
+
+
+def _appended(krylov: Krylov, X: Tensor, waiting: Tensor, W: Tensor) -> Step:
+    """The step with the frontier vectors X and their products W, which are overwritten."""
+    known, m = krylov.projection, krylov.m
     krylov.basis.append(X)
-    coefficients = orthogonalise(krylov.basis, waiting, W, known.coupling[:, : X.shape[1]])
+    removed = orthogonalise(krylov.basis, waiting, W, known.coupling[:, : X.shape[1]])
+    coefficients = removed.coefficients
     T, defects = _bordered(known, coefficients[: m + X.shape[1]], X.shape[1])
     coupling = np.zeros((len(T), waiting.shape[1]))
     coupling[:m] = known.coupling[:, X.shape[1] :]
     coupling[m:] = coefficients[len(T) :].T
 
     scale = max(float(np.max(np.abs(T).sum(1))), float(np.abs(coefficients).max()))
-    fresh, triangle, lost = _factor(krylov, waiting, W, _ROUNDOFFS_OF_CLOSED_SPACE * krylov.eps * scale)
+    fresh, triangle, lost = _factor(
+        krylov, waiting, W, removed.lengths, _ROUNDOFFS_OF_CLOSED_SPACE * krylov.eps * scale
+    )
     defects[m:] += lost
-    krylov.frontier = torch.cat([fresh, waiting], 1)
+    krylov.frontier = torch.cat([fresh, waiting], 1) if waiting.shape[1] else fresh
     rows = np.zeros((len(T), fresh.shape[1]))
     rows[m:] = triangle.T
     krylov.projection = Projection(T, np.hstack([rows, coupling]), defects, known.segments)
-    step = Step(X, _times(krylov.frontier, krylov.projection.coupling[m:].T), m)
+    step = Step(X, times(krylov.frontier, krylov.projection.coupling[m:].T), m)
     if krylov.frontier.shape[1] == 0 and krylov.m < krylov.n:
         _open_segment(krylov, 1)
     return step
@@ -285,62 +294,43 @@ def _bordered(known: Projection, coefficients: np.ndarray, width: int) -> tuple[
     return T, np.concatenate([known.defects, defects])
 
 
-def orthogonalise(basis: Basis, others: Tensor, W: Tensor, known: np.ndarray | None = None) -> np.ndarray:
-    """Subtracts from W (n, b), in place, its components in the basis and the others; returns the coefficients.
-
-    These have shape (m + p, b), in float64. known (m' ≤ m, b): coefficients of the first m' basis vectors that are
-    known beforehand. Subtracting them first, with those of the few vectors after them, usually saves the second pass,
-    which is needed only where much cancels.
-    """
-    total = np.zeros((basis.m + others.shape[1], W.shape[1]))
-    if known is not None and len(known):
-        first = int(np.flatnonzero(known.any(1))[0]) if known.any() else len(known)
-        recent = inner(basis.matrix[:, len(known) :], W).cpu().numpy()
-        total[first : basis.m] = np.vstack([known[first:], recent])
-        basis.subtract(W, total[first : basis.m], first)
-    for _ in range(2 if len(total) else 0):
-        before = column_inner(W, W)
-        inside = basis.inner(W)
-        basis.subtract(W, inside)
-        total[: basis.m] += inside.cpu().numpy()
-        if others.shape[1]:
-            outside = inner(others, W)
-            W -= others @ outside.to(W.dtype)
-            total[basis.m :] += outside.cpu().numpy()
-        if known is not None and bool((column_inner(W, W) > _SECOND_PASS_SHARE * before).all()):
-            break
-    return total
-
-
-def _factor(krylov: Krylov, waiting: Tensor, W: Tensor, rounding: float) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def _factor(
+    krylov: Krylov, waiting: Tensor, W: Tensor, lengths: np.ndarray, rounding: float
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """W = N B with orthonormal N (n, r), r ≤ w; columns no longer than `rounding` add nothing to N.
 
-    Returns N, B (r, w), and the lengths of the parts that were left out.
+    Returns N, which overwrites W, then B (r, w), and the lengths of the parts that were left out. lengths: of W.
     """
-    columns: list[Tensor] = []
+    kept = 0
     triangle = np.zeros((W.shape[1], W.shape[1]))
     lost = np.zeros(W.shape[1])
     for j in range(W.shape[1]):
-        w = W[:, j : j + 1]
-        before = _length(w)
-        if columns:
-            others = torch.cat(columns, 1)
-            for _ in range(2):
-                inside = inner(others, w)
-                w = w - others @ inside.to(w.dtype)
-                triangle[: len(columns), j] += inside[:, 0].cpu().numpy()
-        length = _length(w)
-        if length <= rounding or krylov.m + waiting.shape[1] + len(columns) == krylov.n:
+        w, others = W[:, j : j + 1], W[:, :kept]
+        before = length = float(lengths[j])
+        if kept:
+            inside, length = _without(others, w)
+            triangle[:kept, j] = inside
+        if length <= rounding or krylov.m + waiting.shape[1] + kept == krylov.n:
             lost[j] = length
             continue
         w = w / length
-        if columns and length < _LARGE_LOSS * before:
-            orthogonalise(krylov.basis, torch.cat([waiting, *columns], 1), w)
+        if kept and length < _LARGE_LOSS * before:
+            orthogonalise(krylov.basis, torch.cat([waiting, others], 1), w)
             w = normalised(w)
-        triangle[len(columns), j] = length
-        columns.append(w)
-    N = torch.cat(columns, 1) if columns else W[:, :0]
-    return N, triangle[: len(columns)], lost
+        triangle[kept, j] = length
+        W[:, kept : kept + 1] = w
+        kept += 1
+    return W[:, :kept], triangle[:kept], lost
+
+
+def _without(others: Tensor, w: Tensor) -> tuple[np.ndarray, float]:
+    """Subtracts from w (n, 1), in place, its components in the others, twice; these, and the length of what is left."""
+    found = []
+    for _ in range(2):
+        found.append(inner(others, w))
+        subtract_times(w, others, found[-1])
+    read = torch.cat([found[0] + found[1], column_inner(w, w).sqrt()[None]]).cpu().numpy()[:, 0]
+    return read[:-1], float(read[-1])
 
 
 def _open_segment(krylov: Krylov, width: int) -> None:
@@ -372,7 +362,3 @@ def normalised(vectors: Tensor) -> Tensor:
 
 def _length(vector: Tensor) -> float:
     return float(column_inner(vector, vector).sqrt())
-
-
-def _times(vectors: Tensor, small: np.ndarray) -> Tensor:
-    return vectors @ torch.from_numpy(np.ascontiguousarray(small)).to(vectors)

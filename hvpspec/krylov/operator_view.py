@@ -14,10 +14,10 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.krylov.vectors import column_inner
+from hvpspec.kernels.full_precision import full_precision
+from hvpspec.krylov.vectors import column_inner, times
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.time_limit import PRODUCTS_PER_RECOMPUTED, Pace
-from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
 
 ROUNDOFFS_PER_PRODUCT = 50  # the error of a product that its asymmetry need not show, in unit roundoffs of ‖H‖
@@ -43,7 +43,7 @@ class FoldOf(NamedTuple):
     parts: tuple[np.ndarray, ...]
 
 
-Reduce = Callable[[Tensor], tuple[np.ndarray, ...]]
+Reduce = Callable[[Tensor], tuple[Tensor, ...]]
 State = dict[str, Any]
 """How an operator would compute its next product, JSON-ready: see `DataOperator`."""
 
@@ -132,15 +132,17 @@ class Symmetric:
 
     def __matmul__(self, X: Tensor) -> Tensor:
         self._allow(X)
-        product = self.multiply(X)
-        return self._counted(X, product)
+        with full_precision(X.device):
+            product = self.multiply(X)
+            return self._counted(X, product)
 
     def by_folds(self, X: Tensor, reduce: Reduce) -> tuple[Tensor, list[FoldOf]]:
         """The product, and what `reduce` makes of the product of each fold of the batches."""
         assert self.multiply_by_folds is not None
         self._allow(X)
-        product, found = self.multiply_by_folds(X, self.folds, reduce)
-        return self._counted(X, product), found
+        with full_precision(X.device):
+            product, found = self.multiply_by_folds(X, self.folds, reduce)
+            return self._counted(X, product), found
 
     def _allow(self, X: Tensor) -> None:
         if X.shape[1] > self.left:
@@ -153,16 +155,20 @@ class Symmetric:
             raise InputError(
                 f"the operator returned shape {tuple(product.shape)} for {tuple(X.shape)}; the two must be equal."
             )
-        if not all_finite(product):
+        if not product.numel():
+            return product
+        # Both are read at once; the first is NaN or Inf where an entry is.
+        sizes = torch.stack([torch.linalg.vector_norm(vectors, math.inf) for vectors in (product, X)]).tolist()
+        if not math.isfinite(sizes[0]):
             raise InputError("the operator returned a product with NaN or Inf entries; fix the operator first.")
-        self._check_range(X, product)
+        self._check_range(*sizes)
         return product
 
-    def _check_range(self, X: Tensor, product: Tensor) -> None:
-        """Raises InputError where squares of entries would overflow or vanish: no error bar would hold there."""
-        if not product.numel():
-            return
-        largest, given = (float(torch.linalg.vector_norm(vectors, math.inf)) for vectors in (product, X))
+    def _check_range(self, largest: float, given: float) -> None:
+        """Raises InputError where squares of entries would overflow or vanish: no error bar would hold there.
+
+        largest, given: the largest entries of a product and of the vectors, without their signs.
+        """
         low, high = _RANGE[self.dtype]
         if largest == 0 or given == 0:
             return
@@ -277,32 +283,43 @@ def _from_data_operator(A: Any) -> Symmetric:
 
 def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None]], Tensor]) -> ByFolds:
     def by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
-        found: dict[int, FoldOf] = {}  # by number: a product that is begun again gives its first folds twice
-        along: dict[int, tuple[Tensor, Tensor]] = {}
+        weights: dict[int, float] = {}  # by number: a product that is begun again gives its first folds twice
+        reduced: dict[int, tuple[Tensor, ...]] = {}
         squares = column_inner(X, X)
 
         def receive(number: int, weight: float, product: Tensor) -> None:
-            found[number] = FoldOf(number, weight, reduce(product))
-            length = (squares * column_inner(product, product)).sqrt()
-            along[number] = weight * column_inner(X, product), weight * length
+            # xᵀH_g x, and a bound on its size, both times the weight: what `_check_sum` needs.
+            along, length = column_inner(X, product), (squares * column_inner(product, product)).sqrt()
+            weights[number] = weight
+            reduced[number] = (weight * torch.stack([along, length]), *reduce(product))
 
         whole = multiply(X, folds, receive)
-        _check_sum(column_inner(X, whole) * sum(fold.weight for fold in found.values()), along)
-        return whole, list(found.values())
+        along, *parts = _read([column_inner(X, whole), *(part for of in reduced.values() for part in of)])
+        count = len(parts) // max(len(weights), 1)
+        of = [parts[count * i : count * (i + 1)] for i in range(len(weights))]
+        _check_sum(along * sum(weights.values()), [first for first, *_ in of])
+        return whole, [FoldOf(*each, tuple(rest)) for each, (_, *rest) in zip(weights.items(), of, strict=True)]
 
     return by_folds
 
 
-def _check_sum(whole: Tensor, parts: dict[int, tuple[Tensor, Tensor]]) -> None:
-    """That xᵀHx is the sum of its parts by folds, which come with bounds on their sizes."""
+def _read(parts: list[Tensor]) -> list[np.ndarray]:
+    """The tensors in float64 on the CPU, which waits for the device once."""
+    flat = torch.cat([part.reshape(-1).double() for part in parts]).cpu().numpy()
+    ends = np.cumsum([part.numel() for part in parts])
+    return [piece.reshape(part.shape) for piece, part in zip(np.split(flat, ends[:-1]), parts, strict=True)]
+
+
+def _check_sum(whole: np.ndarray, parts: list[np.ndarray]) -> None:
+    """That xᵀHx is the sum of its parts by folds, each (2, b): the part, and a bound on its size."""
     if not parts:
         return
-    off = (whole - torch.stack([part for part, _ in parts.values()]).sum(0)).abs()
-    scale = torch.stack([size for _, size in parts.values()]).sum(0)
-    if bool((off > ASYMMETRY_LIMIT * scale).any()):
+    total, scale = np.sum(parts, 0)
+    off = np.abs(whole - total)
+    if (off > ASYMMETRY_LIMIT * scale).any():
         raise InputError(
             "the products on parts of the data do not add up to the product on all data: off by "
-            f"{float((off / scale).nan_to_num().max()):.1%}. Do batches, or their weights, change between passes?"
+            f"{float(np.nan_to_num(off / scale).max()):.1%}. Do batches, or their weights, change between passes?"
         )
 
 
@@ -316,17 +333,21 @@ def _from_tensor(matrix: Tensor) -> Symmetric:
     if matrix.dtype not in (torch.float32, torch.float64):
         matrix = matrix.to(torch.float32 if matrix.is_floating_point() else torch.float64)
     _check_symmetric(float((matrix - matrix.T).abs().max()), float(matrix.abs().max()), matrix.dtype)
-    return Symmetric(matrix.shape[0], matrix.dtype, matrix.device, matrix.__matmul__, explicit=True)
+    return Symmetric(matrix.shape[0], matrix.dtype, matrix.device, lambda X: times(matrix, X), explicit=True)
 
 
 def _from_matmat(n: int, dtype: Any, matmat: Any, *, explicit: bool = False) -> Symmetric:
     numpy_dtype = _float_dtype(dtype)
 
     def multiply(X: Tensor, /) -> Tensor:
-        product = np.asarray(matmat(X.numpy()))
+        given = X.numpy()
+        product = np.asarray(matmat(given))
         if product.dtype.kind == "c":
             raise InputError("the operator returned a complex product; it must be real and symmetric.")
-        return torch.from_numpy(np.ascontiguousarray(product, dtype=numpy_dtype))
+        product = np.ascontiguousarray(product, dtype=numpy_dtype)
+        # Products are written to. That of the identity may be the vectors themselves, or memory that is read-only.
+        own = not np.may_share_memory(product, given) and product.flags.writeable
+        return torch.from_numpy(product if own else product.copy())
 
     torch_dtype = torch.float32 if numpy_dtype == np.float32 else torch.float64
     return Symmetric(n, torch_dtype, torch.device("cpu"), multiply, explicit=explicit)

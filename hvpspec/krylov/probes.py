@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpspec.krylov.basis import Basis
-from hvpspec.krylov.lanczos import Krylov, Step, orthogonalise, outside_of
+from hvpspec.kernels.full_precision import full_precision, in_full_precision
+from hvpspec.krylov.basis import orthogonalise
+from hvpspec.krylov.lanczos import Krylov, Step, outside_of
 from hvpspec.krylov.operator_view import refuse_asymmetric
-from hvpspec.krylov.vectors import inner, probes
+from hvpspec.krylov.vectors import inner, probes, subtract_times, times
 
 MAX_LIVE_PROBES = 64  # probes that are kept as vectors, each with its image
 _LEAST_PROBES_FOR_DIRECTION = 4
@@ -88,8 +89,7 @@ class Pool:
 
     def clear(self) -> None:
         """Drops all probes. The next ones have new numbers."""
-        self._probes = self._krylov.frontier.new_empty(self._krylov.rows, 0)
-        self._images = self._probes
+        self._rows = self._krylov.frontier.new_empty(2, 0, self._krylov.rows)
         self._pending: list[Step] = []
         self.numbers: list[int] = []
         self.gathered: list[Any] = []
@@ -99,16 +99,20 @@ class Pool:
     @property
     def probes(self) -> Tensor:
         self._settle()
-        return self._probes
+        return self._live_vectors(0)
 
     @property
     def images(self) -> Tensor:
         self._settle()
-        return self._images
+        return self._live_vectors(1)
+
+    def _live_vectors(self, which: int) -> Tensor:
+        """The probes (0) or their images (1) that are kept, before the pending steps: a view that may be written to."""
+        return self._rows[which, : len(self.numbers)].T
 
     @property
     def count(self) -> int:
-        return self._probes.shape[1] + sum(grams.count for grams in self._retired)
+        return len(self.numbers) + sum(grams.count for grams in self._retired)
 
     @property
     def frozen(self) -> bool:
@@ -116,11 +120,11 @@ class Pool:
 
     def full(self, count: int) -> bool:
         """Whether `count` more probes would be retired immediately."""
-        return self.frozen or self._probes.shape[1] + count > self._capacity
+        return self.frozen or len(self.numbers) + count > self._capacity
 
     def grams(self) -> list[Grams]:
         """One for each set of probes within which the inner products of all pairs are known."""
-        if self._live is None and self.probes.shape[1]:
+        if self._live is None and self.numbers:
             self._live = _grams(self.probes, self.images)
         return [*self._retired, *([self._live] if self._live else [])]
 
@@ -131,16 +135,20 @@ class Pool:
         self._drawn += count
         like = krylov.frontier
         drawn = probes(krylov.rows, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
-        return _complement(krylov.basis, outside_of(krylov.zero, drawn))[0]
+        drawn = outside_of(krylov.zero, drawn)
+        orthogonalise(krylov.basis, drawn[:, :0], drawn)
+        return drawn
 
     def confine(self) -> None:
         """Confines probes made before it was known which rows of H are zero; their images are the same."""
-        self._probes, self._live = outside_of(self._krylov.zero, self.probes), None
+        self.probes.copy_(outside_of(self._krylov.zero, self.probes))
+        self._live = None
 
     def add(self, probes: Tensor, products: Tensor) -> None:
         """Adds probes w with their products H w. Raises InputError if these contradict symmetry."""
         krylov = self._krylov
-        images, inside = _complement(krylov.basis, products)
+        images = products.clone()
+        inside = orthogonalise(krylov.basis, images[:, :0], images).coefficients
         grams = _grams(probes, images)
         rounding = 1e3 * krylov.eps * krylov.projection.norm * math.sqrt(krylov.n)
         scale = math.sqrt((1 + grams.count) * float(np.trace(grams.yy) + (inside**2).sum())) + rounding
@@ -154,7 +162,11 @@ class Pool:
             self.gathered.append(self._gather(numbers, images))
             self._retired.append(grams)
             return
-        self._probes, self._images = torch.cat([self.probes, probes], 1), torch.cat([self.images, images], 1)
+        self._settle()
+        if not self._rows.shape[1]:  # for all that may come: to grow later would take the memory twice
+            self._rows = probes.new_empty(2, self._capacity, krylov.rows)
+        places = slice(len(self.numbers), len(self.numbers) + len(numbers))
+        self._rows[0, places], self._rows[1, places] = probes.T, images.T
         self.numbers += numbers
         self._live = None
 
@@ -163,12 +175,12 @@ class Pool:
         if self.numbers:
             self.gathered.append(self._gather(self.numbers, self.images))
         self._retired = self.grams()
-        self.numbers = []
-        self._probes, self._images, self._live = self._probes[:, :0], self._images[:, :0], None
+        self.numbers, self._live = [], None
+        self._rows = self._rows.new_empty(2, 0, self._krylov.rows)
 
     def follow(self, step: Step) -> None:
         """Deflates all probes against the vectors that the step added to the basis."""
-        if not self._probes.shape[1]:
+        if not self.numbers:
             return
         self._pending.append(step)
         self._live = None
@@ -182,10 +194,12 @@ class Pool:
         vectors = torch.cat([step.vectors for step in self._pending], 1)
         remainders = torch.cat([step.remainder for step in self._pending], 1)
         self._pending = []
-        a = inner(vectors, self._probes).to(self._probes.dtype)
-        self._probes = self._probes - vectors @ a
-        images = self._images - remainders @ a
-        self._images = images - vectors @ inner(vectors, images).to(images.dtype)
+        own, images = self._live_vectors(0), self._live_vectors(1)
+        with full_precision(own.device):
+            a = inner(vectors, own)
+            subtract_times(own, vectors, a)
+            subtract_times(images, remainders, a)
+            subtract_times(images, vectors, inner(vectors, images))
 
     def direction(self, number: int = 0, centre: float = 0.0) -> Direction | None:
         """The principal direction of (B − cI) ω over the probes with this number, the strongest being 0; no product.
@@ -193,7 +207,7 @@ class Pool:
         Its moments are estimated for each probe from the direction that the others give: only if w does not depend on
         ω_j does (wᵀy_j)² = ((B w)ᵀω_j)² have the mean ‖B w‖². None if there are too few probes, or no such direction.
         """
-        if self.probes.shape[1] < max(_LEAST_PROBES_FOR_DIRECTION, number + 2):
+        if len(self.numbers) < max(_LEAST_PROBES_FOR_DIRECTION, number + 2):
             return None
         grams = self.grams()[-1]
         yw = grams.wy.T - centre * grams.ww  # the images, less c times the probes, with the probes
@@ -208,20 +222,15 @@ class Pool:
             sign = float(vectors[:, -1 - number] @ yw[others, j])
             moments.append([product / values[-1 - number] for product in (sign**2, sign * image, image**2)])
         values, vectors = np.linalg.eigh(yy)
-        coefficients = torch.from_numpy(vectors[:, [-1 - number]] / math.sqrt(values[-1 - number])).to(self.images)
-        images = self.images - centre * self.probes if centre else self.images
+        coefficients = vectors[:, [-1 - number]] / math.sqrt(values[-1 - number])
+        direction = times(self.images, coefficients)
+        if centre:
+            subtract_times(direction, self.probes, centre * coefficients)
         zeroth, first, second = (float(np.mean(column)) for column in zip(*moments, strict=True))
-        return Direction(images @ coefficients, zeroth, first, second)
+        return Direction(direction, zeroth, first, second)
 
 
-def _complement(basis: Basis, X: Tensor) -> tuple[Tensor, np.ndarray]:
-    """(I − P) X, and the coefficients of P X in the basis."""
-    if basis.m == 0:
-        return X, np.zeros((0, X.shape[1]))
-    outside = X.clone()
-    return outside, orthogonalise(basis, X[:, :0], outside, np.zeros((0, X.shape[1])))
-
-
+@in_full_precision
 def _grams(probes: Tensor, images: Tensor) -> Grams:
-    ww, wy, yy = inner(probes, probes), inner(probes, images), inner(images, images)
-    return Grams(ww.cpu().numpy(), wy.cpu().numpy(), yy.cpu().numpy())
+    read = torch.stack([inner(probes, probes), inner(probes, images), inner(images, images)]).cpu().numpy()
+    return Grams(*read)

@@ -1,8 +1,9 @@
-"""The one inner-product function, and random vectors that depend only on (seed, number, position)."""
+"""What is computed with long vectors, in full precision; and random ones, which depend on (seed, number, position)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,50 +11,98 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.full_precision import in_full_precision
 
 CHUNK = 1 << 16  # positions that share one counter stream. Part of the meaning of a seed: never change it.
 _SIGN_STREAM, _GAUSSIAN_STREAM, _PROBE_STREAM = 0, 1, 2  # separate streams of one seed
 _FLOAT32_SUM = 1 << 12  # entries whose products are summed in float32
+_MOST_SUMS = 1 << 15  # of so many entries, in one call: more matrices at once than cuBLAS is known to take
+_COPIED_ENTRIES = 1 << 24  # of an intermediate result: few launches, and little memory beside a vector that is longer
+_FILLED_TOGETHER = 64 * CHUNK  # entries of a random vector that are in float64 on the CPU at once
 _SHORTEST_SUM = 1e-3  # length of a sum of unit vectors below which they are taken to cancel
 
 
+@in_full_precision
 def inner(A: Tensor, B: Tensor) -> Tensor:
-    """AᵀB for A (n, a) and B (n, b): shape (a, b), in float64, on B's device.
+    """AᵀB for A (n, a) and B (n, b): shape (a, b), in float64, computed on A's device and returned on B's.
 
-    float32 vectors on the CPU are multiplied in pieces of 4,096 entries, and the sums of the pieces are added in
-    float64. The error is 5e-9 of the product of the lengths where terms differ in sign, and at most two roundoffs of
-    float32 where all have the same sign. Converting the entries to float64 would take two to eight times as long
-    (measured with 10 to 60 vectors of 943,000 entries on two cores).
+    float32 vectors are multiplied in pieces of 4,096 entries, and the sums of the pieces are added in float64. The
+    error is 5e-9 of the product of the lengths where terms differ in sign, and at most two roundoffs of float32 where
+    all have the same sign. Converting the entries to float64 would take two to eight times as long (measured with 10 to
+    60 vectors of 943,000 entries on two cores).
     """
-    if A.dtype == torch.float64 and B.dtype == torch.float64 and A.device == B.device:
-        return A.T @ B
-    if A.dtype == B.dtype and A.device.type == B.device.type == "cpu":
-        if len(A) < _FLOAT32_SUM:
-            return (A.T @ B).double()
-        whole = len(A) - len(A) % _FLOAT32_SUM
-        products = _pieces(A[:whole]).transpose(0, 1) @ _pieces(B[:whole]).permute(1, 2, 0)
-        return products.sum(0, dtype=torch.float64) + A[whole:].T @ B[whole:]
-    total = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=B.device)
-    for start in range(0, A.shape[0], CHUNK):  # in chunks: a float64 copy of a whole basis would be too large
-        rows = slice(start, start + CHUNK)
-        total += A[rows].to(B.device).double().T @ B[rows].double()
-    return total
+    here, B = B.device, B.to(A.device)
+    if not A.shape[1] or not B.shape[1]:
+        return torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=here)
+    if A.dtype == B.dtype == torch.float64:
+        total = A.T @ B
+    elif A.dtype == B.dtype:
+        total = _added(_inner_of_pieces(A[rows], B[rows]) for rows in pieces(len(A), _MOST_SUMS * _FLOAT32_SUM))
+    else:
+        parts = pieces(len(A), max(CHUNK, _COPIED_ENTRIES // (A.shape[1] + B.shape[1])))
+        total = _added(A[rows].double().T @ B[rows].double() for rows in parts)
+    return total.to(here)
 
 
+def _inner_of_pieces(A: Tensor, B: Tensor) -> Tensor:
+    if len(A) < _FLOAT32_SUM:
+        return (A.T @ B).double()
+    whole = len(A) - len(A) % _FLOAT32_SUM
+    products = _pieces(A[:whole]).transpose(0, 1) @ _pieces(B[:whole]).permute(1, 2, 0)
+    total: Tensor = products.sum(0, dtype=torch.float64)
+    return total if whole == len(A) else total + A[whole:].T @ B[whole:]
+
+
+@in_full_precision
+def rough_inner(A: Tensor, B: Tensor) -> Tensor:
+    """AᵀB in the precision of the vectors, on B's device: for quantities that need only a few digits."""
+    return (A.T @ B.to(A.device)).to(B.device)
+
+
+@in_full_precision
 def column_inner(A: Tensor, B: Tensor) -> Tensor:
     """The inner product of each column of A with the same column of B: shape (b,), in float64."""
-    if A.dtype == B.dtype and A.device.type == B.device.type == "cpu":
-        if len(A) < _FLOAT32_SUM:
-            short: Tensor = torch.linalg.vecdot(A, B, dim=0).double()
-            return short
-        whole = len(A) - len(A) % _FLOAT32_SUM
-        products: Tensor = torch.linalg.vecdot(_pieces(A[:whole]), _pieces(B[:whole]))
-        last: Tensor = torch.linalg.vecdot(A[whole:], B[whole:], dim=0)
-        return products.sum(1, dtype=torch.float64) + last
-    total = torch.zeros(A.shape[1], dtype=torch.float64, device=A.device)
-    for start in range(0, A.shape[0], CHUNK):
-        rows = slice(start, start + CHUNK)
-        total += (A[rows].double() * B[rows].double()).sum(0)
+    parts = pieces(len(A), max(CHUNK, _COPIED_ENTRIES // max(A.shape[1], 1)))
+    return _added(_column_inner_of_pieces(A[rows], B[rows]) for rows in parts)
+
+
+def _column_inner_of_pieces(A: Tensor, B: Tensor) -> Tensor:
+    products = A * B
+    if products.dtype == torch.float64 or len(A) < _FLOAT32_SUM:
+        return products.sum(0).double()
+    whole = len(A) - len(A) % _FLOAT32_SUM
+    total: Tensor = _pieces(products[:whole]).sum(2).sum(1, dtype=torch.float64)
+    return total if whole == len(A) else total + products[whole:].sum(0)
+
+
+@in_full_precision
+def times(V: Tensor, small: Tensor | np.ndarray) -> Tensor:
+    """V S for vectors V (n, m) and a small matrix S (m, k): shape (n, k)."""
+    return (uploaded(small, V).T @ V.T).T
+
+
+@in_full_precision
+def subtract_times(W: Tensor, V: Tensor, small: Tensor | np.ndarray) -> None:
+    """W ← W − V S, in place, for W (n, k), vectors V (n, m) and a small matrix S (m, k)."""
+    W.T.addmm_(uploaded(small, V).T, V.T, alpha=-1)
+
+
+def uploaded(small: Tensor | np.ndarray, like: Tensor) -> Tensor:
+    """A small matrix on the device and in the dtype of the vectors, without waiting for what the device still does."""
+    if not isinstance(small, Tensor):
+        small = torch.from_numpy(np.ascontiguousarray(small))
+    return small.to(like.device, like.dtype, non_blocking=like.device.type != "cpu")
+
+
+def pieces(n: int, most: int) -> Iterator[slice]:
+    """Slices of at most so many positions that make up n."""
+    return (slice(start, min(start + most, n)) for start in range(0, max(n, 1), most))
+
+
+def _added(parts: Iterator[Tensor]) -> Tensor:
+    total = next(parts)
+    for part in parts:
+        total = total + part
     return total
 
 
@@ -82,43 +131,71 @@ def warm_direction(start: Any, n: int, dtype: torch.dtype, device: torch.device)
     lengths = column_inner(X, X).sqrt()
     if not bool(torch.isfinite(lengths).all()) or not bool((lengths > 0).all()):
         raise InputError("start contains a vector that is zero or not finite; leave it out.")
-    total = X @ (1 / lengths).to(dtype)[:, None]
+    total = times(X, (1 / lengths).to(dtype)[:, None])
     length = float(column_inner(total, total).sqrt())
     return total / length if length > _SHORTEST_SUM and n > 2 else None
 
 
 def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random signs, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed."""
-    columns = np.empty((len(numbers), n), dtype=np.int8)
+    """Random signs, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed.
+
+    The bits go to the device packed, and become numbers there.
+    """
+    columns = torch.empty(len(numbers), -(-n // 8), 8, dtype=dtype, device=device)
+    signs = torch.from_numpy(2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8) - 1)
+    signs = signs.to(device, dtype)  # of the eight bits of each byte
     for column, number in zip(columns, numbers, strict=True):
-        for start in range(0, n, CHUNK):
-            length = min(CHUNK, n - start)
-            words = _stream(seed, number, start, _SIGN_STREAM).random_raw((length + 63) // 64)
-            bits = np.unpackbits(words.astype("<u8").view(np.uint8), count=length)
-            column[start : start + length] = 2 * bits.astype(np.int8) - 1
-    return torch.from_numpy(columns).to(device, dtype).T
+        packed = torch.from_numpy(_packed_bits(n, seed, number)).to(device)
+        torch.index_select(signs, 0, packed.int(), out=column)
+    return columns.view(len(numbers), columns.shape[1] * 8)[:, :n].T
+
+
+def _packed_bits(n: int, seed: int, number: int) -> np.ndarray:
+    bits = np.empty(-(-n // 8), dtype=np.uint8)
+    for start in range(0, n, CHUNK):
+        length = min(CHUNK, n - start)
+        words = _stream(seed, number, start, _SIGN_STREAM).random_raw(-(-length // 64))
+        bits[start // 8 : -(-(start + length) // 8)] = words.astype("<u8").view(np.uint8)[: -(-length // 8)]
+    return bits
 
 
 def probes(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normal probes, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed."""
-    columns = np.empty((len(numbers), n))
+    columns = torch.empty(len(numbers), n, dtype=dtype, device=device)
     for column, number in zip(columns, numbers, strict=True):
-        column[:] = _normal(n, number, seed, _PROBE_STREAM)
-    return torch.from_numpy(columns).to(device, dtype).T
+        _fill_normal(column, number, seed, _PROBE_STREAM)
+    return columns.T
 
 
 def gaussian(n: int, number: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A standard normal vector, shape (n, 1): Gaussian number `number` of the seed."""
-    return torch.from_numpy(_normal(n, number, seed, _GAUSSIAN_STREAM)[:, None]).to(device, dtype)
+    vector = torch.empty(n, dtype=dtype, device=device)
+    _fill_normal(vector, number, seed, _GAUSSIAN_STREAM)
+    return vector[:, None]
 
 
-def _normal(n: int, number: int, seed: int, kind: int) -> np.ndarray:
-    vector = np.empty(n)
-    for start in range(0, n, CHUNK):
-        length = min(CHUNK, n - start)
+def _fill_normal(vector: Tensor, number: int, seed: int, kind: int) -> None:
+    """Writes standard normal numbers into the vector, part by part: none of it is on the CPU as a whole.
+
+    Chunks do not depend on one another, so that as many threads compute them as PyTorch would use.
+    """
+    n, threads = len(vector), torch.get_num_threads()
+    values = np.empty(min(n, _FILLED_TOGETHER))
+
+    def fill(start: int) -> None:
         generator = np.random.Generator(_stream(seed, number, start, kind))
-        vector[start : start + length] = generator.standard_normal(length)
-    return vector
+        first = start % _FILLED_TOGETHER
+        generator.standard_normal(out=values[first : first + min(CHUNK, n - start)])
+
+    for part in pieces(n, _FILLED_TOGETHER):
+        starts = range(part.start, part.stop, CHUNK)
+        if threads > 1 and len(starts) > 1:
+            with ThreadPoolExecutor(min(threads, len(starts))) as pool:
+                list(pool.map(fill, starts))
+        else:
+            for start in starts:
+                fill(start)
+        vector[part] = torch.from_numpy(values[: part.stop - part.start]).to(vector.dtype)
 
 
 def _stream(seed: int, number: int, start: int, kind: int) -> np.random.Philox:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hvpspec.errors import InputError
+from hvpspec.krylov import blocks
 from hvpspec.krylov.blocks import find_blocks
 
 
@@ -101,3 +102,18 @@ def test_blocks_that_do_not_exist(blocks, message):
 def test_globs_need_names():
     with pytest.raises(InputError, match="no parameter names"):
         find_blocks(Operator(None), "layer*")
+
+
+@pytest.mark.parametrize("most", [1, 4, 5, 1000])
+@pytest.mark.parametrize("positions", [slice(2, 17), [17, 3, 4, 11, 12, 13, 0, 8, 6], slice(1, 18, 2), "*", "layer*"])
+def test_inner_products_of_a_block_are_those_of_its_rows(monkeypatch, most, positions):
+    """However it is cut into pieces, of which none has more rows than it may."""
+    monkeypatch.setattr(blocks, "CHUNK", most)
+    monkeypatch.setattr(blocks, "_COPIED_ENTRIES", 0)
+    A, B = torch.randn(18, 3, dtype=torch.float64), torch.randn(18, 2, dtype=torch.float64)
+    for block in find_blocks(Operator(Parameters()), positions if isinstance(positions, str) else {"b": positions}):
+        torch.testing.assert_close(block.inner(A, B), block.take(A).T @ block.take(B))
+        sizes = [piece.size for piece in block._pieces(most)]
+        assert sum(sizes) == block.size
+        assert max(sizes) <= most
+        assert len(sizes) == -(-block.size // most)

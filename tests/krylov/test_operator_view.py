@@ -9,6 +9,9 @@ from estimators.spectra import matrix, rotated
 
 import hvpspec
 from hvpspec.errors import InputError
+from hvpspec.krylov.operator_view import as_symmetric
+
+IDENTITY = sla.LinearOperator((6, 6), matvec=lambda x: x, matmat=lambda X: X, dtype=float)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +67,14 @@ def test_random_products_are_found_out():
     for estimate in (hvpspec.eigsh, hvpspec.trace, hvpspec.frobenius_norm, hvpspec.spectrum):
         with pytest.raises(InputError, match="gives different products for the same vector"):
             estimate(noisy)
+
+
+def test_the_product_of_the_identity_is_not_the_vectors_themselves():
+    """Estimators write to products."""
+    read_only = np.broadcast_to(2.0, (6, 1))
+    for operator in (IDENTITY, sla.LinearOperator((6, 6), lambda x: x, matmat=lambda X: read_only, dtype=float)):
+        X = torch.ones(6, 1, dtype=torch.float64)
+        product = as_symmetric(operator) @ X
+        product += 1
+        assert X.tolist() == 6 * [[1.0]]
+    assert hvpspec.eigsh(IDENTITY, 2).values.tolist() == pytest.approx([1, 1])

@@ -83,3 +83,32 @@ def test_no_direction_without_probes():
     assert pool_of(np.zeros((50, 50)), 0, steps=0, probes=8)[1].direction() is None
     assert pool_of(A, 0, steps=0, probes=12, capacity=7)[1].direction() is None
     assert isinstance(pool_of(A, 0, steps=0, probes=4)[1].direction().vector, torch.Tensor)
+
+
+def test_the_memory_of_probes_is_taken_once_and_given_back():
+    A = matrix("indefinite with outliers", 120)
+    krylov, pool = pool_of(A, 0, steps=4, probes=4, capacity=9)
+    place, size = pool.probes.data_ptr(), pool.probes.untyped_storage().nbytes()
+    assert size == 2 * 9 * 120 * 8
+    W = pool.draw(3)
+    pool.add(W, as_symmetric(A) @ W)
+    pool.follow(extend(krylov, as_symmetric(A).__matmul__))
+    assert pool.probes.data_ptr() == place
+    np.testing.assert_allclose(pool.images.numpy(), remainder_of(A, krylov) @ pool.probes.numpy(), atol=1e-12)
+    W = pool.draw(3)
+    pool.add(W, as_symmetric(A) @ W)  # one too many
+    assert pool.frozen
+    assert pool.count == 10
+    assert pool.probes.untyped_storage().nbytes() == 0
+
+
+def test_probes_that_were_made_before_rows_were_known_to_be_zero():
+    A = matrix("indefinite with outliers", 120)
+    A[7], A[:, 7] = 0, 0
+    krylov, pool = pool_of(A, 0, steps=0, probes=4)
+    krylov.zero = torch.from_numpy((A == 0).all(1))
+    before = pool.probes.clone()
+    pool.confine()
+    assert not pool.probes[7].any()
+    assert torch.equal(pool.probes[8:], before[8:])
+    np.testing.assert_allclose(pool.grams()[0].ww, pool.probes.T @ pool.probes)

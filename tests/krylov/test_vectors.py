@@ -87,3 +87,77 @@ def test_neighbouring_seeds_differ(seed):
     assert abs(float((one * other).mean())) < 0.4
     one, other = (gaussian(256, 0, seed=s, dtype=torch.float64, device=cpu) for s in (seed, seed + 1))
     assert abs(float((one * other).mean())) < 0.4
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 65, vectors.CHUNK - 1, vectors.CHUNK, 2 * vectors.CHUNK + 77])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8])
+def test_random_signs_are_the_bits_of_each_chunk_in_order(n, dtype):
+    """The meaning of a seed: bit by bit, from one generator for each chunk."""
+    for seed, number in ((3, 0), (2**63, 1 << 40)):
+        signs = []
+        for chunk in range(-(-n // vectors.CHUNK)):
+            key = np.array([seed, number], dtype=np.uint64)
+            words = np.random.Philox(key=key, counter=[0, 0, chunk, 0]).random_raw(vectors.CHUNK // 64)
+            signs += [1 if byte >> (7 - bit) & 1 else -1 for byte in words.tobytes() for bit in range(8)]
+        found = rademacher(n, [number, number], seed=seed, dtype=dtype, device=OPTIONS["device"])
+        assert found.dtype == dtype
+        assert found.shape == (n, 2)
+        assert found[:, 0].tolist() == found[:, 1].tolist() == signs[:n]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("draw", "kind"), [(probes, 2), (gaussian, 1)])
+def test_normal_numbers_are_those_of_each_chunk_in_order(monkeypatch, draw, kind, threads):
+    """However many threads fill however many chunks at once."""
+    monkeypatch.setattr(vectors, "_FILLED_TOGETHER", 2 * vectors.CHUNK)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    n = 5 * vectors.CHUNK + 100
+    key = np.array([9, 4], dtype=np.uint64)
+    chunks = [
+        np.random.Generator(np.random.Philox(key=key, counter=[0, 0, chunk, kind])).standard_normal(vectors.CHUNK)
+        for chunk in range(6)
+    ]
+    expected = np.concatenate(chunks)[:n]
+    for dtype in (torch.float64, torch.float32):
+        found = draw(n, 4 if draw is gaussian else [4], seed=9, dtype=dtype, device=OPTIONS["device"])
+        assert torch.equal(found[:, 0], torch.from_numpy(expected).to(dtype))
+
+
+@pytest.mark.gpu
+def test_random_vectors_are_the_same_on_a_gpu():
+    n, cuda = 5_000_003, torch.device("cuda")
+    for draw, numbers in ((rademacher, [0, 7]), (probes, [0, 7]), (gaussian, 7)):
+        for dtype in (torch.float32, torch.float64):
+            found = draw(n, numbers, seed=5, dtype=dtype, device=cuda)
+            assert found.device.type == "cuda"
+            assert torch.equal(found.cpu(), draw(n, numbers, seed=5, dtype=dtype, device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize("place", ["rows", "columns"])
+def test_combinations(place):
+    """Whatever the layout, and for small matrices as NumPy has them: in any order, in float64."""
+    V, W = torch.randn(50, 4), torch.randn(50, 3)
+    if place == "columns":
+        V, W = V.T.contiguous().T, W.T.contiguous().T
+    S = np.arange(12.0).reshape(3, 4).T[::-1]
+    expected = V.double() @ torch.from_numpy(S.copy())
+    torch.testing.assert_close(vectors.times(V, S).double(), expected, rtol=1e-5, atol=1e-4)
+    before = W.double()
+    vectors.subtract_times(W, V, S)
+    torch.testing.assert_close(W.double(), before - expected, rtol=1e-5, atol=1e-4)
+    assert vectors.inner(V[:, :0], W).shape == (0, 3)
+    torch.testing.assert_close(vectors.inner(V, W.double()), V.double().T @ W.double())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inner_products_on_a_gpu(dtype):
+    n = 300 * vectors._FLOAT32_SUM + 77
+    A, B = (torch.randn(n, k, dtype=dtype, device="cuda") for k in (20, 3))
+    for X, Y in ((A, B), (A.cpu(), B), (A, B.cpu())):
+        found = vectors.inner(X, Y)
+        assert found.device == Y.device
+        allowed = 1e-7 if dtype == torch.float32 else 1e-14
+        expected = A.double().T @ B.double()
+        assert float((found.to("cuda") - expected).abs().max()) < allowed * n
+    torch.testing.assert_close(vectors.column_inner(B, B), (B.double() ** 2).sum(0), rtol=1e-6, atol=0)

@@ -12,10 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hvpspec.estimators.condition_figures import descent_iterations
 from hvpspec.estimators.shared_pass import SharedPass
-from hvpspec.krylov.inverse_iteration import nearest
+from hvpspec.krylov.inverse_iteration import nearest, orthonormal
 from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket
@@ -33,7 +34,7 @@ def refined(
     if pairs is None:
         pairs = nearest(
             shared.A, k, -known.damping, tol=tol, budget=budget, norm=known.norm.upper, seed=seed,
-            drawn=shared.krylov.drawn + _RESERVED_GAUSSIANS, zero=None if zero is None else zero.cpu().numpy(),
+            drawn=shared.krylov.drawn + _RESERVED_GAUSSIANS, zero=zero,
             first=_start(shared, k, known.damping), report=report,
         )  # fmt: skip
     if pairs is None:
@@ -72,8 +73,8 @@ def _at_the_end(known: Condition, shared: SharedPass, tol: float) -> Eigenpairs 
     return Eigenpairs(np.array([value]), vector, np.array([residual]), np.array([error]), True, 0)
 
 
-def _start(shared: SharedPass, k: int, damping: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """The k best directions of the Krylov space, (n, k), and (H + δI) times these; None if it is too small."""
+def _start(shared: SharedPass, k: int, damping: float) -> tuple[Tensor, Tensor] | None:
+    """The k best directions of the Krylov space and (H + δI) times these, (n, k), float64; None if it is too small."""
     krylov = shared.krylov
     known = krylov.projection
     if k > len(known.T):
@@ -82,5 +83,5 @@ def _start(shared: SharedPass, k: int, damping: float) -> tuple[np.ndarray, np.n
     small = np.linalg.svd(shifted, full_matrices=False)[2][-k:].T
     images = krylov.basis.combine(shifted[: len(known.T)] @ small)
     images = images + krylov.frontier @ torch.from_numpy(known.coupling.T @ small).to(krylov.frontier)
-    X, turn = np.linalg.qr(krylov.basis.combine(small).double().cpu().numpy())
-    return X, np.linalg.solve(turn.T, images.double().cpu().numpy().T).T
+    X, turn = orthonormal(krylov.basis.combine(small).double())
+    return X, images.double() @ torch.from_numpy(np.linalg.inv(turn)).to(X.device)

@@ -1,28 +1,34 @@
-"""(H + δI) x = b by SciPy's CG or MINRES, with the known eigenvectors in the preconditioner."""
+"""(H + δI) x = b by CG or MINRES, with the known eigenvectors in the preconditioner."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, cg, minres
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.errors import InputError
 from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
-from hvpspec.krylov.inverse_iteration import BudgetSpent, ShiftedProducts
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric
+from hvpspec.krylov.solvers.conjugate_gradients import cg
+from hvpspec.krylov.solvers.iterate import Iterate, Multiply, length
+from hvpspec.krylov.solvers.minimal_residuals import minres
+from hvpspec.krylov.solvers.shifted import BudgetSpent, ShiftedProducts
+from hvpspec.krylov.vectors import inner
 from hvpspec.options import DEFAULT_MAX_HVPS
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.solution import Solution
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.validation import check_budget, check_choice, check_damping
+from hvpspec.validation import all_finite, check_budget, check_choice, check_damping
 
 Method = Literal["auto", "cg", "minres"]
 
@@ -36,6 +42,12 @@ _LARGEST_ROUNDING = 1e-3  # of ‖b‖: if rounding leaves more than this, the s
 _NEAR_ROUNDING = 10  # times what rounding leaves: a residual below this is at the level of rounding
 _ITERATIONS_PER_CHECK = 20  # after which the true residual is computed
 _LEAST_CHANGE = 0.1  # of the residual: if the last iterations cannot have changed it by more, the solver is stopped
+_SHARE_OF_ROUNDING = 0.03  # what the recurrence's residual may be of it: less, and products are spent on noise
+_LARGEST_STEP = 0.5  # of the residual: each run of the solver reduces it by half at least
+_MAX_ITERATIONS = 20  # of a run, in units of n
+_KERNEL_TO_AIM = 0.01  # where A + δI maps a residual to so little of the aim, it is taken to lie in the kernel
+_LEAST_EXPONENT = -1022  # of a power of 2 that float64 holds with all its digits
+_ROUNDOFFS_OF_PRECONDITIONER = 32  # its smallest eigenvalue must be larger, or rounding could make it indefinite
 
 
 def solve(
@@ -101,25 +113,25 @@ def solve(
     if rtol is not None and not (isinstance(rtol, Real) and not isinstance(rtol, bool) and 0 < rtol < 1):
         raise InputError(f"rtol must lie between 0 and 1; got {rtol!r}.")
     tolerance = float(rtol) if rtol is not None else _DEFAULT_RTOL
-    right = _right_hand_side(b, operator.n)
+    right, unit = _right_hand_side(b, operator)
     found = pairs.eigenpairs if isinstance(pairs, Spectrum) else pairs
     already = operator.hvps
     if method == "auto":
         steps = min(_MAX_HVPS_FOR_DEFINITE, budget // 4)
         method = "cg" if _definite(operator, found, damping, steps) else "minres"
-    size = float(np.linalg.norm(right))
+    size = length(right)
     if size == 0:
-        return Solution(_like(b, right), 0.0, 0.0, True, 0, 0, method, damping)
+        return Solution(_like(b, right, unit), 0.0, 0.0, True, 0, 0, method, damping)
     product = ShiftedProducts(operator, -damping, budget - (operator.hvps - already))
-    state = _State(product, right, np.zeros_like(right), right, size)
+    state = _State(product, right, torch.zeros_like(right), right, size)
     _iterate(state, method, tolerance * size, *_deflation(found, damping, right))
     relative, rounding = state.residual / size, state.rounding() / size
     # A given rtol must be reached; the default one is reduced to what the dtype allows.
     reached = relative <= tolerance or (rtol is None and relative <= rounding <= _LARGEST_ROUNDING)
     at_rounding = relative <= _NEAR_ROUNDING * rounding and rounding <= _LARGEST_ROUNDING
     return Solution(
-        x=_like(b, state.x),
-        residual=state.residual,
+        x=_like(b, state.x, unit),
+        residual=state.residual * unit,
         relative_residual=relative,
         converged=reached,
         iterations=state.iterations,
@@ -133,42 +145,42 @@ def solve(
 
 @dataclass
 class _State:
-    """The best x so far; rest: b − (A + δI) x, of length `residual`."""
+    """The best x so far; rest: b − (A + δI) x, of length `residual`. Vectors (n, 1), in float64."""
 
     product: ShiftedProducts
-    right: np.ndarray
-    x: np.ndarray
-    rest: np.ndarray
+    right: Tensor
+    x: Tensor
+    rest: Tensor
     residual: float
     iterations: int = 0
 
-    def improve(self, candidate: np.ndarray) -> float:
+    def improve(self, candidate: Tensor) -> float:
         """Takes the candidate if its residual is smaller; returns the ratio of the new residual to the old one."""
         rest = self.right - self.product(candidate)
-        ratio = float(np.linalg.norm(rest)) / self.residual
+        ratio = length(rest) / self.residual
         if ratio < 1:
             self.x, self.rest, self.residual = candidate, rest, ratio * self.residual
         return ratio
 
-    def rounding(self) -> float:
-        """What rounding leaves of the residual."""
-        return _ROUNDOFFS_OF_RESIDUAL * self.product.A.eps * self.product.norm * float(np.linalg.norm(self.x))
+    def rounding(self, x: Tensor | None = None) -> float:
+        """What rounding leaves of the residual, of this x or another one."""
+        return _ROUNDOFFS_OF_RESIDUAL * self.product.A.eps * self.product.norm * length(self.x if x is None else x)
 
 
-def _iterate(state: _State, method: Method, target: float, M: LinearOperator | None, first: np.ndarray) -> None:
+def _iterate(state: _State, method: Method, target: float, M: Multiply | None, first: Tensor | None) -> None:
     """Runs the solver on what is left until the residual is at the target or at rounding, or the budget is spent."""
+    solver = partial(cg if method == "cg" else minres, state.product, M=M)
     try:
-        if first.any():
+        if first is not None:
             state.improve(first)
         for run in range(_MAX_RUNS):
             if state.residual <= max(target, state.rounding()):
                 return
-            # MINRES compares its residual with ‖A‖ ‖x‖ instead of ‖b‖: each further run asks for more.
-            aim = 0.5 * target / state.residual * (1.0 if method == "cg" else 0.01 ** (1 + run))
-            aim, enough = max(aim, state.product.A.eps), max(0.5 * target, state.rounding())
-            step, iterations = _corrected(method, state.product, state.rest, M, aim, enough)
+            aim = max(0.5 * target / state.residual, state.product.A.eps)
+            kernel = max(aim * _KERNEL_TO_AIM ** (1 + run), state.product.A.eps)  # each run doubts it more
+            step, iterations = _corrected(solver(state.rest), state, aim, kernel, max(0.5 * target, state.rounding()))
             state.iterations += iterations
-            if not np.isfinite(step).all() or not step.any():
+            if not all_finite(step) or not step.any():
                 return
             if state.improve(state.x + step) > _STALLED_RATIO and run > 0:
                 return
@@ -194,81 +206,84 @@ def _definite(operator: Symmetric, pairs: Eigenpairs | None, damping: float, ste
     return False
 
 
-class _Finished(Exception):
-    """The residual is small enough, or no longer decreases."""
-
-
 def _corrected(
-    method: Method, product: ShiftedProducts, rest: np.ndarray, M: LinearOperator | None, rtol: float, enough: float
-) -> tuple[np.ndarray, int]:
-    """The solver's correction for a residual, and its iterations; one product is left for the residual after it.
+    iterates: Iterator[Iterate], state: _State, aim: float, kernel: float, enough: float
+) -> tuple[Tensor, int]:
+    """The solver's correction for the residual, and its iterations; one product is left for the residual after it.
+
+    aim: of the residual, relative to the one before. kernel: of ‖(A + δI) r‖, relative to ‖A + δI‖ ‖r‖, below which r
+    is taken to lie in the kernel. enough: of the true residual.
 
     The residuals in the solvers' recurrences continue to decrease after rounding has stopped the true one. So that is
     computed from time to time. The solver is stopped when x has moved too little to have changed it much.
     """
-    latest, iterations = np.zeros_like(rest), 0
-    checked = latest
-
-    def keep(step: np.ndarray) -> None:
-        nonlocal latest, iterations, checked
-        latest, iterations = step.copy(), iterations + 1
-        if iterations % _ITERATIONS_PER_CHECK == 0:
-            left = float(np.linalg.norm(rest - product(latest)))
-            moved = product.norm * float(np.linalg.norm(latest - checked))
-            checked = latest
-            if left <= enough or moved <= _LEAST_CHANGE * left:
-                raise _Finished
-
-    solver: Any = cg if method == "cg" else minres
-    whole = product.budget
-    product.budget = whole - 1
+    product, rest = state.product, state.rest
+    aim, iterations = min(aim, _LARGEST_STEP) * state.residual, 0
+    step = checked = torch.zeros_like(rest)
     try:
-        latest = solver(product.operator(), rest, rtol=min(rtol, 0.5), maxiter=20 * len(rest), M=M, callback=keep)[0]
-    except (BudgetSpent, _Finished):
+        with product.keeping(1):
+            for now in islice(iterates, _MAX_ITERATIONS * len(rest)):
+                step, iterations = now.x, iterations + 1
+                if now.image <= kernel * now.norm or now.residual <= max(
+                    aim, _SHARE_OF_ROUNDING * state.rounding(step)
+                ):
+                    break
+                if iterations % _ITERATIONS_PER_CHECK == 0:
+                    left, moved = length(rest - product(step)), product.norm * length(step - checked)
+                    checked = step.clone()
+                    if left <= enough or moved <= _LEAST_CHANGE * left:
+                        break
+    except BudgetSpent:
         pass
-    finally:
-        product.budget = whole
-    return latest, iterations
+    return step, iterations
 
 
-def _right_hand_side(b: Any, n: int) -> np.ndarray:
+def _right_hand_side(b: Any, operator: Symmetric) -> tuple[Tensor, float]:
+    """b in units of a power of 2 in which no entry is above 1, and the unit: (n, 1), float64, on the operator's device.
+
+    So the squares of vectors are within the range of float32.
+    """
+    n = operator.n
     try:
-        right = b.detach().cpu().numpy() if isinstance(b, Tensor) else np.asarray(b)
+        right = b.detach() if isinstance(b, Tensor) else np.asarray(b)
+        if not isinstance(right, Tensor) and right.dtype.kind in "fiub":
+            right = torch.from_numpy(right.astype(np.float64))
     except (TypeError, ValueError) as error:
         raise InputError(f"b must be an array or tensor of {n:,} real numbers ({error}).") from error
-    if right.shape != (n,) or right.dtype.kind not in "fiub":
-        raise InputError(f"b must hold {n:,} real numbers, shape ({n},); got {right.dtype} of shape {right.shape}.")
-    right = right.astype(np.float64)
-    if not np.isfinite(right).all():
+    if not isinstance(right, Tensor) or right.is_complex() or right.shape != (n,) or right.layout != torch.strided:
+        shape, dtype = tuple(np.shape(right)), str(right.dtype).removeprefix("torch.")
+        raise InputError(f"b must hold {n:,} real numbers, shape ({n},); got {dtype} of shape {shape}.")
+    right = right.to(operator.device, torch.float64)[:, None]
+    if not all_finite(right):
         raise InputError("b has NaN or Inf entries.")
-    return right
+    _, exponent = math.frexp(float(torch.linalg.vector_norm(right, math.inf)))
+    unit = 2.0 ** min(max(exponent, _LEAST_EXPONENT), -_LEAST_EXPONENT)
+    return right / unit, unit
 
 
-def _like(b: Any, x: np.ndarray) -> Any:
+def _like(b: Any, x: Tensor, unit: float) -> Any:
+    """x (n, 1) in those units, as a vector of the same kind as b."""
+    x = x[:, 0] * unit
     if not isinstance(b, Tensor):
-        return x
-    return torch.from_numpy(x).to(b.device, b.dtype if b.is_floating_point() else torch.float64)
+        return x.cpu().numpy()
+    return x.to(b.device, b.dtype if b.is_floating_point() else torch.float64)
 
 
-def _deflation(pairs: Eigenpairs | None, damping: float, right: np.ndarray) -> tuple[LinearOperator | None, np.ndarray]:
+def _deflation(pairs: Eigenpairs | None, damping: float, right: Tensor) -> tuple[Multiply | None, Tensor | None]:
     """A positive definite preconditioner that maps the known eigenvalues to the size of the others, and a first x."""
-    nothing = np.zeros_like(right)
     if pairs is None or pairs.vectors is None:
-        return None, nothing
+        return None, None
     shifted = pairs.values + damping
     sound = np.abs(shifted) > 10 * pairs.error + 1e-300
     if not sound.any():
-        return None, nothing
-    U, shifted = np.asarray(pairs.vectors, dtype=np.float64)[:, sound], shifted[sound]
-    rest = float(np.abs(shifted).min())
-    scale = rest / np.abs(shifted) - 1
+        return None, None
+    U, sizes = torch.as_tensor(pairs.vectors[:, sound]).to(right), np.abs(shifted[sound])
+    defect = float((inner(U, U) - torch.eye(len(sizes)).to(right)).norm())
+    least = defect + _ROUNDOFFS_OF_PRECONDITIONER * torch.finfo(right.dtype).eps
+    change = _column(np.maximum(sizes.min() / sizes, least) - 1, right)
+    first = U @ (inner(U, right) / _column(shifted[sound], right))
+    return lambda v: v + U @ (change * inner(U, v)), first if all_finite(first) else None
 
-    def apply(v: np.ndarray) -> np.ndarray:
-        v = v.reshape(-1)
-        scaled: np.ndarray = v + U @ (scale * (U.T @ v))
-        return scaled
 
-    n = len(right)
-    M = LinearOperator((n, n), matvec=apply, dtype=np.float64)
-    first = U @ ((U.T @ right) / shifted)
-    return M, first if np.isfinite(first).all() and not math.isinf(float(np.abs(first).max())) else nothing
+def _column(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like.device)[:, None]

@@ -1,5 +1,7 @@
 """Linear systems, compared with dense solutions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse.linalg as sla
@@ -87,6 +89,98 @@ def test_a_singular_system_is_not_called_solved():
     assert hvpspec.solve(A, np.zeros(4)).hvps == 0
 
 
+@pytest.mark.parametrize("deflated", [False, True])
+def test_an_inconsistent_system_ends_near_least_squares(deflated):
+    """What lies in the kernel stays, and x is not lost in it, whatever the budget still allows."""
+    values = np.concatenate([np.zeros(3), np.geomspace(1, 100, 10), -np.linspace(0.5, 2, 187)])
+    A = rotated(values)
+    kernel = np.linalg.svd(A)[2][-3:]
+    b = np.random.default_rng(0).standard_normal(200)
+    inside = np.linalg.norm(kernel @ b)
+    found = hvpspec.solve(A, b, pairs=hvpspec.eigsh(A, 8) if deflated else None)
+    assert not found.converged
+    assert found.residual == pytest.approx(inside, rel=1e-3)
+    assert found.hvps < 400
+    assert hvpspec.solve(A, b - kernel.T @ (kernel @ b)).converged
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("size", [1e-300, 1e-60, 1e-30, 1e30, 1e150, 1e300])
+def test_b_may_be_of_any_size(size, dtype):
+    """Squares of its entries need not be within the range of the dtype."""
+    A, b = rotated(np.linspace(1, 3, 50)).astype(dtype), np.random.default_rng(0).standard_normal(50)
+    plain, scaled = hvpspec.solve(A, b), hvpspec.solve(A, size * b)
+    assert scaled.converged
+    assert scaled.residual == pytest.approx(size * plain.residual, rel=0.5)
+    np.testing.assert_allclose(scaled.x / size, plain.x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "int32", "bool", "float64", "list", "strided", "longdouble"])
+def test_b_may_be_any_vector_of_real_numbers(kind):
+    b = np.array([1.0, 0.0, 1.0])
+    given = {"list": [1, 0, 1], "strided": np.repeat(b, 2)[::-2], "longdouble": b.astype(np.longdouble)}.get(kind)
+    if given is None:
+        given = torch.from_numpy(b).to(getattr(torch, kind))
+    found = hvpspec.solve(np.diag([1.0, 2.0, 4.0]), given)
+    np.testing.assert_allclose(np.asarray(torch.as_tensor(found.x).double()), [1, 0, 0.25], atol=1e-6)
+    if isinstance(given, torch.Tensor):
+        assert found.x.dtype == (given.dtype if given.is_floating_point() else torch.float64)
+    else:
+        assert found.x.dtype == np.float64
+
+
+def test_pairs_of_very_different_sizes_leave_the_preconditioner_definite():
+    """Vectors in float32 are of unit length to 1e-7, where the preconditioner would have an eigenvalue of 1e-9."""
+    values = np.concatenate([[3e9], np.linspace(1, 3, 99)])
+    A, vectors = rotated(values), np.linalg.eigh(rotated(values))[1]
+    chosen = [99, 0, 50]
+    exact = (vectors[:, chosen] * [1 + 3e-7, 1, 1 - 3e-7]).astype(np.float32)
+    pairs = replace(
+        hvpspec.eigsh(A, 3), values=np.diag(vectors.T @ A @ vectors)[chosen], vectors=exact, error=np.zeros(3)
+    )
+    b = np.random.default_rng(0).standard_normal(100)
+    for method in ("cg", "minres"):
+        found = hvpspec.solve(A, b, pairs=pairs, method=method, max_hvps=200)
+        assert found.converged
+
+
+def test_long_vectors_stay_where_they_are(monkeypatch):
+    """On the operator's device: none is converted or copied to the CPU while the system is solved."""
+    A = torch.from_numpy(rotated(INDEFINITE))
+    pairs = hvpspec.eigsh(A, 4)
+    pairs = replace(pairs, vectors=torch.from_numpy(pairs.vectors))  # the caller's, and on the CPU
+    for name in ("cpu", "numpy", "tolist"):
+        monkeypatch.setattr(torch.Tensor, name, refusing(getattr(torch.Tensor, name)))
+    monkeypatch.setattr(torch, "from_numpy", refusing(torch.from_numpy))
+    for method in ("cg", "minres"):
+        found = hvpspec.solve(A, torch.ones(200, dtype=torch.float64), damping=3.0, method=method, pairs=pairs)
+        assert found.converged
+
+
+def refusing(convert):
+    def converted(vector, *args):
+        assert vector.size < 200 if isinstance(vector, np.ndarray) else vector.numel() < 200
+        return convert(vector, *args)
+
+    return converted
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_systems_on_a_gpu(dtype):
+    A = torch.from_numpy(rotated(INDEFINITE)).to("cuda", dtype)
+    b = torch.from_numpy(np.random.default_rng(0).standard_normal(200)).cuda()
+    for damping, method in ((0.5, "minres"), (10.0, "cg")):
+        found = hvpspec.solve(A, b, damping=damping, pairs=hvpspec.eigsh(A, 8))
+        assert found.converged
+        assert found.method == method
+        assert found.x.device.type == "cuda"
+        residual = b - A.double() @ found.x - damping * found.x
+        assert float(residual.norm()) <= (1e-6 + 2 * found.rounding) * float(b.norm())
+        on_cpu = hvpspec.solve(A.cpu(), b.cpu(), damping=damping, pairs=hvpspec.eigsh(A.cpu(), 8))
+        assert abs(on_cpu.hvps - found.hvps) <= 5
+
+
 def test_a_hessian_in_single_precision_and_tensors():
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
@@ -142,6 +236,12 @@ def test_tolerances_may_be_numpy_scalars():
         ({"b": np.ones(3)}, "200 real numbers"),
         ({"b": "x"}, "real numbers"),
         ({"b": np.full(200, np.nan)}, "NaN"),
+        ({"b": torch.full((200,), torch.inf)}, "NaN"),
+        ({"b": torch.ones(200, dtype=torch.complex64)}, "real numbers"),
+        ({"b": torch.ones(200, 1)}, "200 real numbers"),
+        ({"b": torch.ones(200).to_sparse()}, "200 real numbers"),
+        ({"b": np.ones(200, dtype=complex)}, "real numbers"),
+        ({"b": np.full(200, "1")}, "real numbers"),
         ({"method": "qr"}, "method must be"),
         ({"rtol": 2}, "between 0 and 1"),
         ({"damping": -1}, "damping"),

@@ -1,6 +1,6 @@
 """The networks that scripts/gpu measures on: GPT-2, ResNet-50 and ViT-B as plain modules, with random weights and data.
 
-Each takes the number of samples and `tiny`, which gives the same layers at a size for a CPU.
+Each takes the number of samples or batches, and `tiny`, which gives layers of the same kinds at a size for a CPU.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ViT(nn.Module):
 def gpt_124m(samples: int, tiny: bool = False) -> Problem:
     """GPT-2, 124 million parameters, on sequences of 1,024 tokens."""
     length, vocabulary = (16, 50) if tiny else (1024, 50257)
-    model = GPT(vocabulary, 16, 2, length, 2, True) if tiny else GPT(vocabulary, 768, 12, length, 12, True)
+    model = GPT(vocabulary, 16, 1, length, 2, True) if tiny else GPT(vocabulary, 768, 12, length, 12, True)
     tokens = torch.randint(0, vocabulary, (samples, length + 1))
     return Problem(model, [(tokens[:, :-1].contiguous(), tokens[:, 1:].flatten())], nn.CrossEntropyLoss())
 
@@ -72,7 +72,7 @@ def gpt_124m(samples: int, tiny: bool = False) -> Problem:
 def gpt_11m(batches: int, tiny: bool = False) -> Problem:
     """A GPT of 10.9 million parameters in 78 tensors, 8 × 128 tokens a batch."""
     samples, length = (2, 8) if tiny else (8, 128)
-    model = GPT(50, 16, 1, length) if tiny else GPT(256, 384, 6, length, 6)
+    model = GPT(50, 16, 0, length) if tiny else GPT(256, 384, 6, length, 6)
     vocabulary = model.tokens.num_embeddings
     data = [torch.randint(0, vocabulary, (samples, length + 1)) for _ in range(batches)]
     return Problem(model, [(t[:, :-1].contiguous(), t[:, 1:].flatten()) for t in data], nn.CrossEntropyLoss())
@@ -80,7 +80,7 @@ def gpt_11m(batches: int, tiny: bool = False) -> Problem:
 
 def resnet_50(samples: int, tiny: bool = False) -> Problem:
     """On images of 224 × 224."""
-    model, size = (resnet50(4, (1, 1), 10), 16) if tiny else (resnet50(), 224)
+    model, size = (resnet50(4, (1,), 10), 16) if tiny else (resnet50(), 224)
     return _images(model, samples, size, 10 if tiny else 1000)
 
 

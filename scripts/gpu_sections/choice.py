@@ -36,7 +36,7 @@ def measure(setting: Setting) -> Iterator[str]:
             H.expect(_PRODUCTS)
             first = seconds(lambda H=H, v=v: [H @ v for _ in range(3)], setting.device)
         works = {engine: lambda H=H, v=v: H @ v for engine, H in operators.items()}
-        taken = medians(works, setting.device, at_most=2)
+        taken = medians(works, setting, at_most=2)
         auto, best = taken["auto"], min(taken[engine] for engine in engines)
         cells = [f"{1e3 * each:.2f}" for each in taken.values()]
         yield f"| {name} | {' | '.join(cells)} | {auto / best:.2f} | {first:.1f} | {operators['auto'].plan} |"

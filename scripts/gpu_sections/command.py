@@ -81,7 +81,7 @@ def _measure(options: argparse.Namespace, wanted: list[Any]) -> int:
 
     start = time.monotonic()
     end = start + 60 * options.minutes - _MARGIN
-    device = torch.device(options.device)
+    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
     if device.type == "cpu":  # what every recording imports, which takes seconds; on a GPU it might start CUDA
         importlib.import_module("torch._dynamo")
     (about,) = [said for said in lines_of(_about, Setting(device, options.tiny, end)) if said != Ended("done")]

@@ -91,15 +91,20 @@ def _short_of_memory(
     setting: Setting, operator: Callable[[str], hvpspec.HessianOperator], exact: Tensor
 ) -> Iterator[tuple[str, str, str, str]]:
     """Products in a process that may have so much of the device's memory and no more."""
-    v, total = setting.vector(len(exact)), torch.cuda.get_device_properties(setting.device).total_memory
+    v = setting.vector(len(exact))
     for engine in ("autograd", "linearized", "cudagraph"):
         for extra in (4096, 1024, 512, 256, 64):
             release_memory()
-            held = torch.cuda.memory_reserved(setting.device)
-            torch.cuda.set_per_process_memory_fraction(min(1.0, (held + extra * 2**20) / total), setting.device)
-            H = operator(engine)
-            try:
-                said = _tried(lambda H=H: (H @ v, H @ v)[1], exact)
-            finally:
-                torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
-            yield f"all memory beyond {extra:,} MiB", engine, said, H.plan
+            said, plan = _with_only(extra * 2**20, setting, operator(engine), v, exact)
+            yield f"all memory beyond {extra:,} MiB", engine, said, plan
+
+
+def _with_only(size: int, setting: Setting, H: hvpspec.HessianOperator, v: Tensor, exact: Tensor) -> tuple[str, str]:
+    """The second product, and the plan, where so many bytes may be taken beyond what is held."""
+    total = torch.cuda.get_device_properties(setting.device).total_memory
+    allowed = (torch.cuda.memory_reserved(setting.device) + size) / total
+    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed), setting.device)
+    try:
+        return _tried(lambda: [H @ v for _ in range(2)][1], exact), H.plan
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, setting.device)

@@ -45,7 +45,7 @@ def _rows(setting: Setting, n: int, m: int) -> Iterator[str]:
     lengths = _exact(w[:, 0], w[:, 0])
     truth = {"inner(Q, w)": exact / lengths, "column_inner(w, w)": torch.ones_like(lengths)}
     truth["rows @ w, float32"] = truth["inner(Q, w)"]
-    taken = medians({name: work for name, (work, _) in works.items()}, setting.device)
+    taken = medians({name: work for name, (work, _) in works.items()}, setting)
     for name, (work, size) in works.items():
         off = float((work().double() / lengths - truth[name]).abs().max())
         launches = counted(work, setting.device).launches

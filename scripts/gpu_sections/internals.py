@@ -46,11 +46,17 @@ class Watched:
         self.timed = False  # whether the device is waited for
 
     def __call__(self, *given: Any, **options: Any) -> Any:
+        return self._watched(self._product, *given, **options)
+
+    def recomputed(self, *given: Any) -> Any:
+        return self._watched(self._product.recomputed, *given)
+
+    def _watched(self, product: Callable[..., Any], *given: Any, **options: Any) -> Any:
         if self.timed:
             wait(self._device)
         start = time.perf_counter()
         with Marked():
-            found = self._product(*given, **options)
+            found = product(*given, **options)
         if self.timed:
             wait(self._device)
         self.seconds += time.perf_counter() - start

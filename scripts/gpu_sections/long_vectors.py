@@ -11,7 +11,7 @@ from large_models import gpt_11m
 import hvpspec
 from gpu_sections.internals import probes, watched
 from gpu_sections.setting import Setting, Wrong, mib
-from gpu_sections.timing import medians, seconds
+from gpu_sections.timing import median, seconds
 
 _STEPS = 20
 _LARGEST_DIFFERENCE = 1e-4  # relative, between eigenvalues with the basis here and there
@@ -59,11 +59,11 @@ def probes_and_solve(setting: Setting) -> Iterator[str]:
     yield "| --- | ---: | ---: |"
     for n in setting.pick((11_000_000, 100_000_000), (50_000, 300_000)):
         options = {"seed": 0, "dtype": torch.float32, "device": setting.device}
-        work = {"": lambda n=n, options=options: probes(n, [0], **options)}
-        yield f"| a random probe | {n:,} | {1e3 * medians(work, setting.device, rounds=3)['']:.1f} |"
+        took = median(lambda n=n, options=options: probes(n, [0], **options), setting, rounds=3)
+        yield f"| a random probe | {n:,} | {1e3 * took:.1f} |"
     H = _operator(setting)
     n, v = H.shape[0], setting.vector(H.shape[0])
-    took = medians({"": lambda: H @ v}, setting.device)[""]
+    took = median(lambda: H @ v, setting)
     yield f"| a product | {n:,} | {1e3 * took:.2f} |"
     count = setting.pick(32, 16)
     for what, work in (

@@ -22,16 +22,15 @@ def measure(setting: Setting) -> Iterator[str]:
     if importlib.util.find_spec("pytest") is None:
         yield "Not run: pytest is not installed here, and `scripts/gpu --pack` has not fetched it."
         return
-    files = sorted(
-        str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()
-    )
+    tests = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if "@pytest.mark.gpu" in path.read_text())
+    files = [str(path.relative_to(ROOT)) for path in tests[: setting.pick(None, 1)]]
     # These files alone: others import packages that need not be there.
     command = [
         sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider",
         "--continue-on-collection-errors", "-W", "ignore", *files,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", "COLUMNS": "250"}
-    yield f"`pytest -m gpu` in {len(files)} files:"
+    yield f"`pytest -m gpu` in {'1 file' if len(files) == 1 else f'{len(files)} files'}:"
     yield ""
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

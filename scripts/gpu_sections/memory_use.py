@@ -11,7 +11,7 @@ from large_models import gpt_11m
 import hvpspec
 from gpu_sections.internals import examine, free_memory, inspect_operator, release_memory
 from gpu_sections.setting import Setting, Wrong, mib
-from gpu_sections.timing import medians, seconds
+from gpu_sections.timing import median, seconds
 
 _LARGEST_LOSS = 0.1  # of what was free: by how much less may seem to be free after a preflight
 
@@ -71,7 +71,7 @@ def of_graphs(setting: Setting) -> Iterator[str]:
                 torch.cuda.reset_peak_memory_stats()
                 H @ v
                 peak = mib(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
-            took = medians({"": lambda H=H, v=v: H @ v}, setting.device)[""]
+            took = median(lambda H=H, v=v: H @ v, setting)
             cells = [*(mib(now - then) for now, then in zip(held, base, strict=True)), peak, f"{1e3 * took:.2f}"]
             yield f"| {batches} | {engine} | {' | '.join(cells)} | {H.plan} |"
             del H

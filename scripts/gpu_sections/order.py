@@ -29,13 +29,13 @@ class Section:
 
 
 SECTIONS = (
-    Section("Tests marked gpu", 75, marked_tests.measure),
+    Section("Tests marked gpu", 65, marked_tests.measure),
     Section("Estimators under TF32", 20, precision.measure),
     Section("Milliseconds per product", 70, products.measure),
     Section("Inner products", 15, inner_products.measure),
     Section("Twenty Lanczos steps", 20, lanczos_steps.measure),
     Section("Memory around the preflight", 15, memory_use.around_the_preflight),
-    Section("Forced failures", 15, failures.measure),
+    Section("Forced failures", 25, failures.measure),
     Section("Graph memory", 15, memory_use.of_graphs),
     Section("Basis on the CPU", 15, long_vectors.basis),
     Section("Probes and solve", 20, long_vectors.probes_and_solve),

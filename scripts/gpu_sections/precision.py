@@ -34,7 +34,7 @@ def measure(setting: Setting) -> Iterator[str]:
         pairs = found.eigenpairs
         scale = abs(values[0])
         off, claimed = max(abs(pairs.values - values)) / scale, max(pairs.error) / scale
-        V = torch.as_tensor(pairs.vectors).double()
+        V = torch.as_tensor(pairs.vectors).cpu().double()
         defect = float((V.T @ V - torch.eye(_K, dtype=torch.float64)).abs().max())
         cells = [f"{off:.1e}", f"{claimed:.1e}", f"{defect:.1e}"]
         for estimate, true in ((found.trace, exact.trace), (found.frobenius_norm, exact.frobenius_norm)):

@@ -12,7 +12,7 @@ from large_models import resnet_50
 import hvpspec
 from gpu_sections.internals import without_comparison
 from gpu_sections.setting import Setting, relative
-from gpu_sections.timing import medians
+from gpu_sections.timing import median
 
 _ENGINES: dict[str, dict[str, Any]] = {
     "autograd": {"engine": "autograd"},
@@ -37,13 +37,13 @@ def _table(setting: Setting, name: str, make: Any) -> Iterator[str]:
     n = sum(p.numel() for p in problem.model.parameters())
     v = setting.vector(n)
     run = gradient(problem, str(setting.device))
-    base = medians({"": lambda: run(v)}, setting.device)[""]
+    base = median(lambda: run(v), setting)
     tensors = len(list(problem.model.parameters()))
     yield f"{name}: {n:,} parameters in {tensors} tensors; a gradient takes {1e3 * base:.2f} ms."
     yield ""
     yield "| engine | ms | ÷ gradient | ms without the comparison | ms with the model on the CPU | off | plan |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
-    expected = None
+    expected, left_on_cpu = None, make()  # for all engines, so that it is recorded once
     for engine, options in _ENGINES.items():
         if engine == "CUDA graph" and not setting.on_gpu:
             continue
@@ -53,12 +53,12 @@ def _table(setting: Setting, name: str, make: Any) -> Iterator[str]:
         H = _ready(problem, setting, options)
         found = H @ v
         expected = found if expected is None else expected
-        with_it = medians({"": lambda H=H: H @ v}, setting.device)[""]
+        with_it = median(lambda H=H: H @ v, setting)
         with without_comparison():
-            without = medians({"": lambda H=H: H @ v}, setting.device)[""]
+            without = median(lambda H=H: H @ v, setting)
         plan = H.plan
         del H
-        from_cpu = "" if engine == "compiled" else _from_cpu(setting, make, options, v)
+        from_cpu = "" if engine == "compiled" else _from_cpu(setting, left_on_cpu, options, v)
         cells = [f"{1e3 * with_it:.2f}", f"{with_it / base:.2f}", f"{1e3 * without:.2f}", from_cpu]
         yield f"| {engine} | {' | '.join(cells)} | {relative(found, expected):.0e} | {plan} |"
 
@@ -71,10 +71,9 @@ def _ready(problem: models.Problem, setting: Setting, options: dict[str, Any]) -
     return H
 
 
-def _from_cpu(setting: Setting, make: Any, options: dict[str, Any], v: Any) -> str:
+def _from_cpu(setting: Setting, problem: models.Problem, options: dict[str, Any], v: Any) -> str:
     """Milliseconds where the model and its data are left on the CPU."""
     if not setting.on_gpu:
         return "the same"
-    problem = make()
-    H = _ready(models.Problem(problem.model.eval(), problem.data, problem.criterion), setting, options)
-    return f"{1e3 * medians({'': lambda: H @ v}, setting.device)['']:.2f}"
+    H = _ready(problem, setting, options)
+    return f"{1e3 * median(lambda: H @ v, setting):.2f}"

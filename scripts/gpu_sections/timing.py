@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from gpu_sections.setting import Setting
+
 Work = Callable[[], object]
 LEAST_ROUNDS = 3
 
@@ -26,9 +28,7 @@ def seconds(work: Work, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def medians(
-    calls: Mapping[str, Work], device: torch.device, *, rounds: int = 9, at_most: float = 4.0
-) -> dict[str, float]:
+def medians(calls: Mapping[str, Work], setting: Setting, *, rounds: int = 9, at_most: float = 4.0) -> dict[str, float]:
     """Seconds of each call: medians over rounds in which they take turns, after one that does not count.
 
     at_most: seconds, after which no round begins once there are three.
@@ -37,9 +37,14 @@ def medians(
         work()
     taken: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
-    for number in range(rounds):
+    for number in range(setting.pick(rounds, LEAST_ROUNDS)):
         if number >= LEAST_ROUNDS and time.perf_counter() - start > at_most:
             break
         for name, work in calls.items():
-            taken[name].append(seconds(work, device))
+            taken[name].append(seconds(work, setting.device))
     return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def median(work: Work, setting: Setting, *, rounds: int = 9) -> float:
+    """Seconds of one call, likewise."""
+    return medians({"": work}, setting, rounds=rounds)[""]

@@ -7,9 +7,9 @@
     .venv/bin/python scripts/bench_oracle.py --device cuda
 
 float32, one batch of the size named unless said otherwise; the rows of a section take turns in one run, medians of nine
-rounds or more. "Nothing kept": activations are recomputed for each product. Peak: the most memory that a product took
-above what is held between products. Errors: relative, compared with autograd in float64. A row that takes longer than
-`--patience` minutes to get ready is given up.
+rounds or more. None uses TF32, the gradient neither, except in rows that say so. "Nothing kept": activations are
+recomputed for each product. Peak: the most memory that a product took above what is held between products. Errors:
+relative, compared with autograd in float64. A row that takes longer than `--patience` minutes to get ready is given up.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from typing import Any
 
 import models
 import torch
-from contestants import CONTESTANTS, gradient, ours
+from arithmetic import arithmetic
+from contestants import CONTESTANTS, contestants, gradient, ours
 from torch import Tensor
 
 import hvpspec
@@ -41,8 +42,8 @@ MIN_ROUNDS = 9
 MIN_SECONDS = 10.0  # of measuring; where rounds are short, there are more of them
 
 
-class GivenUp(Exception):
-    """It took too long to get ready."""
+class GivenUp(BaseException):
+    """It took too long to get ready. No Exception, as those are what compilers and engines recover from."""
 
 
 @contextlib.contextmanager
@@ -288,8 +289,7 @@ def overhead(device: str, copies: int) -> str:
 
 def sections(device: str, minutes: float, rows: list[str]) -> dict[str, Callable[[], list[str]]]:
     """What the page holds: titles, and what measures and writes the text below each; rows: parts of their names."""
-    names = [name for name in CONTESTANTS if "CUDA" not in name or device == "cuda"]
-    names = [name for name in names if name == "one gradient" or any(part in name for part in rows)]
+    names = [name for name in contestants(device) if name == "one gradient" or any(part in name for part in rows)]
 
     def compared(make: Callable[[], models.Problem]) -> Callable[[], list[str]]:
         return lambda: table(compare(make, names, minutes, device), device)
@@ -333,7 +333,8 @@ def main() -> None:
         print(f"## {title}", flush=True)
         load = f"{torch.get_num_threads()} thread(s), at a load average of {os.getloadavg()[1]:.0f}"
         how = f"Measured apart from the other sections: {load}.\n\n" if kept else ""
-        texts[title] = how + "\n".join(run())
+        with arithmetic(tf32=False):
+            texts[title] = how + "\n".join(run())
         print(texts[title], flush=True)
     parts = [f"## {title}\n\n{texts[title]}" for title in measure if title in texts]
     page.write_text("\n\n".join([head, *parts]) + "\n")

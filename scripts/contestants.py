@@ -1,6 +1,7 @@
-"""The ways to compute a Hessian-vector product that scripts/bench_oracle.py compares.
+"""The ways to compute a Hessian-vector product that scripts/bench_oracle.py and scripts/gpu compare.
 
-Each takes a problem and a device, and returns a function of a vector of all the parameters' entries.
+Each takes a problem and a device, and returns a function of a vector of all the parameters' entries. All compute in the
+arithmetic that is set around them, in which TF32 is off; those whose name says so use it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import models
 import torch
+from arithmetic import arithmetic
 from torch import Tensor
 
 import hvpspec
@@ -99,6 +101,30 @@ def pyhessian(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor
     return run
 
 
+def jax(problem: models.Problem, device: str) -> Callable[[Tensor], Tensor]:
+    import jax_models
+
+    return jax_models.product(problem, device)
+
+
+def in_tf32(
+    make: Callable[[models.Problem, str], Callable[[Tensor], Any]],
+) -> Callable[[models.Problem, str], Callable[[Tensor], Any]]:
+    """The same with TF32, both while it is made ready and while it runs."""
+
+    def made(problem: models.Problem, device: str) -> Callable[[Tensor], Any]:
+        with arithmetic(tf32=True):
+            run = make(problem, device)
+
+        def product(v: Tensor) -> Any:
+            with arithmetic(tf32=True):
+                return run(v)
+
+        return product
+
+    return made
+
+
 CONTESTANTS: dict[str, Callable[[models.Problem, str], Callable[[Tensor], Any]]] = {
     "one gradient": gradient,
     "hvpspec, autograd": ours("autograd", memory_limit=1),
@@ -112,4 +138,13 @@ CONTESTANTS: dict[str, Callable[[models.Problem, str], Callable[[Tensor], Any]]]
     "PyHessian 0.1 (one batch)": pyhessian,
     "curvlinops 3.0.1": curvlinops,
     "curvlinops' jvp(grad), compiled": compiled_jvp_of_grad,
+    "JAX, jit(jvp(grad))": jax,
+    "one gradient, TF32": in_tf32(gradient),
+    "hessian-eigenthings 1.0.0a5, TF32": in_tf32(eigenthings),
+    "curvlinops' jvp(grad), compiled, TF32": in_tf32(compiled_jvp_of_grad),
 }
+
+
+def contestants(device: str) -> list[str]:
+    """Their names, without those that differ from another one on a GPU only."""
+    return [name for name in CONTESTANTS if device == "cuda" or not ("CUDA" in name or "TF32" in name)]

@@ -22,24 +22,28 @@ class Problem:
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    """Written out, as the fused kernels have no second derivative."""
+
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-1, -2) / (d // self.heads) ** 0.5
-        future = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
-        mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
-        return self.out(mixed.transpose(1, 2).reshape(b, t, d))
+        if self.causal:
+            future = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
+            scores = scores.masked_fill(future, -torch.inf)
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, d))
 
 
 class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int = 4, causal: bool = True) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, 4)
+        self.attention = Attention(width, heads, causal)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,13 +52,27 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A small decoder; logits come flat, (b · t, vocabulary), as cross-entropy takes them."""
+    """A decoder; logits come flat, (b · t, vocabulary), as cross-entropy takes them.
 
-    def __init__(self, vocabulary: int = 256, width: int = 128, depth: int = 4, length: int = 128) -> None:
+    tied: the head has the tokens' weight and no bias, as in GPT-2.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 256,
+        width: int = 128,
+        depth: int = 4,
+        length: int = 128,
+        heads: int = 4,
+        tied: bool = False,
+    ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Parameter(0.02 * torch.randn(length, width))
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=not tied)
+        if tied:
+            nn.init.normal_(self.tokens.weight, std=0.02)
+            self.head.weight = self.tokens.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.blocks(self.tokens(x) + self.positions[: x.shape[1]]))).flatten(0, 1)

@@ -79,7 +79,6 @@ def _write(rows_path: Path, order: Sequence[str], options: argparse.Namespace) -
 def _judge_here(names: Sequence[str], options: argparse.Namespace) -> None:
     """The child: appends a row for each instance."""
     import torch
-
     from architectures import INSTANCES
 
     torch.set_num_threads(1)

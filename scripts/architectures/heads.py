@@ -20,7 +20,7 @@ SAMPLES = 400  # of a sound
 
 @dataclass(frozen=True)
 class Head:
-    """`mapping`: the auto mapping from model type to class, or that itself. `batch(config)`: two samples with their labels."""
+    """`mapping`: the auto mapping from model type to class, or that itself. `batch(config)`: two labelled samples."""
 
     mapping: str | dict[str, str]
     batch: Callable[[Any], dict[str, Any]]
@@ -175,7 +175,10 @@ def series(config: Any) -> dict[str, Any]:
 
 def channels(config: Any) -> dict[str, Any]:
     past = normal(2, config.context_length, config.num_input_channels)
-    return {"past_values": past, "future_values": normal(2, config.prediction_length, config.num_input_channels, seed=8)}
+    return {
+        "past_values": past,
+        "future_values": normal(2, config.prediction_length, config.num_input_channels, seed=8),
+    }
 
 
 def autoencoder(config: Any) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from architectures.instance import Case, Instance, moved
 
 def build(model_type: str, task: str) -> Case:
     """The case of a model type with a task's head."""
-    import transformers
-
     from architectures.heads import HEADS, model_class
 
     head = HEADS[task]
@@ -33,9 +31,7 @@ def tiny_config(model_type: str, overrides: dict[str, Any]) -> Any:
 
     transformers.logging.set_verbosity_error()
     kind = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])
-    config = kind(**tiny(kind, {"num_labels": 3, **overrides}))
-    config.use_cache = False
-    return config
+    return kind(**tiny(kind, {"num_labels": 3, **overrides}))
 
 
 INSTANCES = tuple(

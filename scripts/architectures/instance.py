@@ -1,10 +1,11 @@
-"""What an instance of the zoo is: a tiny model of a known architecture, its data, and the loss that it is trained with."""
+"""What an instance of the zoo is: a tiny model of a known architecture, its data and its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def moved(model: nn.Module, seed: int = 1, by: float = 0.05) -> nn.Module:
 def mlp(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
     """Linear layers with an activation between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])
 

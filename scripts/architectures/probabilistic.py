@@ -1,4 +1,4 @@
-"""Generative models, flows, likelihoods and policies, with the noise that they draw in the batch where the field does so."""
+"""Generative models, flows, likelihoods and policies; the noise that they draw is in the batch."""
 
 from __future__ import annotations
 

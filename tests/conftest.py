@@ -13,8 +13,8 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "scripts"))
+sys.path.insert(0, str(HERE))  # first: `zoo` is tests/zoo.py, and not the script of that name
 
 torch.set_num_threads(1)
 

@@ -1,26 +1,21 @@
 """What a loss is a mean over is measured: by cutting batches and joining neighbours."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import PROGRAMS
+from programs.program import ENGINES, judge
 from torch import nn
+from user_programs import acceptable
 
 import hvpspec
 from hvpspec.errors import InputError
 from hvpspec.objective.cutting import AXES, FIRST, CannotCut, cut, joined, length
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.objective import Objective
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-from programs import PROGRAMS
-from programs.program import ENGINES, judge
-from user_programs import acceptable
 
 SLOW = {("finite-difference", "nn.LSTM"), ("finite-difference", "nn.TransformerEncoderLayer")}
 

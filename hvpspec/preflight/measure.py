@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -41,6 +40,7 @@ from hvpspec.preflight.inspect_model import MAX_LISTED_NAMES, replacement_findin
 from hvpspec.preflight.precision import computed_in_float32
 from hvpspec.preflight.within_time import affordable_part, for_all_data, made_on_part, within_share
 from hvpspec.results.preflight import Finding, Preflight
+from hvpspec.system.device_clock import time_when_done
 from hvpspec.system.out_of_memory import release_memory
 from hvpspec.wording import dtype_name, listed, two_digits_percent
 
@@ -293,8 +293,6 @@ def _held(H: HessianOperator) -> int | None:
 
 def _timed(H: HessianOperator, columns: Tensor) -> tuple[Tensor, float]:
     """A product, and the seconds that it took for each column."""
-    start = time.perf_counter()
+    start = time_when_done(H.device)
     product = H @ columns
-    if H.device.type == "cuda":
-        torch.cuda.synchronize(H.device)
-    return product, (time.perf_counter() - start) / columns.shape[1]
+    return product, (time_when_done(H.device) - start) / columns.shape[1]

@@ -46,7 +46,9 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         import torch  # here, not above: the command line checks sizes before it needs torch, which takes seconds
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch's allocator holds in reserve is given to the next tensors.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + max(int(cached), 0)
     return max(0, min([_available(), *_left_by_limits(), *left_in_groups()]))
 
 

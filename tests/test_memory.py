@@ -32,6 +32,28 @@ def test_what_is_no_size_is_refused(size):
         check_size("memory_limit", size)
 
 
+def test_what_torch_holds_in_reserve_on_a_gpu_is_free(monkeypatch):
+    """With a device whose numbers are these: 80 bytes, 30 of them free, 45 held by torch, of which 12 are in use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 45)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 12)
+    assert free_memory(torch.device("cuda")) == 30 + 45 - 12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_free_memory_of_a_gpu_does_not_depend_on_what_is_cached():
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    before = free_memory(device)
+    held = torch.empty(2**28, dtype=torch.uint8, device=device)
+    assert before - free_memory(device) == pytest.approx(2**28, rel=0.05)
+    del held
+    assert free_memory(device) == pytest.approx(before, rel=0.01)
+    torch.cuda.empty_cache()
+    assert free_memory(device) == pytest.approx(before, rel=0.01)
+
+
 GIB = 2**30
 
 

@@ -47,7 +47,8 @@ def explained(error: BaseException) -> tuple[str, int]:
         return message, 1
     if is_out_of_memory(error):
         return f"out of memory ({message}). {LACKING_MEMORY}", 1
-    return f"{type(error).__name__}: {message} (--debug shows where)", 1
+    where = "".join(f", {note}" for note in getattr(error, "__notes__", []))
+    return f"{type(error).__name__}{where}: {message} (--debug shows where)", 1
 
 
 def ended_by(error: BaseException) -> str:

@@ -16,6 +16,8 @@ import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hvpspec.kernels.autocast import autocast_to_float32
+from hvpspec.kernels.float32_precision import exact_float32
 from hvpspec.kernels.inner_derivatives import (
     WRONG_AT_HIGHER_ORDERS,
     InnerDerivatives,
@@ -74,6 +76,7 @@ def prepared_to_differentiate(
     with contextlib.ExitStack() as stack:
         stack.enter_context(EXCLUSIVE)
         stack.enter_context(exact_arithmetic(device))
+        stack.enter_context(autocast_to_float32(_is_evaluating, _note))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fast_path())
@@ -90,19 +93,21 @@ def prepared_to_differentiate(
 
 @contextlib.contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """No autocast and no TF32: what a recorded graph needs, whose operations are fixed but not their precision."""
+    """No autocast, no TF32 and no bfloat16: what a recorded graph needs, whose operations are fixed but not their
+    precision."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.autocast(device.type, torch.float32, enabled=False))
         if device.type == "cuda":
             stack.enter_context(EXCLUSIVE)
-            stack.enter_context(_without_tf32())
+        stack.enter_context(exact_float32(device, _is_evaluating))
         yield
 
 
 @contextlib.contextmanager
 def noting_replacements() -> Iterator[Replaced]:
-    """Collects what is replaced meanwhile: "attention", "weight_norm", "padding", "reentrant_checkpoint", "cudnn_rnn".
+    """Collects what is replaced meanwhile: "attention", "weight_norm", "padding", "reentrant_checkpoint", "cudnn_rnn",
+    "autocast".
 
     Also collects what is not replaced: "batch_statistics" where a batch is normalised with its own statistics, and
     "training_norm" too where a layer with running statistics does that because the forward sets its training mode.
@@ -313,25 +318,3 @@ def _without_cudnn() -> Iterator[None]:
         yield
     finally:
         cudnn.enabled = enabled
-
-
-def tf32_is_on() -> bool:
-    """Whether kernels may use TF32 outside of products."""
-    cudnn: Any = torch.backends.cudnn
-    switches: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
-    return any(switch.fp32_precision == "tf32" for switch in switches)
-
-
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Without TF32, whose 10 bits of mantissa would give a product a relative error of 1e-3."""
-    cudnn: Any = torch.backends.cudnn
-    switches: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
-    saved = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        yield
-    finally:
-        for switch, precision in zip(switches, saved, strict=True):
-            switch.fp32_precision = precision

@@ -351,7 +351,7 @@ class Objective:
 
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
-        with as_torch_error(), self._replacing:
+        with as_torch_error(f"in batch {index}"), self._replacing:
             return self._inner.evaluate(partial(self._one_loss, index, batch))
 
     def _one_loss(self, index: int, batch: Any) -> Any:
@@ -378,7 +378,7 @@ class Objective:
     def _raw(self, index: int, batch: Any) -> Any:
         try:
             return self.raw_loss(index, batch)
-        except (InputError, torch.OutOfMemoryError):
+        except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
             raise InputError(

@@ -20,7 +20,8 @@ from torch.autograd.graph import GradientEdge
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.kernels.torch_kernels import vector_jacobian_product
 from hvpspec.objective.objective import Objective
-from hvpspec.system.out_of_memory import is_out_of_memory
+from hvpspec.oracle.derivative_errors import is_of_derivatives
+from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
 from hvpspec.wording import raised
 
@@ -138,15 +139,17 @@ def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor) -> Tensor 
 
 @contextlib.contextmanager
 def _naming(index: int) -> Iterator[None]:
-    """Raises NotTwiceDifferentiable, which names batch and operation, for what autograd raises."""
+    """Raises NotTwiceDifferentiable, which names batch and operation, where autograd lacks a derivative, and
+    InputError, which names the batch, for what else it raises. A device that fails or lacks memory is said as it is."""
     try:
-        yield
-    except InputError:
+        with as_torch_error(f"in batch {index}"):
+            yield
+    except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # a Function of the user's own may raise anything in its backward
-        if is_out_of_memory(error):
-            raise
         reason = said_of_derivative(error)
+        if not is_of_derivatives(error):
+            raise InputError(f"batch {index}: {refused_derivative(error)}") from error
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
 
 
@@ -206,6 +209,13 @@ def graph_nodes(tensors: Iterable[Tensor]) -> set[Any]:
 def said_of_derivative(error: Exception) -> str:
     """What torch says, or what a Function of the user's own has raised in its backward."""
     return first_line(error) if isinstance(error, RuntimeError) else raised(error)
+
+
+def refused_derivative(error: Exception) -> InputError:
+    """What to raise for what autograd raises while it computes a gradient."""
+    if is_of_derivatives(error):
+        return InputError(f"the loss cannot be differentiated: {said_of_derivative(error)}")
+    return InputError(f"differentiating the loss raised {type(error).__name__}: {first_line(error)}.")
 
 
 def operation_named(message: str) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.objective import Objective
-from hvpspec.oracle.autograd import OnBatch, graph_nodes, said_of_derivative
+from hvpspec.oracle.autograd import OnBatch, graph_nodes, refused_derivative
 from hvpspec.validation import all_finite, not_finite_in
 
 Evaluate = Callable[[], tuple[Tensor, float]]
@@ -147,10 +147,10 @@ def gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -
         return torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
     try:
         pieces = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    except (InputError, torch.OutOfMemoryError):
+    except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # a Function of the user's own may raise anything in its backward
-        raise InputError(f"the loss cannot be differentiated: {said_of_derivative(error)}") from error
+        raise refused_derivative(error) from error
     return torch.cat([piece.reshape(-1) for piece in pieces])
 
 

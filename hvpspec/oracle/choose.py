@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from hvpspec.oracle import autograd
 from hvpspec.oracle.agreement import disagreement
 from hvpspec.oracle.autograd import OnBatch, described
 from hvpspec.oracle.finite_difference import FiniteDifference
-from hvpspec.oracle.prices import PRODUCTS_TO_CHECK, Prices, compiled_product, is_worth, to_compile
+from hvpspec.oracle.prices import PRODUCTS_TO_CHECK, Prices, costs_on, is_worth
 from hvpspec.oracle.recorded.linearized import Linearized
 from hvpspec.oracle.recorded.recordings import are_known, give_up, record_first, seconds_to_record, within
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
@@ -28,6 +28,7 @@ from hvpspec.oracle.retained import RetainedGraphs
 from hvpspec.oracle.rounding import recomputed
 from hvpspec.oracle.verify import verify, verify_differences
 from hvpspec.results.estimate import Recomputed
+from hvpspec.system.device_clock import time_when_done
 from hvpspec.system.out_of_memory import LACKING_MEMORY, OutOfMemory, is_out_of_memory, release_memory, within_memory
 from hvpspec.validation import all_finite
 
@@ -38,6 +39,11 @@ _TOO_LITTLE_MEMORY = "too little memory for the linearized engine"
 _MAX_COST_RATIO = 1.05  # of a new engine's product and the reference's: it is not used above
 _PEAK_TO_SAVED_RATIO = 3  # bytes that plain double backward holds of a batch, to those saved of it, as measured
 _VECTORS_IN_PEAK = 4  # of length n, which plain double backward holds too
+
+
+def _captures(device: torch.device) -> bool:
+    """Whether recordings can be replayed as graphs of the device's own."""
+    return device.type == "cuda"
 
 
 class Chooser:
@@ -64,6 +70,7 @@ class Chooser:
         self._verified = verified
         self._expected = 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
+        self._plain_seconds = float("inf")  # of one by the plain engine, next to which a new engine is tried
         self._spent = 0.0  # seconds of all products
         self._resumed: dict[str, Any] | None = None  # the engine of an earlier process, to be made again
 
@@ -164,7 +171,7 @@ class Chooser:
             graphs=plain.graphs,
             recording=0.0 if known else seconds_to_record(nodes),
             nodes=nodes,
-            compiles=self.objective.device.type == "cpu",
+            costs=costs_on(self.objective.device),
         )
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
@@ -179,11 +186,11 @@ class Chooser:
             self._most_columns = columns.shape[1]
             if within_memory(lambda: fast.vectorise(self._most_columns)) != 1:
                 self._announce(fast.describe())
-        start = time.perf_counter()
+        start = time_when_done(columns.device)
         product = within_memory(lambda: self._product(columns, on_batch))
         if isinstance(product, OutOfMemory):
             product = self._with_less(lambda: self._product(columns, on_batch))
-        taken = time.perf_counter() - start
+        taken = time_when_done(columns.device) - start
         self._made += columns.shape[1]
         self._spent += taken
         self._seconds = min(self._seconds, taken / columns.shape[1])
@@ -236,13 +243,10 @@ class Chooser:
         elif self._fast is None:
             if self._made and (prices := self._prices()).records(remaining):
                 self._record(prices.time_to_try(remaining, self._spent))
-        elif self.objective.device.type == "cuda":
-            self._settled = True
-            self._try(self._fast.capture)
-        else:
-            saved = remaining * (self._seconds - compiled_product(self._seconds, self._plain.graphs))
+        elif (costs := costs_on(self.objective.device)) is not None:
+            saved = remaining * (self._seconds - costs.compiled_product(self._seconds, self._plain.graphs))
             checks = (1 + PRODUCTS_TO_CHECK) * self._seconds
-            if is_worth(saved, checks + to_compile(self._fast.operations)):
+            if is_worth(saved, checks + costs.to_compile(self._fast.operations)):
                 self._settled = True
                 self._try(self._fast.compile)
 
@@ -275,7 +279,6 @@ class Chooser:
         if time_to_try == 0:
             return None
         fast = Linearized(self.objective, memory_limit=self._memory_limit)
-        reference = self._seconds
         with within(time_to_try):
             while isinstance(found := within_memory(lambda: self._tried(fast)), OutOfMemory):
                 if not fast.relieve():
@@ -283,9 +286,13 @@ class Chooser:
         if isinstance(found, str):
             give_up(self.objective, found)
             return self._fall_back(found)
-        if self.name == "auto" and found > _MAX_COST_RATIO * reference:
+        plain, self._seconds = min(self._seconds, self._plain_seconds), found
+        if self.name == "auto" and _captures(self.objective.device):
+            self._try(fast.capture)  # first: where launching takes most of the time, the eager form is slow as well
+        if self.name == "auto" and self._seconds > _MAX_COST_RATIO * plain:
+            self._seconds = plain
             return self._fall_back("the linearized engine is not faster here")
-        self._fast, self._seconds = fast, found
+        self._fast = fast
         self._settled = self.name != "auto"
         self._announce(fast.describe())
         if self.name in ("compiled", "cudagraph"):
@@ -311,6 +318,7 @@ class Chooser:
     def _reference(self, columns: Tensor) -> Tensor:
         """The product by plain double backward, whose graphs then make room for what the new engine saves."""
         product = self._plain(columns)
+        self._plain_seconds = self._plain.seconds  # not the first product, as those of the new engine will not be
         self._plain.drop()
         return product
 
@@ -318,29 +326,33 @@ class Chooser:
         """Compiles or captures; goes back where that fails, disagrees with the reference, or is slower."""
         fast, before = self._fast, self._seconds
         assert fast is not None
+        form = fast.form
         try:
             change()
             difference = disagreement(fast, self.objective)
             if difference is not None:
                 self._warn(fast.form, difference)
-                return self._undo()
+                return self._undo(form)
             after = self._measure()
             if self.name == "auto" and after > before:
-                return self._undo()
+                return self._undo(form)
             self._seconds, self._most_columns = after, 1
             return self._announce(fast.describe())
         except Exception as error:  # no compiler, too little memory, an operation that the compiler does not know …
             reason = autograd.first_line(error)
         release_memory()
-        self._undo()
+        self._undo(form)
         self._announce(f"{fast.describe()} (not {change.__name__}d: {reason})")
 
-    def _undo(self) -> None:
-        """Back to the eager form."""
+    def _undo(self, form: str) -> None:
+        """Back to the form before."""
         fast = self._fast
         assert fast is not None
         fast.undo()
         within_memory(lambda: fast(self._vector()))  # saves activations again
+        if form == "CUDA graph":
+            with contextlib.suppress(Exception):  # it stays eager
+                fast.capture()
         self._most_columns = 1
 
     def _vector(self) -> Tensor:
@@ -353,11 +365,9 @@ class Chooser:
         v = self._vector()
         seconds = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time_when_done(v.device)
             fast(v)
-            if v.device.type == "cuda":
-                torch.cuda.synchronize(v.device)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time_when_done(v.device) - start)
         return min(seconds[1:])
 
     def _fall_back(self, reason: str) -> None:

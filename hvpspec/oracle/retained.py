@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, graph_nodes
 from hvpspec.oracle.graph_memory import held_by
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of
+from hvpspec.system.device_clock import time_when_done
 
 _COPIES_OF_VALUES = 2  # held besides the graphs: a snapshot of the model, and the values that the graphs refer to
 _MAX_CHANGES = 3  # of model or data in a row, each before a graph has been used again: then none is kept any more
@@ -124,14 +126,15 @@ class RetainedGraphs:
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
         """H @ columns, as `autograd.hvp`, which see."""
-        start = time.perf_counter()
+        start = time_when_done(self.objective.device)
         self._check_loss |= start - self._last[0] > max(_PAUSE, _PAUSE_IN_PRODUCTS * self._last[1])
         self._making = 0.0
         try:
             if self._kept and self._runs_python and not self._compared:
                 return self._both(columns, on_batch)
             product = autograd.hvp(self.objective, columns, on_batch, self._graphs)
-            self.backward = min(self.backward, (time.perf_counter() - start - self._making) / columns.shape[1])
+            taken = time_when_done(self.objective.device) - start
+            self.backward = min(self.backward, (taken - self._making) / columns.shape[1])
             return product
         except StaleGraph:
             self._changed()
@@ -241,7 +244,9 @@ class RetainedGraphs:
         self, index: int, one: BatchLoss, parameters: tuple[Tensor, ...], buffers: _Buffers, limit: int, first: bool
     ) -> BatchGraph:
         """The graph of a batch, which is kept where that is possible."""
-        start = time.perf_counter()
+        # Each batch's graph is timed while that decides something; else nothing waits for the device.
+        clock = time.perf_counter if self._complete else partial(time_when_done, self.objective.device)
+        start = clock()
         copies = None if self._complete or self._model is None else self._copied(one.batch)
         own = [] if copies is None else [(tensor, tensor.clone()) for tensor in _attributes(self.objective)]
         loss, weight = one()
@@ -251,7 +256,7 @@ class RetainedGraphs:
             return BatchGraph(index, 0.0, loss.detach(), False, [], parameters, None)
         graph = graph_of(index, loss, weight, parameters)
         del loss
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         if not self.nodes:
             self.nodes = len(graph_nodes(g for _, g in graph.curved if isinstance(g, Tensor)))
         if any(not torch.equal(tensor, copy) for tensor, copy in own):
@@ -259,7 +264,7 @@ class RetainedGraphs:
         elif copies is not None:
             written = [(b, b.data) for b, data in buffers if not torch.equal(b.data, data)]
             self._keep(graph, *copies, written, seconds, limit)
-        self._making += time.perf_counter() - start
+        self._making += clock() - start
         return graph
 
     def _copied(self, batch: Any) -> tuple[Hashable, list[Tensor]] | None:

@@ -14,6 +14,7 @@ steps of several sizes and with an error that is measured (`finite_difference.co
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,8 +28,13 @@ from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_different
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
 from hvpspec.results.preflight import agree
+from hvpspec.system.out_of_memory import OutOfMemory, within_memory
 from hvpspec.wording import two_digits_percent
 
+_NOT_JUDGED = (
+    "a product differs from differences of the gradient, and there is too little memory to find out which of them is "
+    "wrong: its figures were not checked. Use smaller batches."
+)
 _NAMED = 3  # tensors that a message names
 
 
@@ -78,7 +84,10 @@ class _CannotTell(Exception):
 
 def _judge(objective: Objective) -> None:
     """Raises InputError where differences of the gradient contradict products beyond their own error."""
-    off, bound = compared(objective)
+    found = within_memory(lambda: compared(objective))
+    if isinstance(found, OutOfMemory):
+        return warnings.warn(_NOT_JUDGED, RuntimeWarning, stacklevel=2)
+    off, bound = found
     if agree(off, bound):
         return
     if is_gradient(objective):

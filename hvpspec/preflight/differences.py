@@ -13,6 +13,12 @@ from hvpspec.preflight.locate import once_differentiable
 from hvpspec.results.preflight import Finding, Preflight, agree
 from hvpspec.wording import two_digits_percent
 
+_NOT_COMPARED = Finding(
+    "not_compared",
+    "there is too little memory to compare a product on the first batch with finite differences of the gradient",
+    "products are used without that check; smaller batches or a smaller --memory-limit leave room for it",
+    "note",
+)
 _TOO_ROUGH = 0.01  # relative difference that is worth a note although the error of the differences explains it
 _MAX_VALIDATED_PARAMETERS = 16  # that finite differences are compared with autograd on, before they are suggested
 
@@ -23,8 +29,10 @@ def compare_with_differences(H: HessianOperator, known: Preflight) -> Preflight:
         return _describe_engine(H, known)
     try:
         off, bound = compared(H.objective.on_first_batch())
-    except (InputError, torch.OutOfMemoryError):  # the first batch has weight 0, say: nothing to compare
+    except InputError:  # the first batch has weight 0, say: nothing to compare
         return known
+    except torch.OutOfMemoryError:
+        return replace(known, findings=(*known.findings, _NOT_COMPARED))
     known = replace(known, difference=off, difference_bound=bound)
     if agree(off, bound) and off <= _TOO_ROUGH:
         return known

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hvpspec.errors import InputError
-from hvpspec.kernels.torch_kernels import tf32_is_on
+from hvpspec.kernels.float32_precision import switched_on
 from hvpspec.objective.live_model import unwrapped
 from hvpspec.results.preflight import Finding
 from hvpspec.results.record import ParameterCount
@@ -20,6 +20,8 @@ from hvpspec.wording import dtype_name, listed
 MAX_LISTED_NAMES = 3  # that a finding spells out
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_PRECISIONS = {"tf32": "TF32", "bf16": "bfloat16", "f16": "float16", "any": "less than float32"}
+_OPERATIONS = {"matmul": "matrix products", "conv": "convolutions", "rnn": "recurrent layers"}
 _NORM = nn.modules.batchnorm._NormBase
 _ON_BATCHES = "the Hessian depends on how the data are split into batches: use the same batches as in training"
 
@@ -140,8 +142,9 @@ def _kernels(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator
     if fused and torch.backends.mha.get_fastpath_enabled():
         found = f"layers with fused kernels in eval mode: {_list(fused)}"
         yield Finding("fast_path", found, "run without those kernels")
-    if device.type == "cuda" and tf32_is_on():
-        yield Finding("tf32", "TF32 is on", "off while products are computed")
+    for precision, kinds in switched_on(device).items():
+        found = f"{_PRECISIONS[precision]} is switched on for {listed(_OPERATIONS[kind] for kind in kinds)} in float32"
+        yield Finding(precision, found, "off while products are computed")
 
 
 def replacement_findings(names: Iterable[str]) -> Iterator[Finding]:
@@ -154,6 +157,10 @@ def replacement_findings(names: Iterable[str]) -> Iterator[Finding]:
         ),
         "padding": ("an embedding with a padding row, which gets no gradient", "that row is treated as constant"),
         "reentrant_checkpoint": ("reentrant activation checkpointing", "non-reentrant checkpointing"),
+        "autocast": (
+            "torch.autocast inside the model or the loss",
+            "without it: the loss is computed in full precision",
+        ),
         "cudnn_rnn": ("recurrent layers of cuDNN, which have no second derivative", "run without cuDNN"),
     }
     for name in sorted(set(names) & set(known)):

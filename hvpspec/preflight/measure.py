@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -21,7 +20,7 @@ from hvpspec.objective.losses import LossValue
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import PILOT_PROBES, SpectrumOptions
-from hvpspec.oracle.autograd import said_of_derivative
+from hvpspec.oracle.autograd import refused_derivative
 from hvpspec.oracle.verify import verify
 from hvpspec.preflight.differences import (
     compare_with_differences,
@@ -41,6 +40,8 @@ from hvpspec.preflight.inspect_model import MAX_LISTED_NAMES, replacement_findin
 from hvpspec.preflight.precision import computed_in_float32
 from hvpspec.preflight.within_time import affordable_part, for_all_data, made_on_part, within_share
 from hvpspec.results.preflight import Finding, Preflight
+from hvpspec.system.device_clock import time_when_done
+from hvpspec.system.out_of_memory import release_memory
 from hvpspec.wording import dtype_name, listed, two_digits_percent
 
 _ZERO = Finding(
@@ -101,7 +102,10 @@ def inspect_operator(
     check_room(H, chosen)
 
     def inspected(so_far: list[Preflight]) -> Preflight:
-        return _inspected(H, so_far, loss, expect, chosen, measure=measure)
+        try:
+            return _inspected(H, so_far, loss, expect, chosen, measure=measure)
+        finally:
+            release_memory()  # what its products have left in torch's cache would be missing where budgets are set
 
     return within_share(inspected, Preflight(tuple(findings), loss=None if loss is None else loss.value))
 
@@ -193,10 +197,10 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
                 continue
             try:
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            except (InputError, torch.OutOfMemoryError):
+            except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
             except Exception as error:  # a Function of the user's own may raise anything in its backward
-                raise InputError(f"the loss cannot be differentiated: {said_of_derivative(error)}") from error
+                raise refused_derivative(error) from error
             unused -= {name for name, g in zip(objective.space.names, gradients, strict=True) if g is not None}
     if len(unused) == len(objective.space.names):
         verify(objective)  # refuses a loss of another model; a zero Hessian is an error of its own
@@ -289,8 +293,6 @@ def _held(H: HessianOperator) -> int | None:
 
 def _timed(H: HessianOperator, columns: Tensor) -> tuple[Tensor, float]:
     """A product, and the seconds that it took for each column."""
-    start = time.perf_counter()
+    start = time_when_done(H.device)
     product = H @ columns
-    if H.device.type == "cuda":
-        torch.cuda.synchronize(H.device)
-    return product, (time.perf_counter() - start) / columns.shape[1]
+    return product, (time_when_done(H.device) - start) / columns.shape[1]

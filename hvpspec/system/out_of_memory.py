@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from hvpspec.system.device_errors import is_of_device
+
 Result = TypeVar("Result")
 
 LACKING_MEMORY = (
@@ -56,8 +58,10 @@ def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
 
 
 @contextlib.contextmanager
-def as_torch_error() -> Iterator[None]:
-    """Raises torch.OutOfMemoryError, which torch raises for GPUs alone, for lack of the CPU's memory as well."""
+def as_torch_error(at: str = "") -> Iterator[None]:
+    """Raises torch.OutOfMemoryError, which torch raises for GPUs alone, for lack of the CPU's memory as well; and
+    torch.AcceleratorError, with a note of where that was, for what it raises as a RuntimeError where a library fails.
+    """
     import torch
 
     try:
@@ -67,7 +71,12 @@ def as_torch_error() -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error) or type(error).__name__) from error
-        raise
+        if not is_of_device(error):
+            raise
+        failed = error if isinstance(error, torch.AcceleratorError) else torch.AcceleratorError(str(error))
+        if at and not hasattr(failed, "__notes__"):
+            failed.add_note(at)
+        raise failed from (None if failed is error else error)
 
 
 def release_memory() -> None:

@@ -213,15 +213,6 @@ def test_the_operation_that_torch_names(message, operation):
     assert operation_named(message) == operation
 
 
-def test_tf32_switches_come_back():
-    from hvpspec.kernels import torch_kernels
-
-    before = torch.backends.cudnn.conv.fp32_precision
-    with torch_kernels._without_tf32():
-        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == before
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["mlp", "cnn with batchnorm", "transformer layer", "language model"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -229,3 +229,16 @@ def test_a_recording_that_does_not_fit_is_not_used(monkeypatch):
     assert fast.plan == "autograd (too little memory for the linearized engine)"
     assert autograd.hvp(reference.objective, V).shape == V.shape
     assert isinstance(fast.objective.model, nn.Module)
+
+
+def test_a_doubt_that_cannot_be_resolved_for_lack_of_memory_is_said(monkeypatch):
+    """A product is off from two gradients, and a thorough comparison does not fit: the run goes on, with a warning."""
+
+    def compared(objective):
+        raise ON_GPU
+
+    _, fast, V, expected = problem()
+    monkeypatch.setattr(verify, "_is_doubtful", lambda objective: True)
+    monkeypatch.setattr(verify, "compared", compared)
+    with pytest.warns(RuntimeWarning, match="too little memory to find out which of them is wrong"):
+        assert relative(fast @ V, expected) <= 1e-12

@@ -6,7 +6,7 @@ import torch
 from preflight.problems import kinds, problem
 from torch import nn
 
-from hvpspec.preflight import inspect_operator
+from hvpspec.preflight import differences, inspect_operator, measure
 from hvpspec.report.terminal import measured_lines
 
 
@@ -155,3 +155,25 @@ def test_a_kink_right_at_the_checkpoint_is_noted_not_refused():
     assert not found.refused
     assert kinds(found) == {"differences"}
     assert np.isfinite(found.difference)
+
+
+def test_a_comparison_that_does_not_fit_in_memory_is_said(monkeypatch):
+    def compared(objective):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(differences, "compared", compared)
+    found = inspect_operator(problem())
+    (finding,) = found.findings
+    assert (finding.kind, finding.severity, found.difference) == ("not_compared", "note", None)
+    assert "too little memory to compare a product" in finding.found
+    assert found.hvps > 0
+
+
+def test_the_cache_is_empty_when_the_preflight_ends(monkeypatch):
+    """What its products leave there would be missing where budgets are set; also where it ends early."""
+    released = []
+    monkeypatch.setattr(measure, "release_memory", lambda: released.append(1))
+    inspect_operator(problem())
+    assert released == [1]
+    inspect_operator(problem(), expect="77")
+    assert released == [1, 1]

@@ -1,0 +1,178 @@
+"""Float32 with all of its digits: operations on float32 that torch may compute in TF32 or bfloat16 are exact meanwhile.
+
+torch has a setting for each kind of operation of each backend. One that is "none" follows its backend's, and that the
+generic one; convolutions and recurrent layers on CUDA are TF32 where nobody has said anything. Besides, there are two
+older settings, which torch refuses to read where the newer ones contradict them. So these are set as well here, or are
+read as what they must be. A setting that follows another one is left to do so, as it could not be told to do so again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Setting = tuple[str, str]  # backend and kind of operation, as torch names them
+
+_SETTINGS: tuple[Setting, ...] = (  # each after the one that it may follow
+    ("generic", "all"), ("cuda", "all"), ("mkldnn", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn"),
+    ("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn"),
+)  # fmt: skip
+_MATMULS: tuple[Setting, ...] = (("cuda", "matmul"), ("mkldnn", "matmul"))  # which the older setting sets as well
+_GET, _PUT = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+_READ_OLD_CUDNN = torch._C._get_cudnn_allow_tf32
+_SET_OLD_MATMUL = torch._C._set_float32_matmul_precision
+_KINDS = ("matmul", "conv", "rnn")
+_FEWER_DIGITS = ("tf32", "bf16")
+_SETTERS = (
+    "_set_fp32_precision_setter", "_set_cublas_allow_tf32", "_set_cudnn_allow_tf32", "_set_float32_matmul_precision",
+)  # fmt: skip
+_OF_ONEDNN = "ONEDNN_DEFAULT_FPMATH_MODE"  # an environment variable, which overrules torch's settings
+_MODES_OF_ONEDNN = ("bf16", "f16", "tf32", "any")
+
+
+@dataclass
+class _State:
+    """What the process has once: how many contexts are open, and what the settings were before the first one."""
+
+    depth: int = 0
+    all_exact: bool = False  # rather than those of the CPU, which were so already
+    old_cudnn: bool | None = None  # what the older setting of cuDNN is, where it can be read
+    inside: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    before: dict[Setting, str] = field(default_factory=dict)  # what they came to
+    changed: dict[Setting, str] = field(default_factory=dict)  # those that followed no other one
+
+
+_state, _lock = _State(), threading.Lock()
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device, held: Callable[[], bool]) -> Iterator[None]:
+    """Operations on float32 compute in float32, in all threads: the settings are the process's.
+
+    Several threads may be in it at once; the settings come back when the last one leaves. held: whether the thread that
+    asks computes a product, so that code which switches TF32 on, such as a model's forward with
+    `torch.backends.cudnn.flags`, does nothing of the kind.
+    """
+    with _lock:
+        if _state.depth == 0:
+            _hold(held)
+        if not (_state.all_exact or (device.type == "cpu" and _is_exact("mkldnn"))):
+            _make_exact()
+        _state.depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _state.depth -= 1
+            if _state.depth == 0:
+                _state.all_exact, _state.old_cudnn = False, None
+                _state.inside.close()
+
+
+def switched_on(device: torch.device) -> dict[str, list[str]]:
+    """The kinds of operations ("matmul", "conv", "rnn") by the precision that somebody has set for them.
+
+    "tf32", "bf16", "f16" or "any". Without what torch does by default: on CUDA, convolutions and recurrent layers in
+    TF32.
+    """
+    backend = "mkldnn" if device.type == "cpu" else device.type
+    found: dict[str, list[str]] = {}
+    with exact_float32(torch.device("cuda"), lambda: False):
+        before = _state.before
+        for kind in _KINDS if (backend, "all") in before else ():
+            precision = before[backend, kind]
+            if precision in _FEWER_DIGITS and (
+                (backend, kind) in _state.changed or before[backend, "all"] == precision
+            ):
+                found.setdefault(precision, []).append(kind)
+    if backend == "mkldnn" and (mode := _mode_of_onednn()) is not None:
+        found.setdefault(mode, []).append("conv")
+    return found
+
+
+def _is_exact(backend: str) -> bool:
+    return not any(_GET(backend, kind) in _FEWER_DIGITS for kind in _KINDS) and _mode_of_onednn() is None
+
+
+def _mode_of_onednn() -> str | None:
+    mode = os.environ.get(_OF_ONEDNN, "").lower()
+    return mode if mode in _MODES_OF_ONEDNN else None
+
+
+def _make_exact() -> None:
+    """Changes the settings, and leaves it to `_state.inside` to change them back."""
+    _state.before, _state.changed, _state.all_exact = {one: _GET(*one) for one in _SETTINGS}, {}, True
+    _state.old_cudnn, stack = _old_cudnn(), _state.inside
+    for one in _SETTINGS:
+        if (value := _GET(*one)) != "ieee":
+            _state.changed[one] = value
+            stack.callback(_PUT, *one, value)
+            _PUT(*one, "ieee")
+    _set_old_matmul(stack)
+    if _mode_of_onednn() is not None and torch._C._get_mkldnn_enabled():
+        stack.callback(torch._C._set_mkldnn_enabled, True)
+        torch._C._set_mkldnn_enabled(False)
+
+
+def _set_old_matmul(stack: contextlib.ExitStack) -> None:
+    """The older setting of matrix products, which sets two newer ones to the same."""
+    if (old := torch.get_float32_matmul_precision()) == "highest":
+        return
+    for backend, kind in _MATMULS:  # what they are is put back after it
+        itself = "none" if _follows((backend, "all"), ("generic", "all"), "ieee") else "ieee"
+        follows = _follows((backend, kind), (backend, "all"), itself)
+        stack.callback(_PUT, backend, kind, "none" if follows else "ieee")
+    stack.callback(_SET_OLD_MATMUL, old)
+    _SET_OLD_MATMUL("highest")
+
+
+def _follows(one: Setting, other: Setting, before: str) -> bool:
+    """Whether a setting changes with another one. before: what the other one is set to itself."""
+    _PUT(*other, "tf32")
+    follows = _GET(*one) == "tf32"
+    _PUT(*other, before)
+    return follows
+
+
+def _old_cudnn() -> bool | None:
+    """The older setting of cuDNN; None where it contradicts newer ones."""
+    try:
+        return _READ_OLD_CUDNN()
+    except RuntimeError:
+        return None
+
+
+def _hold(held: Callable[[], bool]) -> None:
+    """What sets precisions does nothing where a product is computed.
+
+    Setting cuDNN's older one would change newer ones for good. So it stays, and is read as False there; other threads
+    read what it was.
+    """
+
+    def read() -> bool:
+        if held():
+            return False
+        return _READ_OLD_CUDNN() if _state.old_cudnn is None else _state.old_cudnn
+
+    stack, core = _state.inside, torch._C
+    of_cudnn = vars(type(torch.backends.cudnn))["allow_tf32"]
+    for name in _SETTERS:
+        _replace(stack, core, name, _unless(held, getattr(core, name)))
+    _replace(stack, core, "_get_cudnn_allow_tf32", read)
+    _replace(stack, of_cudnn, "setter", core._set_cudnn_allow_tf32)  # a property, which has the functions themselves
+    _replace(stack, of_cudnn, "getter", read)
+
+
+def _replace(stack: contextlib.ExitStack, of: Any, name: str, function: Callable[..., Any]) -> None:
+    stack.callback(setattr, of, name, getattr(of, name))
+    setattr(of, name, function)
+
+
+def _unless(held: Callable[[], bool], set_it: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: None if held() else set_it(*arguments)

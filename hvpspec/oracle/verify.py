@@ -26,6 +26,7 @@ from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
+from hvpspec.oracle.repeats import check_repeats
 from hvpspec.results.preflight import agree
 from hvpspec.wording import two_digits_percent
 
@@ -69,7 +70,7 @@ def verify_differences(objective: Objective) -> None:
             raise InputError(_of_another_model(others))
     with objective.evaluating():
         for _ in range(2):
-            objective.check_repeats([(weight, loss.detach()) for _, loss, weight in objective.losses()])
+            check_repeats(objective, [(weight, float(loss.detach())) for _, loss, weight in objective.losses()])
 
 
 class _CannotTell(Exception):

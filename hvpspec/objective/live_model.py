@@ -70,6 +70,11 @@ def named_tensors(model: nn.Module, *, every_name: bool = False) -> Iterator[tup
     yield from model.named_buffers(remove_duplicate=not every_name)
 
 
+def versions(model: nn.Module) -> list[int]:
+    """How often each parameter and buffer has been written to in place, as far as torch has noticed."""
+    return [-1 if tensor.is_inference() else tensor._version for _, tensor in named_tensors(model)]
+
+
 @contextlib.contextmanager
 def in_precision(tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Copies of a model's values, floating-point ones in `dtype` and all on `device`; its own when it ends.

@@ -27,6 +27,11 @@ class Deferred:
 
     def __init__(self) -> None:
         self._noted: list[tuple[Tensor, Callable[[float], object]]] = []
+        self._checks: list[Callable[[], bool]] = []
+
+    def require(self, check: Callable[[], bool]) -> None:
+        """Has Doubtful raised if a check on the CPU fails, which is made before numbers are read: while a GPU works."""
+        self._checks.append(check)
 
     def note(self, number: Tensor, receive: Callable[[float], object]) -> None:
         """Has a number read later, and given to `receive`, which may raise anything.
@@ -54,6 +59,9 @@ class Deferred:
 
     def read(self) -> None:
         """Reads all numbers, in one copy from each device, and says them to whoever noted them, in that order."""
+        checks, self._checks = self._checks, []
+        if not all(check() for check in checks):
+            raise Doubtful
         noted, self._noted = self._noted, []
         kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for index, (number, _) in enumerate(noted):

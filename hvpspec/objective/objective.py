@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
+from hvpspec.kernels.placed import Placed
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
 from hvpspec.objective.batches import check_data, move
 from hvpspec.objective.conventions import precision_hint, refuse_not_finite, returned, returned_unread, said_by
@@ -105,18 +106,21 @@ class Objective:
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
         self._modes_are_safe = False
         self._weight: float | None = None
+        self._values = Placed(self.device)  # the model's, where it is on another device
+        self._moved = Placed(self.device, limited=True)  # batches
         self._weights: list[float] = []  # of the batches, in the last pass
         self.last_pass: tuple[float, float] | None = None  # at which parameters, by a sum of norms, and the loss
         self._batches: int | None = None
         self._samples: int | None = None
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[tuple[nn.Parameter, ...]]:
+    def evaluating(self, deferred: Deferred | None = None) -> Iterator[tuple[nn.Parameter, ...]]:
         """The chosen parameters, which are the model's own, while losses can be evaluated on it.
 
         Eval mode, gradients on, the objective's dtype and device, and only kernels that are exact and can be
         differentiated twice; all restored afterwards. Raises InputError where going to eval mode changes the model's
-        values: the function would be another one.
+        values: the function would be another one. deferred: is asked to look whether values that were copied to another
+        device for an earlier evaluation are still the model's.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(EXCLUSIVE)  # first: another thread may be evaluating this objective
@@ -130,13 +134,14 @@ class Objective:
                 check_modes(self.model)
                 self._modes_are_safe = True
             self._afresh = stack.enter_context(in_mode(self.model, training=self._train_mode))
+            self._look(deferred)
             named, buffers = dict(self.model.named_parameters(remove_duplicate=False)), list(self.model.buffers())
             parameters = list({id(parameter): parameter for parameter in named.values()}.values())
-            stack.enter_context(in_precision([*parameters, *buffers], self.dtype, self.device))
+            stack.enter_context(in_precision([*parameters, *buffers], self.dtype, self._values))
             if (criterion := self.loss.criterion) is not None:
                 stack.enter_context(in_mode(criterion, training=self._train_mode))
                 tensors = [*criterion.parameters(), *criterion.buffers()]
-                stack.enter_context(in_precision(tensors, self.dtype, self.device))
+                stack.enter_context(in_precision(tensors, self.dtype, self._values))
             chosen = tuple(named[name] for name in self.space.names)
             stack.enter_context(differentiated_in(parameters, chosen))
             self._parameters = chosen
@@ -150,15 +155,15 @@ class Objective:
     def snapshot(self) -> Snapshot:
         """Copies of the model's current values."""
         chosen = set(self.space.names)
-        values = {name: self._cast(tensor.detach()).clone() for name, tensor in named_tensors(self.model)}
+        self._look(None)
+        values = {name: self._values.copy(tensor, self.dtype) for name, tensor in named_tensors(self.model)}
         constants = {name: value for name, value in values.items() if name not in chosen}
         return Snapshot(tuple(values[name] for name in self.space.names), constants)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The chosen ones; within `evaluating()`."""
-        assert self._parameters is not None
-        return self._parameters
+        return self._parameters or ()
 
     def losses(self, deferred: Deferred | None = None) -> Iterator[tuple[int, Tensor, float]]:
         """For each batch of weight > 0: its number, its mean loss (a graph over the parameters) and its weight.
@@ -303,9 +308,10 @@ class Objective:
 
         deferred: is asked to raise Doubtful where values have changed; what can be told at once is returned.
         """
+        self._look(deferred)
         named = dict(named_tensors(self.model))
         then = {**snapshot.constants, **dict(zip(self.space.names, snapshot.parameters, strict=True))}
-        now = [self._cast(tensor.detach()) for tensor in named.values()]
+        now = [self._values.trusted(tensor, self.dtype) for tensor in named.values()]
         if named.keys() != then.keys():
             return False
         before = [then[name].detach() for name in named]
@@ -315,13 +321,15 @@ class Objective:
         """What a recording of the loss takes for constants: see `hvpspec.objective.frozen_values`."""
         return frozen_values(self.model, self.loss.given)
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+    def _look(self, deferred: Deferred | None) -> None:
+        """Looks, now or later, whether the model has changed where its values were copied to another device."""
+        if self._parameters is None:  # else the evaluation that goes on has looked
+            self._values.unchanged() if deferred is None else deferred.require(self._values.unchanged)
 
     def moved(self, index: int, batch: Any) -> Any:
         """A copy of a batch on the objective's device and in its precision."""
         try:
-            return move(batch, self.device, self.dtype)
+            return move(batch, self.device, self.dtype, self._moved, index)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # an object in it may have a method `to` of its own

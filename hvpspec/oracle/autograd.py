@@ -96,12 +96,14 @@ def hvp(
     From the second pass over the data on, what has to be checked of each batch is read at the end, at once. If anything
     is wrong then, the product is computed again with each check in its place: that says what and where.
     """
+    rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
+    deferred = Deferred()
+    try:
+        with objective.evaluating(deferred) as parameters:
+            return _one_pass(objective, rows, on_batch, graphs, parameters, deferred)
+    except Doubtful:
+        pass
     with objective.evaluating() as parameters:
-        rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
-        try:
-            return _one_pass(objective, rows, on_batch, graphs, parameters, Deferred())
-        except Doubtful:
-            pass
         return _one_pass(objective, rows, on_batch, graphs, parameters, None)
 
 

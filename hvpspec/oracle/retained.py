@@ -28,7 +28,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from hvpspec.errors import InputError
 from hvpspec.kernels.deferred import Deferred, differ, receive, same
 from hvpspec.memory import free_memory, readable
-from hvpspec.objective.batches import move
 from hvpspec.objective.live_model import named_tensors
 from hvpspec.objective.losses import BatchLoss
 from hvpspec.objective.objective import REPEATED, Objective
@@ -234,7 +233,7 @@ class RetainedGraphs:
         kept = self._kept.get(index)
         if kept is None:
             return None
-        batch = move(one.batch, self.objective.device, self.objective.dtype)
+        batch = self.objective.moved(index, one.batch)
         try:
             if kept.is_of(*shape_of(batch), deferred):
                 return kept
@@ -255,7 +254,7 @@ class RetainedGraphs:
     ) -> BatchGraph:
         """The graph of a batch, which is kept where that is possible."""
         start = time.perf_counter()
-        copies = None if self._complete or self._model is None else self._copied(one.batch)
+        copies = None if self._complete or self._model is None else self._copied(index, one.batch)
         own = [] if copies is None else [(tensor, tensor.clone()) for tensor in _attributes(self.objective)]
         loss, weight = one()
         if first and weight > 0:
@@ -292,10 +291,10 @@ class RetainedGraphs:
         if it_does:
             self.stop()
 
-    def _copied(self, batch: Any) -> tuple[Hashable, list[Tensor]] | None:
+    def _copied(self, index: int, batch: Any) -> tuple[Hashable, list[Tensor]] | None:
         """The form of a batch and copies of its tensors, to compare with later; None where that is not possible."""
         try:
-            form, tensors = shape_of(move(batch, self.objective.device, self.objective.dtype))
+            form, tensors = shape_of(self.objective.moved(index, batch))
         except NotRecordable:
             self.stop()
             return None

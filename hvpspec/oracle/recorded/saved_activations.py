@@ -18,7 +18,6 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.memory import free_memory
-from hvpspec.objective.batches import move
 from hvpspec.objective.live_model import versions
 from hvpspec.objective.objective import NO_WEIGHT, Objective
 from hvpspec.objective.parameters import Snapshot
@@ -117,7 +116,7 @@ class SavedActivations:
             limit = int(SAVED_SHARE * (free_memory(self._objective.device) + self.size))
         weight, count, known = 0.0, 0, self.total_weight
         for index, batch in enumerate(self._objective.data):
-            batch = move(batch, self._objective.device, self._objective.dtype)
+            batch = self._objective.moved(index, batch)
             found = self.batches.get(index)
             if found is None:
                 level = self._level(index, batch, preparing, limit)

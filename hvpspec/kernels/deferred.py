@@ -153,7 +153,7 @@ def _is_aligned(tensor: Tensor) -> bool:
 
 def _joined(tensors: Iterable[Tensor]) -> Tensor:
     """The bytes of all the tensors, filled up with zeros."""
-    parts = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
+    parts = [tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in tensors]
     missing = -sum(map(len, parts)) % _GROUP
     return torch.cat([*parts, parts[0].new_zeros(missing)])
 

@@ -371,9 +371,7 @@ class Objective:
                 f"batch {index}: {said_by(self.model, error)}{precision_hint(error, self.dtype)}"
             ) from error
 
-    def weighed(
-        self, index: int, result: Any, batch: Any, deferred: Deferred | None = None
-    ) -> tuple[Tensor, float]:
+    def weighed(self, index: int, result: Any, batch: Any, deferred: Deferred | None = None) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch.
 
         deferred: see `losses`; it will raise these errors, and Doubtful where the weight is another one than before.
@@ -390,8 +388,8 @@ class Objective:
                 refuse_not_finite(self.model, index, float(loss.detach()))
             return loss, weight
         weight = self._weights[index]
-        for one in {id(each): each for each in (given, count)}.values():
-            deferred.expect(one, weight if one is count else None, REPEATED[self.dtype])
+        for number in {id(each): each for each in (given, count)}.values():
+            deferred.expect(number, weight if number is count else None, REPEATED[self.dtype])
         if weight > 0:
             deferred.note(loss, partial(refuse_not_finite, self.model, index))
         return loss, weight

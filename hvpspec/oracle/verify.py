@@ -161,7 +161,7 @@ def _differs(
         with moved(objective, parameters, v, side * step):
             sides.append(gradient(objective, evaluate(), parameters))
     difference = (sides[0] - sides[1]) / (2 * step)
-    bound = float((sides[0] - 2 * centre + sides[1]).norm()) / (2 * step) + least_error(centre, step)
+    bound = float((sides[0] - 2 * centre + sides[1]).norm()) / (2 * step) + float(least_error(centre, step))
     return not float((difference - exact).norm()) <= 2 * bound + unit * float(exact.norm())
 
 

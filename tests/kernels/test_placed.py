@@ -59,7 +59,7 @@ def rebound(case):
 
 
 def statistics(case):
-    list(case.model.buffers())[0].data.add_(0.5)
+    next(iter(case.model.buffers())).data.add_(0.5)
 
 
 def batch_through_data(case):

@@ -23,7 +23,7 @@ _WARM_UPS = 3  # calls in which libraries choose their kernels and workspaces
 
 @dataclass(frozen=True)
 class Replay:
-    """A call that computes again what was captured, from what is in the same places now, and the place of its result."""
+    """Computes again what was captured, from what is in the same places now; and where its result is."""
 
     run: Callable[[], None]
     result: Tensor
@@ -54,8 +54,7 @@ def _generator(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def own_random_state(generator: Any) -> Iterator[None]:
-    """A copy of its state in a generator, which a capture may leave as being captured for ever; its own when it ends.
-    """
+    """A copy of its state in a generator, as a failed capture may leave that unusable; its own when it ends."""
     state = generator.graphsafe_get_state()
     generator.graphsafe_set_state(generator.clone_state())
     try:
@@ -65,8 +64,7 @@ def own_random_state(generator: Any) -> Iterator[None]:
 
 
 def reserved_memory(device: torch.device) -> int:
-    """Bytes that torch has taken from a GPU, in use or not; 0 elsewhere. Gives back what no graph and no tensor holds.
-    """
+    """Bytes that torch has taken from a GPU, after what nothing holds was given back; 0 elsewhere."""
     if device.type != "cuda":
         return 0
     torch.cuda.empty_cache()

@@ -56,9 +56,7 @@ class Preparing(Protocol):
     def choices(self, batch: Any, snapshot: Snapshot) -> Sequence[Choice]:
         """What there is to choose of what is saved of a batch, from the most to nothing."""
 
-    def prepare(
-        self, index: int, batch: Any, snapshot: Snapshot, level: int, deferred: Deferred | None
-    ) -> SavedBatch:
+    def prepare(self, index: int, batch: Any, snapshot: Snapshot, level: int, deferred: Deferred | None) -> SavedBatch:
         """The batch with its activations; level: the number of one of the choices."""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.placed import Placed
 from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.wording import raised
 
@@ -103,12 +104,16 @@ def tensors(batch: Any) -> Iterator[Tensor]:
     return (tensor for _, tensor in named_leaves(batch))
 
 
-def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def move(batch: Any, device: torch.device, dtype: torch.dtype, placed: Placed | None = None, index: int = 0) -> Any:
     """A copy of the batch with every tensor in it on `device` and its floating-point ones in `dtype`, however nested.
+
+    placed: copies that are there from earlier passes, by `index` and the tensor's place in the batch.
 
     Arrays become tensors, except in the attributes of objects that are no dataclasses. Complex tensors get the same
     precision. Objects that hold no tensor are asked to move by their method `to`.
     """
+
+    places = itertools.count()
 
     def moved(value: Any) -> Any:
         if isinstance(value, torch.device):  # what an object knows of where it is
@@ -119,7 +124,9 @@ def move(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
             can_move = callable(getattr(value, "to", None)) and not isinstance(value, (type, nn.Module))
             return value.to(device) if can_move else value
         precision = dtype if value.is_floating_point() else dtype.to_complex() if value.is_complex() else None
-        return value.to(device, precision)
+        if placed is None:
+            return value.to(device, precision)
+        return placed.compared((index, next(places)), value, precision or value.dtype)
 
     return mapped(batch, moved)
 

@@ -6,6 +6,7 @@ A user's loss is `loss(model, batch)` or, as torch's criteria, `loss(outputs, ta
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.live_model import named_tensors
+from hvpspec.validation import not_finite_in
 from hvpspec.wording import dtype_name, raised
 
 MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
@@ -62,6 +64,12 @@ def _entry(output: Any, name: str) -> Any:
 
 def returned(index: int, result: Any) -> tuple[Tensor, float | None]:
     """The mean loss and the weight, or None, that a loss function returned. Raises InputError, naming the batch."""
+    loss, weight = returned_unread(index, result)
+    return loss, float(weight) if isinstance(weight, Tensor) else weight
+
+
+def returned_unread(index: int, result: Any) -> tuple[Tensor, float | Tensor | None]:
+    """The same with a weight that is a tensor, if the loss function returned one: what it is need not be waited for."""
     loss, weight = result, None
     if isinstance(result, (tuple, list)):
         if len(result) != 2:
@@ -76,6 +84,8 @@ def returned(index: int, result: Any) -> tuple[Tensor, float | None]:
         raise InputError(f"batch {index}: the loss is {kind}; it must be a real scalar (the mean over the batch).")
     if weight is None:
         return loss.reshape(()), None
+    if isinstance(weight, Tensor) and weight.numel() == 1 and not weight.is_complex():
+        return loss.reshape(()), weight.detach().reshape(())
     try:
         return loss.reshape(()), float(weight.detach() if isinstance(weight, Tensor) else weight)
     except (TypeError, ValueError, RuntimeError):
@@ -84,6 +94,14 @@ def returned(index: int, result: Any) -> tuple[Tensor, float | None]:
             f"batch {index}: the second value that the loss returned is {kind}; return the mean loss alone, or with "
             "its weight, a number."
         ) from None
+
+
+def refuse_not_finite(model: nn.Module, index: int, loss: float) -> None:
+    """Raises InputError, naming the batch, for a loss that is NaN or Inf."""
+    if not math.isfinite(loss):
+        where = not_finite_in(named_tensors(model))
+        why = "look at that batch, and at the checkpoint's values" if where is None else f"the model has {where}"
+        raise InputError(f"batch {index}: the loss is {loss}; {why}.")
 
 
 def said_by(model: nn.Module, error: BaseException) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.placed import Placed
 
 _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
 
@@ -70,9 +71,14 @@ def named_tensors(model: nn.Module, *, every_name: bool = False) -> Iterator[tup
     yield from model.named_buffers(remove_duplicate=not every_name)
 
 
+def versions(model: nn.Module) -> list[int]:
+    """How often each parameter and buffer has been written to in place, as far as torch has noticed."""
+    return [-1 if tensor.is_inference() else tensor._version for _, tensor in named_tensors(model)]
+
+
 @contextlib.contextmanager
-def in_precision(tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Copies of a model's values, floating-point ones in `dtype` and all on `device`; its own when it ends.
+def in_precision(tensors: Sequence[Tensor], dtype: torch.dtype, placed: Placed) -> Iterator[None]:
+    """Copies of a model's values, floating-point ones in `dtype` and all on a device; its own when it ends.
 
     The tensors stay the same objects, as after `module.double()`. What a forward pass writes to them (running
     statistics, an embedding's `max_norm`) reaches the copies alone.
@@ -80,9 +86,9 @@ def in_precision(tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.de
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         for tensor in tensors:
-            data = tensor.data
-            kept.append((tensor, data))
-            tensor.data = data.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+            values = placed.copy(tensor, dtype)
+            kept.append((tensor, tensor.data))
+            tensor.data = values
         yield
     finally:
         for tensor, data in kept:

@@ -260,7 +260,9 @@ def _class_weight(outputs: Tensor, targets: Tensor, weight: Tensor | None, ignor
     if targets.is_floating_point():  # class probabilities: the number of positions, with any class weights
         return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0]
     kept = targets != ignore_index
-    return kept.sum() if weight is None else weight[targets[kept]].sum()
+    if weight is None:
+        return kept.sum()
+    return torch.where(kept, weight[torch.where(kept, targets, 0)], 0).sum()
 
 
 def _outputs_and_targets(model: nn.Module, batch: Any, name: str) -> tuple[Tensor, Tensor]:

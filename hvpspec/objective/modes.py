@@ -18,7 +18,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hvpspec.errors import InputError
 from hvpspec.objective.live_model import modules_of, named_tensors
+from hvpspec.wording import listed, raised
 
 _DICTS = (dict, OrderedDict, defaultdict)  # hooks are in OrderedDicts
 _CONTAINERS = frozenset({*_DICTS, list, deque, set})
@@ -79,6 +81,19 @@ def _of_transformers() -> tuple[Any, Any]:
     """The methods of its PreTrainedModel, which do more only where kernels of its hub are used."""
     known: Any = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", nn.Module)
     return known.train, known.eval
+
+
+def check_modes(model: nn.Module) -> None:
+    """Raises InputError where `train()` or `eval()` change the model's values."""
+    try:
+        changed = changed_by_modes(model)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"the model's train() or eval() raised {raised(error)}.") from error
+    if changed:
+        raise InputError(
+            f"train() and eval() change the model's values ({listed(changed, 3)}), as layers that merge weights "
+            "do, so that the loss in eval mode is another function of the parameters; turn the merging off."
+        )
 
 
 def changed_by_modes(model: nn.Module) -> list[str]:

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
+from hvpspec.kernels.placed import Placed
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
 from hvpspec.objective.batches import check_data, move
-from hvpspec.objective.conventions import precision_hint, returned, said_by
+from hvpspec.objective.conventions import precision_hint, refuse_not_finite, returned, returned_unread, said_by
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
     differentiated_in,
@@ -38,13 +40,13 @@ from hvpspec.objective.live_model import (
     working_dtype,
 )
 from hvpspec.objective.losses import BatchLoss, Loss, LossFunction, LossValue, resolve_loss
-from hvpspec.objective.modes import changed_by_modes, in_mode
+from hvpspec.objective.modes import check_modes, in_mode
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.system.out_of_memory import as_torch_error
-from hvpspec.validation import check_seed, not_finite_in
-from hvpspec.wording import listed, raised
+from hvpspec.validation import check_seed
+from hvpspec.wording import raised
 
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
@@ -104,17 +106,21 @@ class Objective:
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
         self._modes_are_safe = False
         self._weight: float | None = None
-        self._last_pass: tuple[float, float] | None = None  # at which parameters, by a sum of norms, and the loss
+        self._values = Placed(self.device)  # the model's, where it is on another device
+        self._moved = Placed(self.device, limited=True)  # batches
+        self._weights: list[float] = []  # of the batches, in the last pass
+        self.last_pass: tuple[float, float] | None = None  # at which parameters, by a sum of norms, and the loss
         self._batches: int | None = None
         self._samples: int | None = None
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[tuple[nn.Parameter, ...]]:
+    def evaluating(self, deferred: Deferred | None = None) -> Iterator[tuple[nn.Parameter, ...]]:
         """The chosen parameters, which are the model's own, while losses can be evaluated on it.
 
         Eval mode, gradients on, the objective's dtype and device, and only kernels that are exact and can be
         differentiated twice; all restored afterwards. Raises InputError where going to eval mode changes the model's
-        values: the function would be another one.
+        values: the function would be another one. deferred: is asked to look whether values that were copied to another
+        device for an earlier evaluation are still the model's.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(EXCLUSIVE)  # first: another thread may be evaluating this objective
@@ -124,15 +130,18 @@ class Objective:
             self.settle()
             self._replacing = stack.enter_context(prepared_to_differentiate(self.device, self._inner))
             stack.enter_context(ordinary_tensors(self.model))
-            self._check_modes()
+            if not self._modes_are_safe:
+                check_modes(self.model)
+                self._modes_are_safe = True
             self._afresh = stack.enter_context(in_mode(self.model, training=self._train_mode))
+            self._look(deferred)
             named, buffers = dict(self.model.named_parameters(remove_duplicate=False)), list(self.model.buffers())
             parameters = list({id(parameter): parameter for parameter in named.values()}.values())
-            stack.enter_context(in_precision([*parameters, *buffers], self.dtype, self.device))
+            stack.enter_context(in_precision([*parameters, *buffers], self.dtype, self._values))
             if (criterion := self.loss.criterion) is not None:
                 stack.enter_context(in_mode(criterion, training=self._train_mode))
                 tensors = [*criterion.parameters(), *criterion.buffers()]
-                stack.enter_context(in_precision(tensors, self.dtype, self.device))
+                stack.enter_context(in_precision(tensors, self.dtype, self._values))
             chosen = tuple(named[name] for name in self.space.names)
             stack.enter_context(differentiated_in(parameters, chosen))
             self._parameters = chosen
@@ -143,53 +152,46 @@ class Objective:
                 self._parameters, self._buffers, self._afresh = None, [], object  # which can be pickled
                 self._replacing = contextlib.nullcontext()
 
-    def _check_modes(self) -> None:
-        if self._modes_are_safe:
-            return
-        try:
-            changed = changed_by_modes(self.model)
-        except (Exception, SystemExit) as error:
-            raise InputError(f"the model's train() or eval() raised {raised(error)}.") from error
-        if changed:
-            raise InputError(
-                f"train() and eval() change the model's values ({listed(changed, 3)}), as layers that merge weights "
-                "do, so that the loss in eval mode is another function of the parameters; turn the merging off."
-            )
-        self._modes_are_safe = True
-
     def snapshot(self) -> Snapshot:
         """Copies of the model's current values."""
         chosen = set(self.space.names)
-        values = {name: self._cast(tensor.detach()).clone() for name, tensor in named_tensors(self.model)}
+        self._look(None)
+        values = {name: self._values.copy(tensor, self.dtype) for name, tensor in named_tensors(self.model)}
         constants = {name: value for name, value in values.items() if name not in chosen}
         return Snapshot(tuple(values[name] for name in self.space.names), constants)
 
-    def losses(self) -> Iterator[tuple[int, Tensor, float]]:
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The chosen ones; within `evaluating()`."""
+        return self._parameters or ()
+
+    def losses(self, deferred: Deferred | None = None) -> Iterator[tuple[int, Tensor, float]]:
         """For each batch of weight > 0: its number, its mean loss (a graph over the parameters) and its weight.
 
         Use within `evaluating()`. Raises InputError, naming the batch, for a loss that cannot be used, and when the
-        data are empty or their total weight differs from that of the pass before.
+        data are empty or their total weight differs from that of the pass before. deferred: is told of what is to be
+        checked of losses and weights, which are taken to be those of the pass before.
         """
-        for index, evaluate in self.batch_losses():
+        for index, evaluate in self.batch_losses(deferred):
             loss, weight = evaluate()
             if weight > 0:
                 yield index, loss, weight
 
-    def batch_losses(self) -> Iterator[tuple[int, BatchLoss]]:
+    def batch_losses(self, deferred: Deferred | None = None) -> Iterator[tuple[int, BatchLoss]]:
         """One pass over the data: each batch's number, and a call that gives its mean loss and weight.
 
         For evaluating each batch at several points, with other values in the parameters, or not at all where its weight
         is known; otherwise used as `losses`, with the same errors.
         """
-        total, batches, samples = 0.0, 0, 0.0
+        weights, samples = list[float](), 0.0
         for index, batch in enumerate(self.data):
-            batches += 1
             samples += samples_or_nan(batch, self.counting.axis)
-            one = BatchLoss(partial(self._batch_loss, index, batch), batch)
+            one = BatchLoss(partial(self._batch_loss, index, batch, deferred), batch)
             yield index, one
             assert one.weight is not None, "a batch is evaluated, or its weight is set"
-            total += one.weight
-        if batches == 0:
+            weights.append(one.weight)
+        total = sum(weights)
+        if not weights:
             if self._weight is None:
                 raise InputError("data has no batches.")
             raise InputError(
@@ -202,32 +204,8 @@ class Objective:
                 f"data changed between two passes (total weight {self._weight:g}, then {total:g}); "
                 "give the same batches each time."
             )
-        self._weight, self._batches = total, batches
+        self._weight, self._weights, self._batches = total, weights, len(weights)
         self._samples = int(samples) if math.isfinite(samples) else None
-
-    def check_repeats(self, losses: Sequence[tuple[float, Tensor]]) -> None:
-        """Compares a pass over the data with the one before, at the same parameters; use within `evaluating()`.
-
-        losses: each batch's weight and loss. Raises InputError where the data have changed: they are augmented at
-        random, say, or shuffled, which matters to a loss that couples the samples of a batch.
-        """
-        assert self._parameters is not None
-        weights = torch.tensor([weight for weight, _ in losses], dtype=torch.float64)
-        values = torch.stack([loss for _, loss in losses]).to("cpu", torch.float64)
-        value, size = float(weights @ values / weights.sum()), float(weights @ values.abs() / weights.sum())
-        if (last := self._last_pass) is not None and value == last[1]:
-            return
-        place = float(torch.stack(torch._foreach_norm([p.detach() for p in self._parameters])).double().sum())
-        self._last_pass = (place, value)
-        if last is None or last[0] != place or abs(value - last[1]) <= REPEATED[self.dtype] * size:
-            return
-        again = self.value().value
-        if abs(value - again) <= REPEATED[self.dtype] * size:
-            return  # something else has changed, such as a number that the loss reads
-        raise InputError(
-            f"two passes over the data give different losses ({value:.9g}, {again:.9g}); turn shuffling and "
-            "augmentation off, or give the batches of one pass (list(data), --freeze-data)."
-        )
 
     def value(self) -> LossValue:
         """The loss over all the data. Costs one forward pass and no HVP."""
@@ -325,25 +303,33 @@ class Objective:
                 stack.enter_context(shaken(parameters))
             yield evaluate
 
-    def unchanged(self, snapshot: Snapshot) -> bool:
-        """Whether the model still has the values of the snapshot. Costs one pass over the parameters."""
-        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+    def unchanged(self, snapshot: Snapshot, deferred: Deferred | None = None) -> bool:
+        """Whether the model still has the values of the snapshot. Costs one pass over the parameters.
+
+        deferred: is asked to raise Doubtful where values have changed; what can be told at once is returned.
+        """
+        self._look(deferred)
+        named = dict(named_tensors(self.model))
         then = {**snapshot.constants, **dict(zip(self.space.names, snapshot.parameters, strict=True))}
-        return named.keys() == then.keys() and all(
-            torch.equal(self._cast(tensor.detach()), then[name].detach()) for name, tensor in named.items()
-        )
+        now = [self._values.trusted(tensor, self.dtype) for tensor in named.values()]
+        if named.keys() != then.keys():
+            return False
+        before = [then[name].detach() for name in named]
+        return same(now, before, deferred)
 
     def frozen_values(self) -> tuple[Hashable, ...]:
         """What a recording of the loss takes for constants: see `hvpspec.objective.frozen_values`."""
         return frozen_values(self.model, self.loss.given)
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+    def _look(self, deferred: Deferred | None) -> None:
+        """Looks, now or later, whether the model has changed where its values were copied to another device."""
+        if self._parameters is None:  # else the evaluation that goes on has looked
+            self._values.unchanged() if deferred is None else deferred.require(self._values.unchanged)
 
     def moved(self, index: int, batch: Any) -> Any:
         """A copy of a batch on the objective's device and in its precision."""
         try:
-            return move(batch, self.device, self.dtype)
+            return move(batch, self.device, self.dtype, self._moved, index)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # an object in it may have a method `to` of its own
@@ -371,9 +357,9 @@ class Objective:
         with with_values(self.model, values), self._replacing:
             yield lambda: self._inner.evaluate(partial(self.loss, self.model, batch))
 
-    def _batch_loss(self, index: int, batch: Any) -> tuple[Tensor, float]:
+    def _batch_loss(self, index: int, batch: Any, deferred: Deferred | None) -> tuple[Tensor, float]:
         batch = self.moved(index, batch)
-        return self.weighed(index, self._raw(index, batch), batch)
+        return self.weighed(index, self._raw(index, batch), batch, deferred)
 
     def _raw(self, index: int, batch: Any) -> Any:
         try:
@@ -385,15 +371,25 @@ class Objective:
                 f"batch {index}: {said_by(self.model, error)}{precision_hint(error, self.dtype)}"
             ) from error
 
-    def weighed(self, index: int, result: Any, batch: Any) -> tuple[Tensor, float]:
-        """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch."""
-        loss, given = returned(index, result)
-        weight = self.counting(index, batch, given)
-        for one in (weight if given is None else given, weight):
-            if not (math.isfinite(one) and one >= 0):
-                raise InputError(f"batch {index}: the loss's weight is {one}; it must be finite and not negative.")
-        if weight > 0 and not math.isfinite(value := float(loss.detach())):
-            where = not_finite_in(named_tensors(self.model))
-            why = "look at that batch, and at the checkpoint's values" if where is None else f"the model has {where}"
-            raise InputError(f"batch {index}: the loss is {value}; {why}.")
+    def weighed(self, index: int, result: Any, batch: Any, deferred: Deferred | None = None) -> tuple[Tensor, float]:
+        """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch.
+
+        deferred: see `losses`; it will raise these errors, and Doubtful where the weight is another one than before.
+        """
+        loss, given = returned_unread(index, result)
+        count = self.counting(index, batch, given)
+        given = count if given is None else given
+        if deferred is None or index >= len(self._weights):
+            weight = float(count)
+            for one in (float(given), weight):
+                if not (math.isfinite(one) and one >= 0):
+                    raise InputError(f"batch {index}: the loss's weight is {one}; it must be finite and not negative.")
+            if weight > 0:
+                refuse_not_finite(self.model, index, float(loss.detach()))
+            return loss, weight
+        weight = self._weights[index]
+        for number in {id(each): each for each in (given, count)}.values():
+            deferred.expect(number, weight if number is count else None, REPEATED[self.dtype])
+        if weight > 0:
+            deferred.note(loss, partial(refuse_not_finite, self.model, index))
         return loss, weight

@@ -33,6 +33,10 @@ class Snapshot:
     parameters: tuple[Tensor, ...]
     constants: dict[str, Tensor]
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, without the graph."""
+        return [tensor.detach() for tensor in (*self.parameters, *self.constants.values())]
+
 
 @dataclass(frozen=True)
 class ParameterSpace:

@@ -36,6 +36,8 @@ from hvpspec.objective.cutting import (
 )
 from hvpspec.objective.noise import is_random
 
+Count = float | Tensor
+"""How many there are: a number, or a tensor of one entry that has not been read yet."""
 Evaluate = Callable[[int, Any], tuple[float, float | None]]
 """The loss of a batch (NaN where it has none), which errors name by the number given, and the weight returned."""
 Place = Callable[[torch.dtype, bool, bool], AbstractContextManager[Evaluate]]
@@ -62,7 +64,7 @@ class Counting:
     axis: Axis = FIRST
     is_sum: bool = False
 
-    def __call__(self, index: int, batch: Any, given: float | None) -> float:
+    def __call__(self, index: int, batch: Any, given: Count | None) -> Count:
         """The weight of a batch. Raises InputError, naming it, where that cannot be told."""
         if self.by == GIVEN and given is not None:
             return given
@@ -73,9 +75,9 @@ class Counting:
         return counts(batch, self.axis, given)[self.by]()
 
 
-def counts(batch: Any, axis: Axis, given: float | None) -> dict[str, Callable[[], float]]:
+def counts(batch: Any, axis: Axis, given: Count | None) -> dict[str, Callable[[], Count]]:
     """What a mean can have been taken over, by name: the likeliest first."""
-    found: dict[str, Callable[[], float]] = {}
+    found: dict[str, Callable[[], Count]] = {}
     if given is not None:
         found[GIVEN] = lambda: given
     with contextlib.suppress(CannotCut):
@@ -86,7 +88,7 @@ def counts(batch: Any, axis: Axis, given: float | None) -> dict[str, Callable[[]
     return found
 
 
-def _counts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Callable[[], float]]]:
+def _counts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Callable[[], Count]]]:
     views = {name: tensor}
     if tensor.ndim > 1:
         views |= {f"{name}[..., 1:]": tensor[..., 1:], f"{name}[..., :-1]": tensor[..., :-1]}
@@ -95,13 +97,14 @@ def _counts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Callable[[], fl
             yield f"sum of {view}", lambda part=part: _sum(part)  # type: ignore[misc]
         elif not part.is_floating_point() and not part.is_complex():
             for value in _IGNORED:
-                yield f"{view} != {value}", lambda part=part, value=value: float((part != value).sum())  # type: ignore[misc]
+                yield f"{view} != {value}", lambda part=part, value=value: (part != value).sum()  # type: ignore[misc]
         yield f"elements of {view}", lambda part=part: float(part.numel())  # type: ignore[misc]
 
 
-def _sum(weights: Tensor) -> float:
+def _sum(weights: Tensor) -> Tensor:
     """NaN where some are negative, which are no weights."""
-    return float(weights.detach().sum()) if bool((weights >= 0).all()) else math.nan
+    total = weights.detach().sum().double()
+    return torch.where((weights >= 0).all(), total, math.nan)
 
 
 def sample_count(index: int, batch: Any, axis: Axis = FIRST) -> float:
@@ -371,7 +374,7 @@ class _Measurement:
 
 
 def _counted(batch: Any, loss: float, given: float | None, axis: Axis) -> _Part:
-    return _Part(batch, loss, {name: count() for name, count in counts(batch, axis, given).items()})
+    return _Part(batch, loss, {name: float(count()) for name, count in counts(batch, axis, given).items()})
 
 
 def _deviations(whole: _Part, parts: Sequence[_Part]) -> dict[str, float]:

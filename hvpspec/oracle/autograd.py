@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
+from hvpspec.kernels.deferred import Deferred, Doubtful, not_finite
 from hvpspec.kernels.torch_kernels import vector_jacobian_product
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle.derivative_errors import is_of_derivatives
+from hvpspec.oracle.repeats import check_repeats
 from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
 from hvpspec.wording import raised
@@ -54,14 +56,16 @@ class StaleGraph(Exception):
     """A kept graph cannot be used: what it refers to was written to, or its product is not finite."""
 
 
-Graphs = Callable[[Objective, tuple[Tensor, ...]], Iterator[BatchGraph]]
-"""Gives the graph of each batch of weight > 0, in one pass over the data."""
+Graphs = Callable[[Objective, tuple[Tensor, ...], Deferred | None], Iterator[BatchGraph]]
+"""Gives the graph of each batch of weight > 0, in one pass over the data, of which checks may be deferred."""
 
 
-def fresh_graphs(objective: Objective, parameters: tuple[Tensor, ...]) -> Iterator[BatchGraph]:
+def fresh_graphs(
+    objective: Objective, parameters: tuple[Tensor, ...], deferred: Deferred | None = None
+) -> Iterator[BatchGraph]:
     """Each batch's graph, computed when it is asked for. Raises InputError, as `hvp` does."""
     first = True
-    for index, loss, weight in objective.losses():
+    for index, loss, weight in objective.losses(deferred):
         if first:
             refuse_once_differentiable(index, loss)
             first = False
@@ -89,36 +93,75 @@ def hvp(
     Costs b HVPs: for each batch one gradient with its graph, and b backward passes through that. Raises InputError,
     naming the batch, when the loss has no second derivative (NotTwiceDifferentiable) or a product is not finite; and
     StaleGraph for a graph of an earlier product.
+
+    From the second pass over the data on, what has to be checked of each batch is read at the end, at once. If anything
+    is wrong then, the product is computed again with each check in its place: that says what and where.
     """
-    weights = 0.0
-    losses: list[tuple[float, Tensor]] = []
-    depends = False
+    rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
+    deferred = Deferred()
+    try:
+        with objective.evaluating(deferred) as parameters:
+            return _one_pass(objective, rows, on_batch, graphs, parameters, deferred)
+    except Doubtful:
+        pass
     with objective.evaluating() as parameters:
-        rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
-        total = torch.zeros_like(rows)
-        for graph in graphs(objective, parameters):
+        return _one_pass(objective, rows, on_batch, graphs, parameters, None)
+
+
+def _one_pass(
+    objective: Objective,
+    rows: Tensor,
+    on_batch: OnBatch | None,
+    graphs: Graphs,
+    parameters: tuple[Tensor, ...],
+    deferred: Deferred | None,
+) -> Tensor:
+    """H @ rowsᵀ. Raises Doubtful where something is wrong of what was deferred."""
+    total, weights = torch.zeros_like(rows), list[float]()
+    losses, depends = list[Tensor](), False
+    try:
+        for graph in graphs(objective, parameters, deferred):
             depends |= graph.depends
-            product = _batch_hvp(objective, graph, rows)
+            product = _batch_hvp(objective, graph, rows, at_once=deferred is None)
             if product is not None:
                 total.add_(product, alpha=graph.weight)
             if on_batch is not None:
                 on_batch(graph.index, graph.weight, None if product is None else product.T)
-            weights += graph.weight
-            losses.append((graph.weight, graph.loss))
+            weights.append(graph.weight)
+            losses.append(graph.loss)
             del graph  # unless it is kept, it is freed before the next batch's is computed
-        objective.check_repeats(losses)
+    except InputError:
+        if deferred is not None:
+            deferred.read()  # what was wrong before that
+        raise
+    check_repeats(objective, list(zip(weights, _read(losses, total, deferred), strict=True)))
     if not depends:
         warnings.warn(
             "the loss does not depend on the chosen parameters, so that its Hessian is zero; if it should depend on "
             "them, look for torch.no_grad() or .detach() in the model or the loss.",
             ZeroHessianWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return total.div_(weights).T
+    return total.div_(sum(weights)).T
 
 
-def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor) -> Tensor | None:
-    """One batch's Hessian times each of the rows, shape (b, n); None where the Hessian is zero."""
+def _read(losses: Sequence[Tensor], total: Tensor, deferred: Deferred | None) -> list[float]:
+    """The losses, after all checks that were deferred, and that of the product."""
+    last = Deferred() if deferred is None else deferred
+    values = list[float]()
+    if deferred is not None:
+        last.forbid(not_finite(total))  # as it is where a batch's product is not
+    for loss in losses:
+        last.note(loss, values.append)
+    last.read()
+    return values
+
+
+def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor, *, at_once: bool) -> Tensor | None:
+    """One batch's Hessian times each of the rows, shape (b, n); None where the Hessian is zero.
+
+    at_once: whether to check that it is finite.
+    """
     if graph.kept:
         try:
             product = _through(objective, graph.curved, graph.inputs, rows)
@@ -126,12 +169,12 @@ def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor) -> Tensor 
             if is_out_of_memory(error):
                 raise
             raise StaleGraph(first_line(error)) from error
-        if product is not None and not all_finite(product):
+        if at_once and product is not None and not all_finite(product):
             raise StaleGraph("its product is not finite")
         return product
     with _naming(graph.index):
         product = _through(objective, graph.curved, graph.inputs, rows)
-    if product is not None and not all_finite(product):
+    if at_once and product is not None and not all_finite(product):
         assert graph.gradients is not None
         _refuse(objective, graph.index, graph.gradients, product, rows)
     return product

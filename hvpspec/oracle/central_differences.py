@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.deferred import Deferred, not_finite
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle.autograd import OnBatch, graph_nodes, refused_derivative
@@ -32,9 +33,9 @@ Evaluate = Callable[[], tuple[Tensor, float]]
 """A batch's loss and its weight."""
 GradientAt = Callable[[float], Tensor]
 """A batch's gradient as a function of the way along v."""
-Estimate = Callable[[float], tuple[Tensor, float]]
+Estimate = Callable[[float], tuple[Tensor, Tensor]]
 """From a step: what `estimated` gives for a batch and a vector, and its least error."""
-Improve = Callable[[Estimate, Tensor, float], tuple[Tensor, float]]
+Improve = Callable[[Estimate, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From this and what it gave: something better, or the same."""
 
 _WEIGHT_OF_APART, _WEIGHT_OF_ROUGH = 7 / 3, 1.5  # in the error
@@ -48,7 +49,7 @@ class Differences:
     step: float
     products: Tensor
     errors: Tensor
-    noise: float
+    noise: Tensor
 
 
 def differences(
@@ -57,53 +58,75 @@ def differences(
     step: float,
     on_batch: OnBatch | None = None,
     improve: Improve = lambda estimate, found, least: (found, least),
+    deferred: Deferred | None = None,
 ) -> Differences:
     """Products with unit vectors (b, n), in one pass over the data and at 4 b + 1 gradients.
 
-    The gradients of a batch are computed one after the other, so that only one graph is held at a time.
+    The gradients of a batch are computed one after the other, so that only one graph is held at a time. deferred: is
+    read at the end; it raises Doubtful where something is wrong then.
     """
+    with objective.evaluating(deferred) as parameters, holding_padding_rows():
+        try:
+            found = _one_pass(objective, parameters, units, step, on_batch, improve, deferred)
+        except InputError:
+            if deferred is not None:
+                deferred.read()  # what was wrong before that
+            raise
+        if deferred is not None:
+            deferred.read()
+        return found
+
+
+def _one_pass(
+    objective: Objective,
+    parameters: Sequence[Tensor],
+    units: Tensor,
+    step: float,
+    on_batch: OnBatch | None,
+    improve: Improve,
+    deferred: Deferred | None,
+) -> Differences:
     total = torch.zeros(3, *units.shape, dtype=objective.dtype, device=objective.device)
-    least, weights, loudest = torch.zeros_like(total[0, :, 0]), 0.0, 0.0
-    with objective.evaluating() as parameters, holding_padding_rows():
-        length = size(parameters)
-        for index, evaluate in objective.batch_losses():
-            loss, weight = evaluate()
-            if weight == 0:
-                continue
-            centre = gradient(objective, loss, parameters)
-            _check_finite(objective, index, "the gradient", centre)
-            del loss  # frees memory for the next
-            shares = torch.zeros_like(units) if on_batch is not None else None
-            for row, v in enumerate(units):
+    least, weights, loudest = torch.zeros_like(total[0, :, 0]), 0.0, total.new_zeros(())
+    length = size_of(parameters)
+    for index, evaluate in objective.batch_losses(deferred):
+        loss, weight = evaluate()
+        if weight == 0:
+            continue
+        centre = gradient(objective, loss, parameters)
+        _check_finite(objective, index, "the gradient", centre, deferred)
+        del loss  # frees memory for the next
+        shares = torch.zeros_like(units) if on_batch is not None else None
+        for row, v in enumerate(units):
 
-                def gradient_at(way: float, v: Tensor = v, evaluate: Evaluate = evaluate) -> Tensor:
-                    with moved(objective, parameters, v, way):
-                        return gradient(objective, evaluate()[0], parameters)
+            def gradient_at(way: float, v: Tensor = v, evaluate: Evaluate = evaluate) -> Tensor:
+                with moved(objective, parameters, v, way):
+                    return gradient(objective, evaluate()[0], parameters)
 
-                def estimate(
-                    step: float, at: GradientAt = gradient_at, centre: Tensor = centre
-                ) -> tuple[Tensor, float]:
-                    found = estimated(at, centre, step)
-                    return found, least_error(centre, step) + least_error(found[0], step) * length
+            def estimate(step: float, at: GradientAt = gradient_at, centre: Tensor = centre) -> tuple[Tensor, Tensor]:
+                found = estimated(at, centre, step)
+                return found, least_error(centre, step) + least_error(found[0], step) * length
 
-                found, off = estimate(step)
-                loudest = max(loudest, noise(found, off))
-                found, off = improve(estimate, found, off)
-                _check_finite(objective, index, "the gradient near the parameters", found[0])
-                total[:, row].add_(found, alpha=weight)
-                least[row] += weight * off
-                if shares is not None:
-                    shares[row] = found[0]
-            weights += weight
-            if on_batch is not None:
-                on_batch(index, weight, shares)
+            found, off = estimate(step)
+            loudest = torch.maximum(loudest, noise(found, off))
+            found, off = improve(estimate, found, off)
+            _check_finite(objective, index, "the gradient near the parameters", found[0], deferred)
+            total[:, row].add_(found, alpha=weight)
+            least[row] += weight * off
+            if shares is not None:
+                shares[row] = found[0]
+        weights += weight
+        if on_batch is not None:
+            on_batch(index, weight, shares)
     total /= weights
     return Differences(step, total[0], error(total) + least / weights, loudest)
 
 
-def _check_finite(objective: Objective, index: int, what: str, vector: Tensor) -> None:
+def _check_finite(objective: Objective, index: int, what: str, vector: Tensor, deferred: Deferred | None) -> None:
+    if deferred is not None:
+        return deferred.forbid(not_finite(vector))
     if all_finite(vector):
-        return
+        return None
     where = not_finite_in(zip(objective.space.names, objective.space.split(vector), strict=True))
     raise InputError(
         f"batch {index}: {what} is not finite, although the loss is: it has {where}; look for a square root, a norm "
@@ -128,17 +151,19 @@ def error(found: Tensor) -> Tensor:
     return off
 
 
-def noise(found: Tensor, least: float) -> float:
+def noise(found: Tensor, least: Tensor) -> Tensor:
     """The part of the error that becomes larger as the step becomes smaller."""
-    return _WEIGHT_OF_ROUGH * float(found[2].norm()) + least
+    size: Tensor = found[2].norm()
+    return _WEIGHT_OF_ROUGH * size + least
 
 
-def least_error(rounded: Tensor, step: float) -> float:
+def least_error(rounded: Tensor, step: float) -> Tensor:
     """From rounding in the last digit of a gradient, or of p where a product says what that changes, over the step.
 
     It is part of the error whatever is measured: a few numbers may happen to be rounded alike.
     """
-    return 2 * torch.finfo(rounded.dtype).eps * float(rounded.norm()) / step
+    size: Tensor = rounded.norm()
+    return 2 * torch.finfo(rounded.dtype).eps * size / step
 
 
 def gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -169,8 +194,13 @@ def moved(objective: Objective, parameters: Sequence[Tensor], v: Tensor, step: f
 
 def size(parameters: Sequence[Tensor]) -> float:
     """|p|, or 1 where that is 0."""
-    squares = sum(float(p.detach().double().square().sum()) for p in parameters)
-    return squares**0.5 or 1.0
+    return float(size_of(parameters))
+
+
+def size_of(parameters: Sequence[Tensor]) -> Tensor:
+    """The same without waiting for it."""
+    found: Tensor = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).norm()
+    return torch.where(found == 0, 1, found)
 
 
 def coarsest_unit(loss: Tensor) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.deferred import Deferred, Doubtful, not_finite
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
@@ -77,6 +78,7 @@ class FiniteDifference:
         self._noise = 0.0
         self._rounding = 0.0  # error × step of a batch's product: as far as it is noise, larger for smaller steps
         self._largest = 0.0  # product with a unit vector
+        self._repeats = False  # whether a product has been made once more: then what is wrong is looked at at once
 
     @property
     def noise(self) -> float:
@@ -101,9 +103,22 @@ class FiniteDifference:
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
         """H @ columns, shape (n, b). Costs 4 b + 1 gradients, and up to 4 b more at kinks. Raises InputError."""
+        working = self._prepare()
+        deferred = None if self._repeats else Deferred()
+        if deferred is not None:
+            deferred.forbid(not_finite(columns))
+            try:
+                return self._product(working, columns, on_batch, deferred)
+            except Doubtful:
+                pass
         if not all_finite(columns):
             raise InputError("the vector to multiply has NaN or Inf entries.")
-        working = self._prepare()
+        return self._product(working, columns, on_batch, None)
+
+    def _product(
+        self, working: Objective, columns: Tensor, on_batch: OnBatch | None, deferred: Deferred | None
+    ) -> Tensor:
+        """The product. Raises Doubtful where what was deferred is wrong, or a batch's product is to be repeated."""
         rows = columns.T.to(working.dtype)
         lengths = rows.norm(dim=1, keepdim=True)
         units = rows / torch.where(lengths == 0, 1, lengths)
@@ -113,20 +128,20 @@ class FiniteDifference:
             assert product is not None
             on_batch(index, weight, (product * lengths).T.to(columns.dtype))
 
-        made = differences(working, units, self._step, receive if on_batch is not None else None, self._improved)
-        known = lengths[:, 0] > 0
-        if bool(known.any()):
-            self._note(made.products[known], made.errors[known])
+        improve = partial(self._improved, deferred=deferred)
+        made = differences(working, units, self._step, receive if on_batch is not None else None, improve, deferred)
+        self._note(made.products, torch.where(lengths[:, 0] > 0, made.errors, 0))
         product: Tensor = (made.products * lengths).T.to(columns.dtype)
         return product
 
     def _note(self, products: Tensor, errors: Tensor) -> None:
-        sizes = products.norm(dim=1)
-        self._largest = max(self._largest, float(sizes.max()))
-        exact = torch.maximum(sizes - errors, sizes / 4)  # the length of the exact product is at least about that
-        compared_with = torch.where(errors < sizes / 2, exact, exact.clamp(min=_AS_GOOD_AS_ZERO * self._largest))
-        if self._largest > 0:
-            self._noise = max(self._noise, float((errors / compared_with).nan_to_num(0.0).max()))
+        sizes, offs = torch.stack([products.norm(dim=1), errors]).tolist()
+        self._largest = max(self._largest, *sizes)
+        for length, off in zip(sizes, offs, strict=True):
+            exact = max(length - off, length / 4)  # the length of the exact product is at least about that
+            compared_with = exact if off < length / 2 else max(exact, _AS_GOOD_AS_ZERO * self._largest)
+            if compared_with > 0:
+                self._noise = max(self._noise, off / compared_with)
 
     def describe(self) -> str:
         """The plan in one line."""
@@ -168,25 +183,32 @@ class FiniteDifference:
         if self._working is not None:
             return self._working
         working, _, best, self._least_step = _with_best_step(self.objective, _ENOUGH)
-        self._step, self._rounding = best.step, best.noise * best.step
+        self._step, self._rounding = best.step, float(best.noise) * best.step
         self._note(best.products, best.errors)
         self._working = working
         return working
 
-    def _improved(self, estimate: Estimate, found: Tensor, least: float) -> tuple[Tensor, float]:
+    def _improved(
+        self, estimate: Estimate, found: Tensor, least: Tensor, deferred: Deferred | None
+    ) -> tuple[Tensor, Tensor]:
         """Once more with a smaller step where most of the error comes from kinks or curvature; the better of the two.
 
         If the smaller step is worse, there is more noise than was known, and such steps are not tried again.
         """
-        off = float(error(found)) + least
         known = self._rounding / self._step
-        if off <= max(_WORTH_REPEATING * float(found[0].norm()), _TIMES_NOISE * known):
+        error_now = error(found) + least
+        if deferred is not None:
+            deferred.forbid(error_now > (_WORTH_REPEATING * found[0].norm()).clamp(min=_TIMES_NOISE * known))
             return found, least
+        off, length = torch.stack([error_now, found[0].norm()]).tolist()
+        if off <= max(_WORTH_REPEATING * length, _TIMES_NOISE * known):
+            return found, least
+        self._repeats = True
         step = max(self._step * max((known / off) ** 0.5, _LEAST_REDUCTION), self._least_step)
         again, other = estimate(step)
-        if float(error(again)) + other < off:
+        if float(error(again) + other) < off:
             return again, other
-        self._rounding = max(self._rounding, noise(again, other) * step)
+        self._rounding = max(self._rounding, float(noise(again, other)) * step)
         return found, least
 
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.deferred import Deferred, differ, receive, same
 from hvpspec.memory import free_memory, readable
-from hvpspec.objective.batches import move
 from hvpspec.objective.live_model import named_tensors
 from hvpspec.objective.losses import BatchLoss
 from hvpspec.objective.objective import REPEATED, Objective
@@ -58,9 +58,9 @@ class _KeptBatch:
     size: int  # bytes
     seconds: float  # to compute the graph
 
-    def is_of(self, form: Hashable, tensors: list[Tensor]) -> bool:
+    def is_of(self, form: Hashable, tensors: list[Tensor], deferred: Deferred | None) -> bool:
         """Whether this is the same batch, by value."""
-        return form == self.form and all(map(torch.equal, tensors, self.tensors))
+        return form == self.form and same(tensors, self.tensors, deferred)
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class _Model:
     snapshot: Snapshot
     frozen: tuple[Hashable, ...]
 
-    def is_now(self, objective: Objective) -> bool:
+    def is_now(self, objective: Objective, deferred: Deferred | None) -> bool:
         now = list(named_tensors(objective.model))
         return (
             [(name, id(tensor)) for name, tensor in now] == [(name, id(tensor)) for name, tensor in self.tensors]
             and _versions(objective) == self.versions
-            and objective.unchanged(self.snapshot)
             and objective.frozen_values() == self.frozen
+            and objective.unchanged(self.snapshot, deferred)
         )
 
 
@@ -102,6 +102,7 @@ class RetainedGraphs:
         self._runs_python = self._compared = False
         self._last = (float("inf"), 0.0)  # when the last product ended, and the seconds that it took
         self._check_loss = False
+        self._reused = False  # whether the last pass made use of a kept graph
         self.drop()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,6 +134,7 @@ class RetainedGraphs:
             if self._kept and self._runs_python and not self._compared:
                 return self._both(columns, on_batch)
             product = autograd.hvp(self.objective, columns, on_batch, self._graphs)
+            self._check_loss, self._changes = False, 0 if self._reused else self._changes
             taken = time_when_done(self.objective.device) - start
             self.backward = min(self.backward, (taken - self._making) / columns.shape[1])
             return product
@@ -193,9 +195,11 @@ class RetainedGraphs:
 
     # --- one pass over the data -----------------------------------------------------------------------------------
 
-    def _graphs(self, objective: Objective, parameters: tuple[Tensor, ...]) -> Iterator[BatchGraph]:
+    def _graphs(
+        self, objective: Objective, parameters: tuple[Tensor, ...], deferred: Deferred | None
+    ) -> Iterator[BatchGraph]:
         """A graph for each batch of weight > 0: the one that is kept, or a new one."""
-        if self._model is not None and not self._model.is_now(objective):
+        if self._model is not None and not self._model.is_now(objective, deferred):
             self._changed()
         limit = self._room() if (self.keep or self._kept) and not self._off else 0
         if self.keep and limit == 0:
@@ -206,9 +210,9 @@ class RetainedGraphs:
             self._model = _Model(tensors, _versions(objective), objective.snapshot(), frozen)
         buffers = [(buffer, buffer.data) for buffer in objective.model.buffers()]
         check, first, reused = self._check_loss, True, False
-        for index, one in objective.batch_losses():
-            kept = self._same(index, one)
-            if kept is not None and check and not _loss_is(kept, one, objective):
+        for index, one in objective.batch_losses(deferred):
+            kept = self._same(index, one, deferred)
+            if kept is not None and check and not _loss_is(kept, one, objective, deferred):
                 self._changed()
                 kept = None
             if kept is not None:
@@ -216,24 +220,24 @@ class RetainedGraphs:
                 for buffer, data in (*buffers, *kept.written):
                     buffer.data = data
             else:
-                graph = self._new(index, one, parameters, buffers, limit, first)
+                graph = self._new(index, one, parameters, buffers, limit, first, deferred)
                 first = False
             del kept
             if graph.weight > 0:
                 yield graph
             del graph
-        self._check_loss = False
+        self._reused = reused
         self.graphs = self.graphs if reused else self._making
-        self._end_of_pass(reused)
+        self._end_of_pass()
 
-    def _same(self, index: int, one: BatchLoss) -> _KeptBatch | None:
+    def _same(self, index: int, one: BatchLoss, deferred: Deferred | None) -> _KeptBatch | None:
         """What is kept of a batch, if the data have given the same one again."""
         kept = self._kept.get(index)
         if kept is None:
             return None
-        batch = move(one.batch, self.objective.device, self.objective.dtype)
+        batch = self.objective.moved(index, one.batch)
         try:
-            if kept.is_of(*shape_of(batch)):
+            if kept.is_of(*shape_of(batch), deferred):
                 return kept
         except NotRecordable:
             pass
@@ -241,13 +245,20 @@ class RetainedGraphs:
         return None
 
     def _new(
-        self, index: int, one: BatchLoss, parameters: tuple[Tensor, ...], buffers: _Buffers, limit: int, first: bool
+        self,
+        index: int,
+        one: BatchLoss,
+        parameters: tuple[Tensor, ...],
+        buffers: _Buffers,
+        limit: int,
+        first: bool,
+        deferred: Deferred | None,
     ) -> BatchGraph:
         """The graph of a batch, which is kept where that is possible."""
         # Each batch's graph is timed while that decides something; else nothing waits for the device.
         clock = time.perf_counter if self._complete else partial(time_when_done, self.objective.device)
         start = clock()
-        copies = None if self._complete or self._model is None else self._copied(one.batch)
+        copies = None if self._complete or self._model is None else self._copied(index, one.batch)
         own = [] if copies is None else [(tensor, tensor.clone()) for tensor in _attributes(self.objective)]
         loss, weight = one()
         if first and weight > 0:
@@ -259,18 +270,35 @@ class RetainedGraphs:
         seconds = clock() - start
         if not self.nodes:
             self.nodes = len(graph_nodes(g for _, g in graph.curved if isinstance(g, Tensor)))
-        if any(not torch.equal(tensor, copy) for tensor, copy in own):
-            self.stop()  # the forward pass writes to what the graph may hold
-        elif copies is not None:
-            written = [(b, b.data) for b, data in buffers if not torch.equal(b.data, data)]
+        if copies is not None:
+            written = self._written(buffers, deferred)
             self._keep(graph, *copies, written, seconds, limit)
+        if own:
+            receive(deferred, differ(*zip(*own, strict=True)), self._writes_to_its_own)
         self._making += clock() - start
         return graph
 
-    def _copied(self, batch: Any) -> tuple[Hashable, list[Tensor]] | None:
+    def _written(self, buffers: _Buffers, deferred: Deferred | None) -> _Buffers:
+        """Those that a forward pass has written to, with what it wrote; perhaps filled later."""
+        found: _Buffers = []
+
+        def note(buffer: Tensor, data: Tensor, has_changed: float) -> None:
+            if has_changed:
+                found.append((buffer, data))
+
+        for buffer, before in buffers:
+            receive(deferred, differ([buffer.data], [before]), partial(note, buffer, buffer.data))
+        return found
+
+    def _writes_to_its_own(self, it_does: float) -> None:
+        """The forward pass writes to tensors that the graph may hold."""
+        if it_does:
+            self.stop()
+
+    def _copied(self, index: int, batch: Any) -> tuple[Hashable, list[Tensor]] | None:
         """The form of a batch and copies of its tensors, to compare with later; None where that is not possible."""
         try:
-            form, tensors = shape_of(move(batch, self.objective.device, self.objective.dtype))
+            form, tensors = shape_of(self.objective.moved(index, batch))
         except NotRecordable:
             self.stop()
             return None
@@ -288,7 +316,6 @@ class RetainedGraphs:
         if held.runs_python and self.objective.noise_seed is not None:  # which a backward may draw again
             return self.stop()
         own = {tensor.data.untyped_storage().data_ptr() for _, tensor in self._model.tensors}
-        own -= {data.untyped_storage().data_ptr() for _, data in written}
         size = sum(size for address, size in held.storages.items() if address not in own)
         size += sum(tensor.nbytes for tensor in tensors)
         places: list[tuple[int, Tensor | GradientEdge]] = [(i, get_gradient_edge(g)) for i, g in graph.curved]  # type: ignore[arg-type]
@@ -324,8 +351,7 @@ class RetainedGraphs:
         if self._changes >= _MAX_CHANGES:
             self.stop()
 
-    def _end_of_pass(self, reused: bool) -> None:
-        self._changes = 0 if reused else self._changes
+    def _end_of_pass(self) -> None:
         if self._off or self._model is None:
             return
         self._complete = True
@@ -346,7 +372,7 @@ def _attributes(objective: Objective) -> Iterator[Tensor]:
             yield from (tensor for tensor in inside if isinstance(tensor, Tensor))
 
 
-def _loss_is(kept: _KeptBatch, one: BatchLoss, objective: Objective) -> bool:
+def _loss_is(kept: _KeptBatch, one: BatchLoss, objective: Objective, deferred: Deferred | None) -> bool:
     """Whether the loss of a batch is what it was when its graph was made."""
     try:
         with torch.no_grad():
@@ -354,5 +380,10 @@ def _loss_is(kept: _KeptBatch, one: BatchLoss, objective: Objective) -> bool:
     except InputError:
         loss, weight = one()  # a loss that differentiates needs gradients; what else is wrong raises again
     before = kept.graph.loss
-    off = float((loss.detach() - before).abs())
-    return weight == kept.graph.weight and off <= REPEATED[objective.dtype] * float(before.abs())
+    off = (loss.detach() - before).abs() > REPEATED[objective.dtype] * before.abs()
+    if weight != kept.graph.weight:
+        return False
+    if deferred is None:
+        return not bool(off)
+    deferred.forbid(off)
+    return True

@@ -27,6 +27,7 @@ from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
+from hvpspec.oracle.repeats import check_repeats
 from hvpspec.results.preflight import agree
 from hvpspec.system.out_of_memory import OutOfMemory, within_memory
 from hvpspec.wording import two_digits_percent
@@ -75,7 +76,7 @@ def verify_differences(objective: Objective) -> None:
             raise InputError(_of_another_model(others))
     with objective.evaluating():
         for _ in range(2):
-            objective.check_repeats([(weight, loss.detach()) for _, loss, weight in objective.losses()])
+            check_repeats(objective, [(weight, float(loss.detach())) for _, loss, weight in objective.losses()])
 
 
 class _CannotTell(Exception):
@@ -169,7 +170,7 @@ def _differs(
         with moved(objective, parameters, v, side * step):
             sides.append(gradient(objective, evaluate(), parameters))
     difference = (sides[0] - sides[1]) / (2 * step)
-    bound = float((sides[0] - 2 * centre + sides[1]).norm()) / (2 * step) + least_error(centre, step)
+    bound = float((sides[0] - 2 * centre + sides[1]).norm()) / (2 * step) + float(least_error(centre, step))
     return not float((difference - exact).norm()) <= 2 * bound + unit * float(exact.norm())
 
 

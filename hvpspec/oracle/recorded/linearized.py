@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sized
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hvpspec.errors import InputError
+from hvpspec.kernels.deferred import Deferred, Doubtful
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, exact_arithmetic
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
+from hvpspec.oracle.recorded.cuda_graph import Captured, Pool, reserved_memory
 from hvpspec.oracle.recorded.recordings import recorded
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
 from hvpspec.oracle.recorded.splitting import Choice
 from hvpspec.oracle.recorded.tracing import Program, Recording, eager, shape_of, vectorised
 
+_CUDA_GRAPH = "CUDA graph"  # the form
 _MAX_COST_RATIO = 0.95  # of a vector among twice as many together: worth it below
 _MAX_DIFFERENCE_TOGETHER = 1e-3  # relative, between a product computed with others and by itself
 _TIMINGS = 3
@@ -48,6 +51,8 @@ class Linearized:
         self.together = 1  # vectors that are computed together
         self.level: int | None = None  # of what is saved, when compiled; None: of each batch, what memory allows
         self.compiled_whole = False  # whether all activations were saved when it was compiled
+        self._graphs: dict[int, Captured] = {}  # of the batches
+        self._graph_bytes = 0
         self._reliefs = 0  # steps by which less is saved than the limit allowed at first
 
     # --- the product --------------------------------------------------------------------------------------------
@@ -58,23 +63,39 @@ class Linearized:
         `on_batch` is told of all batches again when the data turn out to have changed.
         """
         try:
-            return self._product(columns, on_batch)
+            return self._product(columns, on_batch, Deferred())
+        except (Doubtful, DataChanged):
+            pass
+        try:
+            return self._product(columns, on_batch, None)
         except DataChanged:
             self._limit, self._saved = 0, None  # from now on everything is computed from the batches of each pass
-            return self._product(columns, on_batch)
+            if self.form == _CUDA_GRAPH:
+                self.undo()
+        return self._product(columns, on_batch, None)
 
-    def _product(self, columns: Tensor, on_batch: OnBatch | None) -> Tensor:
+    def _product(self, columns: Tensor, on_batch: OnBatch | None, deferred: Deferred | None) -> Tensor:
+        """The product. Raises Doubtful where something is wrong of what was deferred."""
         rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
         total: Tensor | None = None
         with exact_arithmetic(self.objective.device), torch.no_grad():
             with EXCLUSIVE:  # while another thread evaluates the model, its values may be moved or in another precision
-                saved = self._current()
-            for index, batch in saved.one_pass(self):
-                product, weight = self._apply(batch, rows), batch.weight
-                del batch  # unless its activations are saved, they are freed before the next batch's are computed
-                if on_batch is not None:
-                    on_batch(index, weight, product.T)
-                total = product * weight if total is None else total.add_(product, alpha=weight)
+                saved = self._current(deferred)
+            try:
+                for index, batch in saved.one_pass(self, deferred):
+                    product, weight = self._apply(batch, rows), batch.weight
+                    del batch  # unless its activations are saved, they are freed before the next batch's are computed
+                    if on_batch is not None:
+                        on_batch(index, weight, product.T)
+                    total = product * weight if total is None else total.add_(product, alpha=weight)
+            except InputError:
+                if deferred is not None:
+                    deferred.read()  # what was wrong before that
+                raise
+            if deferred is not None:
+                deferred.read()
+            if self.form == _CUDA_GRAPH and not self._graphs and saved.complete:
+                self.capture()  # again, for another recording
         assert total is not None  # data without weight are refused
         return total.div_(saved.total_weight).T
 
@@ -86,16 +107,23 @@ class Linearized:
             return program.apply(*activations, rows[0])[None]
         return torch.stack([program.apply(*activations, row) for row in rows])
 
-    def _current(self) -> SavedActivations:
+    def _current(self, deferred: Deferred | None) -> SavedActivations:
         """What is saved for the model's present values; empty where these or saved batches have changed."""
         frozen = self.objective.frozen_values()
         if frozen != self._frozen:
             if self._frozen is not None:  # numbers that the recordings hold have changed
-                self._recordings, self._programs, self._saved = {}, {}, None
-                self.form, self.level = "eager", None
+                self._recordings, self._programs, self._saved, self._graphs = {}, {}, None, {}
+                self.form, self.level = self.form if self.form == _CUDA_GRAPH else "eager", None
             self._frozen = frozen
-        if self._saved is None or not self._saved.valid():
+        if self._saved is None:
             self._saved = SavedActivations(self.objective, self.objective.snapshot(), self._limit)
+        elif not self._saved.valid(deferred):
+            snapshot, like = self.objective.snapshot(), self._saved if self._graphs else None
+            if like is not None and like.snapshot.constants.keys() == snapshot.constants.keys():
+                for mine, new in zip(like.snapshot.tensors(), snapshot.tensors(), strict=True):
+                    mine.copy_(new)  # where graphs read it
+                snapshot = like.snapshot
+            self._saved = SavedActivations(self.objective, snapshot, self._limit, like)
         return self._saved
 
     def choices(self, batch: Any, snapshot: Snapshot) -> list[Choice]:
@@ -104,13 +132,27 @@ class Linearized:
         levels = recording.levels if self.level is None else [recording.levels[self._within(recording.levels)]]
         return [*levels, recording.nothing]
 
-    def prepare(self, index: int, batch: Any, snapshot: Snapshot, level: int) -> SavedBatch:
+    def prepare(
+        self, index: int, batch: Any, snapshot: Snapshot, level: int, deferred: Deferred | None = None
+    ) -> SavedBatch:
         """A batch with its activations; level: the number of one of the `choices`."""
         program, tensors = self._program(batch, snapshot, level)
         values = [p.detach() for p in snapshot.parameters]
         activations, loss, weight = program.prepare(*values, *snapshot.constants.values(), *tensors)
-        _, number = self.objective.weighed(index, program.recording.result(loss, weight), batch)
-        return SavedBatch(program, number, tensors, [tensor._version for tensor in tensors], list(activations))
+        _, number = self.objective.weighed(index, program.recording.result(loss, weight), batch, deferred)
+        found = SavedBatch(program, number, tensors, [tensor._version for tensor in tensors], list(activations))
+        if (known := self._graphs.get(index)) is not None:
+            if known.takes(program, found.activations):
+                known.update(found.activations)
+            else:
+                known = self._graphs[index] = self._captured(found, known.pool)
+            found.program, found.activations = known.program, known.activations
+        return found
+
+    def _captured(self, batch: SavedBatch, pool: Pool) -> Captured:
+        """A batch's product as graphs, which are captured when they are first used."""
+        given = [*batch.tensors, *batch.program.recording.constants()]
+        return Captured(batch.program, batch.activations, given, pool)
 
     def _recording(self, batch: Any, snapshot: Snapshot) -> Recording:
         key, _ = shape_of(batch)
@@ -171,27 +213,38 @@ class Linearized:
         self(self._vector())
 
     def capture(self) -> None:
-        """Replays `apply` as CUDA graphs, one for each batch, all of which must be saved. For CUDA devices only."""
-        from hvpspec.oracle.recorded.cuda_graph import capture
+        """Replays `apply` as CUDA graphs, one for each batch, all of which must be saved. For CUDA devices only.
 
-        if self._saved is None or not self._saved.complete:
+        Raises what a capture raises, and RuntimeError where the graphs' memory is beyond the limit.
+        """
+        saved, vector = self._saved, self._vector()[:, 0]
+        if saved is None or not saved.complete:
             raise RuntimeError("CUDA graphs need the activations of all batches to be saved")
-        vector = self._vector()[:, 0]
+        before, pool = reserved_memory(vector.device), Pool(vector.device)
+        graphs = {index: self._captured(batch, pool) for index, batch in saved.batches.items()}
         with exact_arithmetic(self.objective.device), torch.no_grad():
-            for batch in self._saved.batches.values():
-                program = batch.program
-                replay = capture(program.apply, batch.activations, vector)
-                batch.program = replace(program, apply=replay)
-        self.together, self.form = 1, "CUDA graph"
+            for graph in graphs.values():
+                graph.program.apply(*graph.activations, vector)
+        taken = max(reserved_memory(vector.device) - before, 0)
+        limit = self._limit
+        if limit is None:
+            limit = int(SAVED_SHARE * (free_memory(vector.device) + saved.size + taken))
+        if saved.size + taken > limit:
+            raise RuntimeError(f"CUDA graphs take {readable(taken)} beyond what is saved")
+        for index, batch in saved.batches.items():
+            batch.program, batch.activations = graphs[index].program, graphs[index].activations
+        self._graphs, self._graph_bytes = graphs, taken
+        self.together, self.form = 1, _CUDA_GRAPH
 
     def undo(self) -> None:
         """Back to the eager form."""
-        self._programs, self._saved, self.together, self.form, self.level = {}, None, 1, "eager", None
+        self._programs, self._saved, self._graphs = {}, None, {}
+        self.together, self.form, self.level = 1, "eager", None
 
     def relieve(self) -> bool:
         """Takes less memory from now on: fewer vectors together; then of each batch the least that can be saved without
         expensive recomputing; then half as many bytes, then none. False where that is so already."""
-        if self.form == "CUDA graph":  # which has memory of its own
+        if self.form == _CUDA_GRAPH:  # which has memory of its own
             self.undo()
         elif self.together > 1:
             self.together //= 2
@@ -224,15 +277,17 @@ class Linearized:
         batch, n, device = self._saved.batches[0], self.objective.space.n, self.objective.device
         # About as much as is saved where nothing is repeated.
         each, limit = batch.program.recording.levels[0].size, self._limit or SAVED_SHARE * free_memory(device)
+        # Of its own: the global one may still be held by a capture that has failed.
+        generator = torch.Generator(device).manual_seed(0)
         with exact_arithmetic(device), torch.no_grad():
-            row = torch.randn(1, n, dtype=self.objective.dtype, device=device)
+            row = torch.randn(1, n, generator=generator, dtype=self.objective.dtype, device=device)
             best = _fastest(lambda: self._apply(batch, row), device)
             expected = self._apply(batch, row)
             together, activations = batch.program.apply_columns, batch.activations
             size = 2
             while size <= columns and size * each <= limit:
-                rows = torch.cat([torch.randn_like(row).expand(size - 1, n), row])
                 try:
+                    rows = torch.cat([row.flip(1).expand(size - 1, n), row])
                     difference = relative_difference(together(activations, rows)[-1:], expected)
                     cost = _fastest(lambda rows=rows: together(activations, rows), device) / size  # type: ignore[misc]
                 except (RuntimeError, MemoryError):  # an operation without a batching rule, or too little memory
@@ -240,6 +295,8 @@ class Linearized:
                 if cost > _MAX_COST_RATIO * best or difference > _MAX_DIFFERENCE_TOGETHER:
                     break
                 self.together, best, size = size, cost, 2 * size
+        for graph in self._graphs.values():
+            graph.forget(self.together)
         return self.together
 
     def describe(self) -> str:
@@ -251,7 +308,8 @@ class Linearized:
         partly = f"; of {lower} of them only in part" if lower else ""
         held = f"activations of {len(saved.batches)} of {saved.count} batches saved ({readable(saved.size)}{partly})"
         together = f", {self.together} vectors together" if self.together > 1 else ""
-        return f"linearized, {self.form}, {held}{together}"
+        graphs = f", graphs of {readable(self._graph_bytes)}" if self._graphs else ""
+        return f"linearized, {self.form}, {held}{graphs}{together}"
 
 
 def _fastest(work: Callable[[], Any], device: torch.device) -> float:

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from hvpspec.objective.batches import move
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.recorded.tracing import NotRecordable, Recording, record, shape_of
@@ -69,7 +68,7 @@ def record_first(objective: Objective, nodes: int) -> None:
     start, frozen = time.perf_counter(), objective.frozen_values()
     with objective.evaluating():
         for batch in islice(objective.data, 1):
-            recorded(objective, objective.snapshot(), move(batch, objective.device, objective.dtype), frozen)
+            recorded(objective, objective.snapshot(), objective.moved(0, batch), frozen)
     if nodes:
         _PACE[0] = (time.perf_counter() - start) / nodes
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.memory import free_memory
-from hvpspec.objective.batches import move
+from hvpspec.objective.live_model import versions
 from hvpspec.objective.objective import NO_WEIGHT, Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.recorded.splitting import Choice
@@ -41,12 +41,9 @@ class SavedBatch:
     versions: list[int]
     activations: list[Tensor]
 
-    def is_of(self, batch: Any) -> bool:
+    def is_of(self, batch: Any, deferred: Deferred | None) -> bool:
         """Whether this is the same batch, by value."""
-        _, tensors = shape_of(batch)
-        return len(tensors) == len(self.tensors) and all(
-            a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(tensors, self.tensors, strict=True)
-        )
+        return same(shape_of(batch)[1], self.tensors, deferred)
 
     def written_to(self) -> bool:
         """Whether the batch's tensors, which may be the user's own, have been written to since."""
@@ -59,38 +56,55 @@ class Preparing(Protocol):
     def choices(self, batch: Any, snapshot: Snapshot) -> Sequence[Choice]:
         """What there is to choose of what is saved of a batch, from the most to nothing."""
 
-    def prepare(self, index: int, batch: Any, snapshot: Snapshot, level: int) -> SavedBatch:
+    def prepare(self, index: int, batch: Any, snapshot: Snapshot, level: int, deferred: Deferred | None) -> SavedBatch:
         """The batch with its activations; level: the number of one of the choices."""
 
 
 class SavedActivations:
     """The saved batches for one snapshot of the model.
 
-    limit: bytes that they may take; None allows a share of the free memory.
+    limit: bytes that they may take; None allows a share of the free memory. like: what was saved for other values,
+    whose choices and places are taken over.
     """
 
-    def __init__(self, objective: Objective, snapshot: Snapshot, limit: int | None) -> None:
+    def __init__(
+        self, objective: Objective, snapshot: Snapshot, limit: int | None, like: SavedActivations | None = None
+    ) -> None:
         self.snapshot = snapshot
+        self._versions = versions(objective.model)
         self.batches: dict[int, SavedBatch] = {}
         self.size = 0  # bytes
         self.count: int | None = None  # batches in all, once a pass has ended
         self.total_weight = 0.0
         self._objective, self._limit = objective, limit
+        self._levels = None if like is None else {index: b.program.level for index, b in like.batches.items()}
 
     @property
     def complete(self) -> bool:
         """Whether every batch is saved."""
         return self.count is not None and len(self.batches) == self.count
 
-    def valid(self) -> bool:
-        """Whether model and saved batches have kept their values."""
-        return self._objective.unchanged(self.snapshot) and not any(b.written_to() for b in self.batches.values())
+    def valid(self, deferred: Deferred | None = None) -> bool:
+        """Whether model and saved batches have kept their values.
 
-    def one_pass(self, preparing: Preparing) -> Iterator[tuple[int, SavedBatch]]:
+        deferred: is asked to raise Doubtful if the model has not, unless it has been written to: then that is compared
+        at once.
+        """
+        if any(batch.written_to() for batch in self.batches.values()):
+            return False
+        now = versions(self._objective.model)
+        if now == self._versions:
+            return self._objective.unchanged(self.snapshot, deferred)
+        if not self._objective.unchanged(self.snapshot):
+            return False
+        self._versions = now
+        return True
+
+    def one_pass(self, preparing: Preparing, deferred: Deferred | None) -> Iterator[tuple[int, SavedBatch]]:
         """The number and the activations of each batch of weight > 0; the data are not read where all are saved.
 
         The caller drops a batch before asking for the next, so that the activations of unsaved batches are freed.
-        Raises DataChanged.
+        Raises DataChanged, or has Doubtful raised later.
         """
         if self.complete:
             yield from ((index, saved) for index, saved in sorted(self.batches.items()) if saved.weight > 0)
@@ -100,14 +114,14 @@ class SavedActivations:
             limit = int(SAVED_SHARE * (free_memory(self._objective.device) + self.size))
         weight, count, known = 0.0, 0, self.total_weight
         for index, batch in enumerate(self._objective.data):
-            batch = move(batch, self._objective.device, self._objective.dtype)
+            batch = self._objective.moved(index, batch)
             found = self.batches.get(index)
             if found is None:
                 level = self._level(index, batch, preparing, limit)
-                found = preparing.prepare(index, batch, self.snapshot, level or 0)
+                found = preparing.prepare(index, batch, self.snapshot, level or 0, deferred)
                 if level is not None:
                     self._save(index, found, limit)
-            elif not found.is_of(batch):
+            elif not found.is_of(batch, deferred):
                 raise DataChanged
             weight, count = weight + found.weight, count + 1
             if found.weight > 0:
@@ -126,6 +140,8 @@ class SavedActivations:
         """
         if self.count is not None or len(self.batches) != index:
             return None
+        if self._levels is not None:
+            return self._levels.get(index)
         own = _bytes(shape_of(batch)[1])
         *levels, nothing = preparing.choices(batch, self.snapshot)
         options = [*((level.size + own, level.extra) for level in levels), (0, nothing.extra)]
@@ -134,7 +150,7 @@ class SavedActivations:
 
     def _save(self, index: int, batch: SavedBatch, limit: int) -> None:
         size = self.bytes_of(batch)
-        if self.size + size <= limit:
+        if self.size + size <= limit or self._levels is not None:
             self.batches[index] = batch
             self.size += size
 

@@ -40,7 +40,7 @@ from hvpspec.objective.live_model import (
 from hvpspec.objective.losses import BatchLoss, Loss, LossFunction, LossValue, resolve_loss
 from hvpspec.objective.modes import changed_by_modes, in_mode
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
-from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
+from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters, in_precision_of
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
 from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed, not_finite_in
@@ -338,7 +338,7 @@ class Objective:
         return frozen_values(self.model, self.loss.given)
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+        return tensor.to(self.device, in_precision_of(tensor, self.dtype))
 
     def moved(self, index: int, batch: Any) -> Any:
         """A copy of a batch on the objective's device and in its precision."""

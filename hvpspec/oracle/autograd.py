@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.kernels.torch_kernels import vector_jacobian_product
 from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import joined
 from hvpspec.system.out_of_memory import is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
 from hvpspec.wording import raised
@@ -173,7 +174,7 @@ def _through(
         pieces = objective.space.pieces(vector)
         second = vector_jacobian_product(outputs, inputs, [pieces[i] for i, _ in curved])
         found = [torch.zeros_like(v) if piece is None else piece for piece, v in zip(second, pieces, strict=True)]
-        torch.cat([piece.reshape(-1) for piece in found], out=row)
+        joined(found, out=row)
     return result
 
 

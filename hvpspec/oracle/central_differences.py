@@ -25,6 +25,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import joined
 from hvpspec.oracle.autograd import OnBatch, graph_nodes, said_of_derivative
 from hvpspec.validation import all_finite, not_finite_in
 
@@ -151,7 +152,7 @@ def gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -
         raise
     except Exception as error:  # a Function of the user's own may raise anything in its backward
         raise InputError(f"the loss cannot be differentiated: {said_of_derivative(error)}") from error
-    return torch.cat([piece.reshape(-1) for piece in pieces])
+    return joined(pieces)
 
 
 @contextlib.contextmanager
@@ -169,7 +170,7 @@ def moved(objective: Objective, parameters: Sequence[Tensor], v: Tensor, step: f
 
 def size(parameters: Sequence[Tensor]) -> float:
     """|p|, or 1 where that is 0."""
-    squares = sum(float(p.detach().double().square().sum()) for p in parameters)
+    squares = sum(float(p.detach().abs().double().square().sum()) for p in parameters)
     return squares**0.5 or 1.0
 
 
@@ -180,4 +181,4 @@ def coarsest_unit(loss: Tensor) -> float:
     """
     outputs = [each for node in graph_nodes([loss]) for each in getattr(node, "_input_metadata", ())]
     dtypes = {loss.dtype, *(output.dtype for output in outputs)}
-    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)

@@ -51,6 +51,7 @@ class TestValues:
     @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
     def test_complex_values_are_not_rounded_either(self, tmp_path, dtype):
         saved, made = (nn.Linear(2, 3).to(kind) for kind in (dtype, torch.complex64))
+        saved.weight.data = torch.randn(3, 2, dtype=dtype)
         path = save(saved.state_dict(), tmp_path / "complex.pt")
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

@@ -83,7 +83,7 @@ def margins():
         "multi_margin summed": (lambda x: F.multi_margin_loss(x, classes, size_average=False), [scores]),
         "multilabel_margin one": (lambda x: F.multilabel_margin_loss(x, labels[0], reduction="none"), [scores[0]]),
         "multilabel_margin summed": (lambda x: F.multilabel_margin_loss(x, labels, reduce=False), [scores]),
-        "multi_margin aten": (lambda x: torch.ops.aten.multi_margin_loss.default(x, classes, 2, 1.0, None, 2), [scores]),
+        "multi_margin aten": (lambda x: torch.ops.aten.multi_margin_loss.default(x, classes, 2, 0.8), [scores]),
         "multilabel_margin aten": (lambda x: torch.ops.aten.multilabel_margin_loss(x, labels, 0), [scores]),
     }
 

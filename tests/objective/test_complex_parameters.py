@@ -58,7 +58,7 @@ class InPairs(nn.Module):
 def fourier():
     torch.manual_seed(0)
     model, x = Fourier(), torch.randn(6, LENGTH, 1)
-    data = [(x[:4], x[:4].sin()), (x[4:], x[4:].cos())]
+    data = [(x[:3], x[:3].sin()), (x[3:], x[3:].cos())]
     plain = hvpspec.HessianOperator(InPairs(model), "mse", data, dtype="float64", engine="autograd")
     return model, data, plain @ np.eye(plain.shape[0])
 
@@ -70,7 +70,6 @@ def fourier():
         ("linearized", "float64", 1e-13),
         ("finite-difference", "float64", 1e-7),
         ("autograd", "float32", 1e-6),
-        ("linearized", "float32", 1e-6),
     ],
 )
 def test_products_are_those_of_the_model_in_pairs(fourier, engine, dtype, tolerance):

@@ -13,6 +13,7 @@ the probabilities are a softmax the two have the same derivatives with respect t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,8 @@ def ctc_loss(
 ) -> Tensor:
     """torch.nn.functional.ctc_loss."""
     if not (isinstance(log_probs, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(log_probs)):
-        # refuses what it refuses, for which it needs values
-        F.ctc_loss(log_probs.detach(), targets, input_lengths, target_lengths, blank, reduction, zero_infinity)
+        given: Any = (log_probs.detach(), targets, input_lengths, target_lengths, blank)
+        F.ctc_loss(*given)  # refuses what it refuses, for which it needs values
     x = log_probs if log_probs.ndim == 3 else log_probs[:, None]
     steps, sizes = (
         torch.as_tensor(lengths).to(x.device, torch.long).reshape(-1) for lengths in (input_lengths, target_lengths)

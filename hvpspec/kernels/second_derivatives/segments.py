@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
 def segment_reduce(
     data: Tensor,
     reduce: str,
@@ -34,7 +35,8 @@ def sparse_mm(A: Tensor, B: Tensor, *reduce: str, **named: str) -> Tensor:
     """torch.sparse.mm, where it reduces the rows of a constant A of layout CSR in its own way."""
     kinds = [*reduce, *named.values()]
     if not kinds or A.requires_grad or A.layout != torch.sparse_csr:
-        return torch.sparse.mm(A, B, *reduce, **named)
+        product: Tensor = torch.sparse.mm(A, B, *reduce, **named)
+        return product
     values = torch.sparse.mm(A, B.detach(), *kinds)
     crow = A.crow_indices()
     row = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
@@ -66,4 +68,5 @@ def _products(data: Tensor, index: Tensor, axis: int, counts: Tensor) -> Tensor:
     starts = counts.cumsum(axis) - counts
     column = places - starts.gather(axis, index)
     rows = data.new_ones(*data.shape[:axis], number * longest, *data.shape[axis + 1 :])
-    return rows.scatter(axis, index * longest + column, data).unflatten(axis, (number, longest)).prod(axis + 1)
+    rows = rows.scatter(axis, index * longest + column, data)
+    return rows.reshape(*data.shape[:axis], number, longest, *data.shape[axis + 1 :]).prod(axis + 1)

@@ -29,7 +29,7 @@ def _hardsigmoid_(input: Tensor) -> Tensor:
 
 def _linear_cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
     """Not in chunks, whose gradients are computed in the forward pass and are constants to a second derivative."""
-    return F.linear_cross_entropy(*args, **{**kwargs, "options": None})  # type: ignore[attr-defined, no-any-return]
+    return F.linear_cross_entropy(*args, **{**kwargs, "options": None})
 
 
 def _numbered(function: Callable[..., Tensor], position: int) -> Callable[..., Tensor]:
@@ -60,7 +60,7 @@ _BELOW_FUNCTIONAL: dict[str, tuple[Any, Callable[..., Any]]] = {
     "multi_margin_loss": (_nn.multi_margin_loss, _numbered(multi_margin_loss, 5)),
     "multilabel_margin_loss": (_nn.multilabel_margin_loss, _numbered(multilabel_margin_loss, 2)),
     "ctc_loss": (torch.ctc_loss, _numbered(ctc_loss, 5)),
-    "segment_reduce": (torch.segment_reduce, segment_reduce),  # type: ignore[attr-defined]
+    "segment_reduce": (torch.segment_reduce, segment_reduce),
 }
 
 SECOND_DERIVATIVES: dict[Any, Callable[..., Any]] = {

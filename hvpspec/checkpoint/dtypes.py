@@ -68,13 +68,14 @@ def precision(
     pairs = [
         (tensor, expected[name].dtype)
         for name, tensor in entries.items()
-        if tensor.is_floating_point() and expected[name].is_floating_point()
+        if (tensor.is_floating_point() and expected[name].is_floating_point())
+        or (tensor.is_complex() and expected[name].is_complex())
     ]
     rounded = [
         (tensor.dtype, own) for tensor, own in pairs if _common(tensor.dtype, own) != own and not _holds(own, tensor)
     ]
     if rounded:
-        finest = functools.reduce(_common, itertools.chain(*rounded))
+        finest = functools.reduce(_common, map(_of_real, itertools.chain(*rounded)))
         found = (
             f"{path} holds {_names(dtype for dtype, _ in rounded)} parameters and the model is built in "
             f"{_names(own for _, own in rounded)}"
@@ -82,7 +83,9 @@ def precision(
         done = f"the model is converted to {dtype_name(finest)}, so that no value is rounded"
         return finest, [CheckpointWarning("precision", found, done)]
     casts = {
-        f"{dtype_name(t.dtype)} → {dtype_name(own)}" for t, own in pairs if t.dtype.itemsize < min(4, own.itemsize)
+        f"{dtype_name(t.dtype)} → {dtype_name(own)}"
+        for t, own in pairs
+        if _of_real(t.dtype).itemsize < min(4, _of_real(own).itemsize)
     }
     if not casts:
         return None, []
@@ -92,8 +95,12 @@ def precision(
 
 
 def convert(model: nn.Module, dtype: torch.dtype) -> None:
-    """Converts the floating-point tensors of `model` that are less precise than `dtype`."""
-    model._apply(lambda tensor: tensor.to(dtype) if _is_coarser(tensor, dtype) else tensor)  # type: ignore[no-untyped-call]
+    """Converts the floating-point and complex tensors of `model` that are less precise than `dtype`."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
+
+    model._apply(lambda tensor: converted(tensor) if _is_coarser(tensor, dtype) else tensor)  # type: ignore[no-untyped-call]
 
 
 def _common(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
@@ -106,7 +113,13 @@ def _common(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 
 def _is_coarser(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return not is_lazy(tensor) and tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize
+    has_precision = not is_lazy(tensor) and (tensor.is_floating_point() or tensor.is_complex())
+    return has_precision and _of_real(tensor.dtype).itemsize < dtype.itemsize
+
+
+def _of_real(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of real and imaginary parts."""
+    return dtype.to_real() if dtype.is_complex else dtype
 
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:

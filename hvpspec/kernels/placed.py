@@ -60,7 +60,7 @@ class Placed:
 
     def trusted(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """What a tensor held when `unchanged` last looked, unless torch has noticed that it was written to since."""
-        tensor_dtype = dtype if tensor.is_floating_point() else tensor.dtype
+        tensor_dtype = in_precision_of(tensor, dtype)
         if not is_elsewhere(tensor, self.device):
             return tensor.detach().to(self.device, tensor_dtype)
         known = self._copies.get(id(tensor))
@@ -71,7 +71,7 @@ class Placed:
     def copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """The same in memory that nobody else has."""
         if not is_elsewhere(tensor, self.device):
-            tensor_dtype = dtype if tensor.is_floating_point() else tensor.dtype
+            tensor_dtype = in_precision_of(tensor, dtype)
             return tensor.detach().to(self.device, tensor_dtype, copy=True)
         return self.trusted(tensor, dtype).clone()
 
@@ -111,6 +111,13 @@ class Placed:
     def _drop(self, key: Hashable) -> None:
         copy = self._copies.pop(key, None)
         self.size -= 0 if copy is None else copy.placed.nbytes
+
+
+def in_precision_of(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a model's tensor where the model is evaluated in `dtype`."""
+    if tensor.is_complex():
+        return dtype.to_complex()
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def is_elsewhere(tensor: Tensor, device: torch.device) -> bool:

@@ -23,6 +23,7 @@ from hvpspec.kernels.inner_derivatives import (
     InnerDerivatives,
     differentiated_by_torch_func,
 )
+from hvpspec.kernels.second_derivatives.table import SECOND_DERIVATIVES
 from hvpspec.system.out_of_memory import as_torch_error
 
 ATTENTION_BACKEND = "math"
@@ -40,7 +41,7 @@ _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
 _LOOKED_AT = frozenset(
     {torch._weight_norm, torch.nn.functional.embedding, torch.nn.functional.batch_norm}
-    | {*_RECURRENT, *_ATTENTION, *WRONG_AT_HIGHER_ORDERS}
+    | {*_RECURRENT, *_ATTENTION, *WRONG_AT_HIGHER_ORDERS, *SECOND_DERIVATIVES}
 )
 PaddingRows = dict[tuple[int, int], tuple[torch.Tensor, int, torch.Tensor]]
 """By the weight's identity and the number of the row: the weight, that number, and the values."""
@@ -145,7 +146,8 @@ class _Replacements(TorchFunctionMode):
     Embeddings whose gradients are sparse or scaled by frequency get dense, unscaled gradients. Recurrent layers are
     computed by `recurrent`: the backward of cuDNN's kernels has no derivative, and that of the others an expensive one.
     Attention uses the MATH backend. That is set at each call, because a model may choose a backend inside its own
-    forward. `inner` replaces what is wrong at higher orders.
+    forward. Distances, CTC and others are computed by `second_derivatives`. `inner` replaces what is wrong at higher
+    orders.
     """
 
     def __init__(self, inner: InnerDerivatives) -> None:
@@ -156,6 +158,8 @@ class _Replacements(TorchFunctionMode):
         if func not in _LOOKED_AT:  # nearly every call, attributes of tensors included
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
+        if func in SECOND_DERIVATIVES:
+            return SECOND_DERIVATIVES[func](*args, **kwargs)
         if func is torch._weight_norm:
             _note("weight_norm")
             return _weight_norm(*args, **kwargs)

@@ -38,7 +38,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
     """float64 if any parameter is; else float32, as half precision is too coarse to differentiate twice."""
-    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+    double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters)
+    return torch.float64 if double else torch.float32
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -164,11 +165,13 @@ def shaken(parameters: Sequence[Tensor]) -> Iterator[None]:
     """The parameters moved at random by a tenth of their size, and back when it ends."""
     kept = [parameter.data for parameter in parameters]
     count = sum(p.numel() for p in parameters)
-    size = math.sqrt(sum(float(p.detach().double().square().sum()) for p in parameters) / max(count, 1)) or 1.0
+    size = math.sqrt(sum(float(p.detach().abs().double().square().sum()) for p in parameters) / max(count, 1)) or 1.0
     generator = torch.Generator().manual_seed(0)
     try:
         for parameter in parameters:
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device, parameter.dtype)
+            kind = torch.complex64 if parameter.is_complex() else torch.float32
+            noise = torch.randn(parameter.shape, generator=generator, dtype=kind)
+            noise = noise.to(parameter.device, parameter.dtype)
             parameter.data = parameter.data + _SHIFT * size * noise
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -43,7 +43,8 @@ class ParameterSpace:
     """An ordered choice of named parameters, laid end to end in one vector.
 
     Parameter ``names[i]`` has the shape ``shapes[i]`` and takes the positions ``offsets[i]`` to ``offsets[i + 1] - 1``
-    of a vector, in row-major order. A tied parameter appears once, under the first of its names.
+    of a vector, in row-major order. A tied parameter appears once, under the first of its names. A complex number is
+    a pair of entries, its real and its imaginary part: the Hessian is taken with respect to these.
 
     Parameters
     ----------
@@ -51,6 +52,8 @@ class ParameterSpace:
         Names of the parameters, as ``model.named_parameters()`` gives them.
     shapes : tuple of torch.Size
         Their shapes.
+    are_complex : tuple of bool, optional
+        Which of them are complex; by default none.
 
     Examples
     --------
@@ -69,11 +72,17 @@ class ParameterSpace:
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    are_complex: tuple[bool, ...] = ()
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Number of entries of each parameter."""
-        return tuple(math.prod(shape) for shape in self.shapes)
+        """Number of entries of each parameter in a vector: two for each complex number."""
+        return tuple(math.prod(shape) * (1 + pairs) for _, shape, pairs in self._each)
+
+    @property
+    def _each(self) -> Iterable[tuple[str, torch.Size, bool]]:
+        """Name, shape and whether it is complex, of each parameter."""
+        return zip(self.names, self.shapes, self.are_complex or [False] * len(self.names), strict=True)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -111,7 +120,7 @@ class ParameterSpace:
         Parameters
         ----------
         tensors : mapping from names to tensors or arrays, or a sequence of them in the order of `names`
-            Each shaped like its parameter.
+            Each shaped like its parameter, and complex where that is.
 
         Returns
         -------
@@ -121,7 +130,8 @@ class ParameterSpace:
         Raises
         ------
         InputError
-            When a name is missing or unknown, or a shape differs.
+            When a name is missing or unknown, a shape differs, or one is complex and the parameter is not, or the
+            reverse.
         """
         if isinstance(tensors, Mapping):
             unknown = sorted(set(tensors) - set(self.names))
@@ -131,13 +141,16 @@ class ParameterSpace:
             tensors = [tensors[name] for name in self.names]
         if len(tensors) != len(self.names):
             raise InputError(f"cannot flatten {len(tensors)} tensors into {len(self.names)} parameters.")
-        for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
+        for (name, shape, pairs), tensor in zip(self._each, tensors, strict=True):
             if tuple(tensor.shape) != tuple(shape):
                 raise InputError(f"'{name}' has shape {tuple(shape)}; got {tuple(tensor.shape)}.")
-        pieces: Any = [tensor.reshape(-1) for tensor in tensors]
-        joined: Any = torch.cat(pieces) if isinstance(pieces[0], Tensor) else np.concatenate(pieces)
-        vector: Vector = joined
-        return vector
+            if _is_complex(tensor) != pairs:
+                kinds = ("complex", "real") if pairs else ("real", "complex")
+                raise InputError(f"'{name}' is {kinds[0]}; got {kinds[1]} values.")
+        pieces: Any = tensors
+        vector: Any = joined(pieces) if isinstance(pieces[0], Tensor) else np.concatenate([*map(_entries, pieces)])
+        found: Vector = vector
+        return found
 
     def split(self, vector: Vector) -> tuple[Vector, ...]:
         """Cuts a vector into pieces shaped like the parameters, in the order of `names`.
@@ -150,7 +163,7 @@ class ParameterSpace:
         Returns
         -------
         tuple of Tensor or ndarray
-            Views of the vector.
+            Views of the vector; copies where a parameter is complex.
 
         Raises
         ------
@@ -160,19 +173,28 @@ class ParameterSpace:
         if tuple(vector.shape) != (self.n,):
             raise InputError(f"expected a vector of shape ({self.n},); got {tuple(vector.shape)}.")
         if isinstance(vector, np.ndarray):
-            pieces = np.split(vector, self.offsets[1:-1])
-            return tuple(piece.reshape(tuple(shape)) for piece, shape in zip(pieces, self.shapes, strict=True))
+            arrays = np.split(vector, self.offsets[1:-1])
+            return tuple(
+                (_as_complex(array) if pairs else array).reshape(tuple(shape))
+                for (_, shape, pairs), array in zip(self._each, arrays, strict=True)
+            )
         parts = torch.split(vector, list(self.sizes))
-        return tuple(part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return tuple(
+            torch.view_as_complex(part.clone().view(*shape, 2)) if pairs else part.view(shape)
+            for (_, shape, pairs), part in zip(self._each, parts, strict=True)
+        )
 
     def pieces(self, vector: Tensor) -> tuple[Tensor, ...]:
         """The same for products: with copies where a model may view pairs of numbers as complex ones.
 
-        torch views only such memory so that begins at an even position.
+        torch views only such memory so that begins at an even position. A recording is used for vectors that begin
+        anywhere, such as the rows of a matrix of odd width.
         """
         return tuple(
-            piece.clone() if shape[-1:] == (2,) else piece
-            for piece, shape in zip(self.split(vector), self.shapes, strict=True)
+            piece.clone()
+            if not pairs and size % 2 == 0 and (shape[-1:] == (2,) or piece.storage_offset() % 2 or self.n % 2)
+            else piece
+            for (_, shape, pairs), size, piece in zip(self._each, self.sizes, self.split(vector), strict=True)
         )
 
     def unflatten(self, vector: Vector) -> dict[str, Vector]:
@@ -186,7 +208,7 @@ class ParameterSpace:
         Returns
         -------
         dict
-            A view of the vector for each name.
+            A view of the vector for each name; a copy where the parameter is complex.
 
         Raises
         ------
@@ -200,6 +222,36 @@ class ParameterSpace:
             return self.names.index(name)
         except ValueError:
             raise InputError(f"no parameter '{name}' among the chosen ones.{_hint(name, self.names)}") from None
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, in one more dimension; a real tensor as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def joined(tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """The entries of tensors, end to end, as `ParameterSpace.flatten` has them.
+
+    torch's derivative with respect to a complex number is that with respect to its real part, plus i times that with
+    respect to its imaginary part: its entries are the derivatives with respect to both.
+    """
+    return torch.cat([as_real(tensor).reshape(-1) for tensor in tensors], out=out)
+
+
+def _is_complex(values: Any) -> bool:
+    return bool(values.is_complex() if isinstance(values, Tensor) else np.iscomplexobj(values))
+
+
+def _entries(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The entries of an array in row-major order, real and imaginary parts in turn."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(flat.real.dtype) if np.iscomplexobj(flat) else flat
+
+
+def _as_complex(entries: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A copy of pairs of entries as complex numbers, the inverse of `_entries`."""
+    made: np.ndarray[Any, Any] = entries[::2] + 1j * entries[1::2]
+    return made
 
 
 def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = None) -> ParameterSpace:
@@ -235,6 +287,7 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
     return ParameterSpace(
         names=tuple(aliases[key][0] for key in trainable),
         shapes=tuple(tensors[key].shape for key in trainable),
+        are_complex=tuple(tensors[key].is_complex() for key in trainable),
     )
 
 
@@ -259,8 +312,6 @@ def _fits(name: str, pattern: str) -> bool:
 def _check_differentiable(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise InputError(f"parameter '{name}' is not initialised; run the model once on a batch first.")
-    if parameter.is_complex():
-        raise InputError(f"parameter '{name}' is complex; hvpspec needs real parameters.")
     if parameter.is_meta:
         raise InputError(f"parameter '{name}' is on the meta device and has no values; load the checkpoint first.")
 

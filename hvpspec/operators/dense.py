@@ -136,7 +136,10 @@ def _prepare(fn: Callable[..., Any], inputs: Inputs) -> tuple[list[Tensor], Call
 def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex():
-            raise InputError("the inputs are complex; hvpspec differentiates with respect to real numbers.")
+            raise InputError(
+                "the inputs are complex; give torch.view_as_real of them, which torch.view_as_complex undoes in the "
+                "function."
+            )
         return value.detach() if value.is_floating_point() else value.detach().double()
     if isinstance(value, Real):
         return torch.tensor(float(value), dtype=torch.float64)

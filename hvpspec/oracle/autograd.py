@@ -21,6 +21,7 @@ from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarnin
 from hvpspec.kernels.deferred import Deferred, Doubtful, not_finite
 from hvpspec.kernels.torch_kernels import vector_jacobian_product
 from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import joined
 from hvpspec.oracle.derivative_errors import is_of_derivatives
 from hvpspec.oracle.repeats import check_repeats
 from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
@@ -219,7 +220,7 @@ def _through(
         pieces = objective.space.pieces(vector)
         second = vector_jacobian_product(outputs, inputs, [pieces[i] for i, _ in curved])
         found = [torch.zeros_like(v) if piece is None else piece for piece, v in zip(second, pieces, strict=True)]
-        torch.cat([piece.reshape(-1) for piece in found], out=row)
+        joined(found, out=row)
     return result
 
 

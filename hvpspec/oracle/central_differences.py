@@ -26,6 +26,7 @@ from hvpspec.errors import InputError
 from hvpspec.kernels.deferred import Deferred, not_finite
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import as_real, joined
 from hvpspec.oracle.autograd import OnBatch, graph_nodes, refused_derivative
 from hvpspec.validation import all_finite, not_finite_in
 
@@ -176,7 +177,7 @@ def gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -
         raise
     except Exception as error:  # a Function of the user's own may raise anything in its backward
         raise refused_derivative(error) from error
-    return torch.cat([piece.reshape(-1) for piece in pieces])
+    return joined(pieces)
 
 
 @contextlib.contextmanager
@@ -199,7 +200,7 @@ def size(parameters: Sequence[Tensor]) -> float:
 
 def size_of(parameters: Sequence[Tensor]) -> Tensor:
     """The same without waiting for it."""
-    found: Tensor = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).norm()
+    found: Tensor = torch.stack(torch._foreach_norm([as_real(p.detach()) for p in parameters])).norm()
     return torch.where(found == 0, 1, found)
 
 
@@ -210,4 +211,4 @@ def coarsest_unit(loss: Tensor) -> float:
     """
     outputs = [each for node in graph_nodes([loss]) for each in getattr(node, "_input_metadata", ())]
     dtypes = {loss.dtype, *(output.dtype for output in outputs)}
-    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)

@@ -20,6 +20,7 @@ from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.kernels.torch_kernels import EXCLUSIVE
 from hvpspec.memory import free_memory
 from hvpspec.objective.objective import Objective
+from hvpspec.objective.parameters import as_real
 from hvpspec.oracle import autograd
 from hvpspec.results.estimate import Recomputed
 
@@ -52,9 +53,11 @@ def _nudged(parameters: Sequence[Tensor]) -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
     try:
         for parameter in parameters:
-            up = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter.device)
-            towards = torch.where(up.bool(), torch.inf, -torch.inf).to(parameter.dtype)
-            parameter.data = torch.nextafter(parameter.data, towards)
+            entries = as_real(parameter.data)
+            up = torch.randint(0, 2, entries.shape, generator=generator).to(entries.device)
+            towards = torch.where(up.bool(), torch.inf, -torch.inf).to(entries.dtype)
+            moved = torch.nextafter(entries, towards)
+            parameter.data = torch.view_as_complex(moved) if parameter.is_complex() else moved
         yield
     finally:
         for parameter, data in zip(parameters, kept, strict=True):

@@ -24,6 +24,7 @@ from hvpspec.errors import InputError
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.noise import is_random
 from hvpspec.objective.objective import REPEATED, Objective
+from hvpspec.objective.parameters import joined
 from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
@@ -162,7 +163,7 @@ def _differs(
     except Exception as error:  # the product itself says what cannot be differentiated, or needs too much memory
         raise _CannotTell from error
     pieces = [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, gradients, strict=True)]
-    centre = torch.cat([piece.reshape(-1) for piece in pieces])
+    centre = joined(pieces)
     unit = coarsest_unit(loss)
     step = unit**0.5 * size(parameters)
     sides = []

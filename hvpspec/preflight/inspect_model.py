@@ -104,9 +104,14 @@ def _modes(modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
 
 def count_parameters(model: nn.Module, chosen: int) -> ParameterCount:
     """The parameters of a model. chosen: how many entries the matrix is taken with respect to."""
-    entries = [(p.numel(), p.requires_grad) for p in _with_values(model).values()]
+    entries = [(_entries(p), p.requires_grad) for p in _with_values(model).values()]
     frozen = sum(size for size, trainable in entries if not trainable)
     return ParameterCount(sum(size for size, _ in entries), chosen, frozen)
+
+
+def _entries(parameter: nn.Parameter) -> int:
+    """Real numbers in a parameter."""
+    return parameter.numel() * (1 + parameter.is_complex())
 
 
 def _with_values(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -121,7 +126,7 @@ def _with_values(model: nn.Module) -> dict[str, nn.Parameter]:
 def _parameters(model: nn.Module) -> Iterator[Finding]:
     named = _with_values(model)
     if frozen := [name for name, p in named.items() if not p.requires_grad]:
-        size, total = sum(named[name].numel() for name in frozen), sum(p.numel() for p in named.values())
+        size, total = sum(_entries(named[name]) for name in frozen), sum(map(_entries, named.values()))
         found = f"{size:,} of {total:,} parameters are frozen, as requires_grad is False: {_list(frozen)}"
         yield Finding("frozen", found, "left out: the Hessian is taken with respect to other parameters", "note")
     half = sorted({dtype_name(p.dtype) for p in model.parameters() if _is_half(p)})

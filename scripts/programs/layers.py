@@ -145,11 +145,7 @@ PROGRAMS = (
     Program("nn.MultiheadAttention", lambda: sequence(SelfAttention, 8)),
     Program("a sparse embedding", lambda: embedded(lambda: nn.Embedding(7, 4, sparse=True), (8,))),
     Program("a padding row", lambda: embedded(lambda: nn.Embedding(7, 4, padding_idx=2), (8, 5))),
-    Program(
-        "nn.EmbeddingBag",
-        lambda: embedded(lambda: nn.EmbeddingBag(7, 4), (8, 5)),
-        refused("", "autograd", "linearized"),
-    ),
+    Program("nn.EmbeddingBag", lambda: embedded(lambda: nn.EmbeddingBag(7, 4), (8, 5))),
     Program("a norm in single precision", single_inside, tolerance=1e-6),
     Program("batch norm in eval mode", lambda: convolutional(nn.BatchNorm2d(4))),
     Program("group norm", lambda: convolutional(nn.GroupNorm(2, 4))),

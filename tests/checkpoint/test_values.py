@@ -48,6 +48,18 @@ class TestValues:
                 hvpspec.load_checkpoint(path, model)
         assert torch.equal(model[0].weight, before)
 
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+    def test_complex_values_are_not_rounded_either(self, tmp_path, dtype):
+        saved, made = (nn.Linear(2, 3).to(kind) for kind in (dtype, torch.complex64))
+        saved.weight.data = torch.randn(3, 2, dtype=dtype)
+        path = save(saved.state_dict(), tmp_path / "complex.pt")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = hvpspec.load_checkpoint(path, made)
+        assert model.weight.dtype == dtype
+        assert torch.equal(model.weight, saved.weight)
+        assert ["converted to float64" in str(one.message) for one in said] == [True] * (dtype == torch.complex128)
+
     def test_counters_and_masks_may_have_other_dtypes(self, saved, tmp_path):
         counter = ("1.num_batches_tracked",)
         for change in (torch.Tensor.half, torch.Tensor.int):

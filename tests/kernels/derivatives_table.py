@@ -81,7 +81,7 @@ def normalisations():
 def activations():
     found = {}
     for name in nn.modules.activation.__all__:
-        if name in ("MultiheadAttention", "Hardsigmoid"):  # the latter has no second derivative
+        if name == "MultiheadAttention":
             continue
         made = getattr(nn, name)
         if name == "Threshold":

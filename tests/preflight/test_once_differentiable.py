@@ -14,7 +14,7 @@ from hvpspec.preflight.locate import once_differentiable
 
 class Distances(nn.Module):
     def forward(self, x):
-        return torch.cdist(x, x[:3])
+        return torch.ops.aten._cdist_forward(x, x[:3], 2.0, None)  # torch.cdist itself is replaced
 
 
 class Once(nn.Module):
@@ -35,8 +35,8 @@ class Once(nn.Module):
 def ctc(model, batch):
     x, _ = batch
     scores = F.log_softmax(model(x), -1)[:, None].expand(-1, 2, -1)
-    lengths = torch.tensor([len(x)] * 2)
-    return F.ctc_loss(scores, torch.tensor([[1, 2], [2, 1]]), lengths, torch.tensor([2, 2])), len(x)
+    losses, _ = torch._ctc_loss(scores, torch.tensor([[1, 2], [2, 1]]), [len(x)] * 2, [2, 2])
+    return losses.mean() / 2, len(x)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ class Bag(nn.Module):
         self.weights, self.table = nn.Parameter(torch.rand(2)), torch.randn(5, 3)
 
     def forward(self, x):
-        ids = torch.zeros(len(x), 2, dtype=torch.long)
-        return F.embedding_bag(ids, self.table, mode="sum", per_sample_weights=self.weights.exp().expand(len(x), 2))
+        ids, weights = torch.zeros(2 * len(x), dtype=torch.long), self.weights.exp().repeat(len(x))
+        return torch.embedding_bag(self.table, ids, torch.arange(0, len(ids), 2), False, 0, False, weights)[0]
 
 
 def test_a_variant_of_an_operation_is_found_where_it_is():

@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from hvpspec.objective.batches import mapped
 from hvpspec.objective.objective import Objective
-from hvpspec.objective.parameters import Snapshot
+from hvpspec.objective.parameters import Snapshot, joined
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify
 from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
@@ -147,11 +147,11 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
             [g for _, g in curved], primal, [pieces[i] for i, _ in curved], allow_unused=True, materialize_grads=True
         )
         weight = weight.detach() if isinstance(weight, Tensor) else loss.detach()
-        return [torch.cat([piece.reshape(-1) for piece in second]), loss.detach().reshape(()), weight]
+        return [joined(second), loss.detach().reshape(()), weight]
 
     _, tensors = shape_of(batch)
     parameters = [p.detach() for p in snapshot.parameters]
-    v = parameters[0].new_zeros(objective.space.n)
+    v = torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

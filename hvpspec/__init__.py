@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hvpspec.estimators.solve import solve
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
-    from hvpspec.objective.losses import LossValue
+    from hvpspec.objective.losses.loss import LossValue
     from hvpspec.objective.parameters import ParameterSpace
     from hvpspec.objective.sampled_batches import sample_batches
     from hvpspec.operators.dense import derivative, hessian
@@ -55,7 +55,7 @@ _PLACES = {
     "Estimate": "results.estimate",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
-    "LossValue": "objective.losses",
+    "LossValue": "objective.losses.loss",
     "NotTwiceDifferentiable": "errors",
     "ParameterSpace": "objective.parameters",
     "Progress": "results.spectrum",

@@ -26,7 +26,7 @@ from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
 from hvpspec.objective.batches import frozen
-from hvpspec.objective.losses import LossValue
+from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.sampled_batches import sample_batches
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
-from hvpspec.objective.losses import LossFunction, LossValue
+from hvpspec.objective.losses.loss import LossFunction, LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import fingerprint
 from hvpspec.operators.tensors import TensorOperator, torch_dtype
-from hvpspec.options import Engine
+from hvpspec.options import Engine, Matrix
 from hvpspec.oracle import Chooser, autograd
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.time_limit import check_time, time_left
@@ -122,6 +122,8 @@ class HessianOperator(TensorOperator):
     2
     """
 
+    matrix: Matrix = "hessian"
+
     def __init__(
         self,
         model: nn.Module,
@@ -146,6 +148,7 @@ class HessianOperator(TensorOperator):
             device=device,
             noise_seed=noise_seed,
             measure=verify,
+            matrix=self.matrix,
         )
         self._product = Chooser(self.objective, engine, limit, verified=not verify)
         self.torch_dtype = self.objective.dtype

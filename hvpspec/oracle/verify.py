@@ -23,7 +23,8 @@ from hvpspec.errors import InputError
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.noise import is_random
 from hvpspec.objective.objective import REPEATED, Objective
-from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
+from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable, through
+from hvpspec.oracle.chains import derivative
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
 from hvpspec.results.preflight import agree
@@ -145,7 +146,7 @@ def _differs(
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(objective.space.n, generator=generator, dtype=torch.float64)
         v = (v / v.norm()).to(objective.device, objective.dtype)
-        found = products(objective, gradients, parameters, v[None])
+        found = through(objective, derivative(gradients, tuple(parameters)), v[None])
         exact = torch.zeros_like(v) if found is None else found[0]
     except InputError:
         raise

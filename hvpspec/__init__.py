@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
     from hvpspec.objective.losses.loss import LossValue
+    from hvpspec.objective.losses.outputs import SplitLoss
     from hvpspec.objective.parameters import ParameterSpace
     from hvpspec.objective.sampled_batches import sample_batches
     from hvpspec.operators.dense import derivative, hessian
+    from hvpspec.operators.fisher import EmpiricalFisherOperator
+    from hvpspec.operators.gauss_newton import GGNOperator, ResidualOperator
     from hvpspec.operators.hessian import HessianOperator
     from hvpspec.options import SpectrumOptions
     from hvpspec.report.documents import load_spectrum
@@ -52,15 +55,19 @@ _PLACES = {
     "Condition": "results.condition",
     "Density": "results.density",
     "Eigenpairs": "results.eigenpairs",
+    "EmpiricalFisherOperator": "operators.fisher",
     "Estimate": "results.estimate",
+    "GGNOperator": "operators.gauss_newton",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
     "LossValue": "objective.losses.loss",
     "NotTwiceDifferentiable": "errors",
     "ParameterSpace": "objective.parameters",
     "Progress": "results.spectrum",
+    "ResidualOperator": "operators.gauss_newton",
     "Solution": "results.solution",
     "Spectrum": "results.spectrum",
+    "SplitLoss": "objective.losses.outputs",
     "SpectrumOptions": "options",
     "Tracked": "results.tracked",
     "ZeroHessianWarning": "errors",
@@ -89,16 +96,20 @@ __all__ = [
     "Condition",
     "Density",
     "Eigenpairs",
+    "EmpiricalFisherOperator",
     "Estimate",
+    "GGNOperator",
     "HessianOperator",
     "InputError",
     "LossValue",
     "NotTwiceDifferentiable",
     "ParameterSpace",
     "Progress",
+    "ResidualOperator",
     "Solution",
     "Spectrum",
     "SpectrumOptions",
+    "SplitLoss",
     "Tracked",
     "ZeroHessianWarning",
     "__version__",

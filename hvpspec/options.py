@@ -30,11 +30,17 @@ SampledQuantity = Literal["trace", "frobenius_norm"]
 Which = Literal["LM", "LA", "SA", "BE"]
 Place = Literal["device", "cpu", "disk"]
 Matrix = Literal["hessian", "ggn", "empirical-fisher", "residual"]
+MatrixChoice = Literal["hessian", "ggn", "fisher", "empirical-fisher", "residual"]
 Engine = Literal["auto", "autograd", "linearized", "compiled", "cudagraph", "finite-difference"]
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 SAMPLED_QUANTITIES: tuple[SampledQuantity, ...] = get_args(SampledQuantity)  # those that random probes estimate
-MATRICES: tuple[Matrix, ...] = get_args(Matrix)
+MATRIX_NAMES: dict[Matrix, str] = {
+    "hessian": "Hessian",
+    "ggn": "Gauss-Newton matrix",
+    "empirical-fisher": "empirical Fisher matrix",
+    "residual": "Hessian without its Gauss-Newton part",
+}
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 # The functions are in hvpspec/objective/losses/named.py, which needs torch.
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")

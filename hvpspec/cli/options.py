@@ -16,7 +16,17 @@ import typer
 
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
-from hvpspec.options import DEFAULT_MAX_HVPS, ENGINES, LOSS_NAMES, QUANTITIES, Engine, Place, SpectrumOptions, Which
+from hvpspec.options import (
+    DEFAULT_MAX_HVPS,
+    ENGINES,
+    LOSS_NAMES,
+    QUANTITIES,
+    Engine,
+    MatrixChoice,
+    Place,
+    SpectrumOptions,
+    Which,
+)
 from hvpspec.validation import check_count, check_seed
 
 if TYPE_CHECKING:
@@ -190,6 +200,14 @@ class Options:
         ),
     ] = None
     k: Annotated[int, option(WANTED, "How many eigenvalues.", "-k")] = SpectrumOptions.k
+    matrix: Annotated[
+        MatrixChoice,
+        option(
+            WANTED,
+            "Which matrix of the loss: hessian; ggn, its Gauss-Newton part; residual, the rest of it; "
+            "empirical-fisher, the second moment of the samples' gradients; fisher, which is ggn for likelihood losses.",
+        ),
+    ] = "hessian"
     which: Annotated[
         Which,
         option(
@@ -308,6 +326,10 @@ class Options:
 
     def __post_init__(self) -> None:
         check_size("--memory-limit", self.memory_limit)
+        if self.matrix != "hessian" and self.engine == "finite-difference":
+            raise InputError(
+                f"--engine finite-difference is for the Hessian; --matrix {self.matrix} needs another one."
+            )
         if self.noise_seed is not None:
             check_seed(self.noise_seed, "--noise-seed")
         try:
@@ -332,7 +354,12 @@ class Options:
             "refine", "refine_hvps", "blocks",
         )  # fmt: skip
         described = {"parameters": self.parameters, **{name: run[name] for name in names}}
-        more = {"noise_seed": self.noise_seed, "time_limit": run["time_limit"]}
+        of = "ggn" if self.matrix == "fisher" else self.matrix
+        more = {
+            "matrix": None if of == "hessian" else of,
+            "noise_seed": self.noise_seed,
+            "time_limit": run["time_limit"],
+        }
         return {**described, **{name: value for name, value in more.items() if value is not None}}
 
     def operator(self) -> dict[str, Any]:

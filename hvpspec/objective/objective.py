@@ -24,7 +24,6 @@ from hvpspec.errors import InputError
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
 from hvpspec.objective.batches import check_data, move
-from hvpspec.objective.losses.conventions import precision_hint, returned, said_by
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
     differentiated_in,
@@ -37,6 +36,7 @@ from hvpspec.objective.live_model import (
     with_values,
     working_dtype,
 )
+from hvpspec.objective.losses.conventions import precision_hint, returned, said_by
 from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, resolve_loss
 from hvpspec.objective.modes import changed_by_modes, in_mode
 from hvpspec.objective.noise import ConstantNoise, fixed_noise

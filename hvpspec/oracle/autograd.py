@@ -23,6 +23,7 @@ from hvpspec.objective.cutting import CannotCut, cut, length
 from hvpspec.objective.losses.loss import BatchLoss
 from hvpspec.objective.losses.outputs import Samples, listening
 from hvpspec.objective.objective import Objective
+from hvpspec.options import MATRIX_NAMES
 from hvpspec.oracle.chains import NOTHING, Chain, chain
 from hvpspec.system.out_of_memory import is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
@@ -36,8 +37,8 @@ _MAX_MESSAGE_LENGTH = 160  # characters of an error in a line of the plan
 
 @dataclass
 class BatchGraph:
-    """What a batch's products are computed with: for the Hessian, the gradient of its mean loss with its graph, in which
-    each product is one backward pass.
+    """What a batch's products are computed with: for the Hessian, the gradient of its mean loss with its graph, in
+    which each product is one backward pass.
 
     `depends`: whether the loss depends on the parameters. `kept`: whether the graph is of an earlier product.
     """
@@ -131,8 +132,8 @@ def hvp(
         objective.check_repeats(losses)
     if not depends:
         warnings.warn(
-            "the loss does not depend on the chosen parameters, so that its Hessian is zero; if it should depend on "
-            "them, look for torch.no_grad() or .detach() in the model or the loss.",
+            f"the loss does not depend on the chosen parameters, so that its {MATRIX_NAMES[objective.matrix]} is zero; "
+            "if it should depend on them, look for torch.no_grad() or .detach() in the model or the loss.",
             ZeroHessianWarning,
             stacklevel=2,
         )
@@ -244,8 +245,10 @@ def _refuse(objective: Objective, graph: BatchGraph, product: Tensor, rows: Tens
     where = not_finite_in(zip(space.names, space.split(row), strict=True))
     known = [(space.names[i], g) for i, g in zip(graph.chain.entries, graph.chain.links[0].outputs, strict=True)]
     of_gradient = None if objective.matrix != "hessian" else not_finite_in(known)  # type: ignore[arg-type]
+    name = MATRIX_NAMES[objective.matrix]
+    what = "the Hessian-vector product" if objective.matrix == "hessian" else f"a product with the {name}"
     also = "" if of_gradient is None else f", and so has the gradient ({of_gradient})"
     raise InputError(
-        f"batch {graph.index}: the Hessian-vector product is not finite, although the loss is: it has {where}{also}; "
+        f"batch {graph.index}: {what} is not finite, although the loss is: it has {where}{also}; "
         "look for a square root, a norm or a logarithm of 0 in that batch, or try float64."
     )

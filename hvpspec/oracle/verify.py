@@ -24,8 +24,8 @@ from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.noise import is_random
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable, through
-from hvpspec.oracle.chains import derivative
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
+from hvpspec.oracle.chains import derivative
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
 from hvpspec.results.preflight import agree
 from hvpspec.wording import two_digits_percent
@@ -41,7 +41,9 @@ def verify(objective: Objective) -> None:
     product does not agree with these two.
     """
     objective.settle()
-    alone = objective.on_first_batch()
+    alone = objective.on_first_batch().with_(
+        matrix="hessian"
+    )  # whose products contain all that the others differentiate
     for one in (alone.in_float64(), alone):
         with contextlib.suppress(_CannotTell):  # no float64 of an operation or no memory for it, a batch without weight
             if _is_doubtful(one):

@@ -100,6 +100,7 @@ def _settings(provenance: Provenance) -> dict[str, Any]:
     """What has to be the same for two runs to be comparable; None where it is not known."""
     data = provenance.data
     return {
+        "matrix": provenance.options.get("matrix", "hessian"),
         "loss": provenance.loss,
         "data": None if data is None else data.source,
         "number of batches": None if data is None else data.batches,

@@ -112,6 +112,16 @@ def _over_elements(function: Callable[..., Tensor], outputs: Tensor, targets: Te
     return function(outputs, targets), targets.numel()
 
 
+# Negative log-likelihoods whose Gauss-Newton matrix is the Fisher matrix: in the natural parameters of a family.
+_LIKELIHOODS = ("cross_entropy", "mse", "bce_with_logits", "causal_lm")
+_OF_LIKELIHOODS = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+
+
+def is_likelihood(loss: Any) -> bool:
+    """Whether a loss, by name or a criterion, is a negative log-likelihood in the natural parameters."""
+    return loss in _LIKELIHOODS if isinstance(loss, str) else type(loss) in _OF_LIKELIHOODS
+
+
 # The keys are hvpspec.options.LOSS_NAMES, which the command line reads without importing torch.
 NAMED_LOSSES: dict[str, Callable[[nn.Module, Any], Any]] = {
     "cross_entropy": cross_entropy,

@@ -145,7 +145,9 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
             raise NotRecordable("the loss has no curvature")
         pieces = objective.space.pieces(v)
         found_pieces = links(pieces, _through)
-        second = [torch.zeros_like(p) if piece is None else piece for piece, p in zip(found_pieces, pieces, strict=True)]
+        second = [
+            torch.zeros_like(p) if piece is None else piece for piece, p in zip(found_pieces, pieces, strict=True)
+        ]
         weight = weight.detach() if isinstance(weight, Tensor) else loss.detach()
         return [torch.cat([piece.reshape(-1) for piece in second]), loss.detach().reshape(()), weight]
 

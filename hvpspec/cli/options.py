@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -201,11 +201,13 @@ class Options:
     ] = None
     k: Annotated[int, option(WANTED, "How many eigenvalues.", "-k")] = SpectrumOptions.k
     matrix: Annotated[
-        MatrixChoice,
+        str,
         option(
             WANTED,
             "Which matrix of the loss: hessian; ggn, its Gauss-Newton part; residual, the rest of it; "
-            "empirical-fisher, the second moment of the samples' gradients; fisher, which is ggn for likelihood losses.",
+            "empirical-fisher, the second moment of the samples' gradients; fisher, the same as ggn for likelihoods. "
+            "Several, such as hessian,ggn, are computed one after the other and compared.",
+            metavar="MATRIX",
         ),
     ] = "hessian"
     which: Annotated[
@@ -326,16 +328,45 @@ class Options:
 
     def __post_init__(self) -> None:
         check_size("--memory-limit", self.memory_limit)
-        if self.matrix != "hessian" and self.engine == "finite-difference":
-            raise InputError(
-                f"--engine finite-difference is for the Hessian; --matrix {self.matrix} needs another one."
-            )
+        self._check_matrices()
         if self.noise_seed is not None:
             check_seed(self.noise_seed, "--noise-seed")
         try:
             self.spectrum()
         except InputError as error:
             raise InputError(_with_flags(str(error))) from None
+
+    def _check_matrices(self) -> None:
+        names = self.matrix.split(",")
+        for name in names:
+            if name not in get_args(MatrixChoice):
+                raise InputError(
+                    f"--matrix: no matrix is named '{name}'; choose {_alternatives(get_args(MatrixChoice))}."
+                )
+        if len(set(names)) < len(names):
+            raise InputError(f"--matrix {self.matrix}: name each matrix once.")
+        if names != ["hessian"] and self.engine == "finite-difference":
+            raise InputError(
+                f"--engine finite-difference is for the Hessian; --matrix {self.matrix} needs another one."
+            )
+
+    @property
+    def one_matrix(self) -> MatrixChoice:
+        """The matrix, where there can be only one. Raises InputError."""
+        if "," in self.matrix:
+            raise InputError(f"--matrix {self.matrix}: this command takes one matrix at a time.")
+        return cast(MatrixChoice, self.matrix)
+
+    def by_matrix(self) -> list[Options]:
+        """The options for each matrix: several go to folders of their own, and each has its part of the time."""
+        names, seconds = self.matrix.split(","), self.spectrum().seconds
+        if len(names) == 1:
+            return [self]
+        ends = [None if seconds is None else f"{seconds * (i + 1) / len(names)}s" for i in range(len(names))]
+        return [
+            dataclasses.replace(self, matrix=name, out=self.out / name, time_limit=end)
+            for name, end in zip(names, ends, strict=True)
+        ]
 
     def spectrum(self) -> SpectrumOptions:
         """The options of the run itself, as the forecast is given them."""

@@ -175,7 +175,7 @@ def open_checkpoint(
     with interruptible():
         loaded = load(checkpoint, source, screen, options.seed)
         tensors = tensors_sha256(loaded.model)  # now: the operator may convert them
-        operator = operator_named(options.matrix, loaded.loss)
+        operator = operator_named(options.one_matrix, loaded.loss)
         H = operator(loaded.model, loaded.loss, loaded.data, **options.operator())
         # Blocks first: a pattern that matches nothing is refused before any product.
         blocks = find_blocks(H, options.blocks) if options.blocks else ()

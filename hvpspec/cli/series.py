@@ -182,7 +182,7 @@ def _open(series: Series, request: Request) -> _Opened:
         series.check_unchanged(number, loaded.read.fingerprint.sha256)
     if any(finding.kind == "quantised" and finding.severity == "note" for finding in loaded.findings):
         raise InputError("the checkpoints are of a quantised model; track it as it was before quantisation.")
-    operator = operator_named(options.matrix, loaded.loss)
+    operator = operator_named(options.one_matrix, loaded.loss)
     H = operator(loaded.model, loaded.loss, loaded.data, **options.operator())
     loss = H.loss()
     if done:

@@ -140,9 +140,7 @@ class HessianOperator(TensorOperator):
     ) -> None:
         limit = check_size("memory_limit", memory_limit)
         if engine == "finite-difference" and self.matrix != "hessian":
-            raise InputError(
-                f'engine="finite-difference" is for the Hessian; the {MATRIX_NAMES[self.matrix]} needs another one.'
-            )
+            raise InputError(f'engine="finite-difference" is not for the {MATRIX_NAMES[self.matrix]}; choose another.')
         self.objective = Objective(
             model,
             loss,

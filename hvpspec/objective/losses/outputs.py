@@ -159,7 +159,7 @@ def as_split(loss: Any) -> SplitLoss | None:
         return loss
     if isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss)):
         return SplitLoss(*loss)
-    if isinstance(loss, (nn.Module, type)):
+    if isinstance(loss, nn.Module):
         return None
     outputs, of_outputs = getattr(loss, "outputs", None), getattr(loss, "loss", None)
     if callable(outputs) and callable(of_outputs):

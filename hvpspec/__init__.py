@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from hvpspec.estimators.condition import condition
     from hvpspec.estimators.density import spectral_density
+    from hvpspec.estimators.diagonal import diagonal
     from hvpspec.estimators.eigsh import eigsh
     from hvpspec.estimators.solve import solve
     from hvpspec.estimators.spectrum import spectrum
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hvpspec.results.blocks import Block, Blocks
     from hvpspec.results.condition import Condition
     from hvpspec.results.density import Density
+    from hvpspec.results.diagonal import Diagonal
     from hvpspec.results.eigenpairs import Eigenpairs
     from hvpspec.results.estimate import Bound, Bracket, Estimate
     from hvpspec.results.solution import Solution
@@ -54,6 +56,7 @@ _PLACES = {
     "CheckpointWarning": "errors",
     "Condition": "results.condition",
     "Density": "results.density",
+    "Diagonal": "results.diagonal",
     "Eigenpairs": "results.eigenpairs",
     "EmpiricalFisherOperator": "operators.fisher",
     "Estimate": "results.estimate",
@@ -73,6 +76,7 @@ _PLACES = {
     "ZeroHessianWarning": "errors",
     "condition": "estimators.condition",
     "derivative": "operators.dense",
+    "diagonal": "estimators.diagonal",
     "eigsh": "estimators.eigsh",
     "frobenius_norm": "estimators.trace",
     "hessian": "operators.dense",
@@ -95,6 +99,7 @@ __all__ = [
     "CheckpointWarning",
     "Condition",
     "Density",
+    "Diagonal",
     "Eigenpairs",
     "EmpiricalFisherOperator",
     "Estimate",
@@ -115,6 +120,7 @@ __all__ = [
     "__version__",
     "condition",
     "derivative",
+    "diagonal",
     "eigsh",
     "frobenius_norm",
     "hessian",

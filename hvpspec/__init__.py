@@ -19,20 +19,25 @@ if TYPE_CHECKING:
     )
     from hvpspec.estimators.condition import condition
     from hvpspec.estimators.density import spectral_density
+    from hvpspec.estimators.diagonal import diagonal
     from hvpspec.estimators.eigsh import eigsh
     from hvpspec.estimators.solve import solve
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
-    from hvpspec.objective.losses import LossValue
+    from hvpspec.objective.losses.loss import LossValue
+    from hvpspec.objective.losses.outputs import SplitLoss
     from hvpspec.objective.parameters import ParameterSpace
     from hvpspec.objective.sampled_batches import sample_batches
     from hvpspec.operators.dense import derivative, hessian
+    from hvpspec.operators.fisher import EmpiricalFisherOperator
+    from hvpspec.operators.gauss_newton import GGNOperator, ResidualOperator
     from hvpspec.operators.hessian import HessianOperator
     from hvpspec.options import SpectrumOptions
     from hvpspec.report.documents import load_spectrum
     from hvpspec.results.blocks import Block, Blocks
     from hvpspec.results.condition import Condition
     from hvpspec.results.density import Density
+    from hvpspec.results.diagonal import Diagonal
     from hvpspec.results.eigenpairs import Eigenpairs
     from hvpspec.results.estimate import Bound, Bracket, Estimate
     from hvpspec.results.solution import Solution
@@ -51,21 +56,27 @@ _PLACES = {
     "CheckpointWarning": "errors",
     "Condition": "results.condition",
     "Density": "results.density",
+    "Diagonal": "results.diagonal",
     "Eigenpairs": "results.eigenpairs",
+    "EmpiricalFisherOperator": "operators.fisher",
     "Estimate": "results.estimate",
+    "GGNOperator": "operators.gauss_newton",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
-    "LossValue": "objective.losses",
+    "LossValue": "objective.losses.loss",
     "NotTwiceDifferentiable": "errors",
     "ParameterSpace": "objective.parameters",
     "Progress": "results.spectrum",
+    "ResidualOperator": "operators.gauss_newton",
     "Solution": "results.solution",
     "Spectrum": "results.spectrum",
+    "SplitLoss": "objective.losses.outputs",
     "SpectrumOptions": "options",
     "Tracked": "results.tracked",
     "ZeroHessianWarning": "errors",
     "condition": "estimators.condition",
     "derivative": "operators.dense",
+    "diagonal": "estimators.diagonal",
     "eigsh": "estimators.eigsh",
     "frobenius_norm": "estimators.trace",
     "hessian": "operators.dense",
@@ -88,22 +99,28 @@ __all__ = [
     "CheckpointWarning",
     "Condition",
     "Density",
+    "Diagonal",
     "Eigenpairs",
+    "EmpiricalFisherOperator",
     "Estimate",
+    "GGNOperator",
     "HessianOperator",
     "InputError",
     "LossValue",
     "NotTwiceDifferentiable",
     "ParameterSpace",
     "Progress",
+    "ResidualOperator",
     "Solution",
     "Spectrum",
     "SpectrumOptions",
+    "SplitLoss",
     "Tracked",
     "ZeroHessianWarning",
     "__version__",
     "condition",
     "derivative",
+    "diagonal",
     "eigsh",
     "frobenius_norm",
     "hessian",

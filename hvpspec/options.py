@@ -29,12 +29,20 @@ Quantity = Literal["eigenvalues", "trace", "frobenius_norm", "density"]
 SampledQuantity = Literal["trace", "frobenius_norm"]
 Which = Literal["LM", "LA", "SA", "BE"]
 Place = Literal["device", "cpu", "disk"]
+Matrix = Literal["hessian", "ggn", "empirical-fisher", "residual"]
+MatrixChoice = Literal["hessian", "ggn", "fisher", "empirical-fisher", "residual"]
 Engine = Literal["auto", "autograd", "linearized", "compiled", "cudagraph", "finite-difference"]
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 SAMPLED_QUANTITIES: tuple[SampledQuantity, ...] = get_args(SampledQuantity)  # those that random probes estimate
+MATRIX_NAMES: dict[Matrix, str] = {
+    "hessian": "Hessian",
+    "ggn": "Gauss-Newton matrix",
+    "empirical-fisher": "empirical Fisher matrix",
+    "residual": "Hessian without its Gauss-Newton part",
+}
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-# The functions are in hvpspec/objective/losses.py, which needs torch.
+# The functions are in hvpspec/objective/losses/named.py, which needs torch.
 LOSS_NAMES = ("cross_entropy", "mse", "bce_with_logits", "causal_lm", "model", "cosine_similarity")
 
 SERIES_QUANTITIES: tuple[Quantity, ...] = ("eigenvalues", "trace", "frobenius_norm")  # the density allows no warm start

@@ -40,6 +40,7 @@ class Screen:
         self._errors = plain_console(stderr=True)
         self._json_stream = json_stream
         self._minute = _Minute(self.note)
+        self._parts = False
 
     def line(self, text: str = "", *, style: str | None = None) -> None:
         """One line on stdout, however long."""
@@ -86,12 +87,21 @@ class Screen:
 
     def announce(self, document: dict[str, Any], *paths: Path) -> None:
         """Says what was written where; with --json, prints the document instead."""
-        if self._json_stream is not None:
+        if self._json_stream is not None and not self._parts:
             print(json.dumps(document, indent=2, allow_nan=False), file=self._json_stream, flush=True)
         if paths:
             self.line(f"written to {paths[0]}")
         if paths[1:]:
             self.line(f"also written: {', '.join(path.name for path in paths[1:])}")
+
+    @contextlib.contextmanager
+    def parts(self) -> Iterator[None]:
+        """What is announced meanwhile is part of a document that follows: with --json, that alone is printed."""
+        self._parts = True
+        try:
+            yield
+        finally:
+            self._parts = False
 
     @property
     def width(self) -> int | None:

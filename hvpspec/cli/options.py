@@ -10,13 +10,23 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
-from hvpspec.options import DEFAULT_MAX_HVPS, ENGINES, LOSS_NAMES, QUANTITIES, Engine, Place, SpectrumOptions, Which
+from hvpspec.options import (
+    DEFAULT_MAX_HVPS,
+    ENGINES,
+    LOSS_NAMES,
+    QUANTITIES,
+    Engine,
+    MatrixChoice,
+    Place,
+    SpectrumOptions,
+    Which,
+)
 from hvpspec.validation import check_count, check_seed
 
 if TYPE_CHECKING:
@@ -190,6 +200,16 @@ class Options:
         ),
     ] = None
     k: Annotated[int, option(WANTED, "How many eigenvalues.", "-k")] = SpectrumOptions.k
+    matrix: Annotated[
+        str,
+        option(
+            WANTED,
+            "Which matrix of the loss: hessian; ggn, its Gauss-Newton part; residual, the rest of it; "
+            "empirical-fisher, the second moment of the samples' gradients; fisher, the same as ggn for likelihoods. "
+            "Several, such as hessian,ggn, are computed one after the other and compared.",
+            metavar="MATRIX",
+        ),
+    ] = "hessian"
     which: Annotated[
         Which,
         option(
@@ -308,12 +328,45 @@ class Options:
 
     def __post_init__(self) -> None:
         check_size("--memory-limit", self.memory_limit)
+        self._check_matrices()
         if self.noise_seed is not None:
             check_seed(self.noise_seed, "--noise-seed")
         try:
             self.spectrum()
         except InputError as error:
             raise InputError(_with_flags(str(error))) from None
+
+    def _check_matrices(self) -> None:
+        names = self.matrix.split(",")
+        for name in names:
+            if name not in get_args(MatrixChoice):
+                raise InputError(
+                    f"--matrix: no matrix is named '{name}'; choose {_alternatives(get_args(MatrixChoice))}."
+                )
+        if len(set(names)) < len(names):
+            raise InputError(f"--matrix {self.matrix}: name each matrix once.")
+        if names != ["hessian"] and self.engine == "finite-difference":
+            raise InputError(
+                f"--engine finite-difference is for the Hessian; --matrix {self.matrix} needs another one."
+            )
+
+    @property
+    def one_matrix(self) -> MatrixChoice:
+        """The matrix, where there can be only one. Raises InputError."""
+        if "," in self.matrix:
+            raise InputError(f"--matrix {self.matrix}: this command takes one matrix at a time.")
+        return cast(MatrixChoice, self.matrix)
+
+    def by_matrix(self) -> list[Options]:
+        """The options for each matrix: several go to folders of their own, and each has its part of the time."""
+        names, seconds = self.matrix.split(","), self.spectrum().seconds
+        if len(names) == 1:
+            return [self]
+        ends = [None if seconds is None else f"{seconds * (i + 1) / len(names)}s" for i in range(len(names))]
+        return [
+            dataclasses.replace(self, matrix=name, out=self.out / name, time_limit=end)
+            for name, end in zip(names, ends, strict=True)
+        ]
 
     def spectrum(self) -> SpectrumOptions:
         """The options of the run itself, as the forecast is given them."""
@@ -332,7 +385,12 @@ class Options:
             "refine", "refine_hvps", "blocks",
         )  # fmt: skip
         described = {"parameters": self.parameters, **{name: run[name] for name in names}}
-        more = {"noise_seed": self.noise_seed, "time_limit": run["time_limit"]}
+        of = "ggn" if self.matrix == "fisher" else self.matrix
+        more = {
+            "matrix": None if of == "hessian" else of,
+            "noise_seed": self.noise_seed,
+            "time_limit": run["time_limit"],
+        }
         return {**described, **{name: value for name, value in more.items() if value is not None}}
 
     def operator(self) -> dict[str, Any]:

@@ -26,9 +26,11 @@ from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
 from hvpspec.objective.batches import frozen
-from hvpspec.objective.losses import LossValue
+from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.sampled_batches import sample_batches
+from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.options import MATRIX_NAMES
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.results.record import CheckpointFile, Provenance
 from hvpspec.runs.checkpoint_order import step_in
@@ -173,7 +175,8 @@ def open_checkpoint(
     with interruptible():
         loaded = load(checkpoint, source, screen, options.seed)
         tensors = tensors_sha256(loaded.model)  # now: the operator may convert them
-        H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
+        operator = operator_named(options.one_matrix, loaded.loss)
+        H = operator(loaded.model, loaded.loss, loaded.data, **options.operator())
         # Blocks first: a pattern that matches nothing is refused before any product.
         blocks = find_blocks(H, options.blocks) if options.blocks else ()
         findings = [*loaded.findings, *examine(loaded.model, H.device)]
@@ -238,7 +241,8 @@ def inspect(
 def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:
     """Prints what was loaded, and its loss: a model that was loaded wrongly shows there."""
     count = count_parameters(H.objective.model, H.parameters.n)
-    screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}")
+    of = "" if H.matrix == "hessian" else f" · {MATRIX_NAMES[H.matrix]}"
+    screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}{of}")
     batches = data_source(H, source.data, loss).counted_batches
     screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
     screen.line()

@@ -22,7 +22,7 @@ from hvpspec.errors import InputError
 from hvpspec.krylov.inputs import differing, inputs_of
 from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.objective.losses import LossValue
+from hvpspec.objective.losses.loss import LossValue
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
 from hvpspec.results.record import Provenance

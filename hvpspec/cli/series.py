@@ -33,7 +33,8 @@ from hvpspec.cli.provenance import shown, shown_command
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.objective.losses import LossValue
+from hvpspec.objective.losses.loss import LossValue
+from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
 from hvpspec.report.numbers import duration, with_error
@@ -181,7 +182,8 @@ def _open(series: Series, request: Request) -> _Opened:
         series.check_unchanged(number, loaded.read.fingerprint.sha256)
     if any(finding.kind == "quantised" and finding.severity == "note" for finding in loaded.findings):
         raise InputError("the checkpoints are of a quantised model; track it as it was before quantisation.")
-    H = HessianOperator(loaded.model, loaded.loss, loaded.data, **options.operator())
+    operator = operator_named(options.one_matrix, loaded.loss)
+    H = operator(loaded.model, loaded.loss, loaded.data, **options.operator())
     loss = H.loss()
     if done:
         _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))

@@ -22,6 +22,7 @@ from hvpspec.cli.prepare import Loaded, load, zero_hessian_refused
 from hvpspec.cli.provenance import tensors_sha256
 from hvpspec.errors import CheckpointWarning, InputError
 from hvpspec.krylov.operator_view import as_symmetric
+from hvpspec.operators.by_name import OPERATORS
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import Engine, SpectrumOptions
 from hvpspec.preflight import loss_tolerance
@@ -106,7 +107,7 @@ def _checks(
         )
         if not same:
             return
-        H = HessianOperator(
+        H = OPERATORS[record.spectrum.matrix or "hessian"](
             loaded.model, loaded.loss, loaded.data, parameters=provenance.options.get("parameters"), dtype=dtype,
             engine=given.engine, device=given.device, noise_seed=provenance.options.get("noise_seed"),
         )  # fmt: skip

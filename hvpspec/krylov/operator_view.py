@@ -16,6 +16,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.kernels.full_precision import full_precision
 from hvpspec.krylov.vectors import column_inner, times
+from hvpspec.options import MATRIX_NAMES, Matrix
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.time_limit import PRODUCTS_PER_RECOMPUTED, Pace
 from hvpspec.wording import dtype_name
@@ -74,6 +75,12 @@ class DataOperator(Protocol):
 
     def expect(self, products: int) -> None:
         """Called with the number of products that are about to be asked for."""
+
+
+def matrix_of(A: Any) -> Matrix | None:
+    """Which matrix of a training loss an operator is; None for the Hessian, and for operators that do not say."""
+    named = getattr(A, "matrix", "hessian")
+    return named if named in MATRIX_NAMES and named != "hessian" else None
 
 
 @dataclass

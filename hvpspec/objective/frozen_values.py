@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from hvpspec.objective.losses.outputs import SplitLoss
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _MAX_ENTRIES = 1000  # of a container that is looked into
 _MAX_ARRAY_BYTES = 1 << 16  # of an array whose contents are compared
@@ -35,6 +37,8 @@ def frozen_values(model: nn.Module, loss: Any) -> tuple[Hashable, ...]:
 
 def _scope(loss: Any) -> dict[str, Any]:
     """The variables that a function reads beyond its arguments: closure, globals that it names, defaults, `self`."""
+    if isinstance(loss, SplitLoss):
+        return {"outputs": _scope(loss.outputs), "loss": _scope(loss.loss)}
     found: dict[str, Any] = {}
     if isinstance(loss, types.MethodType):
         found["self"] = loss.__self__

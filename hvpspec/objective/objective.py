@@ -26,7 +26,6 @@ from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.kernels.placed import Placed
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
 from hvpspec.objective.batches import check_data, move
-from hvpspec.objective.conventions import precision_hint, refuse_not_finite, returned, returned_unread, said_by
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
     differentiated_in,
@@ -39,11 +38,19 @@ from hvpspec.objective.live_model import (
     with_values,
     working_dtype,
 )
-from hvpspec.objective.losses import BatchLoss, Loss, LossFunction, LossValue, resolve_loss
+from hvpspec.objective.losses.conventions import (
+    precision_hint,
+    refuse_not_finite,
+    returned,
+    returned_unread,
+    said_by,
+)
+from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, resolve_loss
 from hvpspec.objective.modes import check_modes, in_mode
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
+from hvpspec.options import Matrix
 from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed
 from hvpspec.wording import raised
@@ -70,6 +77,7 @@ class Objective:
         evaluation of a batch.
     measure: False trusts what the loss returns, without measuring what it is a mean over.
     train_mode: evaluates the model in training mode.
+    matrix: what products are to be with; it changes nothing of the loss.
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class Objective:
         noise_seed: int | None = None,
         measure: bool = True,
         train_mode: bool = False,
+        matrix: Matrix = "hessian",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
@@ -99,6 +108,7 @@ class Objective:
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
         self._measure = measure
         self._train_mode = train_mode
+        self.matrix: Matrix = matrix
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
         self._afresh: Callable[[], object] = object  # forgets what an evaluation left in the model's attributes
@@ -243,7 +253,7 @@ class Objective:
         return self.with_(dtype=torch.float64)
 
     def with_(self, **changes: Any) -> Objective:
-        """The same objective with other data, parameters or dtype."""
+        """The same objective with other data, parameters, dtype or matrix."""
         same: dict[str, Any] = {
             "data": self.data,
             "parameters": self.space.names,
@@ -252,6 +262,7 @@ class Objective:
             "noise_seed": self.noise_seed,
             "measure": self._measure,
             "train_mode": self._train_mode,
+            "matrix": self.matrix,
         }
         other = Objective(self.model, self.loss, **(same | changes))
         other._counting, other._inner = self._counting, self._inner
@@ -259,8 +270,8 @@ class Objective:
 
     @property
     def options(self) -> Hashable:
-        """What the loss as a function of the parameters depends on, besides model, loss and data."""
-        return self.space, self.dtype, self.device, self.noise_seed, self._train_mode
+        """What products depend on, besides model, loss and data."""
+        return self.space, self.dtype, self.device, self.noise_seed, self._train_mode, self.matrix
 
     def on_first_batch(self) -> Objective:
         """The same objective on the first batch only; on no data where there is none."""
@@ -292,7 +303,7 @@ class Objective:
         objective._counting = Counting()
 
         def evaluate(index: int, batch: Any) -> tuple[float, float | None]:
-            loss, weight = returned(index, objective._raw(index, objective.moved(index, batch)))
+            loss, weight = returned(index, objective.raw(index, objective.moved(index, batch)))
             return float(loss.detach()), weight
 
         with contextlib.ExitStack() as stack:
@@ -359,9 +370,9 @@ class Objective:
 
     def _batch_loss(self, index: int, batch: Any, deferred: Deferred | None) -> tuple[Tensor, float]:
         batch = self.moved(index, batch)
-        return self.weighed(index, self._raw(index, batch), batch, deferred)
+        return self.weighed(index, self.raw(index, batch), batch, deferred)
 
-    def _raw(self, index: int, batch: Any) -> Any:
+    def raw(self, index: int, batch: Any) -> Any:
         try:
             return self.raw_loss(index, batch)
         except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):

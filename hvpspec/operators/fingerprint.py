@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hvpspec.objective.batches import mapped
 from hvpspec.objective.live_model import named_tensors
-from hvpspec.objective.losses import LossValue
+from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.objective import Objective
 
 _DIGEST_BYTES = 16

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
-from hvpspec.objective.losses import LossFunction, LossValue
+from hvpspec.objective.losses.loss import LossFunction, LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import fingerprint
 from hvpspec.operators.tensors import TensorOperator, torch_dtype
-from hvpspec.options import Engine
+from hvpspec.options import MATRIX_NAMES, Engine, Matrix
 from hvpspec.oracle import Chooser, autograd
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.time_limit import check_time, time_left
@@ -122,6 +122,8 @@ class HessianOperator(TensorOperator):
     2
     """
 
+    matrix: Matrix = "hessian"
+
     def __init__(
         self,
         model: nn.Module,
@@ -137,6 +139,8 @@ class HessianOperator(TensorOperator):
         noise_seed: int | None = None,
     ) -> None:
         limit = check_size("memory_limit", memory_limit)
+        if engine == "finite-difference" and self.matrix != "hessian":
+            raise InputError(f'engine="finite-difference" is not for the {MATRIX_NAMES[self.matrix]}; choose another.')
         self.objective = Objective(
             model,
             loss,
@@ -146,6 +150,7 @@ class HessianOperator(TensorOperator):
             device=device,
             noise_seed=noise_seed,
             measure=verify,
+            matrix=self.matrix,
         )
         self._product = Chooser(self.objective, engine, limit, verified=not verify)
         self.torch_dtype = self.objective.dtype
@@ -219,7 +224,8 @@ class HessianOperator(TensorOperator):
             By names that a message can give: digests of the model's values and of the batches, the loss, and options.
             Costs a pass over the data.
         """
-        return {**fingerprint(self.objective, loss or self.loss()), "engine": self._product.name}
+        of_loss = fingerprint(self.objective, loss or self.loss())
+        return {**of_loss, "matrix": self.matrix, "engine": self._product.name}
 
     def state(self) -> dict[str, Any]:
         """How the next product would be computed, as far as measurements have decided that; JSON-ready."""
@@ -394,4 +400,4 @@ class HessianOperator(TensorOperator):
 
     def _wrong_shape(self, shape: Sequence[int]) -> str:
         n = self.shape[0]
-        return f"the Hessian is {n} × {n}: expected shape ({n},) or ({n}, b), got {tuple(shape)}."
+        return f"the {MATRIX_NAMES[self.matrix]} is {n} × {n}: expected shape ({n},) or ({n}, b), got {tuple(shape)}."

@@ -11,17 +11,22 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.kernels.deferred import Deferred, Doubtful, not_finite
 from hvpspec.kernels.torch_kernels import vector_jacobian_product
+from hvpspec.objective.cutting import CannotCut, cut, length
+from hvpspec.objective.losses.loss import BatchLoss
+from hvpspec.objective.losses.outputs import Samples, listening
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import joined
+from hvpspec.options import MATRIX_NAMES
+from hvpspec.oracle.chains import NOTHING, Chain, chain
 from hvpspec.oracle.derivative_errors import is_of_derivatives
 from hvpspec.oracle.repeats import check_repeats
 from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
@@ -36,10 +41,9 @@ _MAX_MESSAGE_LENGTH = 160  # characters of an error in a line of the plan
 
 @dataclass
 class BatchGraph:
-    """The gradient of a batch's mean loss with its graph, in which each product is one backward pass.
+    """What a batch's products are computed with: for the Hessian, the gradient of its mean loss with its graph, in
+    which each product is one backward pass.
 
-    `curved`: those parameters' numbers whose gradient depends on the parameters, each with that gradient or the place
-    of it in the graph. `inputs`: the parameters, or their places. `gradients`: None where only places are held.
     `depends`: whether the loss depends on the parameters. `kept`: whether the graph is of an earlier product.
     """
 
@@ -47,9 +51,7 @@ class BatchGraph:
     weight: float
     loss: Tensor  # without its graph
     depends: bool
-    curved: list[tuple[int, Tensor | GradientEdge]]
-    inputs: Any
-    gradients: tuple[Tensor | None, ...] | None
+    chain: Chain
     kept: bool = False
 
 
@@ -66,24 +68,46 @@ def fresh_graphs(
 ) -> Iterator[BatchGraph]:
     """Each batch's graph, computed when it is asked for. Raises InputError, as `hvp` does."""
     first = True
-    for index, loss, weight in objective.losses(deferred):
-        if first:
-            refuse_once_differentiable(index, loss)
+    for index, one in objective.batch_losses(deferred):
+        graph = graph_of(objective, index, one, parameters, first)
+        if graph.weight > 0:
             first = False
-        yield graph_of(index, loss, weight, parameters)
+            yield graph
 
 
-def graph_of(index: int, loss: Tensor, weight: float, parameters: tuple[Tensor, ...]) -> BatchGraph:
-    """A batch's graph from its loss. Raises NotTwiceDifferentiable."""
+def graph_of(
+    objective: Objective, index: int, one: BatchLoss, parameters: tuple[Tensor, ...], first: bool
+) -> BatchGraph:
+    """A batch's graph. first: refuses a loss that can be differentiated only once. Raises InputError."""
+    with listening() as heard:
+        loss, weight = one()
+    if weight == 0:
+        return BatchGraph(index, 0.0, loss.detach(), False, NOTHING)
+    if first:
+        refuse_once_differentiable(index, loss)
     if not loss.requires_grad:
-        return BatchGraph(index, weight, loss.detach(), False, [], parameters, None)
+        return BatchGraph(index, weight, loss.detach(), False, NOTHING)
+    if objective.matrix == "empirical-fisher" and heard.samples is None:
+        heard.samples = partial(losses_one_by_one, objective, index, one.batch)
     with _naming(index):
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    # A parameter that the loss does not use has no gradient; one in which it is affine has a constant gradient.
-    curved: list[tuple[int, Tensor | GradientEdge]] = [
-        (i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad
-    ]
-    return BatchGraph(index, weight, loss.detach(), True, curved, parameters, gradients)
+        links = chain(objective.matrix, loss, heard, parameters)
+    return BatchGraph(index, weight, loss.detach(), True, links)
+
+
+def losses_one_by_one(objective: Objective, index: int, batch: Any) -> Samples:
+    """The loss of each sample of a batch, evaluated by itself, for losses that do not tell their samples apart."""
+    axis, losses, weights = objective.counting.axis, [], []
+    moved = objective.moved(index, batch)
+    try:
+        parts = [cut(moved, axis, number, number + 1) for number in range(length(moved, axis))]
+    except CannotCut as reason:
+        raise InputError(f"its samples cannot be told apart ({reason}).") from None
+    for part in parts:
+        loss, weight = objective.weighed(index, objective.raw(index, part), part)
+        losses.append(loss if weight > 0 else torch.zeros_like(loss))
+        weights.append(weight)
+    found = torch.stack(losses)
+    return found, torch.tensor(weights, dtype=found.dtype, device=found.device)
 
 
 def hvp(
@@ -138,8 +162,8 @@ def _one_pass(
     check_repeats(objective, list(zip(weights, _read(losses, total, deferred), strict=True)))
     if not depends:
         warnings.warn(
-            "the loss does not depend on the chosen parameters, so that its Hessian is zero; if it should depend on "
-            "them, look for torch.no_grad() or .detach() in the model or the loss.",
+            f"the loss does not depend on the chosen parameters, so that its {MATRIX_NAMES[objective.matrix]} is zero; "
+            "if it should depend on them, look for torch.no_grad() or .detach() in the model or the loss.",
             ZeroHessianWarning,
             stacklevel=3,
         )
@@ -159,13 +183,13 @@ def _read(losses: Sequence[Tensor], total: Tensor, deferred: Deferred | None) ->
 
 
 def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor, *, at_once: bool) -> Tensor | None:
-    """One batch's Hessian times each of the rows, shape (b, n); None where the Hessian is zero.
+    """One batch's matrix times each of the rows, shape (b, n); None where the matrix is zero.
 
     at_once: whether to check that it is finite.
     """
     if graph.kept:
         try:
-            product = _through(objective, graph.curved, graph.inputs, rows)
+            product = through(objective, graph.chain, rows)
         except Exception as error:  # autograd's own check of what was written to, for one
             if is_out_of_memory(error):
                 raise
@@ -174,10 +198,9 @@ def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor, *, at_once
             raise StaleGraph("its product is not finite")
         return product
     with _naming(graph.index):
-        product = _through(objective, graph.curved, graph.inputs, rows)
+        product = through(objective, graph.chain, rows)
     if at_once and product is not None and not all_finite(product):
-        assert graph.gradients is not None
-        _refuse(objective, graph.index, graph.gradients, product, rows)
+        _refuse(objective, graph, product, rows)
     return product
 
 
@@ -188,8 +211,12 @@ def _naming(index: int) -> Iterator[None]:
     try:
         with as_torch_error(f"in batch {index}"):
             yield
-    except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
+    except InputError as error:
+        if str(error).startswith("batch "):
+            raise
+        raise InputError(f"batch {index}: {error}") from error
     except Exception as error:  # a Function of the user's own may raise anything in its backward
         reason = said_of_derivative(error)
         if not is_of_derivatives(error):
@@ -197,30 +224,16 @@ def _naming(index: int) -> Iterator[None]:
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
 
 
-def products(
-    objective: Objective, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], rows: Tensor
-) -> Tensor | None:
-    """The derivative of gradients with a graph along each of the rows, shape (b, n); None where it is zero."""
-    curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
-    return _through(objective, curved, parameters, rows)
-
-
-def _through(
-    objective: Objective,
-    curved: Sequence[tuple[int, Tensor | GradientEdge]],
-    inputs: Any,
-    rows: Tensor,
-) -> Tensor | None:
-    """The same for those gradients that depend on the parameters."""
-    if not curved:
+def through(objective: Objective, links: Chain, rows: Tensor) -> Tensor | None:
+    """A batch's matrix times each of the rows, shape (b, n); None where it is zero."""
+    if not links.links:
         return None
-    outputs: Any = [g for _, g in curved]
     result = torch.empty_like(rows)
     for row, vector in zip(result, rows, strict=True):
         pieces = objective.space.pieces(vector)
-        second = vector_jacobian_product(outputs, inputs, [pieces[i] for i, _ in curved])
-        found = [torch.zeros_like(v) if piece is None else piece for piece, v in zip(second, pieces, strict=True)]
-        joined(found, out=row)
+        found = links(pieces, vector_jacobian_product)
+        whole = [torch.zeros_like(v) if piece is None else piece for piece, v in zip(found, pieces, strict=True)]
+        joined(whole, out=row)
     return result
 
 
@@ -279,19 +292,19 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)[:_MAX_MESSAGE_LENGTH]}"
 
 
-def _refuse(
-    objective: Objective, index: int, gradients: Sequence[Tensor | None], product: Tensor, rows: Tensor
-) -> NoReturn:
+def _refuse(objective: Objective, graph: BatchGraph, product: Tensor, rows: Tensor) -> NoReturn:
     """Raises InputError, naming batch and parameter, for a product that is not finite."""
     if not all_finite(rows):
         raise InputError("the vector to multiply has NaN or Inf entries.")
     space = objective.space
     row = next(row for row in product if not all_finite(row))
     where = not_finite_in(zip(space.names, space.split(row), strict=True))
-    known = [(name, gradient) for name, gradient in zip(space.names, gradients, strict=True) if gradient is not None]
-    of_gradient = not_finite_in(known)
+    known = [(space.names[i], g) for i, g in zip(graph.chain.entries, graph.chain.links[0].outputs, strict=True)]
+    of_gradient = None if objective.matrix != "hessian" else not_finite_in(known)  # type: ignore[arg-type]
+    name = MATRIX_NAMES[objective.matrix]
+    what = "the Hessian-vector product" if objective.matrix == "hessian" else f"a product with the {name}"
     also = "" if of_gradient is None else f", and so has the gradient ({of_gradient})"
     raise InputError(
-        f"batch {index}: the Hessian-vector product is not finite, although the loss is: it has {where}{also}; look "
-        "for a square root, a norm or a logarithm of 0 in that batch, or try float64."
+        f"batch {graph.index}: {what} is not finite, although the loss is: it has {where}{also}; "
+        "look for a square root, a norm or a logarithm of 0 in that batch, or try float64."
     )

@@ -213,12 +213,13 @@ class FiniteDifference:
 
 
 def compared(objective: Objective) -> tuple[float, float]:
-    """By how much products by autograd and by differences differ for a random vector, and how good the latter are.
+    """By how much products of the Hessian by autograd and by differences differ for a random vector, and how good the
+    latter are.
 
     Both are relative to the longer product, in float64 where that is possible. Costs a product, and 5 gradients where
     the loss is smooth, up to 60 otherwise.
     """
-    working, v, best, _ = _with_best_step(objective, _ENOUGH_TO_COMPARE)
+    working, v, best, _ = _with_best_step(objective.with_(matrix="hessian"), _ENOUGH_TO_COMPARE)
     exact = autograd.hvp(working, v.T).T
     longer = max(float(exact.norm()), float(best.products.norm())) or 1.0
     return float((best.products - exact).norm()) / longer, float(best.errors[0]) / longer

@@ -23,18 +23,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hvpspec.errors import InputError
 from hvpspec.kernels.deferred import Deferred, differ, receive, same
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.live_model import named_tensors
-from hvpspec.objective.losses import BatchLoss
+from hvpspec.objective.losses.loss import BatchLoss
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle import autograd
 from hvpspec.oracle.agreement import ROUNDING, relative_difference
-from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, graph_nodes, graph_of, refuse_once_differentiable
+from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, graph_nodes, graph_of
 from hvpspec.oracle.graph_memory import held_by
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of
@@ -260,16 +259,12 @@ class RetainedGraphs:
         start = clock()
         copies = None if self._complete or self._model is None else self._copied(index, one.batch)
         own = [] if copies is None else [(tensor, tensor.clone()) for tensor in _attributes(self.objective)]
-        loss, weight = one()
-        if first and weight > 0:
-            refuse_once_differentiable(index, loss)
-        if weight == 0:
-            return BatchGraph(index, 0.0, loss.detach(), False, [], parameters, None)
-        graph = graph_of(index, loss, weight, parameters)
-        del loss
+        graph = graph_of(self.objective, index, one, parameters, first)
+        if graph.weight == 0:
+            return graph
         seconds = clock() - start
         if not self.nodes:
-            self.nodes = len(graph_nodes(g for _, g in graph.curved if isinstance(g, Tensor)))
+            self.nodes = len(graph_nodes(graph.chain.tensors()))
         if copies is not None:
             written = self._written(buffers, deferred)
             self._keep(graph, *copies, written, seconds, limit)
@@ -311,16 +306,14 @@ class RetainedGraphs:
         """Keeps a graph, without the gradient itself; gives up those that are cheapest to compute where memory is
         short."""
         assert self._model is not None
-        held = held_by(g for _, g in graph.curved if isinstance(g, Tensor))
+        held = held_by(graph.chain.tensors())
         self._runs_python |= held.runs_python
         if held.runs_python and self.objective.noise_seed is not None:  # which a backward may draw again
             return self.stop()
         own = {tensor.data.untyped_storage().data_ptr() for _, tensor in self._model.tensors}
         size = sum(size for address, size in held.storages.items() if address not in own)
         size += sum(tensor.nbytes for tensor in tensors)
-        places: list[tuple[int, Tensor | GradientEdge]] = [(i, get_gradient_edge(g)) for i, g in graph.curved]  # type: ignore[arg-type]
-        inputs = [get_gradient_edge(p) for p in graph.inputs]
-        graph = replace(graph, curved=places, inputs=inputs, gradients=None, kept=True)
+        graph = replace(graph, chain=graph.chain.places(), kept=True)
         self._kept[graph.index] = _KeptBatch(graph, form, tensors, written, size, seconds)
         self._size += size
         # Where not all batches fit, the others need room while they are in use.

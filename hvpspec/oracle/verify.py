@@ -25,8 +25,9 @@ from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.noise import is_random
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import joined
-from hvpspec.oracle.autograd import graph_nodes, products, refuse_once_differentiable
+from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable, through
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
+from hvpspec.oracle.chains import derivative
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
 from hvpspec.oracle.repeats import check_repeats
 from hvpspec.results.preflight import agree
@@ -48,7 +49,9 @@ def verify(objective: Objective) -> None:
     product does not agree with these two.
     """
     objective.settle()
-    alone = objective.on_first_batch()
+    alone = objective.on_first_batch().with_(
+        matrix="hessian"
+    )  # whose products contain all that the others differentiate
     for one in (alone.in_float64(), alone):
         with contextlib.suppress(_CannotTell):  # no float64 of an operation or no memory for it, a batch without weight
             if _is_doubtful(one):
@@ -156,7 +159,7 @@ def _differs(
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(objective.space.n, generator=generator, dtype=torch.float64)
         v = (v / v.norm()).to(objective.device, objective.dtype)
-        found = products(objective, gradients, parameters, v[None])
+        found = through(objective, derivative(gradients, tuple(parameters)), v[None])
         exact = torch.zeros_like(v) if found is None else found[0]
     except InputError:
         raise

@@ -16,7 +16,7 @@ from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.kernels.torch_kernels import noting_replacements
 from hvpspec.krylov.vectors import column_inner
 from hvpspec.memory import peak_memory, resident
-from hvpspec.objective.losses import LossValue
+from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import PILOT_PROBES, SpectrumOptions

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hvpspec.errors import InputError
-from hvpspec.objective.conventions import MODULE_CALLS
+from hvpspec.objective.losses.conventions import MODULE_CALLS
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 from hvpspec.results.preflight import Finding

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvpspec.bounds.stability import stability
 from hvpspec.escaping import in_html, on_screen
+from hvpspec.options import MATRIX_NAMES
 from hvpspec.plots.spectrum import panels
 from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
@@ -37,7 +38,7 @@ from hvpspec.report.table import Row
 from hvpspec.report.terminal import measured_lines, report_sections, without_step
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
-from hvpspec.results.record import Provenance, Record
+from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import percent
 
@@ -72,7 +73,7 @@ def report_html(record: Record) -> str:
     options = provenance.options
     steps = stability_rows(stability(spectrum, options.get("lr"), options.get("momentum")))
     return environment.get_template("report.html.jinja").render(
-        title=_title(provenance),
+        title=_title(record),
         complete=spectrum.complete,
         ending=ending(spectrum).partition(": ")[0],
         facts=_facts(record),
@@ -226,9 +227,10 @@ def _together(value: str, error: str, *, stacked: bool = False) -> str:
     return text.replace("\N{NO-BREAK SPACE}±", " ±") if stacked else text
 
 
-def _title(provenance: Provenance) -> str:
-    checkpoint = provenance.checkpoint
-    return "Hessian spectrum" if checkpoint is None else f"Hessian spectrum of {Path(checkpoint.path).name}"
+def _title(record: Record) -> str:
+    checkpoint, name = record.provenance.checkpoint, MATRIX_NAMES[record.spectrum.matrix or "hessian"]
+    title = f"Spectrum of the {name}" if record.spectrum.matrix else f"{name} spectrum"
+    return title if checkpoint is None else f"{title} of {Path(checkpoint.path).name}"
 
 
 def _facts(record: Record) -> list[str]:

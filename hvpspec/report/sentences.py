@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from hvpspec.bounds.stability import Stability, edge_of_stability, stability
-from hvpspec.options import EIGENVALUE_KINDS
+from hvpspec.options import EIGENVALUE_KINDS, MATRIX_NAMES, Matrix
 from hvpspec.report.condition_rows import shifted_name
 from hvpspec.report.notes import ending, shortfalls
 from hvpspec.report.numbers import between, down, plus_minus, rounded, with_error
@@ -28,7 +28,7 @@ def sentences(record: Record) -> list[str]:
         *_stability(stability(spectrum, options.get("lr"), options.get("momentum"))),
         *_negative(spectrum),
         *_trace_and_norm(spectrum),
-        *_conditioning(spectrum.condition),
+        *_conditioning(spectrum.condition, spectrum.matrix or "hessian"),
         *_preflight(record.preflight),
         *_trust(spectrum),
     ]
@@ -116,10 +116,10 @@ def _trace_and_norm(spectrum: Spectrum) -> list[str]:
     return said
 
 
-def _conditioning(condition: Condition | None) -> list[str]:
+def _conditioning(condition: Condition | None, matrix: Matrix) -> list[str]:
     if condition is None or not condition.kappa.lower > 0:
         return []
-    what = "the Hessian" if not condition.damping else shifted_name(condition)
+    what = f"the {MATRIX_NAMES[matrix]}" if not condition.damping else shifted_name(condition)
     size = between(condition.kappa, 3)
     size = (
         size.replace("≥", "at least") if "≥" in size else f"between {size.replace('…', 'and')}" if "…" in size else size

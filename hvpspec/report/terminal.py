@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hvpspec.bounds.stability import Stability, stability
 from hvpspec.escaping import in_message, on_screen
 from hvpspec.memory import readable
+from hvpspec.options import MATRIX_NAMES
 from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows
 from hvpspec.report.explanations import explanation_lines
@@ -63,7 +64,9 @@ def report_sections(
     stability. explain: adds what each quantity means.
     """
     steps = stability(spectrum, lr, momentum)
+    of = [] if spectrum.matrix is None else [Section(None, [f"{MATRIX_NAMES[spectrum.matrix]}:"])]
     sections = [
+        *of,
         Section(spectrum_table(spectrum), quantities=_in_spectrum(spectrum)),
         Section(None, spectrum_notes(spectrum), ["density"] if spectrum.density is not None else []),
         *_stability_sections(steps),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, overload
 
 from hvpspec.entries import AtLeast, Count, Size
-from hvpspec.options import QUANTITIES, Quantity, Which
+from hvpspec.options import MATRIX_NAMES, QUANTITIES, Matrix, Quantity, Which
 from hvpspec.presentation import presented
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
@@ -66,6 +66,8 @@ class Spectrum(Stored):
         What ended a run of the command line before it was complete, such as "stopped by SIGTERM", or its error.
     out_of_time : bool
         Whether a time limit has ended the run, which is complete all the same: it is what was asked for.
+    matrix : str or None
+        Which matrix of a training loss it is, such as "ggn"; None for the Hessian and for other operators.
     lanczos : Lanczos or None
         The small matrices from which ``hvpspec verify`` computes the figures again; None for a run that was
         interrupted, and where they are too large.
@@ -98,10 +100,11 @@ class Spectrum(Stored):
     stopped: Annotated[str | None, LEFT_OUT] = None
     lanczos: Annotated[Lanczos | None, LEFT_OUT] = None
     out_of_time: bool = False
+    matrix: Annotated[Matrix | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
-        "schema", "complete", "converged", "out_of_time", "parameters", "asked", "which", "eigenpairs", "trace",
-        "frobenius_norm", "density", "condition", "blocks", "rounding", "rounding_reason", "lanczos", "hvps",
+        "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "asked", "which", "eigenpairs",
+        "trace", "frobenius_norm", "density", "condition", "blocks", "rounding", "rounding_reason", "lanczos", "hvps",
         "predicted", "seconds", "stopped",
     )  # fmt: skip
 
@@ -134,7 +137,8 @@ class Spectrum(Stored):
     def __repr__(self) -> str:
         state = "incomplete" if not self.complete else "converged" if self.converged else "not converged"
         cost = f"{counted(self.hvps, 'HVP')}, {self.seconds:.3g} s"
-        lines = [f"<Spectrum of a {self.parameters:,} × {self.parameters:,} matrix: {state}, {cost}"]
+        of = "matrix" if self.matrix is None else MATRIX_NAMES[self.matrix]
+        lines = [f"<Spectrum of a {self.parameters:,} × {self.parameters:,} {of}: {state}, {cost}"]
         for name, quantity in self._asked_for().items():
             lines += self._lines(name, quantity)
         if self.condition is not None:

@@ -32,8 +32,11 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [Run(label, str(file), read_record(file)) for label, file in zip(_labels(files), files, strict=True)]
 
 
-def compared(runs: Sequence[Run], *, confidence: float = 0.95) -> Comparison:
-    """Every quantity that the first run shares with another. Raises InputError when there are fewer than two runs."""
+def compared(runs: Sequence[Run], *, confidence: float = 0.95, expected: Sequence[str] = ()) -> Comparison:
+    """Every quantity that the first run shares with another. Raises InputError when there are fewer than two runs.
+
+    expected: settings that they differ in on purpose, of which nothing is said.
+    """
     if len(runs) < 2:
         raise InputError("compare takes two spectrum.json files or more.")
     if not 0 < confidence < 1:
@@ -53,7 +56,7 @@ def compared(runs: Sequence[Run], *, confidence: float = 0.95) -> Comparison:
         for name, label, a, b, shared in pairs
     ]  # fmt: skip
     shared = any(share_vectors(runs[0], run) for run in runs[1:])
-    return Comparison(tuple(runs), tuple(differences), confidence, tuple(_warnings(runs)), shared)
+    return Comparison(tuple(runs), tuple(differences), confidence, tuple(_warnings(runs, expected)), shared)
 
 
 def combined(a: Value, b: Value, confidence: float, *, shared: bool = False, upwards: bool | None = None) -> float:
@@ -75,7 +78,7 @@ def share_vectors(first: Run, other: Run) -> bool:
     return first.spectrum.parameters == other.spectrum.parameters and (a == b or a is None or b is None)
 
 
-def _warnings(runs: Sequence[Run]) -> list[str]:
+def _warnings(runs: Sequence[Run], expected: Sequence[str]) -> list[str]:
     """Why the runs may not be comparable, the first against each of the others."""
     said = [
         f"{run.label}: {ending(run.spectrum).partition(': ')[0]}; its figures are those known by then"
@@ -86,7 +89,7 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     for run in runs[1:]:
         for what, b in _settings(run.record.provenance).items():
             a = first[what]
-            if a != b and a is not None and b is not None:
+            if a != b and a is not None and b is not None and what not in expected:
                 said.append(f"{run.label} and {runs[0].label} differ in {what}: {_short(b)}, not {_short(a)}")
         if run.spectrum.parameters != runs[0].spectrum.parameters:
             said.append(
@@ -100,6 +103,7 @@ def _settings(provenance: Provenance) -> dict[str, Any]:
     """What has to be the same for two runs to be comparable; None where it is not known."""
     data = provenance.data
     return {
+        "matrix": provenance.options.get("matrix", "hessian"),
         "loss": provenance.loss,
         "data": None if data is None else data.source,
         "number of batches": None if data is None else data.batches,

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.losses import NAMED_LOSSES, loss_name, resolve_loss
+from hvpspec.objective.losses.loss import loss_name, resolve_loss
+from hvpspec.objective.losses.named import NAMED_LOSSES
 from hvpspec.options import LOSS_NAMES
 
 N, C = 12, 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,22 @@ def compare(
 
     Example: [bold]hvpspec compare before/spectrum.json after/spectrum.json --out compared[/bold]
     """
+    show_comparison(runs, screen, confidence, output, explain=explain)
+
+
+def show_comparison(
+    runs: Sequence[Path],
+    screen: Screen,
+    confidence: float,
+    output: Path | None,
+    *,
+    explain: bool,
+    expected: Sequence[str] = (),
+) -> None:
+    """Prints what differs between runs, and writes it to a folder.
+
+    expected: what they differ in on purpose, of which nothing is said.
+    """
     from hvpspec.atomic_files import prepare_folder, write_json, write_whole
     from hvpspec.plots.comparison import plot_comparison
     from hvpspec.plots.style import to_bytes
@@ -43,7 +60,7 @@ def compare(
     from hvpspec.runs.compare_table import comparison_explanations, comparison_notes, comparison_tables
 
     names = ("compare.json", "compare.svg", "compare.png")
-    comparison = compared(read_runs(runs), confidence=confidence)
+    comparison = compared(read_runs(runs), confidence=confidence, expected=expected)
     if output is not None:
         prepare_folder(output, files=names)
     for warning in comparison.warnings:

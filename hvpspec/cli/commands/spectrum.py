@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
 from hvpspec.cli.options import (
@@ -40,10 +44,7 @@ def spectrum(
     Example: [bold]hvpspec spectrum model.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
     check_rate(lr, momentum)
-    with quick_imports():
-        from hvpspec.cli.measure import measure
-
-    measure(
+    _measure_each(
         checkpoint, source, options, earlier, screen,
         preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
     )  # fmt: skip
@@ -65,12 +66,30 @@ def demo(
     Example: [bold]hvpspec demo --out demo-run[/bold]
     """
     check_rate(lr, momentum)
-    with quick_imports():
-        from hvpspec.cli.measure import measure
     from hvpspec.demo import CHECKPOINT
 
     source = Source(model="hvpspec.demo:build", data="hvpspec.demo:batches", loss="cross_entropy")
-    measure(
+    _measure_each(
         CHECKPOINT, source, options, earlier, screen,
         preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
     )  # fmt: skip
+
+
+def _measure_each(
+    checkpoint: Path, source: Source, options: Options, earlier: Earlier, screen: Screen, *, explain: bool, **more: Any
+) -> None:
+    """Each matrix that is asked for; several are compared."""
+    with quick_imports():
+        from hvpspec.cli.measure import measure
+
+    each = options.by_matrix()
+    with screen.parts() if len(each) > 1 else nullcontext():
+        for one in each:
+            measure(checkpoint, source, one, earlier, screen, explain=explain, **more)
+            if len(each) > 1:
+                screen.line()
+    if len(each) > 1:
+        from hvpspec.cli.commands.compare import show_comparison
+
+        folders = [one.out for one in each]
+        show_comparison(folders, screen, options.confidence, options.out, explain=False, expected=["matrix"])

@@ -15,7 +15,7 @@ raises an error.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,11 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hvpspec.objective.batches import mapped
+from hvpspec.objective.losses.outputs import Heard, listening
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot, joined
 from hvpspec.oracle.autograd import described
+from hvpspec.oracle.chains import chain
 from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify
 from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
 
@@ -129,23 +131,23 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
         stand_in = mapped(batch, lambda leaf: next(remaining) if isinstance(leaf, Tensor) else leaf)
         primal = tuple(p.detach().requires_grad_() for p in parameters)
         values = Snapshot(primal, dict(zip(names, constants, strict=True)))
-        with objective.raw_loss_with(stand_in, values) as evaluate:
-            return derivatives(evaluate(), primal, v)
+        with objective.raw_loss_with(stand_in, values) as evaluate, listening() as heard:
+            return derivatives(evaluate(), heard, primal, v)
 
-    def derivatives(result: Any, primal: tuple[Tensor, ...], v: Tensor) -> list[Any]:
+    def derivatives(result: Any, heard: Heard, primal: tuple[Tensor, ...], v: Tensor) -> list[Any]:
         loss, weight = result if isinstance(result, (tuple, list)) and len(result) == 2 else (result, None)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise NotRecordable("the loss is not a scalar tensor")
         found["pair"] = isinstance(result, (tuple, list))
         found["weight"] = _COMPUTED if isinstance(weight, Tensor) else weight
-        gradients = torch.autograd.grad(loss, primal, create_graph=True, allow_unused=True)
-        curved = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
-        if not curved:
+        links = chain(objective.matrix, loss, heard, primal)
+        if not links.links:
             raise NotRecordable("the loss has no curvature")
         pieces = objective.space.pieces(v)
-        second = torch.autograd.grad(
-            [g for _, g in curved], primal, [pieces[i] for i, _ in curved], allow_unused=True, materialize_grads=True
-        )
+        found_pieces = links(pieces, _through)
+        second = [
+            torch.zeros_like(p) if piece is None else piece for piece, p in zip(found_pieces, pieces, strict=True)
+        ]
         weight = weight.detach() if isinstance(weight, Tensor) else loss.detach()
         return [joined(second), loss.detach().reshape(()), weight]
 
@@ -167,6 +169,10 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
         raise NotRecordable(f"recording failed: {described(error)}") from error
     _refuse_what_changes(graph, objective)
     return _with_levels(graph, found["weight"], found["pair"])
+
+
+def _through(outputs: Sequence[Any], inputs: Sequence[Any], vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True)
 
 
 def _with_levels(graph: fx.GraphModule, weight: Any, pair: bool) -> Recording:

@@ -10,6 +10,7 @@ import math
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.live_model import named_tensors
+from hvpspec.objective.losses.outputs import announce, announce_samples, each
 from hvpspec.validation import not_finite_in
 from hvpspec.wording import dtype_name, raised
 
@@ -34,7 +36,7 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 
 def logits_of(outputs: Any) -> Tensor:
     """The model's output tensor, or the `logits` of a Hugging Face style output or of a dict."""
-    logits = _entry(outputs, "logits")
+    logits = entry(outputs, "logits")
     if not isinstance(logits, Tensor):
         raise InputError(
             f"the model returned {type(outputs).__name__}, not a tensor or an object with .logits; give a function "
@@ -50,11 +52,11 @@ def loss_of(output: Any) -> Tensor | None:
     if isinstance(output, (tuple, list)) and not hasattr(output, "loss"):
         scalars = [part for part in output if isinstance(part, Tensor) and part.numel() == 1]
         return scalars[0] if len(scalars) == 1 else None
-    loss = _entry(output, "loss")
+    loss = entry(output, "loss")
     return loss if isinstance(loss, Tensor) else None
 
 
-def _entry(output: Any, name: str) -> Any:
+def entry(output: Any, name: str) -> Any:
     """An attribute or an entry of that name; the output itself where it has neither."""
     found = getattr(output, name, None)
     if found is None and isinstance(output, Mapping):
@@ -183,8 +185,10 @@ class UserLoss:
             )
         inputs, targets = batch
         outputs = call_model(model, inputs)
-        if not isinstance(outputs, Tensor) and isinstance(found := _entry(outputs, "logits"), Tensor):
+        if not isinstance(outputs, Tensor) and isinstance(found := entry(outputs, "logits"), Tensor):
             outputs = found
+        announce(outputs)
+        announce_samples(partial(each, self.loss, outputs, targets))
         return self.loss(outputs, targets)
 
 

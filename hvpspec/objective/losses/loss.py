@@ -1,0 +1,112 @@
+"""The loss that a user gives, whatever its form, as one function of model and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hvpspec.errors import InputError
+from hvpspec.objective.losses.conventions import UserLoss
+from hvpspec.objective.losses.criteria import CRITERIA, of_criterion
+from hvpspec.objective.losses.named import NAMED_LOSSES
+from hvpspec.objective.losses.outputs import as_split
+from hvpspec.options import LOSS_NAMES
+
+LossFunction = Callable[..., Any]
+"""`loss(model, batch)` or `loss(outputs, targets)`; it returns the mean loss, or (mean loss, weight)."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss as `function(model, batch)`.
+
+    `weighs_exactly`: the weight that it returns is known to be what its mean is taken over. `given`: what it was made
+    from. `criterion`: the module that computes it, if it is one, whose own values have to be in the model's dtype.
+    """
+
+    function: Callable[[nn.Module, Any], Any]
+    weighs_exactly: bool
+    given: Any
+    criterion: nn.Module | None = None
+
+    @property
+    def name(self) -> str:
+        """As reports show it."""
+        return loss_name(self.given)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        return self.function(model, batch)
+
+
+@dataclass
+class BatchLoss:
+    """A batch as the data give it; a call evaluates its mean loss and its weight, which is then known."""
+
+    evaluate: Callable[[], tuple[Tensor, float]]
+    batch: Any
+    weight: float | None = None
+
+    def __call__(self) -> tuple[Tensor, float]:
+        loss, self.weight = self.evaluate()
+        return loss, self.weight
+
+
+@dataclass(frozen=True)
+class LossValue:
+    """The loss over the data.
+
+    Parameters
+    ----------
+    value : float
+        The weighted mean Σ w_b · loss_b / Σ w_b.
+    weight : float
+        The total weight Σ w_b.
+    batches : int
+        Number of batches.
+    size : float
+        The weighted mean of |loss_b|: rounding errors are relative to this, even where the losses cancel.
+    samples : int or None
+        Number of samples, the first dimension of the tensors in each batch; None where they differ.
+    """
+
+    value: float
+    weight: float
+    batches: int
+    size: float = 0.0
+    samples: int | None = None
+
+
+def resolve_loss(loss: str | LossFunction | nn.Module | Loss) -> Loss:
+    """The loss that a name, a torch criterion (such as `nn.CrossEntropyLoss()`), a module, a function or two stand for.
+
+    Raises InputError for an unknown name, a criterion whose reduction is not "mean", or an object that is not callable.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str):
+        try:
+            return Loss(NAMED_LOSSES[loss], loss != "model", loss)
+        except KeyError:
+            names = ", ".join(f"'{name}'" for name in LOSS_NAMES)
+            raise InputError(
+                f"no loss is named '{loss}'; choose one of {names}, or give a function loss(model, batch)."
+            ) from None
+    if type(loss) in CRITERIA and "forward" not in vars(loss):  # a subclass may compute anything
+        return Loss(of_criterion(loss), True, loss)
+    if (split := as_split(loss)) is not None:
+        return Loss(split, False, split, split.loss if isinstance(split.loss, nn.Module) else None)
+    if not callable(loss):
+        raise InputError(f"loss must be a name or a function loss(model, batch); got {type(loss).__name__}.")
+    return Loss(UserLoss(loss), False, loss, loss if isinstance(loss, nn.Module) else None)
+
+
+def loss_name(loss: str | LossFunction | nn.Module) -> str:
+    """The name of a loss in reports."""
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, nn.Module):
+        return repr(loss)
+    return getattr(loss, "__qualname__", type(loss).__name__)

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from hvpspec.results.diagonal import Diagonal
     from hvpspec.results.eigenpairs import Eigenpairs
     from hvpspec.results.estimate import Bound, Bracket, Estimate
+    from hvpspec.results.runs.tracked import Tracked
     from hvpspec.results.solution import Solution
     from hvpspec.results.spectrum import Progress, Spectrum
-    from hvpspec.results.tracked import Tracked
     from hvpspec.runs.track import track
 
     __version__: str
@@ -72,7 +72,7 @@ _PLACES = {
     "Spectrum": "results.spectrum",
     "SplitLoss": "objective.losses.outputs",
     "SpectrumOptions": "options",
-    "Tracked": "results.tracked",
+    "Tracked": "results.runs.tracked",
     "ZeroHessianWarning": "errors",
     "condition": "estimators.condition",
     "derivative": "operators.dense",

@@ -39,7 +39,7 @@ from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
 from hvpspec.report.numbers import duration, with_error
 from hvpspec.report.terminal import findings_lines
-from hvpspec.results.tracked import Tracked
+from hvpspec.results.runs.tracked import Tracked
 from hvpspec.runs.checkpoint_order import find_checkpoints, natural
 from hvpspec.runs.series_rows import row as row_of
 from hvpspec.runs.series_store import ELSEWHERE, FILES, Series

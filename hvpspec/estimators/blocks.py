@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.bounds.probe_intervals import Remainder, student
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.blocks import BlockRows
 from hvpspec.krylov.operator_view import Symmetric

@@ -8,8 +8,8 @@ from typing import Any
 from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.errors import InputError
 from hvpspec.estimators.condition_figures import read_condition
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.estimators.refine import refined
-from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.estimators.spectrum import Pass
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import as_symmetric

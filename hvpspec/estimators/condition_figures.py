@@ -17,7 +17,7 @@ import numpy as np
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.bounds.spectral_sums import Function, spectral_sum
 from hvpspec.bounds.zero_rows import bracket_with_zero
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.results.condition import Condition, Definite
 from hvpspec.results.density import Density

@@ -18,8 +18,8 @@ from typing import Any
 from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.bounds.zero_rows import density_with_zeros
 from hvpspec.estimators.eigsh import Wanted, converged
-from hvpspec.estimators.extend_or_probe import SettlingZero
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.extend_or_probe import SettlingZero
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import as_symmetric

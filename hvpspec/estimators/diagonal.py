@@ -25,8 +25,8 @@ from scipy import special
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.extend_or_probe import choose, ends
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.extend_or_probe import choose, ends
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import probes

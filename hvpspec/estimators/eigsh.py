@@ -14,7 +14,7 @@ from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isola
 from hvpspec.bounds.missed import Count, beyond, block_shows_all_copies, no_copies, nothing_missed
 from hvpspec.bounds.zero_rows import pairs_with_zeros
 from hvpspec.errors import InputError
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
 from hvpspec.krylov.operator_view import as_symmetric

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.estimators.condition_figures import descent_iterations
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.inverse_iteration import nearest, orthonormal
 from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs

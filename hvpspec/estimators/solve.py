@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.errors import InputError
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric
 from hvpspec.krylov.solvers.conjugate_gradients import cg

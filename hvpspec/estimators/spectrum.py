@@ -26,10 +26,10 @@ from hvpspec.estimators.eigsh import (
     with_zero_rows,
     worth_checking,
 )
-from hvpspec.estimators.extend_or_probe import choose, ends
+from hvpspec.estimators.passes.extend_or_probe import choose, ends
+from hvpspec.estimators.passes.search import Search
+from hvpspec.estimators.passes.shared_pass import Budget, SharedPass
 from hvpspec.estimators.refine import refined
-from hvpspec.estimators.search import Search
-from hvpspec.estimators.shared_pass import Budget, SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from hvpspec.errors import InputError
-from hvpspec.estimators.extend_or_probe import choose, ends
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.extend_or_probe import choose, ends
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage, check_storage
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric
 from hvpspec.options import LEAST_HVPS_TO_CHECK, Place, SampledQuantity

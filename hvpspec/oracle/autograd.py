@@ -27,8 +27,8 @@ from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import joined
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.oracle.chains import NOTHING, Chain, chain
+from hvpspec.oracle.checks.repeats import check_repeats
 from hvpspec.oracle.derivative_errors import is_of_derivatives
-from hvpspec.oracle.repeats import check_repeats
 from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
 from hvpspec.wording import raised

@@ -16,8 +16,10 @@ from hvpspec.memory import free_memory
 from hvpspec.objective.objective import Objective
 from hvpspec.options import ENGINES, Engine
 from hvpspec.oracle import autograd
-from hvpspec.oracle.agreement import disagreement
 from hvpspec.oracle.autograd import OnBatch, described
+from hvpspec.oracle.checks.agreement import disagreement
+from hvpspec.oracle.checks.rounding import recomputed
+from hvpspec.oracle.checks.verify import verify, verify_differences
 from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.prices import PRODUCTS_TO_CHECK, Prices, costs_on, is_worth
 from hvpspec.oracle.recorded.linearized import Linearized
@@ -25,8 +27,6 @@ from hvpspec.oracle.recorded.recordings import are_known, give_up, record_first,
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable
 from hvpspec.oracle.retained import RetainedGraphs
-from hvpspec.oracle.rounding import recomputed
-from hvpspec.oracle.verify import verify, verify_differences
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.device_clock import time_when_done
 from hvpspec.system.out_of_memory import LACKING_MEMORY, OutOfMemory, is_out_of_memory, release_memory, within_memory

@@ -32,8 +32,8 @@ from hvpspec.objective.losses.loss import BatchLoss
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle import autograd
-from hvpspec.oracle.agreement import ROUNDING, relative_difference
 from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, graph_nodes, graph_of
+from hvpspec.oracle.checks.agreement import ROUNDING, relative_difference
 from hvpspec.oracle.graph_memory import held_by
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of

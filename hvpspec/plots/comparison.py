@@ -22,7 +22,7 @@ from hvpspec.plots.style import (
     signed_ticks,
     whole_numbers,
 )
-from hvpspec.results.comparison import Comparison, Run
+from hvpspec.results.runs.comparison import Comparison, Run
 from hvpspec.wording import shortened
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hvpspec.estimators.shared_pass import least_basis, share_room
+from hvpspec.estimators.passes.shared_pass import least_basis, share_room
 from hvpspec.krylov.basis import check_storage, peak_vectors
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.probes import MAX_LIVE_PROBES

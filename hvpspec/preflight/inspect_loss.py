@@ -9,7 +9,7 @@ from torch import nn
 from hvpspec.errors import InputError
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.weights import BATCHES, GIVEN, SAMPLES
-from hvpspec.oracle.verify import other_leaves
+from hvpspec.oracle.checks.verify import other_leaves
 from hvpspec.results.preflight import Finding
 from hvpspec.wording import listed
 

@@ -21,7 +21,7 @@ from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import PILOT_PROBES, SpectrumOptions
 from hvpspec.oracle.autograd import refused_derivative
-from hvpspec.oracle.verify import verify
+from hvpspec.oracle.checks.verify import verify
 from hvpspec.preflight.differences import (
     compare_with_differences,
     refuse_asymmetric,

@@ -21,8 +21,8 @@ from typing import Any
 from hvpspec.errors import InputError
 from hvpspec.report.documents import read_record
 from hvpspec.report.notes import ending
-from hvpspec.results.comparison import Comparison, Difference, Run, Value
 from hvpspec.results.record import Provenance
+from hvpspec.results.runs.comparison import Comparison, Difference, Run, Value
 from hvpspec.runs.compare_values import values_of
 
 

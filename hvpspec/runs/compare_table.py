@@ -7,7 +7,7 @@ import math
 from hvpspec.report.explanations import explanation_lines
 from hvpspec.report.numbers import rounded, with_error
 from hvpspec.report.table import Table
-from hvpspec.results.comparison import Comparison, Difference
+from hvpspec.results.runs.comparison import Comparison, Difference
 from hvpspec.wording import percent, shortened
 
 _MAX_LABEL_WIDTH = 15  # columns, of a run's label

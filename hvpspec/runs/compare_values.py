@@ -10,10 +10,10 @@ import numpy as np
 from hvpspec.options import Which
 from hvpspec.report.condition_rows import shifted_name
 from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, with_error
-from hvpspec.results.comparison import Value
 from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.runs.comparison import Value
 from hvpspec.results.spectrum import Spectrum
 
 _OF_CONDITION = ("negative_mass", "stable_rank", "participation_ratio", "effective_dimension", "log_determinant")

@@ -26,7 +26,7 @@ from hvpspec.bounds.zero_rows import density_with_zeros
 from hvpspec.errors import InputError
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.eigsh import Wanted, current, with_zero_rows
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import normalised, outside_of
 from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT, Symmetric
 from hvpspec.krylov.vectors import column_inner, gaussian, inner, probes

@@ -16,8 +16,8 @@ from hvpspec.escaping import in_csv
 from hvpspec.report.documents import read_json
 from hvpspec.results.codec import read_entry
 from hvpspec.results.estimate import finite
+from hvpspec.results.runs.tracked import Tracked
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.results.tracked import Tracked
 
 SCHEMA = "hvpspec/track/1"
 _REQUIRED: dict[str, Any] = {

@@ -12,8 +12,8 @@ from hvpspec.estimators.spectrum import spectrum
 from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.journaled import Where
 from hvpspec.options import SERIES_QUANTITIES, check_only
+from hvpspec.results.runs.tracked import Tracked
 from hvpspec.results.spectrum import Progress
-from hvpspec.results.tracked import Tracked
 
 
 def check_series(only: str | Iterable[str] | None) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 import hvpspec
 from hvpspec.errors import InputError
 from hvpspec.oracle import Chooser
-from hvpspec.oracle.rounding import recomputed
+from hvpspec.oracle.checks.rounding import recomputed
 
 
 class Residual(nn.Module):
@@ -177,7 +177,7 @@ class TestFloat32:
         v = torch.randn(H.shape[0], 1)
         found = (H @ v).double()
         exact, how = recomputed(H.objective, v)
-        monkeypatch.setattr("hvpspec.oracle.rounding.free_memory", lambda device: 0)
+        monkeypatch.setattr("hvpspec.oracle.checks.rounding.free_memory", lambda device: 0)
         otherwise, other = recomputed(H.objective, v)
         assert (how, other) == ("float64", "other rounding")
         assert 0.1 < float((found - otherwise).norm() / (found - exact).norm()) < 30

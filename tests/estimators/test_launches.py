@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hvpspec.bounds import data_error
 from hvpspec.estimators.blocks import BlockProbes
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov import basis, blocks, vectors
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.blocks import find_blocks

@@ -6,8 +6,8 @@ from estimators.spectra import rotated
 
 import hvpspec
 from hvpspec.errors import InputError
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.estimators.refine import _start
-from hvpspec.estimators.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.operator_view import as_symmetric
 

@@ -10,7 +10,7 @@ from zoo import explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import gaussian, probes

@@ -8,7 +8,7 @@ from torch import nn
 import hvpspec
 from hvpspec.errors import InputError
 from hvpspec.objective.parameters import choose_parameters
-from hvpspec.oracle import rounding
+from hvpspec.oracle.checks import rounding
 from hvpspec.preflight.inspect_model import count_parameters
 
 MODES, LENGTH = 4, 9

@@ -14,8 +14,8 @@ from zoo import CASES
 import hvpspec
 from hvpspec.errors import InputError
 from hvpspec.objective.objective import Objective
+from hvpspec.oracle.checks.verify import verify
 from hvpspec.oracle.finite_difference import compared
-from hvpspec.oracle.verify import verify
 from hvpspec.results.preflight import agree
 
 DATA = [(torch.randn(6, 4), torch.randn(6, 3)), (torch.randn(4, 4), torch.randn(4, 3))]

@@ -17,9 +17,9 @@ from hvpspec.plots.comparison import plot_comparison
 from hvpspec.plots.series import plot_series
 from hvpspec.plots.spectrum import panels, plot
 from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, RUN_COLOURS, inline_svgs, to_bytes
-from hvpspec.results.comparison import Run
 from hvpspec.results.density import Density
 from hvpspec.results.record import Record
+from hvpspec.results.runs.comparison import Run
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.runs.compare import compared
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hvpspec
-from hvpspec.oracle import agreement
+from hvpspec.oracle.checks import agreement
 from hvpspec.preflight import inspect_operator
 
 DATA = [(torch.randn(8, 4), torch.randn(8, 3)), (torch.randn(5, 4), torch.randn(5, 3))]

@@ -16,10 +16,10 @@ from hvpspec.errors import InputError
 from hvpspec.plots.comparison import plot_comparison
 from hvpspec.report.documents import schema, to_document
 from hvpspec.report.explanations import EXPLANATIONS
-from hvpspec.results.comparison import Value
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.record import Record
+from hvpspec.results.runs.comparison import Value
 from hvpspec.runs.compare import combined, compared, read_runs
 from hvpspec.runs.compare_table import comparison_explanations, comparison_notes, comparison_tables
 

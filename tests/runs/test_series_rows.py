@@ -5,7 +5,7 @@ from report import examples
 
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket
-from hvpspec.results.tracked import Tracked
+from hvpspec.results.runs.tracked import Tracked
 from hvpspec.runs.series_rows import COLUMNS, edge, row
 
 

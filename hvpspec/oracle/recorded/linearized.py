@@ -19,8 +19,8 @@ from hvpspec.kernels.torch_kernels import EXCLUSIVE, exact_arithmetic
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
-from hvpspec.oracle.agreement import relative_difference
 from hvpspec.oracle.autograd import OnBatch
+from hvpspec.oracle.checks.agreement import relative_difference
 from hvpspec.oracle.recorded.cuda_graph import Captured, Pool, reserved_memory
 from hvpspec.oracle.recorded.recordings import recorded
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch

@@ -28,8 +28,8 @@ from hvpspec.objective.parameters import joined
 from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable, through
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.chains import derivative
+from hvpspec.oracle.checks.repeats import check_repeats
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
-from hvpspec.oracle.repeats import check_repeats
 from hvpspec.results.preflight import agree
 from hvpspec.system.out_of_memory import OutOfMemory, within_memory
 from hvpspec.wording import two_digits_percent

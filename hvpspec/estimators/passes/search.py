@@ -36,8 +36,8 @@ from hvpspec.bounds.missed import (
     suspect,
 )
 from hvpspec.estimators.eigsh import Wanted, current, relative_residuals, worth_checking
-from hvpspec.estimators.extend_or_probe import SMALL_COMPLEMENT
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.extend_or_probe import SMALL_COMPLEMENT
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov, Ritz, confine, extend, favour, start
 from hvpspec.krylov.probes import Direction
 from hvpspec.krylov.vectors import inner, times, uploaded

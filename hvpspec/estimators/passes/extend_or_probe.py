@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from hvpspec.estimators.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.options import PILOT_PROBES, SampledQuantity, fewest
 from hvpspec.results.estimate import Estimate

@@ -1,0 +1,1 @@
+"""Records of several runs: comparisons, and series of checkpoints."""

@@ -255,15 +255,10 @@ class Objective:
     def with_(self, **changes: Any) -> Objective:
         """The same objective with other data, parameters, dtype or matrix."""
         same: dict[str, Any] = {
-            "data": self.data,
-            "parameters": self.space.names,
-            "dtype": self.dtype,
-            "device": self.device,
-            "noise_seed": self.noise_seed,
-            "measure": self._measure,
-            "train_mode": self._train_mode,
+            "data": self.data, "parameters": self.space.names, "dtype": self.dtype, "device": self.device,
+            "noise_seed": self.noise_seed, "measure": self._measure, "train_mode": self._train_mode,
             "matrix": self.matrix,
-        }
+        }  # fmt: skip
         other = Objective(self.model, self.loss, **(same | changes))
         other._counting, other._inner = self._counting, self._inner
         return other
@@ -282,13 +277,9 @@ class Objective:
     def settle(self) -> None:
         """Finds out how the loss is called and how batches are weighed, if that is not known yet."""
         if self._counting is None:
+            guessed, seeded = self.loss.given == "model", self.noise_seed is not None
             self._counting = measured(
-                self.data,
-                self._place,
-                self.dtype,
-                guessed=self.loss.given == "model",
-                seeded=self.noise_seed is not None,
-                trust=not self._measure,
+                self.data, self._place, self.dtype, guessed=guessed, seeded=seeded, trust=not self._measure
             )
 
     @property

@@ -142,16 +142,9 @@ class HessianOperator(TensorOperator):
         if engine == "finite-difference" and self.matrix != "hessian":
             raise InputError(f'engine="finite-difference" is not for the {MATRIX_NAMES[self.matrix]}; choose another.')
         self.objective = Objective(
-            model,
-            loss,
-            data,
-            parameters=parameters,
-            dtype=torch_dtype(dtype),
-            device=device,
-            noise_seed=noise_seed,
-            measure=verify,
-            matrix=self.matrix,
-        )
+            model, loss, data, parameters=parameters, dtype=torch_dtype(dtype), device=device, noise_seed=noise_seed,
+            measure=verify, matrix=self.matrix,
+        )  # fmt: skip
         self._product = Chooser(self.objective, engine, limit, verified=not verify)
         self.torch_dtype = self.objective.dtype
         self.device = self.objective.device

@@ -5,11 +5,10 @@ import logging
 import math
 import time
 import weakref
-from dataclasses import replace
 
 import pytest
 import torch
-from oracle.comparison import Square, needs_compiler, operators, relative
+from oracle.comparison import Square, free_to_compile, needs_compiler, operators, relative
 from torch import nn
 from zoo import mlp
 
@@ -115,12 +114,6 @@ def test_auto_changes_engine_when_that_is_worthwhile(monkeypatch):
     slow.expect(10**6)
     assert relative(slow @ v, expected) <= 1e-12
     assert slow.plan.startswith("autograd (the linearized engine is not faster here), gradient graphs of 3 of 3")
-
-
-def free_to_compile():
-    return replace(
-        prices.COSTS["cpu"], compiled_in_graphs=0.0, seconds_to_compile=0.0, seconds_to_compile_an_operation=0.0
-    )
 
 
 @needs_compiler

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle.comparison import operators, relative
+from oracle.comparison import free_to_compile, operators, relative
 from zoo import mlp
 
 import hvpspec

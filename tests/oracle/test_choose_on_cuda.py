@@ -20,6 +20,7 @@ class OnCuda:
             def changed(fast):
                 self.tried.append(form)
                 fast.together, fast.form = 1, form
+                fast._graphs = {-1: None} if form == "CUDA graph" else {}
 
             return changed
 

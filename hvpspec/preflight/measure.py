@@ -94,8 +94,8 @@ def inspect_operator(
     Costs one gradient (and a forward pass where the loss is not known), 4 or 5 HVPs, 4 to 12 gradients of the first
     batch in float64, and two HVPs of that batch where a model computes a part with fewer digits than the run. Where
     many probes are expected, it makes as many further HVPs as a twentieth of those of the run, 8 at most, to know
-    better how many these are. A measurement is None where something was refused before it. Raises InputError when the loss or the
-    data cannot be used at all, and when there is too little room for a basis.
+    better how many these are. A measurement is None where something was refused before it. Raises InputError when the
+    loss or the data cannot be used at all, and when there is too little room for a basis.
     With a time limit it takes a third of that at most, on fewer batches where need be.
     """
     chosen = options or SpectrumOptions()

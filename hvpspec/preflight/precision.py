@@ -47,7 +47,8 @@ def computed_with_fewer_digits(objective: Objective) -> list[Finding]:
 
 
 def _casts(objective: Objective) -> _Casts:
-    with objective.evaluating(), _Casts(objective.model) as casts:
+    casts = _Casts(objective.model)
+    with objective.evaluating(), casts:
         next(objective.losses())
     return casts
 

@@ -1,12 +1,13 @@
 """Operators with the engines that are compared, what they are tried on, and how far their products are apart."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 import hvpspec
-from hvpspec.oracle import autograd
+from hvpspec.oracle import autograd, prices
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 
@@ -63,3 +64,10 @@ class Square(torch.autograd.Function):
     def backward(ctx, g):
         (x,) = ctx.saved_tensors
         return 2 * x * g
+
+
+def free_to_compile():
+    """Prices of a CPU on which compiling takes no time."""
+    return replace(
+        prices.COSTS["cpu"], compiled_in_graphs=0.0, seconds_to_compile=0.0, seconds_to_compile_an_operation=0.0
+    )

@@ -75,6 +75,11 @@ def exact_float32(device: torch.device, held: Callable[[], bool]) -> Iterator[No
                 _state.inside.close()
 
 
+def is_exact_on_cpu() -> bool:
+    """Whether operations on the CPU are exact and stay so: no other thread is about to change that back."""
+    return _state.depth == 0 and _is_exact("mkldnn")
+
+
 def switched_on(device: torch.device) -> dict[str, list[str]]:
     """The kinds of operations ("matmul", "conv", "rnn") by the precision that somebody has set for them.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from hvpspec.kernels.float32_precision import is_exact_on_cpu
 from hvpspec.kernels.torch_kernels import exact_arithmetic
 
 _P = ParamSpec("_P")
@@ -54,9 +54,8 @@ def _entered(device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if device.type != "cpu":
             stack.enter_context(_exactly(device))
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") or not is_exact_on_cpu():
             stack.enter_context(_exactly(_CPU))
-        stack.enter_context(_EXACT_ON_CPU)
         token = _INSIDE.set(device.type)
         try:
             yield
@@ -70,32 +69,3 @@ def _exactly(device: torch.device) -> Iterator[None]:
     inference = torch.is_inference_mode_enabled()
     with exact_arithmetic(device), torch.inference_mode(inference):
         yield
-
-
-class _ExactOnCPU:
-    """float32 stays float32 in products of matrices on the CPU while any thread is inside.
-
-    Threads are counted, and do not wait for one another: the last one to leave restores the switch.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._before = threading.Lock(), 0, "none"
-
-    def __enter__(self) -> None:
-        switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        with self._lock:
-            if self._inside == 0:
-                self._before = switch.fp32_precision
-                if self._before not in ("none", "ieee"):
-                    switch.fp32_precision = "ieee"
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._before not in ("none", "ieee"):
-                switch.fp32_precision = self._before
-
-
-_EXACT_ON_CPU = _ExactOnCPU()

@@ -27,7 +27,7 @@ from hvpspec.krylov.vectors import (
 )
 from hvpspec.memory import check_size, free_memory
 from hvpspec.options import Place
-from hvpspec.system.out_of_memory import OutOfMemory, within_memory
+from hvpspec.system.out_of_memory import OutOfMemory, giving_up, within_memory
 from hvpspec.validation import check_choice
 
 _SHARE_OF_FREE_MEMORY = 0.25  # for long vectors, where no budget was given
@@ -117,7 +117,7 @@ class Basis:
         if needed > len(self._storage):
             capacity = next_capacity(len(self._storage), needed)
             if isinstance(within_memory(lambda: self._grow(capacity)), OutOfMemory):
-                self._grow(needed)
+                giving_up(lambda: self._grow(needed))
         self._storage[self.m : needed] = X.T
         self.m = needed
 

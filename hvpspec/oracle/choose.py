@@ -29,7 +29,15 @@ from hvpspec.oracle.recorded.tracing import NotRecordable
 from hvpspec.oracle.retained import RetainedGraphs
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.device_clock import time_when_done
-from hvpspec.system.out_of_memory import LACKING_MEMORY, OutOfMemory, is_out_of_memory, release_memory, within_memory
+from hvpspec.system.out_of_memory import (
+    OutOfMemory,
+    giving_up,
+    is_out_of_memory,
+    lacking_memory,
+    may_give_up,
+    release_memory,
+    within_memory,
+)
 from hvpspec.validation import all_finite
 
 _LOG = logging.getLogger("hvpspec")
@@ -39,11 +47,6 @@ _TOO_LITTLE_MEMORY = "too little memory for the linearized engine"
 _MAX_COST_RATIO = 1.05  # of a new engine's product and the reference's: it is not used above
 _PEAK_TO_SAVED_RATIO = 3  # bytes that plain double backward holds of a batch, to those saved of it, as measured
 _VECTORS_IN_PEAK = 4  # of length n, which plain double backward holds too
-
-
-def _captures(device: torch.device) -> bool:
-    """Whether recordings can be replayed as graphs of the device's own."""
-    return device.type == "cuda"
 
 
 class Chooser:
@@ -99,7 +102,8 @@ class Chooser:
         """The product with other rounding errors; None in float64, and where the engine's own noise says more."""
         if self._differences is not None or self.objective.dtype == torch.float64:
             return None
-        return recomputed(self.objective, columns)
+        may_give_up(self)
+        return giving_up(lambda: recomputed(self.objective, columns))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what an engine has recorded and compiled, which belongs to this process: the copy begins again."""
@@ -186,6 +190,7 @@ class Chooser:
             self._most_columns = columns.shape[1]
             if within_memory(lambda: fast.vectorise(self._most_columns)) != 1:
                 self._announce(fast.describe())
+        may_give_up(self)
         start = time_when_done(columns.device)
         product = within_memory(lambda: self._product(columns, on_batch))
         if isinstance(product, OutOfMemory):
@@ -219,19 +224,22 @@ class Chooser:
         moment. Raises torch.OutOfMemoryError where that is too little."""
         retries, reason = 0, ""
         while retries < _PLAIN_RETRIES:
-            if self._fast is None:
-                retries += not self._plain.relieve()
-            elif not self._fast.relieve():
-                self._without_memory()
+            retries += not self.give_up()
             found = within_memory(product)
             if not isinstance(found, OutOfMemory):
                 if self._fast is not None:
                     self._announce(self._fast.describe())
                 return found
             reason = found.reason
-        error = torch.OutOfMemoryError(reason)
-        error.add_note(LACKING_MEMORY)
-        raise error
+        raise lacking_memory(reason)
+
+    def give_up(self) -> bool:
+        """Takes less memory from now on; False where nothing is held any more."""
+        if self._fast is None:
+            return self._plain.relieve()
+        if not self._fast.relieve():
+            self._without_memory()
+        return True
 
     # --- the plan -----------------------------------------------------------------------------------------------
 
@@ -287,7 +295,7 @@ class Chooser:
             give_up(self.objective, found)
             return self._fall_back(found)
         plain, self._seconds = min(self._seconds, self._plain_seconds), found
-        if self.name == "auto" and _captures(self.objective.device):
+        if self.name == "auto" and (costs := costs_on(self.objective.device)) is not None and costs.captures:
             self._try(fast.capture)  # first: where launching takes most of the time, the eager form is slow as well
         if self.name == "auto" and self._seconds > _MAX_COST_RATIO * plain:
             self._seconds = plain

@@ -31,6 +31,7 @@ class Costs:
     compiled_in_graphs: float
     seconds_to_compile: float
     seconds_to_compile_an_operation: float
+    captures: bool = False  # whether recordings can be replayed as graphs of the device's own
 
     def recorded_product(self, product: float, graphs: float) -> float:
         """Seconds of a product by a recording, from those of one through kept graphs and of the graphs."""
@@ -50,7 +51,7 @@ COSTS = {
     # Not measured yet. A CUDA graph is launched at once, which is most of the time of small networks; others report
     # that compiled products take three quarters of eager ones. Triton compiles for longer than the CPU's compiler. A
     # form is timed before it is used, so that a price which is off costs time and nothing else.
-    "cuda": Costs(0.8, 1.55, 0.8, 0.8, 20.0, 0.05),
+    "cuda": Costs(0.8, 1.55, 0.8, 0.8, 20.0, 0.05, captures=True),
 }
 
 

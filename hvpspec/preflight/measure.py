@@ -37,7 +37,7 @@ from hvpspec.preflight.forecast import (
 )
 from hvpspec.preflight.inspect_loss import captured, loss_findings, other_in_training
 from hvpspec.preflight.inspect_model import MAX_LISTED_NAMES, replacement_findings
-from hvpspec.preflight.precision import computed_in_float32
+from hvpspec.preflight.precision import computed_with_fewer_digits
 from hvpspec.preflight.within_time import affordable_part, for_all_data, made_on_part, within_share
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.system.device_clock import time_when_done
@@ -92,10 +92,10 @@ def inspect_operator(
     be, as text. measure: False evaluates the loss and nothing more. options: those of the run (None: the defaults).
 
     Costs one gradient (and a forward pass where the loss is not known), 4 or 5 HVPs, 4 to 12 gradients of the first
-    batch in float64, and two HVPs of that batch where a model computes in float32 inside a float64 run. Where many
-    probes are expected, it makes as many further HVPs as a twentieth of those of the run, 8 at most, to know better how
-    many these are. A measurement is None where something was refused before it. Raises InputError when the loss or the
-    data cannot be used at all, and when there is too little room for a basis.
+    batch in float64, and two HVPs of that batch where a model computes a part with fewer digits than the run. Where
+    many probes are expected, it makes as many further HVPs as a twentieth of those of the run, 8 at most, to know
+    better how many these are. A measurement is None where something was refused before it. Raises InputError when the
+    loss or the data cannot be used at all, and when there is too little room for a basis.
     With a time limit it takes a third of that at most, on fewer batches where need be.
     """
     chosen = options or SpectrumOptions()
@@ -153,7 +153,7 @@ def _inspected(
         what = f"two passes over the data give different losses ({first.value:.9g}, {again:.9g})"
         return found(_not_repeatable(H.objective, what))
     single = H.objective.on_first_batch()
-    known = found(*unused, *captured(single), *other_in_training(single), *computed_in_float32(single))
+    known = found(*unused, *captured(single), *other_in_training(single), *computed_with_fewer_digits(single))
     try:
         so_far.append(known)
         known, moments = _products(part, known, options)

@@ -1,7 +1,8 @@
-"""Parts that a model computes in float32 within a run in float64, where derivatives pass: which, and what they cost.
+"""Parts that a model computes with fewer digits than the run, where derivatives pass: which, and what they cost.
 
-Rotary embeddings, norms and softmax are often written so: `x.float()`, `softmax(x, dtype=torch.float32)`. The loss and
-its derivatives are then those of the user's program, but have the precision of float32.
+Rotary embeddings, norms and softmax are often written in float32 (`x.float()`, `softmax(x, dtype=torch.float32)`), and
+fast parts of models in bfloat16. The loss and its derivatives are then those of the user's program, but have the
+precision of these parts.
 """
 
 from __future__ import annotations
@@ -20,64 +21,72 @@ from hvpspec.objective.losses.conventions import MODULE_CALLS
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 from hvpspec.results.preflight import Finding
-from hvpspec.wording import listed
+from hvpspec.wording import dtype_name, listed
 
 _MAX_LISTED_NAMES = 3
-_SINGLE = 1e-7  # relative: the rounding of float32
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def computed_in_float32(objective: Objective) -> list[Finding]:
-    """A finding on float32 inside a float64 run. Costs a forward pass of the first batch, and two products where
-    something is found. `objective` is on that batch."""
-    if objective.dtype != torch.float64:
-        return []
+def computed_with_fewer_digits(objective: Objective) -> list[Finding]:
+    """A finding on float32 inside a float64 run, or on half precision. Costs a forward pass of the first batch, and two
+    products where something is found. `objective` is on that batch."""
     try:
-        names = _names(objective)
-        if not names:
+        casts = _casts(objective)
+        if not casts.names:
             return []
         error = _error(objective)
     except (InputError, torch.OutOfMemoryError, StopIteration):  # the product itself says what is wrong
         return []
-    shown = listed((f"'{name}'" if name else "the loss or the whole model" for name in names), _MAX_LISTED_NAMES)
-    accuracy = f"about {_SINGLE:.0e}" if error is None else f"{error:.0e}, as measured"
-    found = f"computed in float32 inside a float64 run: {shown}"
-    return [Finding("float32_inside", found, f"as the model says: products are accurate to {accuracy}", "note")]
+    shown = listed((f"'{name}'" if name else "the loss or the whole model" for name in casts.names), _MAX_LISTED_NAMES)
+    coarsest = max(casts.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    accuracy = f"about {torch.finfo(coarsest).eps:.0e}" if error is None else f"{error:.0e}, as measured"
+    inside = " and ".join(map(dtype_name, casts.dtypes))
+    found = f"computed in {inside} inside a {dtype_name(objective.dtype)} run: {shown}"
+    kind = "float32_inside" if coarsest == torch.float32 else "half_inside"
+    return [Finding(kind, found, f"as the model says: products are accurate to {accuracy}", "note")]
 
 
-def _names(objective: Objective) -> list[str]:
-    with objective.evaluating(), _Casts(objective.model) as casts:
+def _casts(objective: Objective) -> _Casts:
+    casts = _Casts(objective.model)
+    with objective.evaluating(), casts:
         next(objective.losses())
-    return list(casts.names)
+    return casts
 
 
 def _error(objective: Objective) -> float | None:
-    """The relative difference between a product and one with these parts in float64; None where that fails."""
+    """The relative difference between a product and one with these parts in the run's dtype; None where that fails."""
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(objective.space.n, 1, generator=generator, dtype=torch.float64).to(objective.device)
+    v = torch.randn(objective.space.n, 1, generator=generator, dtype=torch.float64)
+    v = v.to(objective.device, objective.dtype)
     found = autograd.hvp(objective, v)
     try:
-        with _InFloat64():
+        with _Widening(objective.dtype):
             exact = autograd.hvp(objective, v)
-    except (InputError, RuntimeError):  # a part may insist on float32
+    except (InputError, RuntimeError):  # a part may insist on its dtype
         return None
     scale = float(exact.norm())
     return float((found - exact).norm()) / scale if scale else None
 
 
 class _Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes in which modules a float32 tensor is made from a float64 one that requires a gradient."""
+    """Notes in which modules a tensor is made from one with more digits that requires a gradient, and its dtype."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: dict[str, None] = {}
+        self.dtypes: dict[torch.dtype, None] = {}
         self._modules = {id(module): name for name, module in model.named_modules()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(isinstance(t, Tensor) and t.dtype == torch.float32 for t in tree_leaves(result)):
-            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            if any(t.dtype == torch.float64 and t.requires_grad for t in given):
+        made = {t.dtype for t in tree_leaves(result) if isinstance(t, Tensor) and t.dtype in _NARROW}
+        if made:
+            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()]
+            finest = min((torch.finfo(t.dtype).eps for t in given if t.requires_grad), default=1.0)
+            narrower = [dtype for dtype in made if torch.finfo(dtype).eps > finest]
+            if narrower:
                 self.names[next(self._running(), "")] = None
+                self.dtypes |= dict.fromkeys(narrower)
         return result
 
     def _running(self) -> Iterator[str]:
@@ -89,15 +98,16 @@ class _Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
             frame = frame.f_back  # type: ignore[assignment]
 
 
-class _InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What asks for float32 gets float64."""
+class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What asks for fewer digits gets those of a dtype."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def wide(dtype: torch.dtype) -> torch.dtype:
-            return torch.float64 if dtype == torch.float32 else dtype
+            return self._dtype if dtype in _NARROW else dtype
 
         args, kwargs = tree_map_only(torch.dtype, wide, (args, kwargs or {}))
         return func(*args, **kwargs)

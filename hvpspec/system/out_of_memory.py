@@ -7,9 +7,10 @@ import errno
 import gc
 import re
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from hvpspec.system.device_errors import is_of_device
 
@@ -55,6 +56,42 @@ def within_memory(work: Callable[[], Result]) -> Result | OutOfMemory:
         forget_frames(error)
     release_memory()
     return failed
+
+
+class Holder(Protocol):
+    """Something that holds memory for speed alone."""
+
+    def give_up(self) -> bool:
+        """Frees some of it, for good; False where nothing is left."""
+
+
+_HOLDERS: weakref.WeakSet[Holder] = weakref.WeakSet()
+
+
+def may_give_up(holder: Holder) -> None:
+    """Says that what it holds may be given up where memory is needed for something else."""
+    _HOLDERS.add(holder)
+
+
+def giving_up(work: Callable[[], Result]) -> Result:
+    """What `work` returns; where an allocation fails, what is held for speed is given up until it does not.
+
+    Raises torch.OutOfMemoryError, with advice, where nothing is left to give up.
+    """
+    while isinstance(found := within_memory(work), OutOfMemory):
+        if not any([holder.give_up() for holder in list(_HOLDERS)]):
+            raise lacking_memory(found.reason)
+        release_memory()
+    return found
+
+
+def lacking_memory(reason: str) -> Exception:
+    """A torch.OutOfMemoryError with advice."""
+    import torch
+
+    error = torch.OutOfMemoryError(reason)
+    error.add_note(LACKING_MEMORY)
+    return error
 
 
 @contextlib.contextmanager

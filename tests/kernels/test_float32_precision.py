@@ -115,6 +115,10 @@ def test_float32_is_exact_inside_and_settings_come_back(setting, context, device
     with context(device):
         backends = ["mkldnn"] if device == CPU else ["mkldnn", "cuda"]
         assert all(GET(backend, kind) in ("ieee", "none") for backend in backends for kind in ("matmul", "conv", "rnn"))
+        if device == CUDA:  # torch can read the older ones as well
+            assert BACKENDS.cuda.matmul.allow_tf32 is False
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert context is exact_arithmetic or BACKENDS.cudnn.allow_tf32 is False
     assert effective() == before
     with pytest.raises(ZeroDivisionError), context(device):
         1 / 0  # noqa: B018

@@ -67,6 +67,7 @@ class Square(torch.autograd.Function):
 
 
 def free_to_compile():
+    """Prices of a CPU on which compiling takes no time."""
     return replace(
         prices.COSTS["cpu"], compiled_in_graphs=0.0, seconds_to_compile=0.0, seconds_to_compile_an_operation=0.0
     )

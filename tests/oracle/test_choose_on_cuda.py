@@ -1,4 +1,6 @@
-"""Which engine is chosen on CUDA, as far as a CPU can show it."""
+"""Which engine is chosen on CUDA, as far as a CPU can show it; how products are timed; prices."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hvpspec.oracle.recorded import linearized
 class OnCuda:
     """What the Chooser does where graphs can be captured. seconds: of a product by each form, as it measures them."""
 
-    def __init__(self, monkeypatch, seconds):
+    def __init__(self, monkeypatch, seconds, costs=prices.COSTS["cuda"]):
         self.tried = []
 
         def change(form):
@@ -24,7 +26,7 @@ class OnCuda:
 
             return changed
 
-        monkeypatch.setattr(choose, "_captures", lambda device: True)
+        monkeypatch.setattr(choose, "costs_on", lambda device: costs)
         monkeypatch.setattr(linearized.Linearized, "capture", change("CUDA graph"))
         monkeypatch.setattr(linearized.Linearized, "compile", change("compiled"))
         monkeypatch.setattr(choose.Chooser, "_measure", lambda chooser: seconds[chooser._fast.form])
@@ -57,8 +59,8 @@ def test_a_recording_that_is_slow_in_every_form_is_not_used(monkeypatch):
 
 @pytest.mark.parametrize("compiled", [1e-9, 1e9])
 def test_compiling_is_tried_on_cuda_and_the_graph_is_captured_again_where_it_is_faster(monkeypatch, compiled):
-    monkeypatch.setattr(choose, "costs_on", lambda device: free_to_compile())
-    gpu = OnCuda(monkeypatch, {"eager": 1e9, "CUDA graph": 1e-6, "compiled": compiled})
+    costs = replace(free_to_compile(), captures=True)
+    gpu = OnCuda(monkeypatch, {"eager": 1e9, "CUDA graph": 1e-6, "compiled": compiled}, costs)
     H = gpu.run()
     assert gpu.tried == ["CUDA graph", "compiled"] + ["CUDA graph"] * (compiled > 1)
     assert H.plan.startswith("linearized, compiled" if compiled < 1 else "linearized, CUDA graph")

@@ -13,7 +13,8 @@ from zoo import mlp
 
 import hvpspec
 from hvpspec.errors import NotTwiceDifferentiable
-from hvpspec.oracle import autograd, verify
+from hvpspec.krylov.basis import Basis
+from hvpspec.oracle import autograd, choose, verify
 from hvpspec.oracle.recorded import linearized
 from hvpspec.system.out_of_memory import OutOfMemory, is_out_of_memory, within_memory
 
@@ -242,3 +243,98 @@ def test_a_doubt_that_cannot_be_resolved_for_lack_of_memory_is_said(monkeypatch)
     monkeypatch.setattr(verify, "compared", compared)
     with pytest.warns(RuntimeWarning, match="too little memory to find out which of them is wrong"):
         assert relative(fast @ V, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("engine", ["linearized", "autograd"])
+def test_an_engine_gives_up_what_it_holds_where_a_basis_does_not_fit(monkeypatch, engine):
+    """The figures are the same; from then on nothing is saved, or less."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+
+    def found(tight):
+        torch.manual_seed(0)
+        case = mlp()
+        H = hvpspec.HessianOperator(case.model, case.loss, case.data, dtype="float64", engine=engine)
+        real, held = Basis._grow, []
+
+        def grow(self, capacity):
+            fast = H._product._fast
+            saved = 0 if fast is None or fast._saved is None else fast._saved.size
+            held.append(H._product._plain.size + saved)
+            if tight and held[-1] > 0:
+                raise ON_GPU
+            real(self, capacity)
+
+        monkeypatch.setattr(Basis, "_grow", grow)
+        spectrum = hvpspec.spectrum(H, 3, seed=1, rtol=0.05)
+        monkeypatch.setattr(Basis, "_grow", real)
+        return spectrum, held
+
+    (expected, before), (spectrum, held) = found(False), found(True)
+    assert max(before) > 0
+    assert max(held) > 0
+    assert held[-1] == 0
+    assert spectrum.eigenpairs.values == pytest.approx(expected.eigenpairs.values, rel=1e-9)
+    assert spectrum.hvps == expected.hvps
+
+
+def test_a_basis_that_does_not_fit_in_any_case_says_what_to_do(monkeypatch):
+    """What failed first is not held while what follows fails: the error is the last one, with its advice."""
+    _, fast, _, _ = problem()
+
+    def grow(self, capacity):
+        raise ON_GPU
+
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    monkeypatch.setattr(Basis, "_grow", grow)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
+        hvpspec.eigsh(fast, 2)
+    assert "--basis-on cpu" in raised.value.__notes__[0]
+    assert fast.engine == "autograd"  # all has been given up
+
+
+@pytest.mark.parametrize("lasting", [1, 3])
+def test_a_product_that_is_computed_again_may_take_the_place_of_what_is_held(monkeypatch, lasting):
+    case = mlp()
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data, dtype="float32", engine="autograd")
+    v = torch.randn(H.shape[0], 1)
+    for _ in range(2):
+        product = H @ v
+    assert H._product._plain.size > 0
+    real, calls = choose.recomputed, iter(range(100))
+
+    def recomputed(objective, columns):
+        if next(calls) < lasting:
+            raise ON_GPU
+        return real(objective, columns)
+
+    monkeypatch.setattr(choose, "recomputed", recomputed)
+    if lasting == 1:
+        again, how = H.recompute(v)
+        assert how == "float64"
+        assert relative(product.double(), again) <= 1e-5
+    else:  # half of the graphs, then all
+        with pytest.raises(torch.OutOfMemoryError):
+            H.recompute(v)
+        assert H._product._plain.size == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_product_that_does_not_fit_on_a_gpu_is_computed_with_less():
+    """All but what the activations take is taken away once they are saved."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 1024), nn.Tanh(), nn.Linear(1024, 256))
+    data = [(torch.randn(2**15, 256), torch.randn(2**15, 256)) for _ in range(4)]
+    H = hvpspec.HessianOperator(net, "mse", data, device="cuda", engine="linearized", dtype="float32")
+    v = torch.randn(H.shape[0], 1, device="cuda")
+    expected = H @ v
+    saved = H._product._fast._saved.size
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**20) / total)
+        assert relative(H @ v, expected) <= 1e-4
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    fast = H._product._fast
+    assert fast is None or fast._saved is None or fast._saved.size < saved

@@ -93,6 +93,41 @@ def test_a_part_that_insists_is_not_measured():
     assert "accurate to about 1e-07" in finding.done
 
 
+class Half(Norm):
+    def __init__(self, single=True, dtype=torch.bfloat16):
+        super().__init__(single)
+        self.dtype = dtype
+
+    def forward(self, x):
+        y = x.to(self.dtype) if self.single else x
+        return self.weight * (y * y).to(x.dtype)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("run", ["float32", "float64"])
+def test_half_precision_that_a_model_asks_for_can_only_be_named(run, half):
+    """Unlike that of torch.autocast, which is without effect."""
+    H = hvpspec.HessianOperator(network(Half(dtype=half)), "mse", DATA, dtype=run)
+    (finding,) = [f for f in inspect_operator(H).findings if f.kind == "half_inside"]
+    assert f"computed in {str(half).removeprefix('torch.')} inside a {run} run: '1'" in finding.found
+    claimed = float(re.search(r"accurate to (\S+), as measured", finding.done)[1])
+    plain = hvpspec.HessianOperator(network(Half(single=False)), "mse", DATA, dtype="float64")
+    v = np.random.default_rng(0).standard_normal(H.shape[0])
+    off = np.linalg.norm(H @ v - plain @ v) / np.linalg.norm(plain @ v)
+    assert off > 1e-5
+    assert claimed / 5 < off < 5 * claimed
+
+
+def test_several_dtypes_are_all_named():
+    class Both(Norm):
+        def forward(self, x):
+            return x.float().bfloat16().to(x.dtype)
+
+    H = hvpspec.HessianOperator(network(Both()), "mse", DATA, dtype="float64")
+    (finding,) = [f for f in inspect_operator(H).findings if f.kind == "half_inside"]
+    assert "computed in float32 and bfloat16 inside a float64 run: '1'" in finding.found
+
+
 class Rotary(nn.Module):
     """Constants in float32, which no derivative passes."""
 

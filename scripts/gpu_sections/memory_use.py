@@ -17,11 +17,11 @@ _LARGEST_LOSS = 0.1  # of what was free: by how much less may seem to be free af
 
 
 def around_the_preflight(setting: Setting) -> Iterator[str]:
-    yield "A GPT of 10.9 million parameters, four batches. MiB; hvpspec's free memory is what budgets are shares of."
+    yield "A GPT and four batches. MiB; hvpspec's free memory is what budgets are shares of."
     yield ""
     yield "| | free by CUDA | reserved by torch | allocated by torch | free by hvpspec |"
     yield "| --- | ---: | ---: | ---: | ---: |"
-    problem = setting.on_device(lambda: gpt_11m(setting.pick(4, 2), setting.tiny))
+    problem = setting.on_device(lambda: gpt_11m(4, setting.tiny))
     H = hvpspec.HessianOperator(problem.model, problem.criterion, problem.data)
     before = free_memory(setting.device)
     yield f"| before the preflight | {_state(setting)} |"
@@ -50,7 +50,7 @@ def _state(setting: Setting) -> str:
 
 def of_graphs(setting: Setting) -> Iterator[str]:
     yield (
-        "A GPT of 10.9 million parameters. MiB beyond the model, the data and a vector, after products and an emptied "
+        "The same GPT. MiB beyond the model, the data and a vector, after products and an emptied "
         "cache; a graph's own memory is reserved and not allocated."
     )
     yield ""

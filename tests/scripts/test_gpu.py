@@ -151,6 +151,8 @@ def test_other_sections_stay_where_one_is_measured_again(tmp_path):
 def test_the_shares_fill_the_time_and_are_never_more(tmp_path, monkeypatch):
     """Here none takes any time, so that the last one may take nearly all."""
     given = []
+    monkeypatch.setattr(sys, "path", [*sys.path])  # wheels are added to it
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     monkeypatch.setattr(command, "_one", lambda section, setting, page: given.append(setting.left))
     code = command.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "page.md"), "--only", "Bench"])
     assert code == 0
@@ -161,7 +163,9 @@ def test_the_shares_fill_the_time_and_are_never_more(tmp_path, monkeypatch):
     assert given[-1] > end - 10  # the others took no time
 
 
-def test_what_does_not_exist_is_named(capsys):
+def test_what_does_not_exist_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     assert command.main(["--only", "Nothing"]) == 2
     assert "no section's title holds 'Nothing'; --list shows them." in capsys.readouterr().out
     assert command.main(["--list"]) == 0

@@ -90,14 +90,17 @@ def _measure(options: argparse.Namespace, wanted: list[Any]) -> int:
         return 2
     out = options.out or ROOT / ("results/gpu.md" if options.device == "cuda" else ".cache/gpu-on-cpu.md")
     page = Page(out, [section.title for section in SECTIONS], _head(about), kept=bool(options.only))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a section is ended too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a section is ended too
     failed = []
-    for number, section in enumerate(wanted):
-        later = sum(other.seconds for other in wanted[number + 1 :])
-        left = end - time.monotonic()
-        share = max(left * section.seconds / (section.seconds + later), left - later)
-        if _one(section, Setting(device, options.tiny, time.monotonic() + share), page):
-            failed.append(section.title)
+    try:
+        for number, section in enumerate(wanted):
+            later = sum(other.seconds for other in wanted[number + 1 :])
+            left = end - time.monotonic()
+            share = max(left * section.seconds / (section.seconds + later), left - later)
+            if _one(section, Setting(device, options.tiny, time.monotonic() + share), page):
+                failed.append(section.title)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"\n{out}: {time.monotonic() - start:.0f} s" + "".join(f"\nFAILED: {title}" for title in failed))
     return int(bool(failed))
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpu_sections.timing import Work, wait
 
 PRODUCT = "Hessian-vector product"  # the name of the range that a product is in
+_WITHOUT_KERNEL = ("profiler::", "aten::_unsafe_view", "aten::empty", "aten::new_empty")  # besides views
 _WAITING_OPERATIONS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero")
 
 
@@ -83,9 +84,9 @@ class _Operations(TorchDispatchMode):
         self.counts = Counts()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name().split(".")[0]
+        name = func.name().partition(".")[0]
         waits = int(name in _WAITING_OPERATIONS)
-        launches = int(not waits and not func.is_view and name != "aten::detach")
+        launches = int(not waits and not func.is_view and not name.startswith(_WITHOUT_KERNEL))
         self.counts.add(launches, waits, Marked.depth > 0)
         return func(*args, **(kwargs or {}))
 

@@ -17,11 +17,11 @@ _LARGEST_LOSS = 0.1  # of what was free: by how much less may seem to be free af
 
 
 def around_the_preflight(setting: Setting) -> Iterator[str]:
-    yield "A GPT of 10.9 million parameters, four batches. MiB; hvpspec's free memory is what budgets are shares of."
+    yield "A GPT and four batches. MiB; hvpspec's free memory is what budgets are shares of."
     yield ""
     yield "| | free by CUDA | reserved by torch | allocated by torch | free by hvpspec |"
     yield "| --- | ---: | ---: | ---: | ---: |"
-    problem = setting.on_device(lambda: gpt_11m(setting.pick(4, 2), setting.tiny))
+    problem = setting.on_device(lambda: gpt_11m(4, setting.tiny))
     H = hvpspec.HessianOperator(problem.model, problem.criterion, problem.data)
     before = free_memory(setting.device)
     yield f"| before the preflight | {_state(setting)} |"
@@ -50,19 +50,20 @@ def _state(setting: Setting) -> str:
 
 def of_graphs(setting: Setting) -> Iterator[str]:
     yield (
-        "A GPT of 10.9 million parameters. MiB beyond the model, the data and a vector, after products and an emptied "
+        "The same GPT. MiB beyond the model, the data and a vector, after products and an emptied "
         "cache; a graph's own memory is reserved and not allocated."
     )
     yield ""
     yield "| batches | engine | allocated | reserved | peak of a product above that | ms | plan |"
     yield "| ---: | --- | ---: | ---: | ---: | ---: | --- |"
-    for batches in (1, setting.pick(8, 2)):
-        problem = setting.on_device(lambda batches=batches: gpt_11m(batches, setting.tiny))
-        n = sum(p.numel() for p in problem.model.parameters())
-        v = setting.vector(n)
+    most = setting.pick(8, 2)
+    problem = setting.on_device(lambda: gpt_11m(most, setting.tiny))
+    v = setting.vector(sum(p.numel() for p in problem.model.parameters()))
+    for batches in (1, most):
+        data = problem.data[:batches]
         for engine in ("linearized", "cudagraph"):
             base = _held(setting)
-            H = hvpspec.HessianOperator(problem.model, problem.criterion, problem.data, engine=engine)
+            H = hvpspec.HessianOperator(problem.model, problem.criterion, data, engine=engine)
             for _ in range(2):
                 H @ v
             held = _held(setting)
@@ -71,7 +72,7 @@ def of_graphs(setting: Setting) -> Iterator[str]:
                 torch.cuda.reset_peak_memory_stats()
                 H @ v
                 peak = mib(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
-            took = median(lambda H=H, v=v: H @ v, setting)
+            took = median(lambda H=H: H @ v, setting)
             cells = [*(mib(now - then) for now, then in zip(held, base, strict=True)), peak, f"{1e3 * took:.2f}"]
             yield f"| {batches} | {engine} | {' | '.join(cells)} | {H.plan} |"
             del H

@@ -31,7 +31,7 @@ class Section:
 SECTIONS = (
     Section("Tests marked gpu", 65, marked_tests.measure),
     Section("Estimators under TF32", 20, precision.measure),
-    Section("Milliseconds per product", 70, products.measure),
+    Section("Milliseconds per product", 65, products.measure),
     Section("Inner products", 15, inner_products.measure),
     Section("Twenty Lanczos steps", 20, lanczos_steps.measure),
     Section("Memory around the preflight", 15, memory_use.around_the_preflight),
@@ -40,7 +40,7 @@ SECTIONS = (
     Section("Basis on the CPU", 15, long_vectors.basis),
     Section("Probes and solve", 20, long_vectors.probes_and_solve),
     Section("The choice of auto", 30, choice.measure),
-    Section("Benchmark: GPT 124 M, 1,024 tokens", 80, benchmark.of("gpt")),
+    Section("Benchmark: GPT 124 M, 1,024 tokens", 75, benchmark.of("gpt")),
     Section("Benchmark: ResNet-50", 50, benchmark.of("resnet")),
     Section("Benchmark: ViT-B", 45, benchmark.of("vit")),
     Section("Benchmark: ResNet-20 0.27 M", 25, benchmark.of("resnet20")),

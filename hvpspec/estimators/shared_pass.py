@@ -116,8 +116,6 @@ class SharedPass:
         self._start = partial(start, A, seed=seed, block=self.block, place=storage.place, drawn=first_draw)
         self._live, self._together = live, min(_BASIS_VECTORS_TOGETHER, 1 + room // 64)
         self._zero, self._finds_zero = zero, find_zero and block == 1
-        if basis:
-            A.expect(min(least_basis(k, block), A.n))  # at least; so the first product keeps what the next ones need
         self._begin(warm_direction(towards, A.n, A.dtype, A.device))
 
     def _begin(self, towards: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isola
 from hvpspec.bounds.missed import Count, beyond, block_shows_all_copies, no_copies, nothing_missed
 from hvpspec.bounds.zero_rows import pairs_with_zeros
 from hvpspec.errors import InputError
-from hvpspec.estimators.passes.shared_pass import SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass, least_basis
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
 from hvpspec.krylov.operator_view import as_symmetric
@@ -145,6 +145,7 @@ def eigsh(
     )
     kept = shared.checks if budget is None or budget > LEAST_HVPS_TO_CHECK else 0
     budget = min(budget - kept if budget else DEFAULT_MAX_HVPS, operator.n)
+    operator.expect(min(least_basis(k, block_size), budget))  # at least: so the first product may keep its graphs
     while True:
         shared.extend(budget - shared.hvps, wanted.choose)
         if not worth_checking(shared.krylov) and shared.hvps < budget:

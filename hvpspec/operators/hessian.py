@@ -68,9 +68,9 @@ class HessianOperator(TensorOperator):
         By default 40 % of the free memory. Of activations, those that are cheap to compute are given up first.
     verify : bool, optional
         Before the first product, evaluate the first batch's loss again and compare one product with differences of its
-        gradient: one product and two gradients of that batch. Also measure what a user's loss is a mean over, in three
-        forward passes over the data. With False, a loss that is random, that torch differentiates wrongly, or that is
-        a mean over something else than samples, is not noticed.
+        gradient: one product and two gradients of that batch (of a large model, of its first 16 samples or more). Also
+        measure what a user's loss is a mean over, in three forward passes over the data. With False, a loss that is
+        random, that torch differentiates wrongly, or that is a mean over something else than samples, is not noticed.
     dtype : str, torch.dtype or numpy.dtype, optional
         float32 or float64. By default the model's own, and float32 for half precision.
     device : str or torch.device, optional

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 from estimators.spectra import eigenvalues, matrix, rotated
+from torch import nn
 from zoo import explicit_hessian, mlp
 
 import hvpspec
 from hvpspec.errors import InputError
+from hvpspec.oracle.retained import RetainedGraphs
 
 
 def pick(values, k, which):
@@ -121,3 +123,16 @@ def test_seeds_and_callbacks():
     assert not np.array_equal(first.residuals, hvpspec.eigsh(A, 3, seed=8).residuals)
     assert [pairs.hvps for pairs in seen] == list(range(1, first.hvps))
     assert all(pairs.vectors is None for pairs in seen)
+
+
+def test_gradient_graphs_are_made_once(monkeypatch):
+    """The first product keeps them, as others are sure to follow."""
+    made, new = [], RetainedGraphs._new
+    monkeypatch.setattr(
+        RetainedGraphs, "_new", lambda graphs, index, *rest: made.append(index) or new(graphs, index, *rest)
+    )
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
+    data = [(torch.randn(20, 5), torch.randn(20, 2)) for _ in range(2)]
+    H = hvpspec.HessianOperator(model, "mse", data, engine="autograd")
+    assert hvpspec.eigsh(H, 1).hvps > 5
+    assert made == [0, 1]

@@ -333,3 +333,56 @@ def test_what_it_costs(monkeypatch):
     assert len(passes) <= 4
     assert len(batches) <= 4
     assert all(len(x) == len(DATA[0][0]) for x in batches)
+
+
+@pytest.fixture
+def large_models(monkeypatch):
+    """Every model counts as one."""
+    monkeypatch.setattr("hvpspec.oracle.verify._SAMPLES_TIMES_PARAMETERS", 0)
+
+
+X, Y = torch.randn(40, 4), torch.randn(40, 3)
+BATCHES = {
+    "tensors": (X, Y),
+    "dict": {"x": X, "y": Y},
+    "time first": (X.expand(5, 40, 4), Y.expand(5, 40, 3)),
+    "list of samples": list(zip(X, Y, strict=True)),
+}
+
+
+@pytest.mark.usefixtures("large_models")
+@pytest.mark.parametrize("form", BATCHES)
+def test_a_large_model_is_looked_at_on_a_few_samples(form):
+    seen = []
+
+    def loss(model, batch):
+        if form == "list of samples":
+            x, y = (torch.stack(parts) for parts in zip(*batch, strict=True))
+        else:
+            x, y = (batch["x"], batch["y"]) if form == "dict" else batch
+        seen.append(x.shape[-2])
+        return F.mse_loss(model(x), y)
+
+    objective = Objective(mlp(), loss, [BATCHES[form]] * 2)
+    objective.settle()
+    seen.clear()
+    verify(objective)
+    # Any dimension that the loss is a mean over will do: the first one here has few entries.
+    assert seen == [40 if form == "time first" else 16] * 4
+
+
+@pytest.mark.usefixtures("large_models")
+@pytest.mark.parametrize("loss", [wrong, slightly_wrong, straight_through])
+def test_what_is_wrong_is_seen_there_as_well(loss):
+    with pytest.raises(InputError, match="products of this loss are wrong"):
+        verify(Objective(mlp(), loss, [(X, Y)]))
+
+
+@pytest.mark.usefixtures("large_models")
+def test_a_batch_that_must_stay_whole_is_looked_at_whole():
+    def whole(model, batch):
+        return F.mse_loss(model(batch[0]).reshape(40, 3), batch[1].reshape(40, 3))
+
+    verify(Objective(mlp(), whole, [(X, Y)], measure=False))
+    with pytest.raises(InputError, match="products of this loss are wrong"):
+        verify(Objective(mlp(), lambda m, batch: whole(m, batch) + 0.1 * wrong(m, batch), [(X, Y)], measure=False))

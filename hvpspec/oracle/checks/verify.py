@@ -2,6 +2,8 @@
 
 On the first batch, in float64 where the loss can be: the loss is evaluated again, one product by double backward is
 compared with a central difference of the gradient, and the graph is searched for parameters that are not the model's.
+Of a large model, on the first samples of that batch, where it can be cut: these go through the same operations as the
+others, and float64 is expensive.
 
     H v ≈ (g(p + h v) − g(p − h v)) / 2h,        |v| = 1,
     off by at most about |g(p + h v) − 2 g(p) + g(p − h v)| / 2h + u |g| / h
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.kernels.torch_kernels import holding_padding_rows
+from hvpspec.objective.cutting import CannotCut, cut, length
 from hvpspec.objective.noise import is_random
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import joined
@@ -38,6 +41,8 @@ _NOT_JUDGED = (
     "a product differs from differences of the gradient, and there is too little memory to find out which of them is "
     "wrong: its figures were not checked. Use smaller batches."
 )
+_LEAST_SAMPLES = 16  # of the first batch, where it has more
+_SAMPLES_TIMES_PARAMETERS = 1 << 25  # up to here, the whole batch takes a second or less
 _NAMED = 3  # tensors that a message names
 
 
@@ -45,14 +50,14 @@ def verify(objective: Objective) -> None:
     """Raises InputError for a loss that is random, that does not depend on the model's parameters but on others, or
     whose products by double backward are contradicted by its gradients.
 
-    Costs one product and two gradients of the first batch, and a forward pass; 20 to 100 gradients more where the
-    product does not agree with these two.
+    Costs one product and two gradients of the first batch, or of its first samples, and a forward pass; 20 to 100
+    gradients of that batch more where the product does not agree with these two.
     """
     objective.settle()
-    alone = objective.on_first_batch().with_(
-        matrix="hessian"
-    )  # whose products contain all that the others differentiate
-    for one in (alone.in_float64(), alone):
+    # The Hessian's products contain all that those of other matrices differentiate.
+    alone = objective.on_first_batch().with_(matrix="hessian")
+    few = _first_samples(alone)
+    for one in ([] if few is None else [few.in_float64()]) + [alone.in_float64(), alone]:
         with contextlib.suppress(_CannotTell):  # no float64 of an operation or no memory for it, a batch without weight
             if _is_doubtful(one):
                 _judge(alone)
@@ -81,6 +86,16 @@ def verify_differences(objective: Objective) -> None:
     with objective.evaluating():
         for _ in range(2):
             check_repeats(objective, [(weight, float(loss.detach())) for _, loss, weight in objective.losses()])
+
+
+def _first_samples(alone: Objective) -> Objective | None:
+    """The objective on the first samples of its only batch; None where these are all, or it cannot be cut."""
+    axis, few = alone.counting.axis, max(_LEAST_SAMPLES, _SAMPLES_TIMES_PARAMETERS // alone.space.n)
+    try:
+        batch = next(iter(alone.data))
+        return alone.with_(data=[cut(batch, axis, 0, few)]) if length(batch, axis) > few else None
+    except (StopIteration, CannotCut):
+        return None
 
 
 class _CannotTell(Exception):

@@ -263,6 +263,8 @@ class RetainedGraphs:
             return BatchGraph(index, 0.0, loss.detach(), False, [], parameters, None)
         graph = graph_of(index, loss, weight, parameters)
         del loss
+        if self.objective.device.type == "cuda" and (copies is not None or self.graphs == float("inf")):
+            torch.cuda.synchronize(self.objective.device)  # so that it is the time of the work, not of launching it
         seconds = time.perf_counter() - start
         if not self.nodes:
             self.nodes = len(graph_nodes(g for _, g in graph.curved if isinstance(g, Tensor)))

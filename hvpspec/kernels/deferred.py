@@ -42,7 +42,7 @@ class Deferred:
 
         number: of one entry, real, whose value is a float's.
         """
-        self._noted.append((number.detach(), receive))
+        self._noted.append((_constant(number), receive))
 
     def forbid(self, flag: Tensor) -> None:
         """Has Doubtful raised later if a flag is true."""
@@ -144,16 +144,20 @@ def _flags(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
             continue
         if one.nbytes > _LARGEST_JOINED and _is_aligned(one) and _is_aligned(other):
             whole = one.nbytes // _GROUP * _GROUP // one.element_size()
-            one, other = one.detach().view(-1), other.detach().view(-1)
+            one, other = _constant(one).view(-1), _constant(other).view(-1)
             flags.append(_words_differ(one[:whole], other[:whole]))
             if whole == len(one):
                 continue
             one, other = one[whole:], other[whole:]
-        small.append((one.detach(), other.detach()))
+        small.append((_constant(one), _constant(other)))
     if len(small) <= _FEW:
         return flags + [(_bits(one) != _bits(other)).any() for one, other in small]
     ones, others = zip(*small, strict=True)
     return [*flags, _words_differ(_joined(ones), _joined(others))]
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ class HessianOperator(TensorOperator):
     dtype : str, torch.dtype or numpy.dtype, optional
         float32 or float64. By default the model's own, and float32 for half precision.
     device : str or torch.device, optional
-        Where products are computed. By default the model's own.
+        Where products are computed. By default the model's own. The model and the data may stay on another device: they
+        are copied once, and again where they have changed; between products the model is where it was.
     noise_seed : int, optional
         Fixes the random numbers that the model or the loss draws (of torch, NumPy and Python): the same ones for a
         batch in every product and every engine. By default a random loss is refused.

@@ -122,26 +122,26 @@ def hvp(
     From the second pass over the data on, what has to be checked of each batch is read at the end, at once. If anything
     is wrong then, the product is computed again with each check in its place: that says what and where.
     """
-    rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
     deferred = Deferred()
     try:
         with objective.evaluating(deferred) as parameters:
-            return _one_pass(objective, rows, on_batch, graphs, parameters, deferred)
+            return _one_pass(objective, columns, on_batch, graphs, parameters, deferred)
     except Doubtful:
         pass
     with objective.evaluating() as parameters:
-        return _one_pass(objective, rows, on_batch, graphs, parameters, None)
+        return _one_pass(objective, columns, on_batch, graphs, parameters, None)
 
 
 def _one_pass(
     objective: Objective,
-    rows: Tensor,
+    columns: Tensor,
     on_batch: OnBatch | None,
     graphs: Graphs,
     parameters: tuple[Tensor, ...],
     deferred: Deferred | None,
 ) -> Tensor:
-    """H @ rowsᵀ. Raises Doubtful where something is wrong of what was deferred."""
+    """H @ columns. Raises Doubtful where something is wrong of what was deferred."""
+    rows = (columns.clone() if columns.is_inference() else columns).T.contiguous()
     total, weights = torch.zeros_like(rows), list[float]()
     losses, depends = list[Tensor](), False
     try:

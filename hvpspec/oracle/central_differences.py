@@ -140,9 +140,15 @@ def estimated(gradient_at: GradientAt, centre: Tensor, step: float) -> Tensor:
     found = centre.new_zeros(3, len(centre))
     found[2].add_(centre, alpha=3 / step)
     for side in (1, -1):
-        found.addr_(found.new_tensor([-side / 6, -side / 2, 1 / 2]) / step, gradient_at(side * step))
-        found.addr_(found.new_tensor([side * 4 / 3, side, -2]) / step, gradient_at(side * step / 2))
+        _add(found, gradient_at(side * step), (-side / 6, -side / 2, 1 / 2), step)
+        _add(found, gradient_at(side * step / 2), (side * 4 / 3, side, -2), step)
     return found
+
+
+def _add(found: Tensor, gradient: Tensor, factors: tuple[float, float, float], step: float) -> None:
+    """(As numbers: a GPU waits for factors in a tensor from the CPU.)"""
+    for row, factor in zip(found, factors, strict=True):
+        row.add_(gradient, alpha=factor / step)
 
 
 def error(found: Tensor) -> Tensor:

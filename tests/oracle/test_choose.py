@@ -64,7 +64,7 @@ def test_a_wrong_engine_is_found_out(monkeypatch):
     """As a miscompiled one would be: off by a few parts in a thousand."""
     case = mlp()
     original = linearized.Linearized._product
-    monkeypatch.setattr(linearized.Linearized, "_product", lambda self, V, f: original(self, V, f) * 1.003)
+    monkeypatch.setattr(linearized.Linearized, "_product", lambda self, *of: original(self, *of) * 1.003)
     reference, fast = operators(case)
     v = torch.randn(fast.shape[0], 1, dtype=torch.float64)
     with pytest.warns(RuntimeWarning, match="disagrees with autograd"):

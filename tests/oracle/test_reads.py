@@ -1,5 +1,7 @@
 """How often a product waits for what it has launched: at most twice, whatever the number of parameters and batches."""
 
+import warnings
+
 import pytest
 import torch
 from counting import counted
@@ -81,6 +83,29 @@ def test_reads_of_a_product(engine, limit, monkeypatch):
         assert {"cudagraph": "linearized"}.get(engine, engine) == H.engine
         assert reads(H, V) <= MOST_READS
         assert reads(H, V[:, :1]) <= MOST_READS
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("engine", "limit"), ENGINES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["model on the CPU", "model on the GPU"])
+def test_how_often_a_product_waits_on_a_gpu(engine, limit, device):
+    """By what torch says of operations that wait."""
+    data = [tuple(t.to(device) for t in batch) for batch in batches(7)]
+    H = hvpspec.HessianOperator(
+        Deep(3).to(device), "cross_entropy", data, engine=engine, memory_limit=limit, dtype="float64", device="cuda"
+    )
+    V = torch.randn(H.shape[0], 2, dtype=torch.float64, device="cuda")
+    for _ in range(3):
+        H @ V
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            H @ V
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(each.message) for each in caught if "synchroniz" in str(each.message)]
+    assert len(waits) <= MOST_READS, waits
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

@@ -24,6 +24,7 @@ from hvpspec.wording import listed
 
 _MAX_LISTED_NAMES = 3
 _SINGLE = 1e-7  # relative: the rounding of float32
+_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
 def computed_in_float32(objective: Objective) -> list[Finding]:
@@ -65,7 +66,7 @@ def _error(objective: Objective) -> float | None:
 
 
 class _Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes in which modules a float32 tensor is made from a float64 one that requires a gradient."""
+    """Notes in which modules a single-precision tensor is made from a double one that requires a gradient."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -74,9 +75,9 @@ class _Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(isinstance(t, Tensor) and t.dtype == torch.float32 for t in tree_leaves(result)):
+        if any(isinstance(t, Tensor) and t.dtype in _WIDER for t in tree_leaves(result)):
             given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            if any(t.dtype == torch.float64 and t.requires_grad for t in given):
+            if any(t.dtype in _WIDER.values() and t.requires_grad for t in given):
                 self.names[next(self._running(), "")] = None
         return result
 
@@ -96,8 +97,5 @@ class _InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def wide(dtype: torch.dtype) -> torch.dtype:
-            return torch.float64 if dtype == torch.float32 else dtype
-
-        args, kwargs = tree_map_only(torch.dtype, wide, (args, kwargs or {}))
+        args, kwargs = tree_map_only(torch.dtype, lambda dtype: _WIDER.get(dtype, dtype), (args, kwargs or {}))
         return func(*args, **kwargs)

@@ -24,7 +24,7 @@ from hvpspec.results.preflight import Finding
 from hvpspec.wording import dtype_name, listed
 
 _MAX_LISTED_NAMES = 3
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_NARROW = (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
 
 
 def computed_with_fewer_digits(objective: Objective) -> list[Finding]:
@@ -81,7 +81,7 @@ class _Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         made = {t.dtype for t in tree_leaves(result) if isinstance(t, Tensor) and t.dtype in _NARROW}
         if made:
-            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()]
+            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and _has_digits(t)]
             finest = min((torch.finfo(t.dtype).eps for t in given if t.requires_grad), default=1.0)
             narrower = [dtype for dtype in made if torch.finfo(dtype).eps > finest]
             if narrower:
@@ -98,6 +98,10 @@ class _Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
             frame = frame.f_back  # type: ignore[assignment]
 
 
+def _has_digits(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What asks for fewer digits gets those of a dtype."""
 
@@ -107,7 +111,8 @@ class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def wide(dtype: torch.dtype) -> torch.dtype:
-            return self._dtype if dtype in _NARROW else dtype
+            wider = self._dtype.to_complex() if dtype.is_complex else self._dtype
+            return wider if dtype in _NARROW else dtype
 
         args, kwargs = tree_map_only(torch.dtype, wide, (args, kwargs or {}))
         return func(*args, **kwargs)

@@ -175,11 +175,11 @@ class Viewed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.bias, self.weight = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3, 4))
+        self.first, self.bias, self.weight = (nn.Parameter(torch.randn(*shape)) for shape in ((3, 4), (3,), (3, 4)))
 
     def forward(self, x):
-        w = torch.view_as_complex(self.weight.view(3, 2, 2))
-        return ((x[..., None, :] * w).abs() ** 3).sum(-1) + self.bias
+        w, v = (torch.view_as_complex(weight.view(3, 2, 2)) for weight in (self.weight, self.first))
+        return ((x[..., None, :] * w * v).abs() ** 3).sum(-1) + self.bias
 
 
 @pytest.mark.parametrize("engine", ["autograd", "linearized", "finite-difference"])
@@ -188,17 +188,18 @@ def test_pairs_may_be_viewed_as_complex_wherever_they_are_in_a_vector(engine, pa
     torch.manual_seed(0)
     x = torch.randn(4, 2)
 
-    def plain(bias, weight):
-        size = weight.reshape(3, 2, 2).square().sum(-1).sqrt()
-        return (((x.double()[:, None] * size).abs() ** 3).sum(-1) + bias).square().mean()
+    def plain(first, bias, weight):
+        sizes = [values.reshape(3, 2, 2).square().sum(-1).sqrt() for values in (first, weight)]
+        return (((x.double()[:, None] * sizes[0] * sizes[1]).abs() ** 3).sum(-1) + bias).square().mean()
 
     model = Viewed()
     H = hvpspec.HessianOperator(
         model, "mse", [(x, torch.zeros(4, 3))], dtype="float64", engine=engine, parameters=parameters
     )
-    exact = hvpspec.hessian(plain, (model.bias.detach().double(), model.weight.detach().double()))
+    exact = hvpspec.hessian(plain, [p.detach().double() for p in model.parameters()])
     exact = exact[-H.shape[0] :, -H.shape[0] :]
     V = torch.randn(2 + len(exact), 3, dtype=torch.float64)[1:-1]
     tolerance = 1e-5 if engine == "finite-difference" else 1e-11
     torch.testing.assert_close(H @ V, exact @ V, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(H @ V[:, 1], exact @ V[:, 1], rtol=tolerance, atol=tolerance)
+    assert H.engine == engine

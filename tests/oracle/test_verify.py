@@ -338,7 +338,7 @@ def test_what_it_costs(monkeypatch):
 @pytest.fixture
 def large_models(monkeypatch):
     """Every model counts as one."""
-    monkeypatch.setattr("hvpspec.oracle.verify._SAMPLES_TIMES_PARAMETERS", 0)
+    monkeypatch.setattr("hvpspec.oracle.checks.verify._SAMPLES_TIMES_PARAMETERS", 0)
 
 
 X, Y = torch.randn(40, 4), torch.randn(40, 3)

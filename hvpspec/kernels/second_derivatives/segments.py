@@ -47,7 +47,8 @@ def sparse_mm(A: Tensor, B: Tensor, *reduce: str, **named: str) -> Tensor:
 
 def _reduced(data: Tensor, index: Tensor, axis: int, reduce: str, values: Tensor, initial: float) -> Tensor:
     """What torch finds with `values`; index: the segment of each entry along the axis, of the shape of the data."""
-    counts = torch.zeros_like(values).scatter_add(axis, index, torch.ones_like(data))
+    like: dict[str, Any] = {"dtype": data.dtype, "device": data.device}
+    counts = torch.zeros(values.shape, **like).scatter_add(axis, index, torch.ones(index.shape, **like))
     if reduce == "prod":
         return initial * _products(data, index, axis, counts.long())
     if reduce in ("sum", "mean"):

@@ -42,7 +42,8 @@ def computed_with_fewer_digits(objective: Objective) -> list[Finding]:
     accuracy = f"about {torch.finfo(coarsest).eps:.0e}" if error is None else f"{error:.0e}, as measured"
     inside = " and ".join(map(dtype_name, casts.dtypes))
     found = f"computed in {inside} inside a {dtype_name(objective.dtype)} run: {shown}"
-    kind = "float32_inside" if coarsest == torch.float32 else "half_inside"
+    single = coarsest in (torch.float32, torch.complex64)
+    kind = "float32_inside" if single else "half_inside"
     return [Finding(kind, found, f"as the model says: products are accurate to {accuracy}", "note")]
 
 

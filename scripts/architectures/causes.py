@@ -44,5 +44,5 @@ def cause(sentence: str) -> str:
 
 def fallback(plan: str) -> str:
     """Why an engine is not the recorded one, as its plan says in brackets."""
-    found = re.match(r"autograd \((.*)\)(, gradient graphs.*)?$", plan)
+    found = re.match(r"autograd \((.*?)\)?(\), gradient graphs of .*)?$", plan)
     return found.group(1) if found else plan

@@ -122,7 +122,7 @@ def _truth_in(instance: Instance, dtype: torch.dtype) -> Truth:
 
 def _converted(case: Case, dtype: torch.dtype) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     """The model and its whole loss, in a precision."""
-    model = case.model.to(dtype)
+    model = case.model.double() if dtype == torch.float64 else case.model.float()
     for p in model.parameters():  # which that leaves as they are where they are complex
         if p.is_complex():
             p.data = p.data.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
@@ -236,7 +236,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def _verdict(instance: Instance, engine: str, truth: Truth, timed: bool) -> Verdict:
     case = instance.build()
     case.model.train(case.train)
-    before = {name: tensor.detach().clone() for name, tensor in case.model.state_dict().items()}
+    before = {name: x.detach().clone() for name, x in case.model.state_dict().items() if isinstance(x, Tensor)}
     modes = [module.training for module in case.model.modules()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -253,7 +253,7 @@ def _verdict(instance: Instance, engine: str, truth: Truth, timed: bool) -> Verd
         except Exception as error:
             return Verdict("raw", said=f"{type(error).__name__}: {_line(error)}", warnings=len(caught))
     after = case.model.state_dict()
-    if any(not torch.equal(after[name], value) for name, value in before.items() if isinstance(value, Tensor)):
+    if any(not torch.equal(after[name].to_dense(), value.to_dense()) for name, value in before.items()):
         return Verdict("wrong", said="the model has other values")
     if modes != [module.training for module in case.model.modules()]:
         return Verdict("wrong", said="modes have changed")

@@ -107,6 +107,7 @@ FAMILIES: dict[str, str] = {
 }
 
 # Whose layers differ from one to the next, or are shared.
+_TWO = {"num_hidden_layers": 2}
 _TWO_LAYERS = """
     afmoe albert bailing_hybrid bamba cohere2 deepseek_v3 gemma2 gemma3_text gemma4_text gpt_oss granitemoehybrid jamba
     kimi_linear lfm2 llama4_text minimax nemotron_h olmo3 olmo_hybrid olmoe qwen3_5_text qwen3_next recurrent_gemma
@@ -137,7 +138,7 @@ _ANYTHING = {
 }  # fmt: skip
 
 OVERRIDES: dict[str, dict[str, Any]] = {
-    **{name: {"num_hidden_layers": 2} for name in _TWO_LAYERS.split()},
+    **{name: _TWO for name in _TWO_LAYERS.split()},
     **{name: _WAVE for name in _WAVE_MODELS.split()},
     "unispeech-sat": _WAVE | {"num_clusters": 8},
     "wavlm": _WAVE | {"num_buckets": 8, "max_bucket_distance": 16},
@@ -306,6 +307,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "hidden_size": 8,
         "auxiliary_channels": 8,
         "auxiliary_in_channels": 16,
+    },
+    "bamba": _TWO | {"attn_layer_indices": [1]},
+    "jamba": _TWO | {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "bailing_hybrid": _TWO | {"layer_group_size": 2},
+    "recurrent_gemma": _TWO | {"block_types": ("recurrent", "attention")},
+    "lfm2": _TWO | {"layer_types": ["conv", "full_attention"]},
+    **{
+        name: _TWO | {"layer_types": ["linear_attention", "full_attention"]}
+        for name in ("kimi_linear", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid")
     },
     "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 1},
     "zamba2": {

@@ -28,7 +28,7 @@ FAMILIES: dict[str, str] = {
         mvp nllb-moe pegasus pegasus_x plbart prophetnet switch_transformers t5 t5gemma umt5
     """,
     "image classification": """
-        bit convnext convnextv2 cvt deit dinov2 dinov2_with_registers donut-swin efficientnet focalnet hiera
+        bit convnext convnextv2 deit dinov2 dinov2_with_registers donut-swin efficientnet focalnet hiera
         ijepa levit mobilenet_v1 mobilevitv2 poolformer pvt pvt_v2 regnet resnet swiftformer swin swinv2 vit
         vit_msn
     """,
@@ -39,10 +39,10 @@ FAMILIES: dict[str, str] = {
         eomt eomt_dinov3 mask2former maskformer
     """,
     "token classification": """
-        bert canine distilbert electra mistral4 openai_privacy_filter roberta
+        bert canine distilbert electra longformer mistral4 openai_privacy_filter roberta
     """,
     "question answering": """
-        albert big_bird longformer mpnet splinter
+        albert big_bird mpnet splinter
     """,
     "video classification": """
         timesformer videomae vivit
@@ -286,13 +286,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_attention_heads": [2, 2, 2],
         "depths": [1, 1, 1],
         "key_dim": [4, 4, 4],
-    },
-    "cvt": {
-        "embed_dim": [8, 8, 16],
-        "num_heads": [1, 1, 2],
-        "depth": [1, 1, 1],
-        "patch_sizes": [3, 3, 3],
-        "patch_stride": [4, 2, 2],
     },
     "hiera": {
         "embed_dim": 4,

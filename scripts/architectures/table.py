@@ -10,6 +10,7 @@ from architectures.causes import cause, fallback
 from architectures.judge import ENGINES, Row, Verdict
 
 KINDS = ("right", "refused", "raw", "wrong")
+_NO_HESSIAN = "No function has this gradient"  # so that a refusal is the right answer
 _EXAMPLES = 4  # of instances for a cause
 
 
@@ -18,6 +19,8 @@ def outcome(row: Row) -> str:
     kinds = [verdict.kind for verdict in row.verdicts.values()]
     if "wrong" in kinds:
         return "wrong"
+    if any(_NO_HESSIAN in verdict.said for verdict in row.verdicts.values()):
+        return "no Hessian"
     return row.verdicts["autograd"].kind if "autograd" in row.verdicts else kinds[0]
 
 
@@ -30,6 +33,8 @@ def summary(rows: Sequence[Row]) -> str:
     """The counts in a few sentences."""
     judged = [row for row in rows if not row.skipped]
     counts = Counter(outcome(row) for row in judged)
+    without = counts.pop("no Hessian", 0)
+    judged = [row for row in judged if outcome(row) != "no Hessian"]
     right = [row for row in judged if outcome(row) == "right"]
     recorded = sum(is_recorded(row) for row in right)
     rescued = sum(
@@ -40,7 +45,8 @@ def summary(rows: Sequence[Row]) -> str:
     return (
         f"{len(judged)} instances: {_share(counts['right'], judged)} right, of which {_share(recorded, right)} are "
         f"recorded; {counts['refused']} refused in a sentence, {counts['raw']} with another error, {counts['wrong']} "
-        f"wrong. By finite differences {rescued} more are right. {len(rows) - len(judged)} were not judged."
+        f"wrong. By finite differences {rescued} more are right. {without} others have no Hessian, which "
+        f"is said, and {len(rows) - len(judged) - without} were not judged."
     )
 
 

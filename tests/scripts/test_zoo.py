@@ -141,6 +141,7 @@ def rows():
     right = Verdict("right", 1e-15, recorded=True, plan="linearized, eager")
     plain = Verdict("right", 1e-15, plan="autograd (RuntimeError: view size is not compatible), gradient graphs kept")
     refused = Verdict("refused", said="batch 0: derivative for aten::_ctc_loss_backward is not implemented")
+    without = Verdict("refused", said="No function has this gradient, so that there is no Hessian")
     one = Row("one", "a task", 3, "float64", "double backward", "", 1.0, dict.fromkeys(ENGINES, right))
     return [
         one,
@@ -148,6 +149,9 @@ def rows():
         replace(one, name="three", verdicts={**dict.fromkeys(ENGINES, refused), "finite-difference": right}),
         replace(one, name="four", verdicts={**one.verdicts, "linearized": Verdict("wrong", 0.5)}),
         Row("five", "a task", skipped="timm is not installed"),
+        replace(
+            one, name="six", verdicts=dict.fromkeys(ENGINES, Verdict("refused", said="No function has this gradient"))
+        ),
     ]
 
 
@@ -155,7 +159,10 @@ def test_the_page_counts_outcomes_and_causes():
     assert [outcome(row) for row in rows()[:4]] == ["right", "right", "refused", "wrong"]
     said = summary(rows())
     assert said.startswith("4 instances: 2 (50 %) right, of which 1 (50 %) are recorded; 1 refused in a sentence,")
-    assert "1 wrong. By finite differences 1 more are right. 1 were not judged." in said
+    assert (
+        "1 wrong. By finite differences 1 more are right. 1 others have no Hessian, which is said, and 1 were not judged."
+        in said
+    )
     text = page(rows(), "About.")
     assert "| 1 | CTC has no second derivative in torch | three |" in text
     assert "| 1 | strides of fake tensors | two |" in text
@@ -176,7 +183,7 @@ def test_rows_go_through_a_file(tmp_path):
     assert read_rows(path) == {}
     path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in [*rows(), replace(rows()[0], n=4)]))
     found = read_rows(path)
-    assert list(found) == ["one", "two", "three", "four", "five"]
+    assert list(found) == ["one", "two", "three", "four", "five", "six"]
     assert found["one"].n == 4
     assert found["two"] == rows()[1]
 

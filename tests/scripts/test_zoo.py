@@ -149,9 +149,7 @@ def rows():
         replace(one, name="three", verdicts={**dict.fromkeys(ENGINES, refused), "finite-difference": right}),
         replace(one, name="four", verdicts={**one.verdicts, "linearized": Verdict("wrong", 0.5)}),
         Row("five", "a task", skipped="timm is not installed"),
-        replace(
-            one, name="six", verdicts=dict.fromkeys(ENGINES, Verdict("refused", said="No function has this gradient"))
-        ),
+        replace(one, name="six", verdicts=dict.fromkeys(ENGINES, without)),
     ]
 
 
@@ -159,10 +157,8 @@ def test_the_page_counts_outcomes_and_causes():
     assert [outcome(row) for row in rows()[:4]] == ["right", "right", "refused", "wrong"]
     said = summary(rows())
     assert said.startswith("4 instances: 2 (50 %) right, of which 1 (50 %) are recorded; 1 refused in a sentence,")
-    assert (
-        "1 wrong. By finite differences 1 more are right. 1 others have no Hessian, which is said, and 1 were not judged."
-        in said
-    )
+    assert "1 wrong. By finite differences 1 more are right. 1 others have no Hessian," in said
+    assert said.endswith("1 were not judged.")
     text = page(rows(), "About.")
     assert "| 1 | CTC has no second derivative in torch | three |" in text
     assert "| 1 | strides of fake tensors | two |" in text

@@ -78,7 +78,10 @@ FAMILIES: dict[str, str] = {
         depth_anything glpn
     """,
     "time series": """
-        autoformer informer time_series_transformer
+        autoformer time_series_transformer
+    """,
+    "time series, drawn keys": """
+        informer
     """,
     "time series by channels": """
         patchtsmixer patchtst

@@ -232,14 +232,14 @@ def captioned(config: Any) -> dict[str, Any]:
 
 
 _SERIES = {
-    "time_series_transformer": "TimeSeriesTransformerForPrediction", "informer": "InformerForPrediction",
+    "time_series_transformer": "TimeSeriesTransformerForPrediction",
     "autoformer": "AutoformerForPrediction",
-}  # fmt: skip
+}
 _CHANNELS = {"patchtst": "PatchTSTForPrediction", "patchtsmixer": "PatchTSMixerForPrediction"}
 
 
 def seeded_loss(model: Any, batch: dict[str, Any]) -> Tensor:
-    """The loss of a model that draws the points at which it compares masks."""
+    """The loss of a model that draws the points at which it compares masks, or keys to attend to."""
     torch.manual_seed(3)
     loss: Tensor = model(**batch).loss
     return loss
@@ -265,6 +265,7 @@ HEADS: dict[str, Head] = {
     "speech recognition": Head("SPEECH_SEQ_2_SEQ", speech),
     "contrastive": Head("ZERO_SHOT_IMAGE_CLASSIFICATION", clip),
     "time series": Head(_SERIES, series),
+    "time series, drawn keys": Head({"informer": "InformerForPrediction"}, series, seeded_loss),
     "time series by channels": Head(_CHANNELS, channels),
     "masked autoencoder": Head({"vit_mae": "ViTMAEForPreTraining"}, autoencoder),
     "decisions": Head({"decision_transformer": "DecisionTransformerModel"}, trajectory, action_loss),

@@ -36,14 +36,16 @@ def summary(rows: Sequence[Row]) -> str:
     without = counts.pop("no Hessian", 0)
     judged = [row for row in judged if outcome(row) != "no Hessian"]
     right = [row for row in judged if outcome(row) == "right"]
-    recorded = sum(is_recorded(row) for row in right)
+    tried = [row for row in right if "linearized" in row.verdicts]
+    recorded = sum(is_recorded(row) for row in tried)
+    of = "which" if len(tried) == len(right) else f"the {len(tried)} of these that were run in that engine"
     rescued = sum(
         row.verdicts["autograd"].kind != "right" and row.verdicts["finite-difference"].kind == "right"
         for row in judged
         if {"autograd", "finite-difference"} <= row.verdicts.keys()
     )
     return (
-        f"{len(judged)} instances: {_share(counts['right'], judged)} right, of which {_share(recorded, right)} are "
+        f"{len(judged)} instances: {_share(counts['right'], judged)} right, of {of} {_share(recorded, tried)} are "
         f"recorded; {counts['refused']} refused in a sentence, {counts['raw']} with another error, {counts['wrong']} "
         f"wrong. By finite differences {rescued} more are right. {without} others have no Hessian, which "
         f"is said, and {len(rows) - len(judged) - without} were not judged."

@@ -12,6 +12,10 @@ from architectures.judge import ENGINES, Row, Verdict
 KINDS = ("right", "refused", "raw", "wrong")
 _NO_HESSIAN = "No function has this gradient"  # so that a refusal is the right answer
 _EXAMPLES = 4  # of instances for a cause
+_RIGHT = """\
+Right: a product in float64 within 1e-9 of double backward on a model built anew (of differences of the gradient where
+torch has no second derivative), or within ten times the rounding of the truth itself; finite differences within twice
+the error that they claim. Instances that do not run in float64 by themselves are judged in float32, within 1e-4."""
 
 
 def outcome(row: Row) -> str:
@@ -60,10 +64,7 @@ def page(rows: Sequence[Row], about: str) -> str:
     parts = [
         f"# Tiny instances of known architectures\n\n{about}",
         f"{summary(rows)} Made by `python scripts/zoo.py --out results/zoo.md`.",
-        "Right: a product in float64 within 1e-9 of double backward on a model built anew (of differences of the "
-        "gradient where torch has no second derivative), or within ten times the rounding of the truth itself; finite "
-        "differences within twice the error that they claim. Instances that do not run in float64 by themselves are "
-        "judged in float32, within 1e-4.",
+        _RIGHT,
         _by_engine(judged),
         _by_cause("Refused by plain double backward", plain, lambda v: v.said if v.kind != "right" else ""),
         _by_cause("Right, and not recorded", recorded, _reason),

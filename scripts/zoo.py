@@ -140,9 +140,12 @@ def _append(path: Path, row: Row) -> None:
 
 def _print(row: Row) -> None:
     cells = [f"{e}: {v.kind}{' ' + v.said if v.said else ''}" for e, v in row.verdicts.items() if v.kind != "right"]
-    recorded = (v := row.verdicts.get("linearized")) is not None and not v.recorded and v.kind == "right"
-    notes = ([row.skipped] if row.skipped else cells) + ([v.plan] if recorded and v else [])
-    print(f"{row.name} ({row.seconds:.1f} s): " + ("; ".join(notes) or "right and recorded"), flush=True)
+    if (v := row.verdicts.get("linearized")) is not None and v.kind == "right":
+        cells.append("recorded" if v.recorded else v.plan)
+    print(
+        f"{row.name} ({row.seconds:.1f} s): " + ("; ".join([row.skipped] if row.skipped else cells) or "right"),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

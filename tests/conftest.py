@@ -14,7 +14,9 @@ import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "scripts"))
-sys.path.insert(0, str(HERE))  # first: `zoo` is tests/zoo.py, and not the script of that name
+sys.path.insert(0, str(HERE))
+
+import zoo  # noqa: E402, F401  tests/zoo.py, before a script puts its own folder first, where one has that name too
 
 torch.set_num_threads(1)
 

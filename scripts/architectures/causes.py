@@ -6,6 +6,7 @@ import re
 
 # (what the sentence contains, the mechanism)
 _MECHANISMS: tuple[tuple[str, str], ...] = (
+    (r"No function has this gradient", "no Hessian exists (detach, a straight-through estimator)"),
     (r"Expected mat_a to be Float32|_grouped_mm", "grouped_mm of experts has no float64"),
     (r"ctc_loss", "CTC has no second derivative in torch"),
     (r"embedding_bag", "EmbeddingBag has no second derivative in torch"),
@@ -18,6 +19,11 @@ _MECHANISMS: tuple[tuple[str, str], ...] = (
     (r"GuardOnDataDependentSymNode|data-dependent", "a branch or size that depends on data"),
     (r"DataDependentOutputException|_local_scalar_dense|\.item\(\)", "a number read from data (.item(), int())"),
     (r"DynamicOutputShapeException|nonzero|aten::unique", "a shape that depends on data"),
+    (r"symbolic sizes|failed to unpack the object", "a size that is read from data"),
+    (r"FakeTensorDeviceMismatch", "torch.func inside"),
+    (r"modified by an inplace operation", "a cache that is written in place"),
+    (r"SparseCPU|sparse tensors", "sparse buffers"),
+    (r"unexpected keyword argument", "a dict that is spread as arguments"),
     (r"untyped_storage", "_size of an int"),
     (r"view size is not compatible", "strides of fake tensors"),
     (r"output_padding", "transposed 3-D convolution"),
@@ -44,5 +50,5 @@ def cause(sentence: str) -> str:
 
 def fallback(plan: str) -> str:
     """Why an engine is not the recorded one, as its plan says in brackets."""
-    found = re.match(r"autograd \((.*)\)(, gradient graphs.*)?$", plan)
+    found = re.match(r"autograd \((.*?)\)?(\), gradient graphs of .*)?$", plan)
     return found.group(1) if found else plan

@@ -28,7 +28,7 @@ FAMILIES: dict[str, str] = {
         mvp nllb-moe pegasus pegasus_x plbart prophetnet switch_transformers t5 t5gemma umt5
     """,
     "image classification": """
-        bit convnext convnextv2 cvt deit dinov2 dinov2_with_registers donut-swin efficientnet focalnet hiera
+        bit convnext convnextv2 deit dinov2 dinov2_with_registers donut-swin efficientnet focalnet hiera
         ijepa levit mobilenet_v1 mobilevitv2 poolformer pvt pvt_v2 regnet resnet swiftformer swin swinv2 vit
         vit_msn
     """,
@@ -39,10 +39,10 @@ FAMILIES: dict[str, str] = {
         eomt eomt_dinov3 mask2former maskformer
     """,
     "token classification": """
-        bert canine distilbert electra mistral4 openai_privacy_filter roberta
+        bert canine distilbert electra longformer mistral4 openai_privacy_filter roberta
     """,
     "question answering": """
-        albert big_bird longformer mpnet splinter
+        albert big_bird mpnet splinter
     """,
     "video classification": """
         timesformer videomae vivit
@@ -78,7 +78,10 @@ FAMILIES: dict[str, str] = {
         depth_anything glpn
     """,
     "time series": """
-        autoformer informer time_series_transformer
+        autoformer time_series_transformer
+    """,
+    "time series, drawn keys": """
+        informer
     """,
     "time series by channels": """
         patchtsmixer patchtst
@@ -107,6 +110,7 @@ FAMILIES: dict[str, str] = {
 }
 
 # Whose layers differ from one to the next, or are shared.
+_TWO = {"num_hidden_layers": 2}
 _TWO_LAYERS = """
     afmoe albert bailing_hybrid bamba cohere2 deepseek_v3 gemma2 gemma3_text gemma4_text gpt_oss granitemoehybrid jamba
     kimi_linear lfm2 llama4_text minimax nemotron_h olmo3 olmo_hybrid olmoe qwen3_5_text qwen3_next recurrent_gemma
@@ -137,7 +141,7 @@ _ANYTHING = {
 }  # fmt: skip
 
 OVERRIDES: dict[str, dict[str, Any]] = {
-    **{name: {"num_hidden_layers": 2} for name in _TWO_LAYERS.split()},
+    **{name: _TWO for name in _TWO_LAYERS.split()},
     **{name: _WAVE for name in _WAVE_MODELS.split()},
     "unispeech-sat": _WAVE | {"num_clusters": 8},
     "wavlm": _WAVE | {"num_buckets": 8, "max_bucket_distance": 16},
@@ -286,13 +290,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "depths": [1, 1, 1],
         "key_dim": [4, 4, 4],
     },
-    "cvt": {
-        "embed_dim": [8, 8, 16],
-        "num_heads": [1, 1, 2],
-        "depth": [1, 1, 1],
-        "patch_sizes": [3, 3, 3],
-        "patch_stride": [4, 2, 2],
-    },
     "hiera": {
         "embed_dim": 4,
         "depths": [1, 1, 1, 1],
@@ -306,6 +303,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "hidden_size": 8,
         "auxiliary_channels": 8,
         "auxiliary_in_channels": 16,
+    },
+    "bamba": _TWO | {"attn_layer_indices": [1]},
+    "jamba": _TWO | {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "bailing_hybrid": _TWO | {"layer_group_size": 2},
+    "recurrent_gemma": _TWO | {"block_types": ("recurrent", "attention")},
+    "lfm2": _TWO | {"layer_types": ["conv", "full_attention"]},
+    **{
+        name: _TWO | {"layer_types": ["linear_attention", "full_attention"]}
+        for name in ("kimi_linear", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid")
     },
     "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 1},
     "zamba2": {

@@ -16,7 +16,7 @@ def build(model_type: str, task: str) -> Case:
     from architectures.heads import HEADS, model_class
 
     head = HEADS[task]
-    config = tiny_config(model_type, OVERRIDES.get(model_type, {}))
+    config = tiny_config(model_type, {"num_labels": head.labels, **OVERRIDES.get(model_type, {})})
     torch.manual_seed(0)
     model = moved(model_class(head, model_type)(config))
     return Case(model, [head.batch(config)], head.loss)
@@ -31,7 +31,7 @@ def tiny_config(model_type: str, overrides: dict[str, Any]) -> Any:
 
     transformers.logging.set_verbosity_error()
     kind = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])
-    return kind(**tiny(kind, {"num_labels": 3, **overrides}))
+    return kind(**tiny(kind, overrides))
 
 
 INSTANCES = tuple(

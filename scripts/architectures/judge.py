@@ -104,8 +104,14 @@ def _truth(instance: Instance) -> Truth:
 def _truth_in(instance: Instance, dtype: torch.dtype) -> Truth:
     case = instance.build()
     model, whole = _converted(case, dtype)
-    gradient = _Gradient(model, whole)
+
+    def afresh(model: nn.Module) -> Tensor:
+        model.train(not case.train).train(case.train)  # some keep what they have computed until their mode changes
+        return whole(model)
+
+    gradient = _Gradient(model, afresh)
     v = torch.randn(gradient.n, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    v *= gradient.moves()
     v /= v.norm()
     with sdpa_kernel(SDPBackend.MATH):
         seconds = _seconds(gradient)
@@ -114,6 +120,8 @@ def _truth_in(instance: Instance, dtype: torch.dtype) -> Truth:
             product = gradient.product(v)
         except (RuntimeError, NotImplementedError) as error:
             return Truth(v, differences, off, f"differences ({_line(error)})", dtype, seconds)
+        if not product.isfinite().all():
+            raise ValueError(f"the product is not finite in {dtype}")
         if dtype == torch.float64 and _relative(product, differences) > max(_DIFFERENCES_AGREE, 10 * off):
             return Truth(v, differences, off, "differences (torch's second derivative is another)", dtype, seconds)
         rounding = gradient.rounding(v, product)
@@ -122,7 +130,7 @@ def _truth_in(instance: Instance, dtype: torch.dtype) -> Truth:
 
 def _converted(case: Case, dtype: torch.dtype) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     """The model and its whole loss, in a precision."""
-    model = case.model.to(dtype)
+    model = case.model.double() if dtype == torch.float64 else case.model.float()
     for p in model.parameters():  # which that leaves as they are where they are complex
         if p.is_complex():
             p.data = p.data.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
@@ -162,6 +170,16 @@ class _Gradient:
     def __call__(self) -> Tensor:
         found = torch.autograd.grad(self.whole(self.model), self.parameters, allow_unused=True)
         return self._flat(found)
+
+    def moves(self) -> Tensor:
+        """0 for the rows of paddings, which torch holds constant where they are looked up, and else 1."""
+        ones = [torch.ones_like(p) for p in self.parameters]
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                for p, one in zip(self.parameters, ones, strict=True):
+                    if p is module.weight:
+                        one[module.padding_idx] = 0
+        return torch.cat([(torch.view_as_real(x * (1 + 1j)) if x.is_complex() else x).reshape(-1) for x in ones])
 
     def product(self, v: Tensor) -> Tensor:
         """The derivative of the gradient along v, by double backward."""
@@ -236,8 +254,8 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def _verdict(instance: Instance, engine: str, truth: Truth, timed: bool) -> Verdict:
     case = instance.build()
     case.model.train(case.train)
-    before = {name: tensor.detach().clone() for name, tensor in case.model.state_dict().items()}
-    modes = [module.training for module in case.model.modules()]
+    before = {name: x.detach().clone() for name, x in case.model.state_dict().items() if isinstance(x, Tensor)}
+    modes = [(module, module.training) for module in case.model.modules()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -253,9 +271,9 @@ def _verdict(instance: Instance, engine: str, truth: Truth, timed: bool) -> Verd
         except Exception as error:
             return Verdict("raw", said=f"{type(error).__name__}: {_line(error)}", warnings=len(caught))
     after = case.model.state_dict()
-    if any(not torch.equal(after[name], value) for name, value in before.items() if isinstance(value, Tensor)):
+    if any(not torch.equal(after[name].to_dense(), value.to_dense()) for name, value in before.items()):
         return Verdict("wrong", said="the model has other values")
-    if modes != [module.training for module in case.model.modules()]:
+    if any(module.training != training for module, training in modes):
         return Verdict("wrong", said="modes have changed")
     error = max(_relative(product, truth.product) for product in products)
     allowed = max(_RIGHT[truth.dtype], _TIMES_ROUNDING * truth.error)

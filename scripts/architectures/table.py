@@ -10,7 +10,12 @@ from architectures.causes import cause, fallback
 from architectures.judge import ENGINES, Row, Verdict
 
 KINDS = ("right", "refused", "raw", "wrong")
+_NO_HESSIAN = "No function has this gradient"  # so that a refusal is the right answer
 _EXAMPLES = 4  # of instances for a cause
+_RIGHT = """\
+Right: a product in float64 within 1e-9 of double backward on a model built anew (of differences of the gradient where
+torch has no second derivative), or within ten times the rounding of the truth itself; finite differences within twice
+the error that they claim. Instances that do not run in float64 by themselves are judged in float32, within 1e-4."""
 
 
 def outcome(row: Row) -> str:
@@ -18,6 +23,8 @@ def outcome(row: Row) -> str:
     kinds = [verdict.kind for verdict in row.verdicts.values()]
     if "wrong" in kinds:
         return "wrong"
+    if any(_NO_HESSIAN in verdict.said for verdict in row.verdicts.values()):
+        return "no Hessian"
     return row.verdicts["autograd"].kind if "autograd" in row.verdicts else kinds[0]
 
 
@@ -30,17 +37,22 @@ def summary(rows: Sequence[Row]) -> str:
     """The counts in a few sentences."""
     judged = [row for row in rows if not row.skipped]
     counts = Counter(outcome(row) for row in judged)
+    without = counts.pop("no Hessian", 0)
+    judged = [row for row in judged if outcome(row) != "no Hessian"]
     right = [row for row in judged if outcome(row) == "right"]
-    recorded = sum(is_recorded(row) for row in right)
+    tried = [row for row in right if "linearized" in row.verdicts]
+    recorded = sum(is_recorded(row) for row in tried)
+    of = "which" if len(tried) == len(right) else f"the {len(tried)} of these that were run in that engine"
     rescued = sum(
         row.verdicts["autograd"].kind != "right" and row.verdicts["finite-difference"].kind == "right"
         for row in judged
         if {"autograd", "finite-difference"} <= row.verdicts.keys()
     )
     return (
-        f"{len(judged)} instances: {_share(counts['right'], judged)} right, of which {_share(recorded, right)} are "
+        f"{len(judged)} instances: {_share(counts['right'], judged)} right, of {of} {_share(recorded, tried)} are "
         f"recorded; {counts['refused']} refused in a sentence, {counts['raw']} with another error, {counts['wrong']} "
-        f"wrong. By finite differences {rescued} more are right. {len(rows) - len(judged)} were not judged."
+        f"wrong. By finite differences {rescued} more are right. {without} others have no Hessian, which "
+        f"is said, and {len(rows) - len(judged) - without} were not judged."
     )
 
 
@@ -52,10 +64,7 @@ def page(rows: Sequence[Row], about: str) -> str:
     parts = [
         f"# Tiny instances of known architectures\n\n{about}",
         f"{summary(rows)} Made by `python scripts/zoo.py --out results/zoo.md`.",
-        "Right: a product in float64 within 1e-9 of double backward on a model built anew (of differences of the "
-        "gradient where torch has no second derivative), or within ten times the rounding of the truth itself; finite "
-        "differences within twice the error that they claim. Instances that do not run in float64 by themselves are "
-        "judged in float32, within 1e-4.",
+        _RIGHT,
         _by_engine(judged),
         _by_cause("Refused by plain double backward", plain, lambda v: v.said if v.kind != "right" else ""),
         _by_cause("Right, and not recorded", recorded, _reason),

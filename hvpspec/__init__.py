@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from hvpspec.operators.fisher import EmpiricalFisherOperator
     from hvpspec.operators.gauss_newton import GGNOperator, ResidualOperator
     from hvpspec.operators.hessian import HessianOperator
+    from hvpspec.operators.preconditioned import PreconditionedOperator
+    from hvpspec.operators.preconditioner import Preconditioner, adam_preconditioner
     from hvpspec.options import SpectrumOptions
     from hvpspec.report.documents import load_spectrum
     from hvpspec.results.blocks import Block, Blocks
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from hvpspec.results.eigenpairs import Eigenpairs
     from hvpspec.results.estimate import Bound, Bracket, Estimate
     from hvpspec.results.solution import Solution
-    from hvpspec.results.spectrum import Progress, Spectrum
+    from hvpspec.results.spectrum import Preconditioned, Progress, Spectrum
     from hvpspec.results.tracked import Tracked
     from hvpspec.runs.track import track
 
@@ -63,6 +65,9 @@ _PLACES = {
     "LossValue": "objective.losses.loss",
     "NotTwiceDifferentiable": "errors",
     "ParameterSpace": "objective.parameters",
+    "Preconditioned": "results.spectrum",
+    "PreconditionedOperator": "operators.preconditioned",
+    "Preconditioner": "operators.preconditioner",
     "Progress": "results.spectrum",
     "ResidualOperator": "operators.gauss_newton",
     "Solution": "results.solution",
@@ -71,6 +76,7 @@ _PLACES = {
     "SpectrumOptions": "options",
     "Tracked": "results.tracked",
     "ZeroHessianWarning": "errors",
+    "adam_preconditioner": "operators.preconditioner",
     "condition": "estimators.condition",
     "derivative": "operators.dense",
     "eigsh": "estimators.eigsh",
@@ -104,6 +110,9 @@ __all__ = [
     "LossValue",
     "NotTwiceDifferentiable",
     "ParameterSpace",
+    "Preconditioned",
+    "PreconditionedOperator",
+    "Preconditioner",
     "Progress",
     "ResidualOperator",
     "Solution",
@@ -113,6 +122,7 @@ __all__ = [
     "Tracked",
     "ZeroHessianWarning",
     "__version__",
+    "adam_preconditioner",
     "condition",
     "derivative",
     "eigsh",

@@ -108,7 +108,7 @@ class PreconditionedOperator(TensorOperator):
             if not isinstance(space, ParameterSpace):
                 raise InputError(f"{what} has names, and the operator has no parameters by name; give a vector.")
             given = _flat(what, given, space)
-        vector = torch.as_tensor(given).detach().to(self.device, self.torch_dtype)
+        vector = _tensor(given).to(self.device, self.torch_dtype)
         if vector.shape not in ((n,), () if what == "shift" else (n,)):
             raise InputError(f"{what} must be a vector of length {n}; got shape {tuple(vector.shape)}.")
         if not bool(torch.isfinite(vector).all()):
@@ -251,6 +251,13 @@ def _array(A: Any) -> Any:
     return A.detach().cpu().numpy() if isinstance(A, Tensor) else A
 
 
+def _tensor(value: Any) -> Tensor:
+    """A number without rounding it to float32, as torch would."""
+    return (
+        torch.tensor(value, dtype=torch.float64) if isinstance(value, (int, float)) else torch.as_tensor(value).detach()
+    )
+
+
 def _flat(what: str, given: ByName, space: ParameterSpace) -> Tensor:
     """A vector from values by name, each of which may be one number for all entries of `shift`."""
     missing = [name for name in space.names if name not in given]
@@ -261,7 +268,7 @@ def _flat(what: str, given: ByName, space: ParameterSpace) -> Tensor:
         raise InputError(f"{what} does not have the names of the operator's parameters: {said}.")
     pieces = []
     for name, shape in zip(space.names, space.shapes, strict=True):
-        value = torch.as_tensor(given[name]).detach()
+        value = _tensor(given[name])
         if value.ndim == 0 and what == "shift":
             value = value.expand(shape)
         if value.shape != shape:

@@ -31,7 +31,7 @@ class Preconditioner:
     Attributes
     ----------
     scale : dict of str to Tensor
-        D^(-1/2) of each parameter, by name: an update of Adam is −lr · scale² · m̂, with the running mean m̂ of gradients.
+        D^(-1/2) of each parameter, by name: an update of Adam is −lr · scale² · m̂ (m̂: the mean of gradients).
     threshold : float
         The edge of stability: the largest eigenvalue of D^(-1/2) (H + shift I) D^(-1/2) at which the steps of the
         optimizer, with D as it is, still converge on a quadratic.

@@ -228,8 +228,8 @@ def _together(value: str, error: str, *, stacked: bool = False) -> str:
 
 
 def _title(record: Record) -> str:
-    checkpoint, name = record.provenance.checkpoint, MATRIX_NAMES[record.spectrum.matrix or "hessian"]
-    title = f"Spectrum of the {name}" if record.spectrum.matrix else f"{name} spectrum"
+    checkpoint, name = record.provenance.checkpoint, record.spectrum.matrix_name
+    title = f"{name} spectrum" if name == MATRIX_NAMES["hessian"] else f"Spectrum of the {name}"
     return title if checkpoint is None else f"{title} of {Path(checkpoint.path).name}"
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from hvpspec.bounds.stability import Stability, stability
 from hvpspec.escaping import in_message, on_screen
 from hvpspec.memory import readable
-from hvpspec.options import MATRIX_NAMES
 from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows
 from hvpspec.report.explanations import explanation_lines
@@ -64,7 +63,8 @@ def report_sections(
     stability. explain: adds what each quantity means.
     """
     steps = stability(spectrum, lr, momentum)
-    of = [] if spectrum.matrix is None else [Section(None, [f"{MATRIX_NAMES[spectrum.matrix]}:"])]
+    plain = spectrum.matrix is None and spectrum.preconditioned is None
+    of = [] if plain else [Section(None, [f"{spectrum.matrix_name}:"])]
     sections = [
         *of,
         Section(spectrum_table(spectrum), quantities=_in_spectrum(spectrum)),
@@ -178,7 +178,8 @@ def _stability_sections(found: Stability | None) -> list[Section]:
     rows = stability_rows(found)
     if not rows:
         return []
-    table = Table(("gradient descent", "value", "note"), notes=True)
+    by = "gradient descent" if found is None or found.optimizer is None else found.optimizer.optimizer or "optimizer"
+    table = Table((by, "value", "note"), notes=True)
     for row in rows:
         table.add(row.name, row.value, row.note)
     return [Section(table, quantities=[row.quantity for row in rows])]

@@ -31,7 +31,7 @@ _OF_SCHEDULERS = {
 }  # fmt: skip
 # Entries of groups or states by which other optimizers are known.
 _OTHERS = {
-    "momentum_decay": "NAdam", "mu_product": "NAdam", "exp_inf": "Adamax", "ns_steps": "Muon",
+    "momentum_decay": "NAdam", "mu_product": "NAdam", "exp_inf": "Adamax", "ns_steps": "Muon", "rho": "Adadelta",
     "ns_coefficients": "Muon",
     "exp_avg_sq_row": "Adafactor", "row_var": "Adafactor", "beta2_decay": "Adafactor", "acc_delta": "Adadelta",
     "lambd": "ASGD", "etas": "Rprop", "tolerance_grad": "LBFGS", "correct_bias": "the AdamW of Transformers",
@@ -79,7 +79,7 @@ def _rule(saved: SavedOptimizer, *, strict: bool) -> Kind:
     if {"betas", "weight_decay"} <= options and "eps" not in options:
         raise _unknown(saved, "Lion, or one like it")
     if {"betas", "eps"} <= options and "amsgrad" not in options:
-        raise _unknown(saved, "RAdam, or another relative of Adam")
+        raise _unknown(saved, "RAdam, Adamax or another relative of Adam")
     has = f"an unknown kind: its groups have {listed(sorted(options))}"
     raise _unknown(saved, f"{has}, its state {listed(sorted(entries))}" if entries else has)
 

@@ -76,7 +76,7 @@ class PreconditionedOperator(TensorOperator):
     """
 
     def __new__(cls, A: Any, *args: Any, **kwargs: Any) -> PreconditionedOperator:
-        made = _PreconditionedOverData if isinstance(A, (HessianOperator, _PreconditionedOverData)) else cls
+        made = PreconditionedOverData if isinstance(A, (HessianOperator, PreconditionedOverData)) else cls
         operator: PreconditionedOperator = LinearOperator.__new__(made)
         return operator
 
@@ -143,7 +143,7 @@ class PreconditionedOperator(TensorOperator):
         return self._times_scale(product + shift * scaled.to(product.dtype))
 
 
-class _PreconditionedOverData(PreconditionedOperator):
+class PreconditionedOverData(PreconditionedOperator):
     """Of a HessianOperator: with all that hvpspec/krylov/operator_view.py asks of an operator over batches of data."""
 
     A: HessianOperator
@@ -244,7 +244,7 @@ class _PreconditionedOverData(PreconditionedOperator):
         return self._finished(self.A.multiply_by_folds(scaled, folds, finish), scaled)
 
 
-_PreconditionedOverData.__name__ = PreconditionedOperator.__name__  # in repr: how it is made is nobody's business
+PreconditionedOverData.__name__ = PreconditionedOperator.__name__  # in repr: how it is made is nobody's business
 
 
 def _array(A: Any) -> Any:

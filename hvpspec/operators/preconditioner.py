@@ -185,12 +185,29 @@ def adam_preconditioner(
     >>> P.shape
     (3, 3)
     """
-    chosen = choose_parameters(model, parameters).names
-    saved = saved_optimizer(path_or_optimizer, Trust(tuple(allow_classes), trust_pickle))
-    saved = _with_options(saved, lr, betas, eps)
+    chosen, trust = choose_parameters(model, parameters).names, Trust(tuple(allow_classes), trust_pickle)
+    return find_preconditioner(
+        path_or_optimizer, model, chosen, trust, lr=lr, betas=betas, eps=eps, order=order, kind=kind
+    )
+
+
+def find_preconditioner(
+    source: Any,
+    model: nn.Module,
+    chosen: Sequence[str],
+    trust: Trust,
+    *,
+    lr: float | None = None,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,
+    order: Sequence[str] | None = None,
+    kind: KindName | None = None,
+) -> Preconditioner:
+    """As `adam_preconditioner`, for parameters that are chosen already."""
+    saved = _with_options(saved_optimizer(source, trust), lr, betas, eps)
     found = kind_of(saved, kind)
-    if isinstance(path_or_optimizer, torch.optim.Optimizer):
-        keys = keys_by_identity(path_or_optimizer, saved, model)
+    if isinstance(source, torch.optim.Optimizer):
+        keys = keys_by_identity(source, saved, model)
     elif found == "SGD" and not saved.state and all(group == saved.groups[0] for group in saved.groups):
         keys = dict.fromkeys(chosen, saved.keys[0])  # all alike, without moments that would have to be told apart
     else:

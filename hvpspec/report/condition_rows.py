@@ -10,7 +10,7 @@ from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, down, r
 from hvpspec.report.table import Row
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Bracket, Estimate
-from hvpspec.results.spectrum import Preconditioned
+from hvpspec.results.spectrum import Preconditioned, Spectrum
 from hvpspec.wording import percent
 
 
@@ -63,6 +63,12 @@ def _optimizer_rows(found: Stability, by: Preconditioned) -> list[Row]:
         rows.append(_named("edge", rounded(found.edge, 6), "", edge_note(by)))
         rows.append(_named("edge_ratio", between(ratio), "", _verdict(found)))
     return rows
+
+
+def stepper(spectrum: Spectrum) -> str:
+    """Whose stability the rows are about: "gradient descent", "AdamW"."""
+    by = spectrum.preconditioned
+    return "gradient descent" if by is None else by.optimizer or "optimizer"
 
 
 def edge_note(by: Preconditioned) -> str:

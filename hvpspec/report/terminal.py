@@ -11,7 +11,7 @@ from hvpspec.bounds.stability import Stability, stability
 from hvpspec.escaping import in_message, on_screen
 from hvpspec.memory import readable
 from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
-from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows
+from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows, stepper
 from hvpspec.report.explanations import explanation_lines
 from hvpspec.report.notes import ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
@@ -69,7 +69,7 @@ def report_sections(
         *of,
         Section(spectrum_table(spectrum), quantities=_in_spectrum(spectrum)),
         Section(None, spectrum_notes(spectrum), ["density"] if spectrum.density is not None else []),
-        *_stability_sections(steps),
+        *_stability_sections(spectrum, steps),
         *_condition_sections(spectrum.condition, with_step=steps is None),
     ]
     if spectrum.blocks is not None and spectrum.blocks.blocks:
@@ -174,12 +174,11 @@ def _in_spectrum(spectrum: Spectrum) -> list[str]:
     return [name for name in ("eigenvalues", "trace", "frobenius_norm") if name in spectrum.asked]
 
 
-def _stability_sections(found: Stability | None) -> list[Section]:
+def _stability_sections(spectrum: Spectrum, found: Stability | None) -> list[Section]:
     rows = stability_rows(found)
     if not rows:
         return []
-    by = "gradient descent" if found is None or found.optimizer is None else found.optimizer.optimizer or "optimizer"
-    table = Table((by, "value", "note"), notes=True)
+    table = Table((stepper(spectrum), "value", "note"), notes=True)
     for row in rows:
         table.add(row.name, row.value, row.note)
     return [Section(table, quantities=[row.quantity for row in rows])]

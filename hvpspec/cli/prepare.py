@@ -21,7 +21,7 @@ from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
 from hvpspec.cli.preconditioning.operator import Measured, preconditioned
 from hvpspec.cli.preconditioning.options import Preconditioning
-from hvpspec.cli.provenance import checkpoint_file, data_source, describe, tensors_sha256
+from hvpspec.cli.provenance import checkpoint_file, data_source, describe, shown, tensors_sha256
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
@@ -289,6 +289,8 @@ def made_by(
     more: further options; those that are None were not given.
     """
     given = {name: value for name, value in more.items() if value is not None}
+    if "optimizer" in given:
+        given["optimizer"] = shown(given["optimizer"], not options.no_paths)
     return describe(
         H,
         checkpoint=checkpoint,

@@ -130,7 +130,9 @@ def _normal(content: Mapping[str, Any], place: str) -> SavedOptimizer:
     if isinstance(groups, Mapping):  # torch.distributed.checkpoint has lists as dicts of positions
         groups = [group for _, group in sorted(groups.items(), key=lambda entry: int(entry[0]))]
     state = {str(key): entry for key, entry in content.get("state", {}).items() if isinstance(entry, Mapping)}
-    options, members, names = [], [], {}
+    options: list[dict[str, Any]] = []
+    members: list[tuple[str, ...]] = []
+    names: dict[str, str] = {}
     for group in groups:
         keys = group.get("params") if isinstance(group, Mapping) else None
         if not isinstance(keys, (list, tuple)):

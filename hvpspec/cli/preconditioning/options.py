@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from hvpspec.cli.options import SOURCE, WANTED, option
 from hvpspec.errors import InputError
+
+Optimizer = Literal["adam", "adamw", "adam-l2"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,7 @@ class Preconditioning:
     """Whether the matrix is preconditioned by an optimizer, and where the optimizer's moments are."""
 
     precondition: Annotated[
-        Literal["adam", "adamw", "adam-l2"] | None,
+        Optimizer | None,
         option(
             WANTED,
             "Precondition the matrix by the moments of the optimizer (Adam, AdamW, RMSprop, Adagrad; SGD has none), "
@@ -40,6 +42,10 @@ class Preconditioning:
     ] = None
 
     def __post_init__(self) -> None:
+        if self.precondition not in (None, *get_args(Optimizer)):
+            raise InputError(
+                f"--precondition must be one of {', '.join(get_args(Optimizer))}; got {self.precondition}."
+            )
         if self.precondition is None:
             for name in ("optimizer", "betas"):
                 if getattr(self, name) is not None:

@@ -75,7 +75,7 @@ class PreconditionedOperator(TensorOperator):
            [1., 9.]])
     """
 
-    def __new__(cls, A: Any, *args: Any, **kwargs: Any) -> PreconditionedOperator:
+    def __new__(cls, A: Any = None, *args: Any, **kwargs: Any) -> PreconditionedOperator:
         made = PreconditionedOverData if isinstance(A, (HessianOperator, PreconditionedOverData)) else cls
         operator: PreconditionedOperator = LinearOperator.__new__(made)
         return operator

@@ -16,6 +16,7 @@ from hvpspec.checkpoint.optimizers.kinds import Kind, KindName, kind_of
 from hvpspec.checkpoint.optimizers.names import keys_by_identity, keys_by_name
 from hvpspec.checkpoint.optimizers.saved import SavedOptimizer, number, saved_optimizer
 from hvpspec.errors import InputError
+from hvpspec.objective.live_model import unwrapped
 from hvpspec.objective.parameters import choose_parameters
 from hvpspec.operators.update_rules import Rule, momentum_factor, rule
 from hvpspec.results.spectrum import Preconditioned
@@ -185,6 +186,7 @@ def adam_preconditioner(
     >>> P.shape
     (3, 3)
     """
+    model = unwrapped(model)
     chosen, trust = choose_parameters(model, parameters).names, Trust(tuple(allow_classes), trust_pickle)
     return find_preconditioner(
         path_or_optimizer, model, chosen, trust, lr=lr, betas=betas, eps=eps, order=order, kind=kind

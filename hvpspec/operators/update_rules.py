@@ -85,7 +85,7 @@ def _step(state: Mapping[str, Any], name: str) -> int:
     step = number(state.get("step"))
     if step is None:
         raise InputError(f"the optimizer does not say how many steps it has made with {name}, which its rule needs.")
-    if not step >= 1:
+    if not 1 <= step < math.inf:
         raise InputError(
             f"the optimizer has made no step with {name} yet (its step count is {step:g}): there are no moments; give "
             "it after a step."

@@ -1,5 +1,7 @@
 """PreconditionedOperator against explicit matrices, and as estimators use it."""
 
+import copy
+
 import numpy as np
 import pytest
 import scipy.sparse.linalg as sla
@@ -129,6 +131,14 @@ def test_a_journal_tells_scales_apart(problem):
     ]
     assert len({one["preconditioner"] for one in prints}) == 3
     assert prints[0] == hvpspec.PreconditionedOperator(H, scale.clone()).fingerprint()
+
+
+def test_copies(problem):
+    H, D, scale = problem
+    x = np.ones(len(D))
+    for A in (H, D):
+        P = hvpspec.PreconditionedOperator(A, scale)
+        np.testing.assert_array_equal(copy.copy(P) @ x, P @ x)
 
 
 def test_bad_scales(problem):

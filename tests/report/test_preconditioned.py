@@ -1,4 +1,4 @@
-"""What reports say of a matrix that an optimizer preconditions: its name, and how far it is from that optimizer's edge."""
+"""What reports say of a matrix that an optimizer preconditions: its name, and how far it is from the edge."""
 
 import dataclasses
 import re

@@ -128,7 +128,8 @@ def _normal(content: Mapping[str, Any], place: str) -> SavedOptimizer:
         content = _nested(content)
     groups = content["param_groups"]
     if isinstance(groups, Mapping):  # torch.distributed.checkpoint has lists as dicts of positions
-        groups = [group for _, group in sorted(groups.items(), key=lambda entry: int(entry[0]))]
+        numbered = {int(position): group for position, group in groups.items() if str(position).isdecimal()}
+        groups = [numbered[position] for position in sorted(numbered)]
     state = {str(key): entry for key, entry in content.get("state", {}).items() if isinstance(entry, Mapping)}
     options: list[dict[str, Any]] = []
     members: list[tuple[str, ...]] = []

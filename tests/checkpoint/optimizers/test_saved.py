@@ -114,6 +114,9 @@ def test_live_optimizers_and_dicts(trained):
     assert same(hvpspec.adam_preconditioner(adam, model), expected)
     assert same(hvpspec.adam_preconditioner(adam.state_dict(), build()), expected)
     assert same(hvpspec.adam_preconditioner(named(model, adam), model), expected)  # by identity
+    assert same(
+        hvpspec.adam_preconditioner(adam, nn.DataParallel(model)), expected
+    )  # names without the wrapper's prefix
     with pytest.raises(InputError, match="none of this one's parameters"):
         hvpspec.adam_preconditioner(adam, build())
 

@@ -183,3 +183,23 @@ def test_an_optimizers_preconditioner_brings_its_names_and_its_shift():
         hvpspec.PreconditionedOperator(
             hvpspec.HessianOperator(model, "mse", data), hvpspec.adam_preconditioner(adam, model, parameters="1")
         )
+
+
+def test_a_run_goes_on_from_its_journal_with_the_same_scale_only(problem, tmp_path):
+    H, _, scale = problem
+    P = hvpspec.PreconditionedOperator(H, scale)
+    options = {"k": 2, "only": "eigenvalues", "journal": tmp_path}
+
+    def stop(progress):
+        if progress.hvps >= 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hvpspec.spectrum(P, callback=stop, **options)
+    with pytest.raises(InputError, match="preconditioner"):
+        hvpspec.spectrum(hvpspec.PreconditionedOperator(H, 2 * scale), **options)
+    before = H.hvps
+    found = hvpspec.spectrum(P, **options)
+    assert H.hvps - before < found.hvps
+    fresh = hvpspec.spectrum(P, k=2, only="eigenvalues")
+    np.testing.assert_array_equal(found.eigenpairs.values, fresh.eigenpairs.values)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from hvpspec.operators.fisher import EmpiricalFisherOperator
     from hvpspec.operators.gauss_newton import GGNOperator, ResidualOperator
     from hvpspec.operators.hessian import HessianOperator
+    from hvpspec.operators.preconditioned import PreconditionedOperator
+    from hvpspec.operators.preconditioner import Preconditioner, adam_preconditioner
     from hvpspec.options import SpectrumOptions
     from hvpspec.report.documents import load_spectrum
     from hvpspec.results.blocks import Block, Blocks
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from hvpspec.results.estimate import Bound, Bracket, Estimate
     from hvpspec.results.runs.tracked import Tracked
     from hvpspec.results.solution import Solution
-    from hvpspec.results.spectrum import Progress, Spectrum
+    from hvpspec.results.spectrum import Preconditioned, Progress, Spectrum
     from hvpspec.runs.track import track
 
     __version__: str
@@ -66,6 +68,9 @@ _PLACES = {
     "LossValue": "objective.losses.loss",
     "NotTwiceDifferentiable": "errors",
     "ParameterSpace": "objective.parameters",
+    "Preconditioned": "results.spectrum",
+    "PreconditionedOperator": "operators.preconditioned",
+    "Preconditioner": "operators.preconditioner",
     "Progress": "results.spectrum",
     "ResidualOperator": "operators.gauss_newton",
     "Solution": "results.solution",
@@ -74,6 +79,7 @@ _PLACES = {
     "SpectrumOptions": "options",
     "Tracked": "results.runs.tracked",
     "ZeroHessianWarning": "errors",
+    "adam_preconditioner": "operators.preconditioner",
     "condition": "estimators.condition",
     "derivative": "operators.dense",
     "diagonal": "estimators.diagonal",
@@ -109,6 +115,9 @@ __all__ = [
     "LossValue",
     "NotTwiceDifferentiable",
     "ParameterSpace",
+    "Preconditioned",
+    "PreconditionedOperator",
+    "Preconditioner",
     "Progress",
     "ResidualOperator",
     "Solution",
@@ -118,6 +127,7 @@ __all__ = [
     "Tracked",
     "ZeroHessianWarning",
     "__version__",
+    "adam_preconditioner",
     "condition",
     "derivative",
     "diagonal",

@@ -11,29 +11,46 @@ from dataclasses import dataclass
 
 from hvpspec.errors import InputError
 from hvpspec.results.estimate import Bracket
-from hvpspec.results.spectrum import Spectrum
+from hvpspec.results.spectrum import Preconditioned, Spectrum
 
 
 @dataclass(frozen=True)
 class Stability:
-    """λ_max against a learning rate (None where it is not known) and a momentum."""
+    """λ_max against a learning rate (None where it is not known) and a momentum, or against an optimizer's edge.
+
+    optimizer: of a preconditioned matrix; its learning rate is `lr`, and its edge is given.
+    """
 
     lambda_max: Bracket
     lr: float | None = None
     momentum: float = 0.0
+    optimizer: Preconditioned | None = None
+
+    @property
+    def edge(self) -> float | None:
+        """The edge of stability; None without a learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer.threshold
+        return None if self.lr is None else edge_of_stability(self.lr, self.momentum)
 
     @property
     def largest_step(self) -> float | None:
         """The largest learning rate that is stable with the bracket's confidence; None where none is known."""
         top = self.lambda_max.upper
-        return 2 * (1 + self.momentum) / top if 0 < top < math.inf else None
+        if not 0 < top < math.inf:
+            return None
+        if self.optimizer is None:
+            return 2 * (1 + self.momentum) / top
+        edge, lr, decay = self.edge, self.lr, self.optimizer.decay
+        if edge is None or lr is None or lr * decay >= 2:
+            return None
+        return 2 / (top * (2 / lr - decay) / edge + decay)  # the edge is proportional to 2/lr − decay
 
     @property
     def ratio(self) -> Bracket | None:
         """λ_max relative to the edge of stability; None without a learning rate."""
-        if self.lr is None:
+        if not (edge := self.edge):
             return None
-        edge = edge_of_stability(self.lr, self.momentum)
         return Bracket(self.lambda_max.lower / edge, self.lambda_max.upper / edge, self.lambda_max.confidence)
 
     @property
@@ -58,7 +75,14 @@ def edge_of_stability(lr: float, momentum: float = 0.0) -> float:
 
 
 def stability(spectrum: Spectrum, lr: float | None = None, momentum: float | None = None) -> Stability | None:
-    """From the bracket of λ_max; None where the spectrum has none, or no positive curvature."""
+    """From the bracket of λ_max; None where the spectrum has none, or no positive curvature.
+
+    Of a preconditioned matrix the optimizer's own edge counts, not lr and momentum; None where it is not known.
+    """
     pairs, condition = spectrum.eigenpairs, spectrum.condition
     bracket = condition.largest if condition is not None else pairs.largest if pairs is not None else None
-    return None if bracket is None or bracket.upper <= 0 else Stability(bracket, lr, momentum or 0.0)
+    if bracket is None or bracket.upper <= 0:
+        return None
+    if (by := spectrum.preconditioned) is not None:
+        return None if by.threshold is None else Stability(bracket, by.lr, optimizer=by)
+    return Stability(bracket, lr, momentum or 0.0)

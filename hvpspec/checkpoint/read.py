@@ -62,6 +62,12 @@ def read_levels(path: str | os.PathLike[str], trust: Trust | None = None) -> lis
     return levels(_content(_resolve(Path(path)), trust))
 
 
+def read_content(path: str | os.PathLike[str], trust: Trust | None = None) -> Any:
+    """All that a checkpoint holds as it was saved, what is no tensor included. Arguments as for `read_levels`."""
+    path = _resolve(Path(path))
+    return levels(read_distributed(path, others=True) if path.is_dir() else _content(path, trust))[-1]
+
+
 def read_step(path: str | os.PathLike[str], trust: Trust | None = None) -> int | None:
     """The training step that a checkpoint stores with its weights ("step", "global_step", …), or None.
 

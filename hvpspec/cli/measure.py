@@ -14,6 +14,7 @@ from hvpspec.atomic_files import prepare_folder, write_json
 from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended, ended_by, explained
 from hvpspec.cli.options import Earlier, Options, Source
+from hvpspec.cli.preconditioning.options import Preconditioning
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.cli.run_folder import RunFolder, held
 from hvpspec.errors import InputError, OutputError
@@ -47,13 +48,14 @@ class _Request:
     options: Options
     lr: float | None
     momentum: float | None
+    preconditioning: Preconditioning
     start: float
 
     def record(self, opened: Opened, found: Spectrum) -> Record:
         """All that is known, for the files."""
         provenance = made_by(
             opened.H, opened.checkpoint, self.source, opened.loss, self.options, self.start,
-            lr=self.lr, momentum=self.momentum,
+            lr=self.lr, momentum=self.momentum, **self.preconditioning.described(),
         )  # fmt: skip
         return Record(found, opened.loss.value, opened.preflight, provenance)
 
@@ -69,12 +71,13 @@ def measure(
     lr: float | None,
     momentum: float | None,
     explain: bool,
+    preconditioning: Preconditioning | None = None,
 ) -> None:
     """From a checkpoint to spectrum.json.
 
     Where a signal or an error ends the run, what is known by then is shown and written, marked incomplete.
     """
-    request = _Request(source, options, lr, momentum, time.perf_counter())
+    request = _Request(source, options, lr, momentum, preconditioning or Preconditioning(), time.perf_counter())
     allowed = options.spectrum().seconds
     if allowed is not None:
         allowed -= min(_SECONDS_TO_REPORT, _SHARE_TO_REPORT * allowed)
@@ -92,7 +95,10 @@ def _measure(
     with contextlib.ExitStack() as held:
         try:
             with zero_hessian_refused():
-                opened = open_checkpoint(checkpoint, source, options, screen, measure=preflight, folder=folder)
+                opened = open_checkpoint(
+                    checkpoint, source, options, screen, measure=preflight, folder=folder,
+                    preconditioning=request.preconditioning, lr=request.lr,
+                )  # fmt: skip
                 refuse(opened.preflight)
                 _show_findings(opened.preflight, screen)
                 request = dataclasses.replace(request, start=request.start - folder.spent_before)
@@ -197,7 +203,7 @@ class _Course:
         """Makes the products, with a progress bar."""
         with self.screen.progress_bar() as self.show, when_unheard(self.save):
             self.known = spectrum(
-                self.opened.H, **self.options.estimators(), journal=self.journal, callback=self.follow
+                self.opened.A, **self.options.estimators(), journal=self.journal, callback=self.follow
             )
 
     def known_by(self, end: BaseException | None) -> Spectrum | None:

@@ -19,12 +19,15 @@ from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Options, Source
-from hvpspec.cli.provenance import checkpoint_file, data_source, describe, tensors_sha256
+from hvpspec.cli.preconditioning.operator import Measured, preconditioned
+from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.provenance import checkpoint_file, data_source, describe, shown, tensors_sha256
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.operator_view import preconditioned_by
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.sampled_batches import sample_batches
@@ -32,6 +35,7 @@ from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
+from hvpspec.report.condition_rows import edge_note
 from hvpspec.results.record import CheckpointFile, Provenance
 from hvpspec.runs.checkpoint_order import step_in
 from hvpspec.system.time_limit import interruptible
@@ -65,9 +69,13 @@ class Read:
 
 @dataclass(frozen=True)
 class Opened:
-    """An operator, the checkpoint in it, the loss on its data, the preflight, and how many blocks were asked for."""
+    """An operator, the checkpoint in it, the loss on its data, the preflight, and how many blocks were asked for.
+
+    A: what is measured, H itself or H preconditioned.
+    """
 
     H: HessianOperator
+    A: Measured
     checkpoint: CheckpointFile
     loss: LossValue
     preflight: Preflight
@@ -166,34 +174,39 @@ def open_checkpoint(
     *,
     measure: bool = True,
     folder: RunFolder | None = None,
+    preconditioning: Preconditioning | None = None,
+    lr: float | None = None,
 ) -> Opened:
     """Loads, shows operator and loss, and inspects. What is refused is in the preflight; the caller refuses.
 
     measure: make the checks that cost products and gradients as well. folder: where the result goes, if what is there
-    is to be compared, and a journal kept.
+    is to be compared, and a journal kept. preconditioning, lr: of the optimizer, where it preconditions the matrix.
     """
     with interruptible():
         loaded = load(checkpoint, source, screen, options.seed)
         tensors = tensors_sha256(loaded.model)  # now: the operator may convert them
         operator = operator_named(options.one_matrix, loaded.loss)
         H = operator(loaded.model, loaded.loss, loaded.data, **options.operator())
+        A = preconditioned(H, checkpoint, preconditioning, trust(source), lr)
         # Blocks first: a pattern that matches nothing is refused before any product.
         blocks = find_blocks(H, options.blocks) if options.blocks else ()
         findings = [*loaded.findings, *examine(loaded.model, H.device)]
         findings = shown_findings(findings, checkpoint, options)
         loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
+    _show_optimizer(A, screen)
     file = checkpoint_file(checkpoint, source.key, loaded.read.fingerprint, tensors)
     if folder is not None:
-        folder.check_result(made_by(H, file, source, loss, options, time.perf_counter()))
-        folder.open_journal(H, source, options.spectrum(), file.sha256, loss=loss)
+        more = preconditioning.described() if preconditioning is not None else {}
+        folder.check_result(made_by(H, file, source, loss, options, time.perf_counter(), **more))
+        folder.open_journal(A, source, options.spectrum(), file.sha256, loss=loss)
 
     def inspected() -> Preflight:
         with screen.waiting(CHECKING):
             return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
 
     preflight = inspected() if folder is None or folder.journal is None else recorded(folder.journal, H, inspected)
-    return Opened(H, file, loss, preflight, len(blocks))
+    return Opened(H, A, file, loss, preflight, len(blocks))
 
 
 def recorded(journal: Journal, H: HessianOperator, inspected: Callable[[], Preflight]) -> Preflight:
@@ -248,6 +261,13 @@ def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossV
     screen.line()
 
 
+def _show_optimizer(A: Measured, screen: Screen) -> None:
+    """Prints what preconditions the matrix, which the optimizer's file may say in another way than the user thinks."""
+    if (by := preconditioned_by(A)) is not None:
+        screen.sentence(f"preconditioned by {edge_note(by)}")
+        screen.line()
+
+
 def _weight(loss: LossValue) -> str:
     """ "512 samples" where each sample counts once."""
     if loss.samples is not None and loss.weight == loss.samples:
@@ -269,6 +289,8 @@ def made_by(
     more: further options; those that are None were not given.
     """
     given = {name: value for name, value in more.items() if value is not None}
+    if "optimizer" in given:
+        given["optimizer"] = shown(given["optimizer"], not options.no_paths)
     return describe(
         H,
         checkpoint=checkpoint,

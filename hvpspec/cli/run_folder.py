@@ -18,12 +18,12 @@ from typing import Any
 from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Earlier, Source, flag_name
+from hvpspec.cli.preconditioning.operator import Measured
 from hvpspec.errors import InputError
 from hvpspec.krylov.inputs import differing, inputs_of
 from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.objective.losses.loss import LossValue
-from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import SpectrumOptions
 from hvpspec.results.record import Provenance
 from hvpspec.system.folder_lock import FolderLock
@@ -48,7 +48,7 @@ class RunFolder:
 
     def open_journal(
         self,
-        H: HessianOperator,
+        H: Measured,
         source: Source,
         options: SpectrumOptions,
         sha256: str | None,

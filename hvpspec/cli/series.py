@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended
 from hvpspec.cli.options import Options, Source
+from hvpspec.cli.preconditioning.operator import Measured, preconditioned
+from hvpspec.cli.preconditioning.options import Preconditioning
 from hvpspec.cli.prepare import (
     CHECKING,
     Read,
@@ -27,6 +29,7 @@ from hvpspec.cli.prepare import (
     read,
     refuse,
     shown_findings,
+    trust,
     zero_hessian_refused,
 )
 from hvpspec.cli.provenance import shown, shown_command
@@ -60,6 +63,11 @@ class Request:
     momentum: float | None = None
     measure_savings: bool = False
     preflight: bool = True
+    preconditioning: Preconditioning = field(default_factory=Preconditioning)
+
+    def operator(self, H: HessianOperator, checkpoint: Path) -> Measured:
+        """What is measured at a checkpoint, whose parameters are in the model."""
+        return preconditioned(H, checkpoint, self.preconditioning, trust(self.source), self.lr)
 
     @property
     def folders(self) -> bool:
@@ -75,6 +83,7 @@ class Request:
         source = dataclasses.asdict(self.source)
         named = {name: source[name] and shown(source[name], self.folders) for name in ("model", "data", "loss")}
         settings: dict[str, Any] = json.loads(json.dumps({**source, **named, **described, **rate}))
+        settings |= self.preconditioning.described()
         return settings | {"dtype": self.options.dtype, "measure_savings": self.measure_savings}
 
 
@@ -223,9 +232,10 @@ def _savings(series: Series, number: int, opened: _Opened, request: Request) -> 
         return {"cold_hvps": row["hvps"], "hvps_saved": 0}
     asked = request.options.spectrum()
     asked = dataclasses.replace(asked, seed=asked.seed + number)
-    folder.open_journal(opened.H, request.source, asked, digest, number=number)
+    A = request.operator(opened.H, series.checkpoints[number])
+    folder.open_journal(A, request.source, asked, digest, number=number)
     with request.screen.progress_bar() as show:
-        cold = spectrum(opened.H, **vars(asked), journal=folder.journal, callback=show).hvps
+        cold = spectrum(A, **vars(asked), journal=folder.journal, callback=show).hvps
     folder.done()
     return {"cold_hvps": cold, "hvps_saved": cold - row["hvps"]}
 
@@ -240,17 +250,18 @@ def _measured(series: Series, opened: _Opened, request: Request) -> Iterator[tup
     done, remaining, folder = len(series.rows), series.remaining, request.folder
     reads: list[Read] = []
 
-    def operators() -> Iterator[HessianOperator]:
+    def operators() -> Iterator[Measured]:
         """The same operator with one checkpoint after another in its model: what was traced and compiled stays."""
         for number, checkpoint in enumerate(remaining, start=done):
             # The first one is in the model already.
             with interruptible():
                 reads.append(_read(checkpoint, opened, request) if number > 0 else opened.first)
+                A = request.operator(opened.H, checkpoint)
             folder.open_journal(
-                opened.H, request.source, request.options.spectrum(), reads[-1].fingerprint.sha256,
+                A, request.source, request.options.spectrum(), reads[-1].fingerprint.sha256,
                 number=number, start=series.vectors,
             )  # fmt: skip
-            yield opened.H
+            yield A
 
     def which() -> str:
         return f"checkpoint {done + len(reads)} of {len(series.checkpoints)}: "
@@ -323,9 +334,11 @@ def _summarise(series: Series, screen: Screen) -> None:
     screen.line(f"{made} HVPs in {seconds:.1f} s")
     if line := _savings_line(rows):
         screen.line(line)
-    if rows[0]["edge"] is not None:
-        beyond = sum(entry["lambda_max"] > entry["edge"] for entry in rows)
-        edge = f"{rows[0]['edge']:.6g}"
+    known = [entry for entry in rows if entry["edge"] is not None]
+    if known:
+        beyond = sum(entry["lambda_max"] > entry["edge"] for entry in known)
+        edges = dict.fromkeys(f"{edge:.6g}" for edge in sorted(entry["edge"] for entry in known))
+        edge = " … ".join(dict.fromkeys([next(iter(edges)), list(edges)[-1]]))
         screen.line(f"edge of stability: {edge}; λ_max exceeds it at {beyond} of {len(rows)} checkpoints")
     short = sum(not entry["converged"] for entry in rows)
     if short:

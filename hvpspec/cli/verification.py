@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 
+from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options import Source
-from hvpspec.cli.prepare import Loaded, load, zero_hessian_refused
+from hvpspec.cli.preconditioning.operator import Measured, preconditioned
+from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.prepare import Loaded, load, trust, zero_hessian_refused
 from hvpspec.cli.provenance import tensors_sha256
 from hvpspec.errors import CheckpointWarning, InputError
 from hvpspec.krylov.operator_view import as_symmetric
@@ -61,6 +64,7 @@ class Given:
     freeze_data: bool = False
     engine: Engine = "auto"
     device: str | None = None
+    optimizer: Path | None = None
 
 
 def verified(path: Path, given: Given, screen: Screen) -> dict[str, Any]:
@@ -111,10 +115,20 @@ def _checks(
             loaded.model, loaded.loss, loaded.data, parameters=provenance.options.get("parameters"), dtype=dtype,
             engine=given.engine, device=given.device, noise_seed=provenance.options.get("noise_seed"),
         )  # fmt: skip
-        yield from _fresh(record, H, options)
+        yield from _fresh(record, H, _measured(record, H, checkpoint, given, trust(source)), options)
 
 
-def _fresh(record: Record, H: HessianOperator, options: SpectrumOptions) -> Iterator[Check]:
+def _measured(record: Record, H: HessianOperator, checkpoint: Path, given: Given, trusted: Trust) -> Measured:
+    """What was measured: H, or H preconditioned as then."""
+    if record.spectrum.preconditioned is None:
+        return H
+    then = record.provenance.options
+    optimizer = given.optimizer or (None if then.get("optimizer") is None else Path(then["optimizer"]))
+    asked = Preconditioning(precondition=then.get("precondition", "adam"), optimizer=optimizer, betas=then.get("betas"))
+    return preconditioned(H, checkpoint, asked, trusted, then.get("lr"))
+
+
+def _fresh(record: Record, H: HessianOperator, A: Measured, options: SpectrumOptions) -> Iterator[Check]:
     """The loss, and two products."""
     loss, then = H.loss(), record.loss
     allowed = loss_tolerance(H.torch_dtype) * max(loss.size, abs(then or 0.0))
@@ -122,7 +136,7 @@ def _fresh(record: Record, H: HessianOperator, options: SpectrumOptions) -> Iter
     yield Check("loss", same, f"the loss is {loss.value:.6g}, and {'unknown' if then is None else f'{then:.6g}'} then")
     if H.shape[0] != record.spectrum.parameters or record.spectrum.hvps == 0:
         return
-    compared = compared_products(record.spectrum, as_symmetric(H), options.seed)
+    compared = compared_products(record.spectrum, as_symmetric(A), options.seed)
     says = f"two products differ from those of the run by {compared.difference:.2g}; rounding is {compared.allowed:.2g}"
     yield Check("products", compared.agree, says)
 

@@ -34,7 +34,7 @@ from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.journaled import Where, keeping
-from hvpspec.krylov.operator_view import Symmetric, as_symmetric, matrix_of, within_time
+from hvpspec.krylov.operator_view import Symmetric, as_symmetric, matrix_of, preconditioned_by, within_time
 from hvpspec.krylov.witness import witness
 from hvpspec.options import (
     DEFAULT_REFINE_HVPS,
@@ -223,7 +223,7 @@ class Pass:
         self.density = SharedDensity(self.shared, self.tolerance, sums=bool(options.sampled))
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
-            which=options.which, matrix=matrix_of(A),
+            which=options.which, matrix=matrix_of(A), preconditioned=preconditioned_by(A),
             rounding_reason=None if operator.recompute is None else "it is measured at the end",
         )  # fmt: skip
 

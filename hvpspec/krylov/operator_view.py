@@ -18,6 +18,7 @@ from hvpspec.kernels.full_precision import full_precision
 from hvpspec.krylov.vectors import column_inner, times
 from hvpspec.options import MATRIX_NAMES, Matrix
 from hvpspec.results.estimate import Recomputed
+from hvpspec.results.spectrum import Preconditioned
 from hvpspec.system.time_limit import PRODUCTS_PER_RECOMPUTED, Pace
 from hvpspec.wording import dtype_name
 
@@ -81,6 +82,12 @@ def matrix_of(A: Any) -> Matrix | None:
     """Which matrix of a training loss an operator is; None for the Hessian, and for operators that do not say."""
     named = getattr(A, "matrix", "hessian")
     return named if named in MATRIX_NAMES and named != "hessian" else None
+
+
+def preconditioned_by(A: Any) -> Preconditioned | None:
+    """What is known of the preconditioner of an operator that has one."""
+    found = getattr(A, "preconditioned", None)
+    return found if isinstance(found, Preconditioned) else None
 
 
 @dataclass

@@ -48,7 +48,7 @@ class EmpiricalFisherOperator(HessianOperator):
     >>> _ = torch.nn.init.ones_(model.weight)
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
     >>> F = EmpiricalFisherOperator(model, "mse", [(x, y)], dtype="float64")
-    >>> F @ torch.ones(1, dtype=torch.float64)  # gradients 2 x² of the samples: (4 + 64) / 2
+    >>> (F @ torch.ones(1, dtype=torch.float64)).round()  # gradients 2 x² of the samples: (4 + 64) / 2
     tensor([34.], dtype=torch.float64)
     """
 

@@ -42,8 +42,7 @@ def plot_series(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes = figure.subplots(count, 1, sharex=True)
         _line(axes[0], at, rows, "lambda_max", "λ_max", _LAMBDA_MAX)
         _line(axes[0], at, rows, "lambda_min", "λ_min", _LAMBDA_MIN)
-        if rows[0]["edge"] is not None:
-            axes[0].axhline(rows[0]["edge"], color=INK, linestyle="--", linewidth=1, label="edge of stability")
+        _edge(axes[0], at, rows)
         _line(axes[1], at, rows, "trace", "trace", _TRACE)
         _line(axes[1], at, rows, "frobenius_norm", "Frobenius norm", _NORM)
         titles = ["Largest and smallest eigenvalue", "Trace and Frobenius norm", "Overlap with the subspace before"]
@@ -62,6 +61,16 @@ def plot_series(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes[-1].set_xlabel("step" if by_step else "checkpoint")
         whole_numbers(axes[-1].xaxis)
     return figure
+
+
+def _edge(axes: Axes, at: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> None:
+    """The edge of stability, which an optimizer's learning rate and step may move from checkpoint to checkpoint."""
+    known = [(x, row["edge"]) for x, row in zip(at, rows, strict=True) if row["edge"] is not None]
+    style: dict[str, Any] = {"color": INK, "linestyle": "--", "linewidth": 1, "label": "edge of stability"}
+    if len({edge for _, edge in known}) == 1:
+        axes.axhline(known[0][1], **style)
+    elif known:
+        axes.plot(*zip(*known, strict=True), **style)
 
 
 def _line(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hvpspec.bounds.stability import Stability, edge_of_stability
+from hvpspec.bounds.stability import Stability
 from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, down, rounded, up, with_error
 from hvpspec.report.table import Row
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.spectrum import Preconditioned, Spectrum
 from hvpspec.wording import percent
 
 
@@ -38,16 +39,44 @@ def stability_rows(found: Stability | None) -> list[Row]:
     """The largest stable step, where there is one; with a learning rate, the edge and λ_max relative to it as well."""
     if found is None:
         return []
+    if found.optimizer is not None:
+        return _optimizer_rows(found, found.optimizer)
     top, beta = ("(2 + 2β)", f", β = {found.momentum:g}") if found.momentum else ("2", "")
     rows = []
     if found.largest_step is not None:
         chance = percent(found.lambda_max.confidence)
         rows.append(_named("step", down(found.largest_step), "", f"learning rate: {top}/λ_max{beta} ({chance})"))
-    if found.lr is not None and (ratio := found.ratio) is not None:
-        edge = edge_of_stability(found.lr, found.momentum)
-        rows.append(_named("edge", rounded(edge, 6), "", f"{top}/lr at lr = {found.lr:g}{beta}"))
+    if found.edge is not None and (ratio := found.ratio) is not None:
+        rows.append(_named("edge", rounded(found.edge, 6), "", f"{top}/lr at lr = {found.lr:g}{beta}"))
         rows.append(_named("edge_ratio", between(ratio), "", _verdict(found)))
     return rows
+
+
+def _optimizer_rows(found: Stability, by: Preconditioned) -> list[Row]:
+    """The same for the optimizer of a preconditioned matrix."""
+    rows = []
+    if found.largest_step is not None:
+        rows.append(
+            _named("step", down(found.largest_step), "", f"learning rate ({percent(found.lambda_max.confidence)})")
+        )
+    if found.edge is not None and (ratio := found.ratio) is not None:
+        rows.append(_named("edge", rounded(found.edge, 6), "", edge_note(by)))
+        rows.append(_named("edge_ratio", between(ratio), "", _verdict(found)))
+    return rows
+
+
+def stepper(spectrum: Spectrum) -> str:
+    """Whose stability the rows are about: "gradient descent", "AdamW"."""
+    by = spectrum.preconditioned
+    return "gradient descent" if by is None else by.optimizer or "optimizer"
+
+
+def edge_note(by: Preconditioned) -> str:
+    """ "AdamW at step 1,200: 38 / lr at lr = 0.001"."""
+    at = "" if by.step is None else f" at step {by.step:,}"
+    if by.lr is None or by.threshold is None:
+        return f"{by.optimizer or 'optimizer'}{at}"
+    return f"{by.optimizer or 'optimizer'}{at}: {rounded(by.threshold * by.lr, 3)} / lr at lr = {by.lr:g}"
 
 
 def extreme_rows(found: Condition) -> list[Row]:

@@ -21,7 +21,8 @@ EXPLANATIONS = {
     "step": "The largest learning rate with which gradient descent does not overshoot further and further along the "
     "sharpest direction. It holds for full batches; mini-batches and Adam have other limits.",
     "edge": "The largest λ_max at which gradient descent with this learning rate is stable: 2/lr, and 2(1 + β)/lr with "
-    "momentum β (heavy ball, as in torch.optim.SGD). Training with full batches tends to drive λ_max up to it.",
+    "momentum β (heavy ball, as in torch.optim.SGD). Training with full batches tends to drive λ_max up to it. Of a "
+    "preconditioned matrix it is that of the optimizer, such as 38/lr for Adam with β₁ = 0.9 (arXiv:2207.14484).",
     "edge_ratio": "Below 1, the learning rate is stable. Above 1, updates along the sharpest direction grow from step "
     "to step.",
     "negative": "Number of independent directions in which the loss curves downwards; none at a minimum.",

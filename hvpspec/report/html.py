@@ -21,7 +21,7 @@ from hvpspec.options import MATRIX_NAMES
 from hvpspec.plots.spectrum import panels
 from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
 from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
-from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows
+from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows, stepper
 from hvpspec.report.explanations import EXPLANATIONS, explanations
 from hvpspec.report.notes import draw_notes, ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
@@ -87,6 +87,7 @@ def report_html(record: Record) -> str:
         figures=figure_lines(spectrum),
         figures_about=explanations(_shown_in_figures(spectrum)),
         pictures=[(panel, inline_svgs(panel), _caption(panel, spectrum)) for panel in panels(spectrum)],
+        stepper=stepper(spectrum),
         steps=[Line(row.name, [row.value], row.note, _about(row)) for row in steps],
         steps_about=explanations(row.quantity for row in steps),
         condition=condition_tables(spectrum.condition, with_step=not steps),
@@ -228,8 +229,8 @@ def _together(value: str, error: str, *, stacked: bool = False) -> str:
 
 
 def _title(record: Record) -> str:
-    checkpoint, name = record.provenance.checkpoint, MATRIX_NAMES[record.spectrum.matrix or "hessian"]
-    title = f"Spectrum of the {name}" if record.spectrum.matrix else f"{name} spectrum"
+    checkpoint, name = record.provenance.checkpoint, record.spectrum.matrix_name
+    title = f"{name} spectrum" if name == MATRIX_NAMES["hessian"] else f"Spectrum of the {name}"
     return title if checkpoint is None else f"{title} of {Path(checkpoint.path).name}"
 
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 
-from hvpspec.bounds.stability import Stability, edge_of_stability, stability
-from hvpspec.options import EIGENVALUE_KINDS, MATRIX_NAMES, Matrix
-from hvpspec.report.condition_rows import shifted_name
+from hvpspec.bounds.stability import Stability, stability
+from hvpspec.options import EIGENVALUE_KINDS
+from hvpspec.report.condition_rows import edge_note, shifted_name
 from hvpspec.report.notes import ending, shortfalls
 from hvpspec.report.numbers import between, down, plus_minus, rounded, with_error
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
-from hvpspec.results.spectrum import Spectrum
+from hvpspec.results.spectrum import Preconditioned, Spectrum
 from hvpspec.wording import percent
 
 
@@ -28,7 +28,7 @@ def sentences(record: Record) -> list[str]:
         *_stability(stability(spectrum, options.get("lr"), options.get("momentum"))),
         *_negative(spectrum),
         *_trace_and_norm(spectrum),
-        *_conditioning(spectrum.condition, spectrum.matrix or "hessian"),
+        *_conditioning(spectrum.condition, spectrum.matrix_name),
         *_preflight(record.preflight),
         *_trust(spectrum),
     ]
@@ -42,6 +42,8 @@ def _sharpest(spectrum: Spectrum) -> list[str]:
     top = float(pairs.values.max())
     error = float(pairs.error[int(pairs.values.argmax())])
     size = plus_minus(top, error) if top > 0 else f"at least {rounded(bracket.lower, 4)}"
+    if spectrum.preconditioned is not None:
+        return [f"The largest eigenvalue of the {spectrum.matrix_name} is {size}{_damped_step(spectrum)}."]
     return [
         f"The sharpest direction of the loss has curvature {size}: gradient descent is stable up to a learning rate of "
         f"{down(2 / bracket.upper, 3)} (2/λ_max, {percent(bracket.confidence)}){_damped_step(spectrum)}."
@@ -56,9 +58,11 @@ def _damped_step(spectrum: Spectrum) -> str:
 
 
 def _stability(found: Stability | None) -> list[str]:
-    if found is None or found.lr is None or found.ratio is None:
+    if found is None or found.lr is None or found.ratio is None or found.edge is None:
         return []
-    edge = rounded(edge_of_stability(found.lr, found.momentum), 4)
+    if found.optimizer is not None:
+        return [_at_the_edge(found, found.optimizer)]
+    edge = rounded(found.edge, 4)
     step = f"The learning rate {found.lr:g}" + (f" with momentum {found.momentum:g}" if found.momentum else "")
     share = f"λ_max is {between(found.ratio, 3)} times the edge of stability, {edge}"
     if found.stable is None:
@@ -66,6 +70,16 @@ def _stability(found: Stability | None) -> list[str]:
     if found.stable:
         return [f"{step} is stable: {share} ({percent(found.lambda_max.confidence)})."]
     return [f"{step} is not stable: {share}."]
+
+
+def _at_the_edge(found: Stability, by: Preconditioned) -> str:
+    assert found.ratio is not None
+    name, _, at = edge_note(by).partition(": ")
+    chance = f", {percent(found.lambda_max.confidence)}" if found.stable else ""
+    says = f"λ_max is at {between(found.ratio, 3)} of the edge of stability of {name} ({at}{chance})"
+    if found.stable is None:
+        return f"{says}: its steps may or may not be stable."
+    return f"{says}: its steps are {'stable' if found.stable else 'not stable, as long as its preconditioner stays'}."
 
 
 def _negative(spectrum: Spectrum) -> list[str]:
@@ -116,10 +130,10 @@ def _trace_and_norm(spectrum: Spectrum) -> list[str]:
     return said
 
 
-def _conditioning(condition: Condition | None, matrix: Matrix) -> list[str]:
+def _conditioning(condition: Condition | None, matrix: str) -> list[str]:
     if condition is None or not condition.kappa.lower > 0:
         return []
-    what = f"the {MATRIX_NAMES[matrix]}" if not condition.damping else shifted_name(condition)
+    what = f"the {matrix}" if not condition.damping else shifted_name(condition)
     size = between(condition.kappa, 3)
     size = (
         size.replace("≥", "at least") if "≥" in size else f"between {size.replace('…', 'and')}" if "…" in size else size

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from hvpspec.bounds.stability import Stability, stability
 from hvpspec.escaping import in_message, on_screen
 from hvpspec.memory import readable
-from hvpspec.options import MATRIX_NAMES
 from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
-from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows
+from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows, stepper
 from hvpspec.report.explanations import explanation_lines
 from hvpspec.report.notes import ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
@@ -64,12 +63,13 @@ def report_sections(
     stability. explain: adds what each quantity means.
     """
     steps = stability(spectrum, lr, momentum)
-    of = [] if spectrum.matrix is None else [Section(None, [f"{MATRIX_NAMES[spectrum.matrix]}:"])]
+    plain = spectrum.matrix is None and spectrum.preconditioned is None
+    of = [] if plain else [Section(None, [f"{spectrum.matrix_name}:"])]
     sections = [
         *of,
         Section(spectrum_table(spectrum), quantities=_in_spectrum(spectrum)),
         Section(None, spectrum_notes(spectrum), ["density"] if spectrum.density is not None else []),
-        *_stability_sections(steps),
+        *_stability_sections(spectrum, steps),
         *_condition_sections(spectrum.condition, with_step=steps is None),
     ]
     if spectrum.blocks is not None and spectrum.blocks.blocks:
@@ -174,11 +174,11 @@ def _in_spectrum(spectrum: Spectrum) -> list[str]:
     return [name for name in ("eigenvalues", "trace", "frobenius_norm") if name in spectrum.asked]
 
 
-def _stability_sections(found: Stability | None) -> list[Section]:
+def _stability_sections(spectrum: Spectrum, found: Stability | None) -> list[Section]:
     rows = stability_rows(found)
     if not rows:
         return []
-    table = Table(("gradient descent", "value", "note"), notes=True)
+    table = Table((stepper(spectrum), "value", "note"), notes=True)
     for row in rows:
         table.add(row.name, row.value, row.note)
     return [Section(table, quantities=[row.quantity for row in rows])]

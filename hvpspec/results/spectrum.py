@@ -26,6 +26,31 @@ if TYPE_CHECKING:
 SCHEMA = "hvpspec/spectrum/1"
 
 
+@dataclass(frozen=True)
+class Preconditioned:
+    """That a matrix is preconditioned, and what is known of the optimizer that does it.
+
+    Attributes
+    ----------
+    optimizer : str or None
+        Such as "AdamW"; None for a scale that is not said to be an optimizer's.
+    step : int or None
+        How many steps it had made.
+    lr : float or None
+        Its learning rate, and `decay` its decoupled weight decay.
+    threshold : float or None
+        The edge of stability: the λ_max from which its steps diverge.
+    decay : float
+        0 without one.
+    """
+
+    optimizer: str | None = None
+    step: Count | None = None
+    lr: Size | None = None
+    threshold: Size | None = None
+    decay: Size = 0.0
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum(Stored):
     """All quantities of one matrix, each with its error.
@@ -68,6 +93,8 @@ class Spectrum(Stored):
         Whether a time limit has ended the run, which is complete all the same: it is what was asked for.
     matrix : str or None
         Which matrix of a training loss it is, such as "ggn"; None for the Hessian and for other operators.
+    preconditioned : Preconditioned or None
+        The optimizer whose preconditioner D makes it D^(-1/2) H D^(-1/2); None for a matrix that is not preconditioned.
     lanczos : Lanczos or None
         The small matrices from which ``hvpspec verify`` computes the figures again; None for a run that was
         interrupted, and where they are too large.
@@ -101,16 +128,22 @@ class Spectrum(Stored):
     lanczos: Annotated[Lanczos | None, LEFT_OUT] = None
     out_of_time: bool = False
     matrix: Annotated[Matrix | None, LEFT_OUT] = None
+    preconditioned: Annotated[Preconditioned | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
-        "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "asked", "which", "eigenpairs",
-        "trace", "frobenius_norm", "density", "condition", "blocks", "rounding", "rounding_reason", "lanczos", "hvps",
-        "predicted", "seconds", "stopped",
+        "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "preconditioned", "asked",
+        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "rounding",
+        "rounding_reason", "lanczos", "hvps", "predicted", "seconds", "stopped",
     )  # fmt: skip
 
     def contradiction(self) -> tuple[str, str] | None:
         """See `hvpspec.results.codec`."""
         return ("asked", "expected each quantity once") if len(set(self.asked)) < len(self.asked) else None
+
+    @property
+    def matrix_name(self) -> str:
+        """What the matrix is called in sentences, such as "preconditioned Hessian"."""
+        return f"{'' if self.preconditioned is None else 'preconditioned '}{MATRIX_NAMES[self.matrix or 'hessian']}"
 
     @property
     def schema(self) -> str:
@@ -137,7 +170,7 @@ class Spectrum(Stored):
     def __repr__(self) -> str:
         state = "incomplete" if not self.complete else "converged" if self.converged else "not converged"
         cost = f"{counted(self.hvps, 'HVP')}, {self.seconds:.3g} s"
-        of = "matrix" if self.matrix is None else MATRIX_NAMES[self.matrix]
+        of = "matrix" if self.matrix is None and self.preconditioned is None else self.matrix_name
         lines = [f"<Spectrum of a {self.parameters:,} × {self.parameters:,} {of}: {state}, {cost}"]
         for name, quantity in self._asked_for().items():
             lines += self._lines(name, quantity)

@@ -104,6 +104,7 @@ def _settings(provenance: Provenance) -> dict[str, Any]:
     data = provenance.data
     return {
         "matrix": provenance.options.get("matrix", "hessian"),
+        "preconditioner": provenance.options.get("precondition", "none"),
         "loss": provenance.loss,
         "data": None if data is None else data.source,
         "number of batches": None if data is None else data.batches,

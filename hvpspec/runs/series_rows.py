@@ -17,7 +17,7 @@ from hvpspec.report.documents import read_json
 from hvpspec.results.codec import read_entry
 from hvpspec.results.estimate import finite
 from hvpspec.results.runs.tracked import Tracked
-from hvpspec.results.spectrum import Spectrum
+from hvpspec.results.spectrum import Preconditioned, Spectrum
 
 SCHEMA = "hvpspec/track/1"
 _REQUIRED: dict[str, Any] = {
@@ -116,7 +116,7 @@ def row(
         "seconds": spectrum.seconds,
         "sha256": sha256,
     }
-    columns |= edge(columns["lambda_max"], lr, momentum)
+    columns |= edge(columns["lambda_max"], lr, momentum, spectrum.preconditioned)
     for name in ("trace", "frobenius_norm"):
         estimate = getattr(spectrum, name)
         columns[name] = None if estimate is None else estimate.value
@@ -152,11 +152,18 @@ def _extremes(spectrum: Spectrum) -> dict[str, Any]:
     }
 
 
-def edge(lambda_max: float | None, lr: float | None, momentum: float | None = None) -> dict[str, float | None]:
-    """The two columns that learning rate and momentum give: the edge of stability, and λ_max relative to it."""
-    if lr is None:
+def edge(
+    lambda_max: float | None, lr: float | None, momentum: float | None = None, by: Preconditioned | None = None
+) -> dict[str, float | None]:
+    """The two columns that learning rate and momentum give: the edge of stability, and λ_max relative to it.
+
+    by: what preconditions the matrix, whose own edge it is then.
+    """
+    bound = None if by is None else by.threshold
+    if by is None and lr is not None:
+        bound = edge_of_stability(lr, momentum or 0.0)
+    if not bound:
         return {"edge": None, "lambda_max_over_edge": None}
-    bound = edge_of_stability(lr, momentum or 0.0)
     return {"edge": bound, "lambda_max_over_edge": None if lambda_max is None else lambda_max / bound}
 
 

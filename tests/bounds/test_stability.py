@@ -8,6 +8,7 @@ from report import examples
 from hvpspec.bounds.stability import Stability, edge_of_stability, stability
 from hvpspec.errors import InputError
 from hvpspec.results.estimate import Bracket
+from hvpspec.results.spectrum import Preconditioned
 
 
 def between(lower, upper, **options):
@@ -58,3 +59,27 @@ def test_it_comes_from_the_bracket_of_the_largest_eigenvalue():
     assert (found.lambda_max.lower, found.lambda_max.upper) == (50.0, 52.0)
     assert stability(examples.spectrum(eigenpairs=None)) is None
     assert between(-2.0, -1.0).largest_step is None
+
+
+# --- the edge of an optimizer, which comes with the matrix that it preconditions --------------------------------------
+
+ADAMW = Preconditioned("AdamW", 1200, 0.01, threshold=1.9 * (2 - 0.01 * 3) / (0.1 * 0.01), decay=3.0)
+
+
+def test_an_optimizers_edge_takes_the_place_of_the_learning_rates():
+    found = stability(examples.spectrum(preconditioned=ADAMW), lr=0.1, momentum=0.9)
+    assert found.edge == pytest.approx(3743)
+    assert found.ratio.upper == pytest.approx(52 / 3743)
+    assert (found.stable, found.lr) == (True, 0.01)
+    unknown = examples.spectrum(preconditioned=Preconditioned())
+    assert stability(unknown, lr=0.1) is None
+
+
+@pytest.mark.parametrize("decay", [0.0, 3.0])
+def test_the_largest_step_of_an_optimizer_puts_the_edge_at_the_top_of_the_bracket(decay):
+    def edge(lr):  # AdamW's, with β₁ = 0.9
+        return 1.9 * (2 - lr * decay) / (0.1 * lr)
+
+    found = between(50.0, 52.0, lr=0.01, optimizer=Preconditioned("AdamW", 9, 0.01, edge(0.01), decay))
+    assert edge(found.largest_step) == pytest.approx(52)
+    assert between(-2.0, -1.0, lr=0.01, optimizer=ADAMW).largest_step is None

@@ -6,6 +6,7 @@ and the tensors with weights_only; the other entries are not read. No process gr
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -27,8 +28,11 @@ _MAX_METADATA_BYTES = 1 << 30
 _MAX_DEPTH = 100  # of nested dicts
 
 
-def read_distributed(folder: Path) -> dict[str, Any]:
-    """The nested state dict that was saved, with its tensors joined from their pieces, and None for other entries."""
+def read_distributed(folder: Path, *, others: bool = False) -> dict[str, Any]:
+    """The nested state dict that was saved, with its tensors joined from their pieces, and None for other entries.
+
+    others: reads these as well, as far as they hold plain data.
+    """
     with opened(inside(folder, ".metadata", folder)) as file:
         if os.fstat(file.fileno()).st_size > _MAX_METADATA_BYTES:
             raise damaged(folder, _FORMAT, "its .metadata is too large")
@@ -52,7 +56,11 @@ def read_distributed(folder: Path) -> dict[str, Any]:
         raise damaged(folder, _FORMAT, f"it declares {declared:,} bytes of tensors, but its files hold {held:,}")
     content: dict[str, Any] = {}
     for name, entry in entries.items():
-        value = _assemble(folder, name, entry, places) if entry.is_a("TensorStorageMetadata") else None
+        value = None
+        if entry.is_a("TensorStorageMetadata"):
+            value = _assemble(folder, name, entry, places)
+        elif others:
+            value = _other(folder, places.get((name, (0,)), places.get((name, None))))
         try:
             _place(content, (paths or {}).get(name) or (name,), value)
         except (TypeError, AttributeError) as error:
@@ -89,8 +97,18 @@ def _assemble(folder: Path, name: str, entry: Record, places: dict[Any, Record])
     return whole
 
 
-def _piece(path: Path, place: Record) -> Tensor:
-    """The tensor at a place in one of the files, whose checksum is compared."""
+def _other(folder: Path, place: Record | None) -> Any:
+    """An entry that is no tensor; None where it is no plain data, or cannot be read."""
+    with contextlib.suppress(CheckpointError):
+        if place is not None:
+            path = inside(folder, place.get("relative_path"), folder / ".metadata")
+            with Archive(path, io.BytesIO(_bytes_at(path, place))) as archive:
+                return read_archive(archive)
+    return None
+
+
+def _bytes_at(path: Path, place: Record) -> bytes:
+    """The bytes at a place in one of the files."""
     offset, length = place.get("offset"), place.get("length")
     if type(offset) is not int or type(length) is not int or offset < 0 or length <= 0:
         raise damaged(path.parent, _FORMAT, f"it names no valid place in {path.name}")
@@ -98,7 +116,12 @@ def _piece(path: Path, place: Record) -> Tensor:
         if offset + length > os.fstat(file.fileno()).st_size:
             raise damaged(path.parent, _FORMAT, f"{path.name} is shorter than declared")
         file.seek(offset)
-        content = file.read(length)
+        return file.read(length)
+
+
+def _piece(path: Path, place: Record) -> Tensor:
+    """The tensor at a place in one of the files, whose checksum is compared."""
+    content = _bytes_at(path, place)
     if content[8:9] == b"{":
         from safetensors.torch import load
 

@@ -20,6 +20,7 @@ from hvpspec.cli.options import (
     Source,
     check_rate,
 )
+from hvpspec.cli.preconditioning.options import Preconditioning
 from hvpspec.system.imports import quick_imports
 
 
@@ -28,6 +29,7 @@ def spectrum(
     checkpoint: Checkpoint,
     source: Source,
     options: Options,
+    preconditioning: Preconditioning,
     earlier: Earlier,
     screen: Screen,
     lr: LearningRate = None,
@@ -43,10 +45,11 @@ def spectrum(
 
     Example: [bold]hvpspec spectrum model.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
+    preconditioning.check_momentum(momentum)
     check_rate(lr, momentum)
     _measure_each(
         checkpoint, source, options, earlier, screen,
-        preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
+        preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain, preconditioning=preconditioning,
     )  # fmt: skip
 
 

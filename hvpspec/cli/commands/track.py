@@ -22,13 +22,14 @@ from hvpspec.cli.options import (
     check_rate,
     flag,
 )
+from hvpspec.cli.preconditioning.options import Preconditioning
 from hvpspec.errors import InputError
 from hvpspec.options import SERIES_QUANTITIES
 from hvpspec.system.imports import quick_imports
 
 
 @expanded(
-    without=("which", "blocks", "refine", "refine_hvps"),
+    without=("optimizer", "which", "blocks", "refine", "refine_hvps"),
     instead="run hvpspec spectrum on the checkpoint of interest",
     k=5,
     rtol=0.05,
@@ -44,6 +45,7 @@ def track(
     ],
     source: Source,
     options: Options,
+    preconditioning: Preconditioning,
     earlier: Earlier,
     screen: Screen,
     lr: LearningRate = None,
@@ -74,6 +76,7 @@ def track(
 
     Example: [bold]hvpspec track run/*.pt --model train.py:build --data train.py:batches --loss cross_entropy[/bold]
     """
+    preconditioning.check_momentum(momentum)
     check_rate(lr, momentum)
     if not options.spectrum().pairs:
         raise InputError("track needs the eigenvalues: add --only eigenvalues.")
@@ -84,5 +87,8 @@ def track(
 
     ordered = in_order(checkpoints, as_given=as_given)
     with held(options.out, earlier, screen) as folder:
-        request = Request(source, options, screen, folder, lr, momentum, measure_savings, preflight=not no_preflight)
+        request = Request(
+            source, options, screen, folder, lr, momentum, measure_savings, preflight=not no_preflight,
+            preconditioning=preconditioning,
+        )  # fmt: skip
         follow(ordered, request)

@@ -19,6 +19,7 @@ def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A spectrum.json, or the folder that holds it.")],
     screen: Screen,
     checkpoint: Annotated[Path | None, option(SOURCE, "Where the checkpoint is now, if it has moved.")] = None,
+    optimizer: Annotated[Path | None, option(SOURCE, "Where the optimizer's state is now, if it has moved.")] = None,
     model: Annotated[str | None, option(SOURCE, "Instead of the recorded one.", metavar="FILE:FUNCTION")] = None,
     data: Annotated[str | None, option(SOURCE, "Instead of the recorded one.", metavar="FILE:FUNCTION")] = None,
     loss: Annotated[str | None, option(SOURCE, "Instead of the recorded one.", metavar="LOSS")] = None,
@@ -46,5 +47,5 @@ def verify(
     with quick_imports():
         from hvpspec.cli.verification import Given, verified
 
-    given = Given(checkpoint, model, data, loss, key, allow_class, trust_pickle, freeze_data, engine, device)
+    given = Given(checkpoint, model, data, loss, key, allow_class, trust_pickle, freeze_data, engine, device, optimizer)
     screen.announce(verified(run, given, screen))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from hvpspec.cli.console import Screen, screen_for
 from hvpspec.cli.ends import ended
-from hvpspec.cli.options import AsJson, Quiet, flag_name
+from hvpspec.cli.options.flags import AsJson, Quiet, flag_name
 from hvpspec.errors import InputError
 from hvpspec.system.stops import stopped_by
 

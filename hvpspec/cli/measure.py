@@ -13,8 +13,9 @@ from pathlib import Path
 from hvpspec.atomic_files import prepare_folder, write_json
 from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended, ended_by, explained
-from hvpspec.cli.options import Earlier, Options, Source
-from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.options.preconditioning import Preconditioning
+from hvpspec.cli.options.run import Options
+from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.cli.run_folder import RunFolder, held
 from hvpspec.errors import InputError, OutputError

@@ -18,9 +18,10 @@ from hvpspec.checkpoint.fingerprint import Fingerprint, fingerprinted
 from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.load import load_checkpoint
 from hvpspec.cli.console import Screen
-from hvpspec.cli.options import Options, Source
-from hvpspec.cli.preconditioning.operator import Measured, preconditioned
-from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.options.preconditioning import Preconditioning
+from hvpspec.cli.options.run import Options
+from hvpspec.cli.options.source import Source
+from hvpspec.cli.preconditioned import Measured, preconditioned
 from hvpspec.cli.provenance import checkpoint_file, data_source, describe, shown, tensors_sha256
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model

@@ -17,8 +17,9 @@ from typing import Any
 
 from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
-from hvpspec.cli.options import Earlier, Source, flag_name
-from hvpspec.cli.preconditioning.operator import Measured
+from hvpspec.cli.options.flags import flag_name
+from hvpspec.cli.options.source import Earlier, Source
+from hvpspec.cli.preconditioned import Measured
 from hvpspec.errors import InputError
 from hvpspec.krylov.inputs import differing, inputs_of
 from hvpspec.krylov.journal import Journal

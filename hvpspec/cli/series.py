@@ -17,9 +17,10 @@ from torch import nn
 from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended
-from hvpspec.cli.options import Options, Source
-from hvpspec.cli.preconditioning.operator import Measured, preconditioned
-from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.options.preconditioning import Preconditioning
+from hvpspec.cli.options.run import Options
+from hvpspec.cli.options.source import Source
+from hvpspec.cli.preconditioned import Measured, preconditioned
 from hvpspec.cli.prepare import (
     CHECKING,
     Read,

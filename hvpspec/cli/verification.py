@@ -18,9 +18,9 @@ import torch
 
 from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.cli.console import Screen
-from hvpspec.cli.options import Source
-from hvpspec.cli.preconditioning.operator import Measured, preconditioned
-from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.options.preconditioning import Preconditioning
+from hvpspec.cli.options.source import Source
+from hvpspec.cli.preconditioned import Measured, preconditioned
 from hvpspec.cli.prepare import Loaded, load, trust, zero_hessian_refused
 from hvpspec.cli.provenance import tensors_sha256
 from hvpspec.errors import CheckpointWarning, InputError

@@ -6,7 +6,9 @@ import typer
 
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
-from hvpspec.cli.options import Checkpoint, Debug, Options, Source
+from hvpspec.cli.options.flags import Checkpoint, Debug
+from hvpspec.cli.options.run import Options
+from hvpspec.cli.options.source import Source
 from hvpspec.system.imports import quick_imports
 
 CHECK_SCHEMA = "hvpspec/check/1"

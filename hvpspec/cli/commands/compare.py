@@ -10,7 +10,7 @@ import typer
 
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
-from hvpspec.cli.options import OUTPUT, Debug, Explain, option
+from hvpspec.cli.options.flags import OUTPUT, Debug, Explain, option
 
 
 @expanded()

@@ -8,19 +8,10 @@ from typing import Any
 
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
-from hvpspec.cli.options import (
-    Checkpoint,
-    Debug,
-    Earlier,
-    Explain,
-    LearningRate,
-    Momentum,
-    NoPreflight,
-    Options,
-    Source,
-    check_rate,
-)
-from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.options.flags import Checkpoint, Debug, Explain, LearningRate, Momentum, NoPreflight, check_rate
+from hvpspec.cli.options.preconditioning import Preconditioning
+from hvpspec.cli.options.run import Options
+from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.system.imports import quick_imports
 
 

@@ -9,20 +9,10 @@ import typer
 
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
-from hvpspec.cli.options import (
-    ACCURACY,
-    SOURCE,
-    Debug,
-    Earlier,
-    LearningRate,
-    Momentum,
-    NoPreflight,
-    Options,
-    Source,
-    check_rate,
-    flag,
-)
-from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.options.flags import ACCURACY, SOURCE, Debug, LearningRate, Momentum, NoPreflight, check_rate, flag
+from hvpspec.cli.options.preconditioning import Preconditioning
+from hvpspec.cli.options.run import Options
+from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.errors import InputError
 from hvpspec.options import SERIES_QUANTITIES
 from hvpspec.system.imports import quick_imports

@@ -9,7 +9,7 @@ import typer
 
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
-from hvpspec.cli.options import ENGINE, SOURCE, Debug, flag, option
+from hvpspec.cli.options.flags import ENGINE, SOURCE, Debug, flag, option
 from hvpspec.options import Engine
 from hvpspec.system.imports import quick_imports
 

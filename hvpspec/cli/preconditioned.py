@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.optimizers.kinds import KindName
-from hvpspec.cli.preconditioning.options import Preconditioning
+from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.operators.preconditioned import PreconditionedOperator, PreconditionedOverData
 from hvpspec.operators.preconditioner import find_preconditioner

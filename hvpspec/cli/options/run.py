@@ -1,4 +1,4 @@
-"""The options that several commands take, each declared once, with its help. No torch and no NumPy: --help needs none.
+"""What is asked of a run: each option declared once, with its help. No torch and no NumPy: --help needs none.
 
 The choices, defaults and checks of a run are those of `hvpspec.options.SpectrumOptions`; here they get their flags.
 """
@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
-import typer
-
+from hvpspec.cli.options.flags import ACCURACY, ENGINE, OUTPUT, SOURCE, WANTED, alternatives, flag, flag_name, option
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
 from hvpspec.options import (
     DEFAULT_MAX_HVPS,
     ENGINES,
-    LOSS_NAMES,
     QUANTITIES,
     Engine,
     MatrixChoice,
@@ -27,164 +24,14 @@ from hvpspec.options import (
     SpectrumOptions,
     Which,
 )
-from hvpspec.validation import check_count, check_seed
+from hvpspec.validation import check_seed
 
 if TYPE_CHECKING:
     QuantityName = str
 else:  # Typer takes a list of choices as an enum only
     QuantityName = StrEnum("QuantityName", {name: name for name in QUANTITIES})
 
-SOURCE = "Checkpoint and data"
-WANTED = "Quantities"
-ACCURACY = "Accuracy and budget"
-ENGINE = "Engine and memory"
-OUTPUT = "Output"
-
 _OF_OPERATOR = ("parameters", "engine", "memory_limit", "dtype", "device", "noise_seed")  # what HessianOperator takes
-
-
-def option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
-    """An option of that panel of --help."""
-    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
-
-
-def flag(panel: str, text: str, *names: str) -> Any:
-    """An option without a value; --help shows no type for it."""
-    return option(panel, text, *names, metavar="")
-
-
-def _alternatives(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-AsJson = Annotated[
-    bool,
-    flag(OUTPUT, "Print the document as JSON on stdout, and nothing else there.", "--json"),
-]
-Quiet = Annotated[bool, flag(OUTPUT, "Print nothing but errors.", "--quiet", "-q")]
-Debug = Annotated[bool, flag(OUTPUT, "Show the traceback of an error.", "--debug")]
-Explain = Annotated[bool, flag(OUTPUT, "Say in plain words what each quantity means.", "--explain")]
-
-Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint, file or directory, in any of the usual formats.")]
-NoPreflight = Annotated[
-    bool,
-    flag(ACCURACY, "Skip the checks that cost products (hvpspec check shows them).", "--no-preflight"),
-]
-LearningRate = Annotated[
-    float | None,
-    option(WANTED, "Learning rate: compare λ_max with the edge of stability, 2 / lr.", "--lr"),
-]
-Momentum = Annotated[
-    float | None,
-    option(WANTED, "Heavy-ball momentum β: the edge of stability is then (2 + 2β) / lr. Needs --lr.", "--momentum"),
-]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """What to do with what an earlier run has left in --out, and whether to leave a journal there."""
-
-    restart: Annotated[
-        bool, flag(OUTPUT, "Start over, rather than go on with an interrupted run in --out.", "--restart")
-    ] = False
-    force: Annotated[
-        bool, flag(OUTPUT, "Replace what was made in --out with another checkpoint, data or options.", "--force")
-    ] = False
-    no_journal: Annotated[
-        bool, flag(OUTPUT, "Keep no journal in --out, from which an interrupted run goes on.", "--no-journal")
-    ] = False
-
-
-def check_rate(lr: float | None, momentum: float | None = None) -> None:
-    """Raises InputError for a learning rate or momentum that no optimizer can have."""
-    if lr is not None and not 0 < lr < float("inf"):
-        raise InputError(f"--lr must be a finite number > 0; got {lr:g}.")
-    if momentum is not None and not 0 <= momentum < 1:
-        raise InputError(f"--momentum must be a number ≥ 0 and < 1; got {momentum:g}.")
-    if momentum is not None and lr is None:
-        raise InputError("--momentum needs a learning rate as well: add --lr.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where model, data and loss come from."""
-
-    model: Annotated[
-        str | None,
-        option(
-            SOURCE,
-            "Function that builds the nn.Module, such as train.py:build or package.module:build. Not needed for a "
-            "checkpoint that holds the model (a Hugging Face directory, a TorchScript or torch.export archive).",
-            metavar="FILE:FUNCTION",
-        ),
-    ] = None
-    data: Annotated[
-        str,
-        option(
-            SOURCE,
-            "Function that returns the batches: a list or a DataLoader, read again for every product.",
-            metavar="FILE:FUNCTION",
-        ),
-    ]
-    loss: Annotated[
-        str,
-        option(
-            SOURCE,
-            f"{', '.join(LOSS_NAMES)}; or FILE:NAME, a function of (model, batch) or of (outputs, targets), or a "
-            "criterion.",
-            metavar="LOSS",
-        ),
-    ]
-    key: Annotated[
-        str | None,
-        option(SOURCE, "Where in the checkpoint the state dict is nested, such as ema or ema.shadow."),
-    ] = None
-    allow_class: Annotated[
-        list[str] | None,
-        option(
-            SOURCE,
-            "A class whose objects the checkpoint may hold besides tensors, as package.module.Class; may be repeated.",
-            "--allow-class",
-            metavar="CLASS",
-        ),
-    ] = None
-    trust_pickle: Annotated[
-        bool,
-        flag(SOURCE, "Last resort: read the checkpoint whatever it holds. This runs its code.", "--trust-pickle"),
-    ] = False
-    freeze_data: Annotated[
-        bool,
-        flag(
-            SOURCE,
-            "Keep the batches of the first pass in memory, for data that are shuffled or augmented.",
-            "--freeze-data",
-        ),
-    ] = False
-    batches: Annotated[
-        int | None,
-        option(
-            SOURCE,
-            "A quick look: only so many of the batches, drawn at random with --seed.",
-            "--batches",
-        ),
-    ] = None
-    expect_loss: Annotated[
-        str | None,
-        option(
-            SOURCE,
-            "The loss that the data should give; stop if it differs by more than half a unit of the last digit given.",
-            "--expect-loss",
-            metavar="LOSS",
-        ),
-    ] = None
-
-    def __post_init__(self) -> None:
-        if self.batches is not None:
-            check_count("--batches", self.batches)
-        if self.expect_loss is not None:
-            from hvpspec.preflight import expected_loss  # here, as it needs torch
-
-            expected_loss(self.expect_loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,7 +68,7 @@ class Options:
     only: Annotated[
         list[QuantityName] | None,
         option(
-            WANTED, f"Estimate only this: {_alternatives(QUANTITIES)}; may be repeated.", "--only", metavar="QUANTITY"
+            WANTED, f"Estimate only this: {alternatives(QUANTITIES)}; may be repeated.", "--only", metavar="QUANTITY"
         ),
     ] = None
     blocks: Annotated[
@@ -294,7 +141,7 @@ class Options:
     ] = None
     engine: Annotated[
         Engine,
-        option(ENGINE, f"How a product is computed: {_alternatives(ENGINES)}.", metavar="ENGINE"),
+        option(ENGINE, f"How a product is computed: {alternatives(ENGINES)}.", metavar="ENGINE"),
     ] = "auto"
     dtype: Annotated[
         Literal["float32", "float64"] | None,
@@ -341,7 +188,7 @@ class Options:
         for name in names:
             if name not in get_args(MatrixChoice):
                 raise InputError(
-                    f"--matrix: no matrix is named '{name}'; choose {_alternatives(get_args(MatrixChoice))}."
+                    f"--matrix: no matrix is named '{name}'; choose {alternatives(get_args(MatrixChoice))}."
                 )
         if len(set(names)) < len(names):
             raise InputError(f"--matrix {self.matrix}: name each matrix once.")
@@ -396,11 +243,6 @@ class Options:
     def operator(self) -> dict[str, Any]:
         """What `HessianOperator` is given."""
         return {name: getattr(self, name) for name in _OF_OPERATOR}
-
-
-def flag_name(name: str) -> str:
-    """What the command line calls an option: "max_hvps" → "--max-hvps"."""
-    return "-k" if name == "k" else f"--{name.replace('_', '-')}"
 
 
 def _with_flags(message: str) -> str:

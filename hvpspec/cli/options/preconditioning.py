@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from hvpspec.cli.options import SOURCE, WANTED, option
+from hvpspec.cli.options.flags import SOURCE, WANTED, option
 from hvpspec.errors import InputError
 
 Optimizer = Literal["adam", "adamw", "adam-l2"]

@@ -116,7 +116,8 @@ ERRORS = [
 
 @pytest.mark.parametrize(("action", "status", "said"), ERRORS, ids=[said for _, _, said in ERRORS])
 def test_an_error_in_the_middle_saves_what_is_known(own, dense, action, status, said):
-    lasting = 9 if re.search("memory|symmetric", said) else 1  # passes; memory that is short for a moment is no end
+    # Passes. What is wrong for one pass is no end: the product is made again, and so it is with less memory.
+    lasting = 9 if re.search("memory|symmetric", said) else 2 if re.search("nan|two passes over", said) else 1
     done = call(own, *arguments(own, action, lasting=lasting))
     assert done.returncode == status
     assert re.search(f"^hvpspec: {said}", done.stderr, re.MULTILINE), done.stderr

@@ -103,7 +103,7 @@ def test_folds_of_the_data_add_up(problem):
     P = as_symmetric(hvpspec.PreconditionedOperator(H, scale, 0.7))
     assert P.folds == as_symmetric(H).folds > 1
     X = torch.randn(len(D), 2, dtype=torch.float64)
-    product, folds = P.by_folds(X, lambda fold: (fold.numpy().copy(),))
+    product, folds = P.by_folds(X, lambda fold: (fold.clone(),))
     np.testing.assert_allclose(product.numpy(), dense(D, scale, 0.7) @ X.numpy(), rtol=1e-9, atol=1e-9)
     whole = sum(fold.weight * fold.parts[0] for fold in folds) / sum(fold.weight for fold in folds)
     np.testing.assert_allclose(whole, product.numpy(), rtol=1e-9, atol=1e-9)

@@ -38,8 +38,7 @@ def class_weight(outputs: Tensor, targets: Tensor, weight: Tensor | None, ignore
     if targets.is_floating_point():  # class probabilities: the number of positions, with any class weights
         return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0]
     weights = class_weights(targets, weight, ignore_index)
-    assert weights is not None
-    return weights.sum()
+    return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0] if weights is None else weights.sum()
 
 
 def class_weights(targets: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor | None:

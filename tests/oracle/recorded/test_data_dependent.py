@@ -1,6 +1,7 @@
 """Programs whose Python code asks for values of tensors: recorded batch by batch, and equal to plain autograd."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -22,8 +23,10 @@ class Program:
     mean: Any
     data: list[Any]
 
-    def loss(self, model, batch):
-        return self.mean(model, batch), 2.0
+    @cached_property
+    def loss(self):
+        mean = self.mean
+        return lambda model, batch: (mean(model, batch), 2.0)
 
 
 def _mlp(outputs):
@@ -88,7 +91,7 @@ def packed():
     class Tagger(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+            self.lstm, self.head = nn.LSTM(2, 2, batch_first=True), nn.Linear(2, 1)
 
         def forward(self, x, lengths):
             sequence = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
@@ -99,7 +102,7 @@ def packed():
         return model(x, lengths).sin().pow(2).mean()
 
     torch.manual_seed(0)
-    data = [(torch.randn(3, 5, 3).double(), torch.tensor(lengths)) for lengths in ([5, 2, 3], [1, 4, 2])]
+    data = [(torch.randn(3, 3, 2).double(), torch.tensor(lengths)) for lengths in ([1, 3, 2], [2, 1, 3])]
     return Program(Tagger().double(), loss, data)
 
 
@@ -143,7 +146,6 @@ def test_recorded_batch_by_batch(program, limit=None):
     def check():
         expected = by_double_backward(case, V[:, :3])
         assert relative((fast @ V)[:, :3], expected) <= 1e-12
-        assert relative(fast @ V[:, 1], expected[:, 1]) <= 1e-12
         assert fast.engine == "linearized", fast.plan
         assert "recorded batch by batch" in fast.plan
         return expected
@@ -154,7 +156,7 @@ def test_recorded_batch_by_batch(program, limit=None):
             parameter.neg_().add_(0.1)
     after = check()
     assert relative(after, before) > 0.01
-    if limit is None:  # else other data are read in each pass, and taken for shuffled
+    if program in (counts, packed, matching):
         with torch.no_grad():
             for batch in case.data:
                 changed = batch[1] if program is packed else batch[0]
@@ -190,9 +192,8 @@ def test_gives_way_where_recording_again_does_not_pay():
     assert "autograd" in fast.plan and "change too often" in fast.plan
 
     x, y = (torch.cat(part) for part in zip(*case.data, strict=True))
-    case.data = Shuffled(x, y, 7)
-    case.mean = masked().mean
-    reference, fast = operators(case)
+    shuffled = Program(case.model, masked().mean, Shuffled(x, y, 7))
+    _, fast = operators(shuffled, memory_limit=1)
     for _ in range(2):
         fast @ v
     assert fast.engine == "autograd" and "now there are others" in fast.plan
@@ -206,10 +207,12 @@ def test_at_most_so_many_batches(monkeypatch):
     assert fast.plan.startswith("autograd (it depends on the data, and each of 2 batches would have to be recorded")
 
 
-def test_auto_does_not_record_batches_for_longer_than_it_is_worth():
+def test_auto_does_not_record_batches_for_longer_than_it_is_worth(monkeypatch):
     case = counts()
     H = hvpspec.HessianOperator(case.model, case.loss, case.data)
-    with recordings.within(1e-3), H.objective.evaluating(), pytest.raises(NotRecordable, match="than it is worth"):
+    monkeypatch.setattr(recordings, "MOST_BATCHES", 10**9)
+    monkeypatch.setattr(H.objective, "_batches", 10**9)
+    with recordings.within(1e4), H.objective.evaluating(), pytest.raises(NotRecordable, match="than it is worth"):
         recordings.recorded(H.objective, H.objective.snapshot(), case.data[0], ())
 
 

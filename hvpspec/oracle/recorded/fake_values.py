@@ -1,4 +1,4 @@
-"""The fake tensors of a recorded graph: what shape and memory the values have, which the costs of operations tell from."""
+"""The fake tensors of a recorded graph: shape and memory of each value, which the costs of operations are made of."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class Linearized:
         return any(recording.values is not None for recording in self._recordings)
 
     def _forget_single(self) -> None:
-        """Has single batches recorded again, for other values. Raises NotRecordable where that is not worth its time."""
+        """Has single batches recorded again, for other values. Raises NotRecordable where that is not worthwhile."""
         if not self._by_batch:
             return
         if self._made < _PRODUCTS_TO_RECORD_AGAIN:

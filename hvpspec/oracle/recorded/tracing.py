@@ -10,7 +10,7 @@ than the linear part of the arithmetic. Which values are handed over, and which 
 
 Recording uses fake tensors, which have no values: control flow that depends on the data cannot be frozen by mistake, it
 raises an error. Where it does, a batch can be recorded with its own values and the model's: branches, sizes and numbers
-that are read from tensors are then constants, as they are for autograd, and the recording is good for these values only.
+that are read from tensors are constants then, as they are for autograd, and the recording is good for these values.
 """
 
 from __future__ import annotations
@@ -211,9 +211,7 @@ def _through(outputs: Sequence[Any], inputs: Sequence[Any], vectors: Sequence[Te
     return torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True)
 
 
-def _with_levels(
-    graph: fx.GraphModule, weight: Any, pair: bool, key: Hashable, values: Values | None
-) -> Recording:
+def _with_levels(graph: fx.GraphModule, weight: Any, pair: bool, key: Hashable, values: Values | None) -> Recording:
     """The recording of a graph, simplified."""
     for node in graph.graph.nodes:  # to be split, it could be separated from operations that read what it writes
         if _writes(node):

@@ -189,12 +189,7 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any, *, with_values:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arguments = (parameters, list(snapshot.constants.values()), tensors, v)
-            how = _recorded_with_values if with_values else _recorded
-            graph = how(product, arguments)
-            if any(_writes(node) for node in graph.graph.nodes):
-                functional = torch.func.functionalize(graph, remove="mutations")
-                with torch.no_grad():
-                    graph = how(functional, arguments)
+            graph = _without_writes(_recorded_with_values if with_values else _recorded, product, arguments)
     except (NotRecordable, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may do anything
@@ -235,6 +230,17 @@ def _refuse_what_changes(graph: fx.GraphModule, objective: Objective) -> None:
             held = getattr(graph, node.target)
             if isinstance(held, Tensor) and (held.requires_grad or held.untyped_storage().data_ptr() in own):
                 raise NotRecordable("the loss reaches parameters by another way than through the model")
+
+
+def _without_writes(
+    how: Callable[..., fx.GraphModule], function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> fx.GraphModule:
+    """The graph of a function, recorded again without operations that write in place where it has some."""
+    graph = how(function, arguments)
+    if any(_writes(node) for node in graph.graph.nodes):
+        with torch.no_grad():
+            graph = how(torch.func.functionalize(graph, remove="mutations"), arguments)
+    return graph
 
 
 def _recorded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:

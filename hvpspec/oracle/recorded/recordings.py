@@ -9,7 +9,6 @@ Where what is computed depends on the data, each batch is recorded by itself, at
 
 from __future__ import annotations
 
-import contextlib
 import time
 import weakref
 from collections.abc import Callable, Hashable
@@ -29,7 +28,7 @@ from hvpspec.oracle.recorded.tracing import NeedsValues, NotRecordable, Recordin
 SECONDS_A_NODE = 0.01
 """That recording takes, of the gradient's graph, as measured (6 to 12 ms); until one has been made here."""
 
-MOST_BATCHES = 64  # that are recorded one by one
+MOST_BATCHES = 64  # that are recorded one by one; of more, none is
 
 
 @dataclass
@@ -111,9 +110,12 @@ def _new(known: _Known, key: Hashable, objective: Objective, snapshot: Snapshot,
     try:
         with _TimeLimit():
             if not known.one_by_one:
-                with contextlib.suppress(NeedsValues):
+                try:
                     found = known.by_shape[key] = record(objective, snapshot, batch)
                     return found
+                except NeedsValues as error:
+                    if _took_too_long(error) or objective.batch_count() > MOST_BATCHES:
+                        raise
             found = _of_one_batch(objective, snapshot, batch)
     except NotRecordable as error:
         if not _took_too_long(error):
@@ -125,9 +127,7 @@ def _new(known: _Known, key: Hashable, objective: Objective, snapshot: Snapshot,
 
 
 def _of_one_batch(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
-    if (count := objective.batch_count()) > MOST_BATCHES:
-        raise NotRecordable(f"it depends on the data, and each of {count} batches would have to be recorded by itself")
-    start = time.perf_counter()
+    count, start = objective.batch_count(), time.perf_counter()
     found = record(objective, snapshot, batch, with_values=True)
     limit, needed = _LIMIT.get(), count * (time.perf_counter() - start)
     if limit is not None and needed > limit:

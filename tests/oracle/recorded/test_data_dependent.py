@@ -211,7 +211,7 @@ def test_at_most_so_many_batches(monkeypatch):
     reference, fast = operators(counts())
     v = torch.randn(fast.shape[0], dtype=torch.float64)
     assert relative(fast @ v, reference @ v) <= 1e-12
-    assert fast.plan.startswith("autograd (it depends on the data, and each of 2 batches would have to be recorded")
+    assert fast.plan.startswith("autograd (recording failed: ")
 
 
 def test_auto_does_not_record_batches_for_longer_than_it_is_worth(monkeypatch):

@@ -215,7 +215,7 @@ def levels(device: str) -> list[str]:
         v = torch.randn(H.shape[0], device=device)
         H @ v
         engine = H._product._fast
-        (recording,) = engine._recordings.values()
+        (recording,) = engine._recordings
         kept: dict[str, Any] = {}
         for level in range(len(recording.levels)):
             engine.level, engine._saved = level, None

@@ -1,7 +1,8 @@
 """The fast engine: each batch is recorded once, and what does not depend on the vector is computed once and saved.
 
 See `tracing` for the recording and `saved_activations` for what is saved. The model's values are compared with the
-saved ones before each product; where they have changed, all activations are recomputed.
+saved ones before each product; where they have changed, all activations are recomputed. Batches that were recorded one
+by one (`Recording.values`) are then recorded again, and the product is compared with the reference again.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from hvpspec.memory import free_memory, readable
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.autograd import OnBatch
-from hvpspec.oracle.checks.agreement import relative_difference
+from hvpspec.oracle.checks.agreement import disagreement, relative_difference
 from hvpspec.oracle.recorded.cuda_graph import Captured, Pool, reserved_memory
 from hvpspec.oracle.recorded.recordings import recorded
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
 from hvpspec.oracle.recorded.splitting import Choice
-from hvpspec.oracle.recorded.tracing import Program, Recording, eager, shape_of, vectorised
+from hvpspec.oracle.recorded.tracing import NotRecordable, Program, Recording, eager, shape_of, vectorised
 
 _CUDA_GRAPH = "CUDA graph"  # the form
 _MAX_COST_RATIO = 0.95  # of a vector among twice as many together: worth it below
 _MAX_DIFFERENCE_TOGETHER = 1e-3  # relative, between a product computed with others and by itself
 _TIMINGS = 3
+_PRODUCTS_TO_RECORD_AGAIN = 20  # that must have been made before single batches are recorded for other values
 
 
 class Linearized:
@@ -44,8 +46,8 @@ class Linearized:
         self.objective = objective
         self.form = "eager"
         self._limit = memory_limit
-        self._recordings: dict[Hashable, Recording] = {}
-        self._programs: dict[tuple[Hashable, int], Program] = {}  # for a shape of batch, at a level
+        self._recordings: list[Recording] = []
+        self._programs: dict[tuple[int, int], Program] = {}  # of a recording, by its identity, at a level
         self._saved: SavedActivations | None = None
         self._frozen: tuple[Hashable, ...] | None = None
         self.together = 1  # vectors that are computed together
@@ -54,6 +56,8 @@ class Linearized:
         self._graphs: dict[int, Captured] = {}  # of the batches
         self._graph_bytes = 0
         self._reliefs = 0  # steps by which less is saved than the limit allowed at first
+        self._made = 0  # products since the last recording of single batches
+        self._unchecked = False  # whether these have been made again and not been compared with the reference
 
     # --- the product --------------------------------------------------------------------------------------------
 
@@ -62,6 +66,15 @@ class Linearized:
 
         `on_batch` is told of all batches again when the data turn out to have changed.
         """
+        found = self._despite_changes(columns, on_batch)
+        self._made += columns.shape[1]
+        if self._unchecked:
+            self._unchecked = False
+            if (difference := disagreement(self, self.objective)) is not None:
+                raise NotRecordable(f"recorded again for other values, it disagrees with autograd: {difference}")
+        return found
+
+    def _despite_changes(self, columns: Tensor, on_batch: OnBatch | None) -> Tensor:
         try:
             return self._product(columns, on_batch, Deferred())
         except (Doubtful, DataChanged):
@@ -69,6 +82,8 @@ class Linearized:
         try:
             return self._product(columns, on_batch, None)
         except DataChanged:
+            if self._by_batch:
+                raise NotRecordable("each batch was recorded by itself, and now there are others") from None
             self._limit, self._saved = 0, None  # from now on everything is computed from the batches of each pass
             if self.form == _CUDA_GRAPH:
                 self.undo()
@@ -112,12 +127,14 @@ class Linearized:
         frozen = self.objective.frozen_values()
         if frozen != self._frozen:
             if self._frozen is not None:  # numbers that the recordings hold have changed
-                self._recordings, self._programs, self._saved, self._graphs = {}, {}, None, {}
+                self._forget_single()
+                self._recordings, self._programs, self._saved, self._graphs = [], {}, None, {}
                 self.form, self.level = self.form if self.form == _CUDA_GRAPH else "eager", None
             self._frozen = frozen
         if self._saved is None:
             self._saved = SavedActivations(self.objective, self.objective.snapshot(), self._limit)
         elif not self._saved.valid(deferred):
+            self._forget_single()
             snapshot, like = self.objective.snapshot(), self._saved if self._graphs else None
             if like is not None and like.snapshot.constants.keys() == snapshot.constants.keys():
                 for mine, new in zip(like.snapshot.tensors(), snapshot.tensors(), strict=True):
@@ -125,6 +142,20 @@ class Linearized:
                 snapshot = like.snapshot
             self._saved = SavedActivations(self.objective, snapshot, self._limit, like)
         return self._saved
+
+    @property
+    def _by_batch(self) -> bool:
+        """Whether batches are recorded one by one, at the model's present values."""
+        return any(recording.values is not None for recording in self._recordings)
+
+    def _forget_single(self) -> None:
+        """Has single batches recorded again, for other values. Raises NotRecordable where that is not worthwhile."""
+        if not self._by_batch:
+            return
+        if self._made < _PRODUCTS_TO_RECORD_AGAIN:
+            raise NotRecordable("each batch was recorded by itself, and the values change too often for that")
+        self._recordings = [recording for recording in self._recordings if recording.values is None]
+        self._programs, self._made, self._unchecked = {}, 0, True
 
     def choices(self, batch: Any, snapshot: Snapshot) -> list[Choice]:
         """What there is to choose of what is saved of a batch, from the most to nothing."""
@@ -155,20 +186,24 @@ class Linearized:
         return Captured(batch.program, batch.activations, given, pool)
 
     def _recording(self, batch: Any, snapshot: Snapshot) -> Recording:
-        key, _ = shape_of(batch)
-        if key not in self._recordings:
-            with self.objective.evaluating():
-                self._recordings[key] = recorded(self.objective, snapshot, batch, self._frozen)
-        return self._recordings[key]
+        key, tensors = shape_of(batch)
+        for recording in self._recordings:
+            if recording.is_for(snapshot, key, tensors):
+                return recording
+        if self._by_batch and len(self._recordings) >= self.objective.batch_count():
+            raise DataChanged
+        with self.objective.evaluating():
+            self._recordings.append(recorded(self.objective, snapshot, batch, self._frozen))
+        return self._recordings[-1]
 
     def _program(self, batch: Any, snapshot: Snapshot, level: int) -> tuple[Program, list[Tensor]]:
-        key, tensors = shape_of(batch)
         recording = self._recording(batch, snapshot)
         if self.level is not None:
             level = self._within(recording.levels)
-        if (key, level) not in self._programs:
-            self._programs[key, level] = eager(recording, level)
-        return self._programs[key, level], tensors
+        key = (id(recording), level)
+        if key not in self._programs:
+            self._programs[key] = eager(recording, level)
+        return self._programs[key], shape_of(batch)[1]
 
     def _within(self, levels: Sized) -> int:
         """The level in use, or the last one that there is for batches of a shape."""
@@ -179,7 +214,7 @@ class Linearized:
     @property
     def operations(self) -> int:
         """Number of operations in the recorded graphs."""
-        return sum(recording.operations for recording in self._recordings.values())
+        return sum(recording.operations for recording in self._recordings)
 
     def resume(self, form: str, *, together: int, whole: bool, level: int | None) -> None:
         """Takes the form that was chosen in an earlier process. Raises what the first product and a change raise."""
@@ -196,6 +231,7 @@ class Linearized:
         whole: whether they are; level: of what is saved of each batch. None: as it is now, which free memory decides
         and rounding depends on. Raises whatever it raises; `undo` then goes back.
         """
+        self._refuse_single()
         saved = self._saved
         complete = saved is not None and saved.complete if whole is None else whole
         self.compiled_whole = complete
@@ -203,12 +239,12 @@ class Linearized:
             level = 0 if saved is None else max((b.program.level for b in saved.batches.values()), default=0)
         self.level = level
         compiled = {}
-        for key, recording in self._recordings.items():
+        for recording in self._recordings:
             chosen = self._within(recording.levels)
             prepare, apply = recording.halves(chosen, for_compiler=True)
             first = prepare if complete else torch.compile(prepare, dynamic=False)
             second = torch.compile(apply, dynamic=False)
-            compiled[key, chosen] = Program(recording, chosen, first, second, vectorised(apply))
+            compiled[id(recording), chosen] = Program(recording, chosen, first, second, vectorised(apply))
         self._programs, self._saved, self.together, self.form = compiled, None, 1, "compiled"
         self(self._vector())
 
@@ -217,6 +253,7 @@ class Linearized:
 
         Raises what a capture raises, and RuntimeError where the graphs' memory is beyond the limit.
         """
+        self._refuse_single()
         saved, vector = self._saved, self._vector()[:, 0]
         if saved is None or not saved.complete:
             raise RuntimeError("CUDA graphs need the activations of all batches to be saved")
@@ -235,6 +272,10 @@ class Linearized:
             batch.program, batch.activations = graphs[index].program, graphs[index].activations
         self._graphs, self._graph_bytes = graphs, taken
         self.together, self.form = 1, _CUDA_GRAPH
+
+    def _refuse_single(self) -> None:
+        if self._by_batch:
+            raise RuntimeError("recorded batch by batch, each for its own values only")
 
     def undo(self) -> None:
         """Back to the eager form."""
@@ -302,14 +343,15 @@ class Linearized:
     def describe(self) -> str:
         """The plan in one line."""
         saved = self._saved
+        form = f"{self.form}, recorded batch by batch" if self._by_batch else self.form
         if saved is None:
-            return f"linearized, {self.form}"
+            return f"linearized, {form}"
         lower = sum(batch.program.level > 0 for batch in saved.batches.values())
         partly = f"; of {lower} of them only in part" if lower else ""
         held = f"activations of {len(saved.batches)} of {saved.count} batches saved ({readable(saved.size)}{partly})"
         together = f", {self.together} vectors together" if self.together > 1 else ""
         graphs = f", graphs of {readable(self._graph_bytes)}" if self._graphs else ""
-        return f"linearized, {self.form}, {held}{graphs}{together}"
+        return f"linearized, {form}, {held}{graphs}{together}"
 
 
 def _fastest(work: Callable[[], Any], device: torch.device) -> float:

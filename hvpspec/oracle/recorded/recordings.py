@@ -3,6 +3,8 @@
 A recording depends on shapes, on the code of model and loss and on what it takes for constants, not on the model's
 values. It is kept as long as the model lives, for the loss and the options of the last operator. What cannot be
 recorded is remembered as well, so that it is not tried again.
+
+Where what is computed depends on the data, each batch is recorded by itself, at the present values of the model.
 """
 
 from __future__ import annotations
@@ -21,20 +23,24 @@ from torch.overrides import TorchFunctionMode
 
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
-from hvpspec.oracle.recorded.tracing import NotRecordable, Recording, record, shape_of
+from hvpspec.oracle.recorded.tracing import NeedsValues, NotRecordable, Recording, record, shape_of
 
 SECONDS_A_NODE = 0.01
 """That recording takes, of the gradient's graph, as measured (6 to 12 ms); until one has been made here."""
 
+MOST_BATCHES = 64  # that are recorded one by one; of more, none is
+
 
 @dataclass
 class _Known:
-    """Recordings, or why there is none, by the shape of batches."""
+    """Recordings, or why there is none, by the shape of batches; and those of single batches (`Recording.values`)."""
 
     loss: Callable[[], Any]
     options: Hashable
     frozen: Hashable
     by_shape: dict[Hashable, Recording | str] = field(default_factory=dict)
+    single: list[Recording] = field(default_factory=list)  # all for the same values of the model
+    one_by_one: bool = False  # whether that is known to be needed
 
     def is_of(self, objective: Objective) -> bool:
         return self.loss() == objective.loss.given and self.options == objective.options
@@ -77,7 +83,8 @@ def give_up(objective: Objective, reason: str) -> None:
     """Says that the recordings made are of no use, so that none is tried again."""
     known = _KNOWN.get(objective.model)
     if known is not None and known.is_of(objective):
-        known.by_shape = dict.fromkeys(known.by_shape, reason)
+        known.by_shape = dict.fromkeys([*known.by_shape, *(one.key for one in known.single)], reason)
+        known.single = []
 
 
 def recorded(objective: Objective, snapshot: Snapshot, batch: Any, frozen: Hashable) -> Recording:
@@ -88,19 +95,43 @@ def recorded(objective: Objective, snapshot: Snapshot, batch: Any, frozen: Hasha
     known = _KNOWN.get(objective.model)
     if known is None or not known.is_of(objective) or known.frozen != frozen:
         known = _KNOWN[objective.model] = _Known(_weak(objective.loss.given), objective.options, frozen)
-    key, _ = shape_of(batch)
+    key, tensors = shape_of(batch)
     found = known.by_shape.get(key)
-    if found is None:
-        try:
-            with _TimeLimit():
-                found = record(objective, snapshot, batch)
-        except NotRecordable as error:
-            if not _took_too_long(error):
-                known.by_shape[key] = str(error)
-            raise
-        known.by_shape[key] = found
     if isinstance(found, str):
         raise NotRecordable(found)
+    if found is None:
+        known.single = [one for one in known.single if one.is_for(snapshot)]
+        found = next((one for one in known.single if one.is_for(snapshot, key, tensors)), None)
+    return found or _new(known, key, objective, snapshot, batch)
+
+
+def _new(known: _Known, key: Hashable, objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
+    """A recording for all batches of the shape, or else for this batch alone."""
+    try:
+        with _TimeLimit():
+            if not known.one_by_one:
+                try:
+                    found = known.by_shape[key] = record(objective, snapshot, batch)
+                    return found
+                except NeedsValues as error:
+                    if _took_too_long(error) or objective.batch_count() > MOST_BATCHES:
+                        raise
+            found = _of_one_batch(objective, snapshot, batch)
+    except NotRecordable as error:
+        if not _took_too_long(error):
+            known.by_shape[key] = str(error)
+        raise
+    known.one_by_one = True
+    known.single.append(found)
+    return found
+
+
+def _of_one_batch(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
+    count, start = objective.batch_count(), time.perf_counter()
+    found = record(objective, snapshot, batch, with_values=True)
+    limit, needed = _LIMIT.get(), count * (time.perf_counter() - start)
+    if limit is not None and needed > limit:
+        raise NotRecordable("to record each batch by itself would take longer than it is worth") from TooLong()
     return found
 
 

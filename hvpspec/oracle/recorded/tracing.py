@@ -9,7 +9,8 @@ than the linear part of the arithmetic. Which values are handed over, and which 
 `splitting` to say, at several levels: at level 0 products are fastest, at the last one the least is saved.
 
 Recording uses fake tensors, which have no values: control flow that depends on the data cannot be frozen by mistake, it
-raises an error.
+raises an error. Where it does, a batch can be recorded with its own values and the model's: branches, sizes and numbers
+that are read from tensors are constants then, as they are for autograd, and the recording is good for these values.
 """
 
 from __future__ import annotations
@@ -22,19 +23,41 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
+from hvpspec.kernels.deferred import same
 from hvpspec.objective.batches import mapped
 from hvpspec.objective.losses.outputs import Heard, listening
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot, joined
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.chains import chain
+from hvpspec.oracle.recorded.fake_values import has_unknown_size, share_memory
 from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify
 from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
 
 
 class NotRecordable(Exception):
     """Why a product cannot be recorded, in one line."""
+
+
+class NeedsValues(NotRecordable):
+    """The same, where it may be possible with the values of the batch and the model."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a recording was made with, where it is good for nothing else."""
+
+    snapshot: Snapshot
+    batch: list[Tensor]  # copies of its tensors
+
+    def are_of(self, snapshot: Snapshot) -> bool:
+        """Whether the model's values are these."""
+        if snapshot is self.snapshot:
+            return True
+        names = snapshot.constants.keys() == self.snapshot.constants.keys()
+        return names and same(snapshot.tensors(), self.snapshot.tensors())
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,8 @@ class Recording:
     nothing: Choice  # stands for saving nothing
     weight: Any  # what the loss returned as its weight: a number, None, or _COMPUTED for a tensor
     pair: bool  # whether it returned (loss, weight)
+    key: Hashable  # of the batch, as `shape_of` has it
+    values: Values | None = None  # those that it is good for; None: any
 
     def halves(self, level: int, *, for_compiler: bool = False) -> tuple[fx.GraphModule, fx.GraphModule]:
         """`prepare` and `apply`; for the compiler without views between them, which it would copy."""
@@ -60,6 +85,12 @@ class Recording:
         if not self.pair:
             return loss
         return loss, (weight if self.weight is _COMPUTED else self.weight)
+
+    def is_for(self, snapshot: Snapshot, key: Hashable = None, tensors: Sequence[Tensor] | None = None) -> bool:
+        """Whether it is good for these values of the model, and for a batch, if one is given."""
+        if tensors is not None and (key != self.key or not (self.values is None or same(tensors, self.values.batch))):
+            return False
+        return self.values is None or self.values.are_of(snapshot)
 
     @property
     def operations(self) -> int:
@@ -118,10 +149,10 @@ def shape_of(batch: Any) -> tuple[Hashable, list[Tensor]]:
     return tuple(key), tensors
 
 
-def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
+def record(objective: Objective, snapshot: Snapshot, batch: Any, *, with_values: bool = False) -> Recording:
     """Records the product for batches like this one, as `shape_of` has it. Use within `objective.evaluating()`.
 
-    Raises NotRecordable.
+    with_values: for this batch and the values of the snapshot only. Raises NotRecordable, or NeedsValues.
     """
     names = list(snapshot.constants)
     found: dict[str, Any] = {}
@@ -151,31 +182,31 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
         weight = weight.detach() if isinstance(weight, Tensor) else loss.detach()
         return [joined(second), loss.detach().reshape(()), weight]
 
-    _, tensors = shape_of(batch)
+    key, tensors = shape_of(batch)
     parameters = [p.detach() for p in snapshot.parameters]
     v = torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arguments = (parameters, list(snapshot.constants.values()), tensors, v)
-            graph = _recorded(product, arguments)
-            if any(_writes(node) for node in graph.graph.nodes):
-                functional = torch.func.functionalize(graph, remove="mutations")
-                with torch.no_grad():
-                    graph = _recorded(functional, arguments)
+            graph = _without_writes(_recorded_with_values if with_values else _recorded, product, arguments)
     except (NotRecordable, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may do anything
-        raise NotRecordable(f"recording failed: {described(error)}") from error
+        kind = NotRecordable if with_values else NeedsValues
+        raise kind(f"recording failed: {described(error)}") from error
     _refuse_what_changes(graph, objective)
-    return _with_levels(graph, found["weight"], found["pair"])
+    if not with_values and any(has_unknown_size(node) for node in graph.graph.nodes):
+        raise NeedsValues("a size depends on the data")
+    values = Values(snapshot, [tensor.clone() for tensor in tensors]) if with_values else None
+    return _with_levels(graph, found["weight"], found["pair"], key, values)
 
 
 def _through(outputs: Sequence[Any], inputs: Sequence[Any], vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
     return torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True)
 
 
-def _with_levels(graph: fx.GraphModule, weight: Any, pair: bool) -> Recording:
+def _with_levels(graph: fx.GraphModule, weight: Any, pair: bool, key: Hashable, values: Values | None) -> Recording:
     """The recording of a graph, simplified."""
     for node in graph.graph.nodes:  # to be split, it could be separated from operations that read what it writes
         if _writes(node):
@@ -186,7 +217,7 @@ def _with_levels(graph: fx.GraphModule, weight: Any, pair: bool) -> Recording:
         *levels, nothing = choices(graph.graph, of)
     except NotSplittable as error:
         raise NotRecordable(str(error)) from error
-    return Recording(graph, of, tuple(levels), nothing, weight, pair)
+    return Recording(graph, of, tuple(levels), nothing, weight, pair, key, values)
 
 
 def _refuse_what_changes(graph: fx.GraphModule, objective: Objective) -> None:
@@ -201,9 +232,30 @@ def _refuse_what_changes(graph: fx.GraphModule, objective: Objective) -> None:
                 raise NotRecordable("the loss reaches parameters by another way than through the model")
 
 
+def _without_writes(
+    how: Callable[..., fx.GraphModule], function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> fx.GraphModule:
+    """The graph of a function, recorded again without operations that write in place where it has some."""
+    graph = how(function, arguments)
+    if any(_writes(node) for node in graph.graph.nodes):
+        with torch.no_grad():
+            graph = how(torch.func.functionalize(graph, remove="mutations"), arguments)
+    return graph
+
+
 def _recorded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:
     graph = make_fx(function, decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     assert isinstance(graph, fx.GraphModule)
+    return graph
+
+
+def _recorded_with_values(function: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.GraphModule:
+    # Copies, as the loss may write to them, and as tensors that it reaches by another way are no inputs.
+    arguments = pytree.tree_map(torch.clone, arguments)
+    trace = make_fx(function, decompositions(), tracing_mode="real", _error_on_data_dependent_ops=False)
+    graph = trace(*arguments)
+    assert isinstance(graph, fx.GraphModule)
+    share_memory(graph, pytree.tree_leaves(arguments))
     return graph
 
 

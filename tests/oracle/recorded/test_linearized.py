@@ -199,7 +199,7 @@ def test_saved_activations_stay_within_the_limit():
         return fast, saved
 
     fast, saved = with_limit(10**9)
-    (recording,) = fast._product._fast._recordings.values()
+    (recording,) = fast._product._fast._recordings
     sizes = [level.size + sum(t.nbytes for t in data[0]) for level in recording.levels]
     assert len(sizes) > 1
     assert saved.size == 5 * sizes[0]

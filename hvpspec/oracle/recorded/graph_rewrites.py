@@ -49,6 +49,18 @@ def simplify(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def without_write_backs(graph: fx.Graph, model_values: int) -> None:
+    """Removes what `functionalize` leaves of writes to the batch: copies of the last values to it, at the end.
+
+    A loss may write to its batch (`labels[labels == pad] = -100`), which a product need not. model_values: how many
+    inputs come before the batch. One that writes to these is another function each time.
+    """
+    written = [node for node in graph.nodes if node.op == "placeholder"][model_values:]
+    for node in graph.nodes:
+        if node.target is _aten.copy_.default and node.args[0] in written and not node.users:
+            graph.erase_node(node)
+
+
 def _without_assumed_strides(graph: fx.Graph) -> None:
     """Turns views into reshapes: the strides of some operations' results are not those that recording assumes."""
     for node in graph.nodes:
@@ -95,8 +107,10 @@ def _weight_gradients(graph: fx.Graph) -> None:
         with graph.inserting_before(last):
             like = graph.call_function(_aten.new_empty.default, (g, list(weight.shape)))
             like.meta["val"] = torch.empty_like(weight)
-            # Stride and dilation are exchanged, too.
-            arguments = (g, x, like, None, dilation, padding, stride, False, output_padding, 1, [False, True, False])
+            # Stride and dilation are exchanged, too. Autograd hands on the output padding of a transposed convolution,
+            # which means nothing here.
+            no_padding = [0] * len(output_padding)
+            arguments = (g, x, like, None, dilation, padding, stride, False, no_padding, 1, [False, True, False])
             both = graph.call_function(_aten.convolution_backward.default, arguments)
             both.meta["val"] = (None, weight, None)
             gradient = graph.call_function(operator.getitem, (both, 1))

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hvpspec.objective.batches import mapped
+from hvpspec.objective.batches import Unknown, contents, mapped
 from hvpspec.objective.losses.outputs import Heard, listening
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot, joined
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.chains import chain
-from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify
+from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify, without_write_backs
+from hvpspec.oracle.recorded.quiet_torch import idle_conversions, vmapped
 from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
 
 
@@ -91,7 +92,7 @@ def eager(recording: Recording, level: int) -> Program:
 
 def vectorised(apply: Callable[..., Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
     """`apply` for several vectors together."""
-    return lambda activations, rows: torch.func.vmap(lambda v: apply(*activations, v))(rows)
+    return lambda activations, rows: vmapped(lambda v: apply(*activations, v), rows)
 
 
 _COMPUTED = object()  # stands for a weight that is a tensor
@@ -108,13 +109,14 @@ def shape_of(batch: Any) -> tuple[Hashable, list[Tensor]]:
                 raise NotRecordable(f"a batch holds a {type(leaf).__name__} of layout {leaf.layout}")
             key.append((tuple(leaf.shape), leaf.stride(), leaf.dtype))
             tensors.append(leaf)
-        elif leaf is None or isinstance(leaf, (bool, int, float, str, torch.device, torch.dtype)):
-            key.append((type(leaf), leaf))
         else:
-            raise NotRecordable(f"a batch holds a {type(leaf).__name__}, whose contents are unknown")
+            key.append(contents(leaf))
         return leaf
 
-    mapped(batch, note, key.append)
+    try:
+        mapped(batch, note, key.append)
+    except Unknown as what:
+        raise NotRecordable(f"a batch holds a {what}, whose contents are unknown") from what
     return tuple(key), tensors
 
 
@@ -155,7 +157,7 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
     parameters = [p.detach() for p in snapshot.parameters]
     v = torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), idle_conversions():
             warnings.simplefilter("ignore")
             arguments = (parameters, list(snapshot.constants.values()), tensors, v)
             graph = _recorded(product, arguments)
@@ -163,6 +165,7 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any) -> Recording:
                 functional = torch.func.functionalize(graph, remove="mutations")
                 with torch.no_grad():
                     graph = _recorded(functional, arguments)
+                without_write_backs(graph.graph, len(parameters) + len(names))
     except (NotRecordable, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may do anything

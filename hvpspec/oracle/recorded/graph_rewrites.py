@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,13 @@ _EXPENSIVE_DERIVATIVES = (
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Operations that `make_fx` is to record as several."""
-    return get_decompositions(_EXPENSIVE_DERIVATIVES)
+    return {**get_decompositions(_EXPENSIVE_DERIVATIVES), _aten._efficientzerotensor.default: _zeros}
+
+
+def _zeros(size: Sequence[int], *, dtype: Any = None, device: Any = None, **_: Any) -> torch.Tensor:
+    """Zeros in memory of their own. Forward-mode derivatives (torch.func.jacfwd, hessian) begin with zeros that have
+    none, which take fake tensors to another device and, with real ones, end the process."""
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 def simplify(graph: fx.Graph) -> None:

@@ -122,9 +122,39 @@ def test_transposed_convolutions(name):
 def hessian_of(model, loss):
     """Row by row."""
     parameters = list(model.parameters())
-    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss(), parameters, create_graph=True)])
+    first = torch.autograd.grad(loss(), parameters, create_graph=True, materialize_grads=True)
+    gradient = torch.cat([g.flatten() for g in first])
     rows = [torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True) for entry in gradient]
     return torch.stack([torch.cat([piece.flatten() for piece in row]) for row in rows])
+
+
+INSIDE = {
+    "hessian of each": lambda f, x: torch.func.vmap(torch.func.hessian(f))(x),
+    "forward twice": lambda f, x: torch.func.vmap(torch.func.jacfwd(torch.func.jacfwd(f)))(x),
+    "backward twice": lambda f, x: torch.func.vmap(torch.func.jacrev(torch.func.jacrev(f)))(x),
+    "along a direction": lambda f, x: torch.func.jvp(torch.func.vmap(torch.func.grad(f)), (x,), (x.cos(),))[1],
+    "in a loop": lambda f, x: torch.stack([torch.func.hessian(f)(each) for each in x]),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_derivatives_inside(name):
+    """As physics has them: a Lagrangian's Hessian and a solve with it. Against a whole Hessian."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+
+    def loss(model, batch):
+        found = INSIDE[name](lambda z: model(z).squeeze(), batch)
+        if found.ndim == 3:
+            found = torch.linalg.solve(found + 5 * torch.eye(3, dtype=found.dtype), batch)
+        return found.square().mean(), len(batch)
+
+    data = [torch.randn(2, 3, dtype=torch.float64)]
+    matrix = hessian_of(model, lambda: loss(model, data[0])[0])
+    v = torch.randn(len(matrix), dtype=torch.float64)
+    H = hvpspec.HessianOperator(model, loss, data, engine="linearized")
+    assert relative(H @ v, matrix @ v) <= 1e-12
+    assert H.engine == "linearized", H.plan
 
 
 def test_long_kernels_are_left_as_they_are():

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
+import hashlib
 import itertools
+import pathlib
+import sys
 import types
 import weakref
 from collections import deque
@@ -33,6 +40,13 @@ _OTHER_THINGS = (
     *(nn.Module, torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader, torch.Generator),
     *(str, bytes, int, float, complex, torch.device, torch.dtype, np.generic),
 )
+# Values that do not change, and that are equal where nothing tells them apart.
+_VALUES = (
+    *(*_CONSTANTS, bytes, complex, range, type(...), enum.Enum, decimal.Decimal, fractions.Fraction),
+    *(datetime.date, datetime.time, datetime.timedelta, pathlib.PurePath, np.dtype),
+    *(torch.device, torch.dtype, torch.layout, torch.memory_format),
+)
+_DEFINITIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
 
 
 class Batches:
@@ -269,3 +283,63 @@ def _inside(value: Any) -> Iterator[Any]:
         yield from value.values()
     elif isinstance(value, (tuple, list, deque, set, frozenset)):
         yield from value
+
+
+# --- what holds no tensor -------------------------------------------------------------------------------------------
+
+
+class Unknown(Exception):
+    """The type of an object whose contents cannot be told."""
+
+
+def contents(value: Any) -> Hashable:
+    """A key that is equal for things with the same contents; of things that hold no tensor. Raises Unknown."""
+    return _contents(value, [])
+
+
+def _contents(value: Any, above: list[int]) -> Hashable:
+    if isinstance(value, _VALUES):
+        return type(value), value
+    if isinstance(value, slice):
+        return slice, *(_contents(part, above) for part in (value.start, value.stop, value.step))
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
+        return type(value), value.dtype.str, value.shape, hashlib.blake2b(value.tobytes()).digest()
+    if isinstance(value, _DEFINITIONS) and _is_defined(value):  # unlike a function that is made with each batch
+        return value
+    if id(value) in above:
+        return "again", above.index(id(value))
+    above = [*above, id(value)]
+    inside: list[Any] = sorted(_attributes(value).items())
+    if isinstance(value, Mapping):
+        inside += value.items()
+    elif isinstance(value, (tuple, list, deque)):
+        inside += value
+    elif isinstance(value, (set, frozenset)):
+        return type(value), frozenset(_contents(part, above) for part in value)
+    elif isinstance(value, _OTHER_THINGS) or not _is_written_in_python(value):
+        raise Unknown(type(value).__name__)
+    return type(value), *(_contents(part, above) for part in inside)
+
+
+def _is_defined(value: Any) -> bool:
+    """Whether it is found under its name in its module, so that it stays there."""
+    if isinstance(value, types.ModuleType):
+        return sys.modules.get(value.__name__) is value
+    found: Any = sys.modules.get(value.__module__ or "")
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
+
+
+def _is_written_in_python(value: Any) -> bool:
+    """Whether all it holds are attributes. (The default way to pickle refuses an object that holds something else.)"""
+    if isinstance(value, types.SimpleNamespace):
+        return True
+    default = all(getattr(type(value), name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__"))
+    if type(value) is object or not default:  # which stands for itself, or knows more of itself
+        return False
+    try:
+        value.__reduce_ex__(2)
+    except Exception:
+        return False
+    return True

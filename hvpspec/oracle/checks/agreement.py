@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
+from hvpspec.oracle.central_differences import coarsest_unit
+from hvpspec.oracle.checks.rounding import rounded_otherwise
 
 # Relative difference of two engines' products that rounding explains, where nothing in the model amplifies it.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
-_SCALE = 0.7  # of a vector: no power of 2
 _MAX_TIMES_REFERENCE = 3.0  # the error of an engine may be so many times that of the reference
 
 
@@ -25,8 +27,9 @@ def disagreement(engine: Product, objective: Objective, reference_engine: Produc
     reference_engine: gives the product of `autograd.hvp`; by default that.
 
     Where the two differ by more than the usual rounding, the rounding error of the reference itself is measured: with
-    float64 as the truth, or, in float64, by scaling the vector, after which all is rounded otherwise. (Kinks such as
-    ReLU's amplify rounding in the forward pass, and a model may compute parts in float32.)
+    float64 as the truth, or, in float64 and where the model computes parts with fewer digits than the run, by a product
+    that is rounded otherwise. (Kinks such as ReLU's amplify rounding in the forward pass. An engine computes the
+    derivative of a part in another order, so that the digits of that part are what the two have in common.)
     """
     n, dtype, device = objective.space.n, objective.dtype, objective.device
     generator = torch.Generator().manual_seed(0)
@@ -36,16 +39,23 @@ def disagreement(engine: Product, objective: Objective, reference_engine: Produc
     off = relative_difference(found, reference)
     if off <= ROUNDING[dtype]:
         return None
+    own, unit = torch.finfo(dtype).eps, _coarsest_unit(objective)
+    rounding = 0.0
     if dtype == torch.float32:
         exact = autograd.hvp(objective.in_float64(), v.double())
         rounding = relative_difference(reference.double(), exact)
         off = relative_difference(found.double(), exact)
-    else:
-        scaled = autograd.hvp(objective, v * _SCALE) / _SCALE
-        rounding = relative_difference(scaled, reference)
+    if dtype == torch.float64 or unit > own:
+        otherwise = rounded_otherwise(objective, v, max(unit, own))
+        rounding = max(rounding, relative_difference(otherwise, reference), unit)
     if off <= _MAX_TIMES_REFERENCE * rounding + ROUNDING[dtype]:
         return None
     return f"its products are off by {off:.1e}, and rounding explains {rounding:.1e}"
+
+
+def _coarsest_unit(objective: Objective) -> float:
+    with objective.evaluating():
+        return max((coarsest_unit(loss) for _, loss, _ in islice(objective.losses(), 1)), default=0.0)
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

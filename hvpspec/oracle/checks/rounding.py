@@ -4,7 +4,8 @@ A product in float32 errs symmetrically, so that neither the symmetry of the mat
 much. In float64 the same parameters and data give the product that is meant. Where that is not possible, the parameters
 are moved by one unit in the last place, at random, and the vectors are scaled by no power of 2: forward and backward
 passes then round otherwise, and products differ about as much as they err. (The idea of stochastic arithmetic: Vignes
-1993, doi:10.1016/0378-4754(93)90003-D.)
+1993, doi:10.1016/0378-4754(93)90003-D.) Where a model computes parts with fewer digits, the unit is that of these
+parts: a smaller step changes few of their numbers, and scaled vectors change only what depends on the vector.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ def recomputed(objective: Objective, columns: Tensor) -> tuple[Tensor, Recompute
         if objective.dtype != torch.float64 and _fits(objective, columns):
             with contextlib.suppress(torch.OutOfMemoryError, InputError, RuntimeError, TypeError):
                 return autograd.hvp(objective.in_float64(), columns.double()), "float64"
-        with objective.evaluating() as parameters, _nudged(parameters):
-            again = objective.with_()
-            product = autograd.hvp(again, columns * _SCALE).double() / _SCALE
-        return product, "other rounding"
+        return rounded_otherwise(objective, columns, torch.finfo(objective.dtype).eps).double(), "other rounding"
+
+
+def rounded_otherwise(objective: Objective, columns: Tensor, unit: float) -> Tensor:
+    """H times the columns at parameters that are moved by a relative `unit`, for vectors that are scaled."""
+    with EXCLUSIVE, objective.evaluating() as parameters, _nudged(parameters, unit):
+        return autograd.hvp(objective.with_(), columns * _SCALE) / _SCALE
 
 
 def _fits(objective: Objective, columns: Tensor) -> bool:
@@ -47,16 +51,15 @@ def _fits(objective: Objective, columns: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _nudged(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Each entry moved up or down to the next number, at random, and back when it ends."""
+def _nudged(parameters: Sequence[Tensor], unit: float) -> Iterator[None]:
+    """Each entry moved up or down by a relative `unit`, at random, and back when it ends."""
     kept = [parameter.data for parameter in parameters]
     generator = torch.Generator().manual_seed(0)
     try:
         for parameter in parameters:
             entries = as_real(parameter.data)
             up = torch.randint(0, 2, entries.shape, generator=generator).to(entries.device)
-            towards = torch.where(up.bool(), torch.inf, -torch.inf).to(entries.dtype)
-            moved = torch.nextafter(entries, towards)
+            moved = torch.where(up.bool(), entries * (1 + unit), entries * (1 - unit))
             parameter.data = torch.view_as_complex(moved) if parameter.is_complex() else moved
         yield
     finally:

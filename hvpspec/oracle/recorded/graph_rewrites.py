@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,13 @@ _EXPENSIVE_DERIVATIVES = (
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Operations that `make_fx` is to record as several."""
-    return get_decompositions(_EXPENSIVE_DERIVATIVES)
+    return {**get_decompositions(_EXPENSIVE_DERIVATIVES), _aten._efficientzerotensor.default: _zeros}
+
+
+def _zeros(size: Sequence[int], *, dtype: Any = None, device: Any = None, **_: Any) -> torch.Tensor:
+    """Zeros in memory of their own. Forward-mode derivatives (torch.func.jacfwd, hessian) begin with zeros that have
+    none, which take fake tensors to another device and, with real ones, end the process."""
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -47,6 +53,18 @@ def simplify(graph: fx.Graph) -> None:
     _weight_gradients(graph)
     _without_repetitions(graph)
     graph.eliminate_dead_code()
+
+
+def without_write_backs(graph: fx.Graph, model_values: int) -> None:
+    """Removes what `functionalize` leaves of writes to the batch: copies of the last values to it, at the end.
+
+    A loss may write to its batch (`labels[labels == pad] = -100`), which a product need not. model_values: how many
+    inputs come before the batch. One that writes to these is another function each time.
+    """
+    written = [node for node in graph.nodes if node.op == "placeholder"][model_values:]
+    for node in graph.nodes:
+        if node.target is _aten.copy_.default and node.args[0] in written and not node.users:
+            graph.erase_node(node)
 
 
 def _without_assumed_strides(graph: fx.Graph) -> None:
@@ -95,8 +113,10 @@ def _weight_gradients(graph: fx.Graph) -> None:
         with graph.inserting_before(last):
             like = graph.call_function(_aten.new_empty.default, (g, list(weight.shape)))
             like.meta["val"] = torch.empty_like(weight)
-            # Stride and dilation are exchanged, too.
-            arguments = (g, x, like, None, dilation, padding, stride, False, output_padding, 1, [False, True, False])
+            # Stride and dilation are exchanged, too. Autograd hands on the output padding of a transposed convolution,
+            # which means nothing here.
+            no_padding = [0] * len(output_padding)
+            arguments = (g, x, like, None, dilation, padding, stride, False, no_padding, 1, [False, True, False])
             both = graph.call_function(_aten.convolution_backward.default, arguments)
             both.meta["val"] = (None, weight, None)
             gradient = graph.call_function(operator.getitem, (both, 1))

@@ -26,14 +26,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from hvpspec.kernels.deferred import same
-from hvpspec.objective.batches import mapped
+from hvpspec.objective.batches import Unknown, contents, mapped
 from hvpspec.objective.losses.outputs import Heard, listening
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot, joined
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.chains import chain
 from hvpspec.oracle.recorded.fake_values import has_unknown_size, share_memory
-from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify
+from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify, without_write_backs
+from hvpspec.oracle.recorded.quiet_torch import idle_conversions, vmapped
 from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
 
 
@@ -122,7 +123,7 @@ def eager(recording: Recording, level: int) -> Program:
 
 def vectorised(apply: Callable[..., Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
     """`apply` for several vectors together."""
-    return lambda activations, rows: torch.func.vmap(lambda v: apply(*activations, v))(rows)
+    return lambda activations, rows: vmapped(lambda v: apply(*activations, v), rows)
 
 
 _COMPUTED = object()  # stands for a weight that is a tensor
@@ -139,13 +140,14 @@ def shape_of(batch: Any) -> tuple[Hashable, list[Tensor]]:
                 raise NotRecordable(f"a batch holds a {type(leaf).__name__} of layout {leaf.layout}")
             key.append((tuple(leaf.shape), leaf.stride(), leaf.dtype))
             tensors.append(leaf)
-        elif leaf is None or isinstance(leaf, (bool, int, float, str, torch.device, torch.dtype)):
-            key.append((type(leaf), leaf))
         else:
-            raise NotRecordable(f"a batch holds a {type(leaf).__name__}, whose contents are unknown")
+            key.append(contents(leaf))
         return leaf
 
-    mapped(batch, note, key.append)
+    try:
+        mapped(batch, note, key.append)
+    except Unknown as what:
+        raise NotRecordable(f"a batch holds a {what}, whose contents are unknown") from what
     return tuple(key), tensors
 
 
@@ -186,7 +188,7 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any, *, with_values:
     parameters = [p.detach() for p in snapshot.parameters]
     v = torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), idle_conversions():
             warnings.simplefilter("ignore")
             arguments = (parameters, list(snapshot.constants.values()), tensors, v)
             graph = _without_writes(_recorded_with_values if with_values else _recorded, product, arguments)
@@ -240,6 +242,7 @@ def _without_writes(
     if any(_writes(node) for node in graph.graph.nodes):
         with torch.no_grad():
             graph = how(torch.func.functionalize(graph, remove="mutations"), arguments)
+        without_write_backs(graph.graph, sum(len(values) for values in arguments[:2]))
     return graph
 
 

@@ -70,6 +70,93 @@ def test_weight_gradients_of_convolutions(name):
                 assert max(node.args[1].meta["val"].shape[2:]) <= 5, "an image for a kernel"
 
 
+TRANSPOSED = {
+    "one dimension": (nn.Conv1d, nn.ConvTranspose1d, {"kernel_size": 3, "stride": 2, "output_padding": 1}, (9,)),
+    "two dimensions": (nn.Conv2d, nn.ConvTranspose2d, {"kernel_size": 3, "stride": 2, "output_padding": 1}, (6, 5)),
+    "one side": (nn.Conv2d, nn.ConvTranspose2d, {"kernel_size": 2, "stride": 3, "output_padding": (2, 0)}, (6, 5)),
+    "three dimensions": (
+        nn.Conv3d,
+        nn.ConvTranspose3d,
+        {"kernel_size": 3, "stride": 2, "output_padding": 1},
+        (4, 3, 4),
+    ),
+    "padded": (
+        nn.Conv2d,
+        nn.ConvTranspose2d,
+        {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1},
+        (6, 5),
+    ),
+    "dilated": (
+        nn.Conv2d,
+        nn.ConvTranspose2d,
+        {"kernel_size": 3, "dilation": 2, "stride": 2, "output_padding": 1},
+        (5, 5),
+    ),
+    "groups": (
+        nn.Conv2d,
+        nn.ConvTranspose2d,
+        {"kernel_size": 3, "groups": 2, "stride": 2, "output_padding": 1},
+        (5, 5),
+    ),
+    "not padded": (nn.Conv2d, nn.ConvTranspose2d, {"kernel_size": 2, "stride": 2}, (5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_convolutions(name):
+    """As decoders have them: their output padding means nothing for the weight gradient. Against a whole Hessian."""
+    torch.manual_seed(0)
+    down, up, options, size = TRANSPOSED[name]
+    pool = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[len(size)]
+    model = nn.Sequential(down(1, 2, 1), nn.Tanh(), up(2, 4, **options), nn.Tanh(), pool(1), nn.Flatten()).double()
+    data = [(torch.randn(3, 1, *size, dtype=torch.float64), torch.randint(0, 4, (3,)))]
+    found, expected, _ = products(model, data)
+    assert relative(found, expected) <= 1e-13
+    matrix = hessian_of(model, lambda: nn.functional.cross_entropy(model(data[0][0]), data[0][1]))
+    generator = torch.Generator().manual_seed(1)
+    v = torch.randn(len(matrix), generator=generator, dtype=torch.float64)
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="linearized")
+    assert relative(H @ v, matrix @ v) <= 1e-12
+
+
+def hessian_of(model, loss):
+    """Row by row."""
+    parameters = list(model.parameters())
+    first = torch.autograd.grad(loss(), parameters, create_graph=True, materialize_grads=True)
+    gradient = torch.cat([g.flatten() for g in first])
+    rows = [torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True) for entry in gradient]
+    return torch.stack([torch.cat([piece.flatten() for piece in row]) for row in rows])
+
+
+INSIDE = {
+    "hessian of each": lambda f, x: torch.func.vmap(torch.func.hessian(f))(x),
+    "forward twice": lambda f, x: torch.func.vmap(torch.func.jacfwd(torch.func.jacfwd(f)))(x),
+    "backward twice": lambda f, x: torch.func.vmap(torch.func.jacrev(torch.func.jacrev(f)))(x),
+    "along a direction": lambda f, x: torch.func.jvp(torch.func.vmap(torch.func.grad(f)), (x,), (x.cos(),))[1],
+    "in a loop": lambda f, x: torch.stack([torch.func.hessian(f)(each) for each in x]),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_derivatives_inside(name):
+    """As physics has them: a Lagrangian's Hessian and a solve with it. Against a whole Hessian."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+
+    def loss(model, batch):
+        found = INSIDE[name](lambda z: model(z).squeeze(), batch)
+        if found.ndim == 3:
+            found = torch.linalg.solve(found + 5 * torch.eye(3, dtype=found.dtype), batch)
+        return found.square().mean(), len(batch)
+
+    data = [torch.randn(2, 3, dtype=torch.float64)]
+    matrix = hessian_of(model, lambda: loss(model, data[0])[0])
+    v = torch.randn(len(matrix), dtype=torch.float64)
+    H = hvpspec.HessianOperator(model, loss, data, engine="linearized")
+    assert relative(H @ v, matrix @ v) <= 1e-12
+    assert H.engine == "linearized", H.plan
+
+
 def test_long_kernels_are_left_as_they_are():
     torch.manual_seed(0)
     data = [(torch.randn(3, 2, 150, 1, dtype=torch.float64), torch.randint(0, 3, (3,)))]

@@ -83,6 +83,19 @@ def _of_transformers() -> tuple[Any, Any]:
     return known.train, known.eval
 
 
+def training_hint(model: nn.Module, evaluate: Callable[[], object]) -> str:
+    """What to add to an error in eval mode; nothing where the loss fails in training mode, too.
+
+    Detectors and Gaussian processes return their losses in training mode, and in eval mode predictions.
+    """
+    try:
+        with in_mode(model, training=True):
+            evaluate()
+    except (Exception, SystemExit):
+        return ""
+    return " (the model is in eval mode; in training mode this loss can be evaluated: train_mode=True)"
+
+
 def check_modes(model: nn.Module) -> None:
     """Raises InputError where `train()` or `eval()` change the model's values."""
     try:

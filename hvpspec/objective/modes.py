@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.layouts import parts
 from hvpspec.objective.live_model import modules_of, named_tensors
 from hvpspec.wording import listed, raised
 
@@ -125,8 +126,10 @@ def changed_by_modes(model: nn.Module) -> list[str]:
 
 def _equal(tensor: Tensor, other: Tensor) -> bool:
     """With NaN equal to NaN."""
-    tensor = tensor.detach()
-    return bool(((tensor == other) | ((tensor != tensor) & (other != other))).all())
+    return all(
+        one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
+        for one, two in zip(parts(tensor.detach()), parts(other), strict=True)
+    )
 
 
 # --- attributes ------------------------------------------------------------------------------------------------------

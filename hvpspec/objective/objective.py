@@ -147,7 +147,7 @@ class Objective:
             self.settle()
             self._replacing = stack.enter_context(prepared_to_differentiate(self.device, self._inner))
             stack.enter_context(settled(self.model, self.dtype))
-            stack.enter_context(ordinary_tensors(self.model))
+            stack.enter_context(ordinary_tensors(self.model, self.dtype, self._values))
             if not self._modes_are_safe:
                 check_modes(self.model)
                 self._modes_are_safe = True

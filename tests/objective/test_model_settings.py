@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hvpspec import HessianOperator
 from hvpspec.objective import model_settings
@@ -56,7 +57,8 @@ def explicit_product(model: nn.Module, v: Tensor) -> Tensor:
         model.set_experts_implementation("eager")
     model.config.use_cache = False
     parameters = list(model.parameters())
-    gradient = torch.autograd.grad(model(**data()[0]).loss, parameters, create_graph=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        gradient = torch.autograd.grad(model(**data()[0]).loss, parameters, create_graph=True)
     flat = torch.cat([g.flatten() for g in gradient])
     return torch.cat([p.flatten() for p in torch.autograd.grad(flat @ v, parameters, materialize_grads=True)])
 
@@ -93,9 +95,8 @@ def test_how_experts_are_multiplied(monkeypatch):
     with settled(model, torch.float32):
         assert config._experts_implementation == "grouped_mm"
     monkeypatch.setattr(model_settings, "_LARGEST_BATCHED", 100)
-    with pytest.raises(ZeroDivisionError), settled(model, torch.float64):
+    with settled(model, torch.float64):
         assert config._experts_implementation == "eager"
-        raise ZeroDivisionError
     assert config._experts_implementation == "grouped_mm"
     model.set_experts_implementation("eager")  # the user's own choice stays
     with settled(model, torch.float64):

@@ -72,7 +72,8 @@ def returned_unread(index: int, result: Any) -> tuple[Tensor, float | Tensor | N
             )
         loss, weight = result
     if not isinstance(loss, Tensor):
-        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; it must be a scalar tensor.")
+        advice = "" if isinstance(loss, (tuple, list)) or loss_of(loss) is None else ": return its loss"
+        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; it must be a scalar tensor{advice}.")
     if loss.numel() != 1 or loss.is_complex():
         kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
         raise InputError(f"batch {index}: the loss is {kind}; it must be a real scalar (the mean over the batch).")
@@ -173,6 +174,8 @@ class UserLoss:
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # a user's function may raise anything
+                    if len(ways) == 1 and not evaluated and isinstance(error, (TypeError, AttributeError)):
+                        raise InputError(_no_pair(batch, error)) from error
                     if len(ways) == 1 or (way == self._of_model and evaluated):
                         raise
                     failed[way.__name__] = error
@@ -205,6 +208,15 @@ class UserLoss:
         announce(outputs)
         announce_samples(partial(each, self.loss, outputs, targets))
         return self.loss(outputs, targets)
+
+
+def _no_pair(batch: Any, error: Exception) -> str:
+    """What may be wrong where a function that is called with the model fails before it has evaluated it."""
+    what = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+    return (
+        f"called as loss(model, batch), the loss raised {raised(error)}, before it evaluated the model; a "
+        f"loss(outputs, targets) needs batches that are pairs (inputs, targets), and this one is {what}."
+    )
 
 
 def _is_pair(batch: Any) -> bool:

@@ -222,7 +222,8 @@ class Objective:
         except InputError as error:
             if not isinstance(error.__cause__, RuntimeError):
                 raise
-            return self._value()  # a loss that differentiates needs gradients; what else is wrong raises again
+            with torch.enable_grad():  # for a loss that differentiates; what else is wrong raises again
+                return self._value()
 
     def _value(self) -> LossValue:
         needs_gradients = torch.is_grad_enabled()
@@ -281,8 +282,7 @@ class Objective:
             self._weight = self._factor = float(self.batch_count()) if by_batch else self._total_weight()
 
     def _total_weight(self) -> float:
-        mean = self.with_(reduction="mean")
-        mean._counting = self._counting
+        (mean := self.with_(reduction="mean"))._counting = self._counting
         return mean.value().weight
 
     @property

@@ -28,7 +28,7 @@ def rwkv() -> nn.Module:
     config = transformers.RwkvConfig(
         vocab_size=11,
         hidden_size=8,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         attention_hidden_size=8,
         intermediate_size=8,
         context_length=8,

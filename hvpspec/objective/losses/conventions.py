@@ -174,8 +174,8 @@ class UserLoss:
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # a user's function may raise anything
-                    if len(ways) == 1 and not evaluated and isinstance(error, (TypeError, AttributeError)):
-                        raise InputError(_no_pair(batch, error)) from error
+                    if not (evaluated or _is_pair(batch)) and isinstance(error, (TypeError, AttributeError)):
+                        _refuse_tuple(batch, error)
                     if len(ways) == 1 or (way == self._of_model and evaluated):
                         raise
                     failed[way.__name__] = error
@@ -210,13 +210,15 @@ class UserLoss:
         return self.loss(outputs, targets)
 
 
-def _no_pair(batch: Any, error: Exception) -> str:
-    """What may be wrong where a function that is called with the model fails before it has evaluated it."""
-    what = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-    return (
-        f"called as loss(model, batch), the loss raised {raised(error)}, before it evaluated the model; a "
-        f"loss(outputs, targets) needs batches that are pairs (inputs, targets), and this one is {what}."
-    )
+def _refuse_tuple(batch: Any, error: Exception) -> None:
+    """Raises InputError for a function that fails before it evaluates the model, where that may be as batches are no
+    pairs."""
+    if isinstance(batch, (tuple, list)):
+        raise InputError(
+            f"called as loss(model, batch), the loss raised {raised(error)}, before it evaluated the model; a "
+            "loss(outputs, targets) needs batches that are pairs (inputs, targets), and this one is "
+            f"a {type(batch).__name__} of {len(batch)}."
+        ) from error
 
 
 def _is_pair(batch: Any) -> bool:

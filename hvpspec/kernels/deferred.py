@@ -8,10 +8,13 @@ leave their numbers on the device. They are read at the end, all in one copy; wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
+
+from hvpspec.kernels.layouts import parts
 
 _LARGEST_JOINED = 1 << 14  # bytes of a tensor that is compared together with others
 _FEW = 4  # small tensors, for which joining them takes longer than it saves
@@ -75,9 +78,9 @@ class Deferred:
             numbers = torch.stack([noted[index][0].reshape(()) for index in indices])
             joined.setdefault(device, []).append((numbers.to(_widest(device)), indices))
         values = dict[int, float]()
-        for parts in joined.values():
-            numbers = torch.cat([part for part, _ in parts]) if len(parts) > 1 else parts[0][0]
-            values.update(zip([index for _, indices in parts for index in indices], numbers.tolist(), strict=True))
+        for found in joined.values():
+            numbers = torch.cat([part for part, _ in found]) if len(found) > 1 else found[0][0]
+            values.update(zip([index for _, indices in found for index in indices], numbers.tolist(), strict=True))
         for index, (_, receive) in enumerate(noted):
             receive(values[index])
 
@@ -138,8 +141,8 @@ def _flags(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     compared in half the time that `torch.equal` takes on a CPU.)
     """
     flags, small = list[Tensor](), list[tuple[Tensor, Tensor]]()
-    for one, other in pairs:
-        if not (_is_plain(one) and _is_plain(other)):
+    for one, other in _of_parts(pairs):
+        if not (_is_plain(one) and _is_plain(other)) or one.shape != other.shape:
             flags.append(torch.tensor(not torch.equal(one, other), device=one.device))
             continue
         if one.nbytes > _LARGEST_JOINED and _is_aligned(one) and _is_aligned(other):
@@ -154,6 +157,15 @@ def _flags(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         return flags + [(_bits(one) != _bits(other)).any() for one, other in small]
     ones, others = zip(*small, strict=True)
     return [*flags, _words_differ(_joined(ones), _joined(others))]
+
+
+def _of_parts(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same pairs, and for sparse tensors those of their indices and values."""
+    for one, other in pairs:
+        if one.layout == other.layout == torch.strided:
+            yield one, other
+        else:
+            yield from zip_longest(parts(one), parts(other), fillvalue=torch.empty(0, device=one.device))
 
 
 def _constant(tensor: Tensor) -> Tensor:

@@ -145,6 +145,16 @@ def move(batch: Any, device: torch.device, dtype: torch.dtype, placed: Placed | 
     return mapped(batch, moved)
 
 
+def move_numbered(index: int, batch: Any, device: torch.device, dtype: torch.dtype, placed: Placed) -> Any:
+    """The same, with errors that name the batch by its number."""
+    try:
+        return move(batch, device, dtype, placed, index)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # an object in it may have a method `to` of its own
+        raise InputError(f"batch {index}: moving it to {device} raised {raised(error)}.") from error
+
+
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     kind = array.dtype.kind
     if kind in "fc" and array.dtype.itemsize > np.dtype(f"{kind}{8 if kind == 'f' else 16}").itemsize:  # extended

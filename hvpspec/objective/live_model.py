@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.kernels.placed import Placed
+from hvpspec.kernels.placed import Placed, in_precision_of
 
 _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
 
@@ -97,15 +97,23 @@ def in_precision(tensors: Sequence[Tensor], dtype: torch.dtype, placed: Placed) 
 
 
 @contextlib.contextmanager
-def ordinary_tensors(model: nn.Module) -> Iterator[None]:
-    """Copies in the places of tensors that were made in inference mode, which autograd cannot use."""
-    if not any(tensor.is_inference() for tensor in _tensors(model)):
+def ordinary_tensors(model: nn.Module, dtype: torch.dtype, placed: Placed) -> Iterator[None]:
+    """Copies in the places of tensors that were made in inference mode, which autograd cannot use, and of buffers in
+    compressed sparse layouts that are in another dtype or place, as what they hold cannot be exchanged."""
+
+    def is_fixed(tensor: Tensor) -> bool:
+        if tensor.layout in (torch.strided, torch.sparse_coo):
+            return False
+        return tensor.dtype != in_precision_of(tensor, dtype) or tensor.device != placed.device
+
+    if not any(tensor.is_inference() or is_fixed(tensor) for tensor in _tensors(model)):
         yield
         return
-    copies = {
+    copies = {name: placed.copy(tensor, dtype) for name, tensor in model.named_buffers() if is_fixed(tensor)}
+    copies |= {
         name: nn.Parameter(tensor.clone(), tensor.requires_grad) if isinstance(tensor, nn.Parameter) else tensor.clone()
         for name, tensor in named_tensors(model)
-        if tensor.is_inference()
+        if tensor.is_inference() and name not in copies
     }
     with with_values(model, copies):
         yield

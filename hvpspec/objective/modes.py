@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.layouts import parts
 from hvpspec.objective.live_model import modules_of, named_tensors
 from hvpspec.wording import listed, raised
 
@@ -83,6 +84,19 @@ def _of_transformers() -> tuple[Any, Any]:
     return known.train, known.eval
 
 
+def training_hint(model: nn.Module, evaluate: Callable[[], object]) -> str:
+    """What to add to an error in eval mode; nothing where the loss fails in training mode, too.
+
+    Detectors and Gaussian processes return their losses in training mode, and in eval mode predictions.
+    """
+    try:
+        with in_mode(model, training=True):
+            evaluate()
+    except (Exception, SystemExit):
+        return ""
+    return " (the model is in eval mode; in training mode this loss can be evaluated: train_mode=True)"
+
+
 def check_modes(model: nn.Module) -> None:
     """Raises InputError where `train()` or `eval()` change the model's values."""
     try:
@@ -112,8 +126,10 @@ def changed_by_modes(model: nn.Module) -> list[str]:
 
 def _equal(tensor: Tensor, other: Tensor) -> bool:
     """With NaN equal to NaN."""
-    tensor = tensor.detach()
-    return bool(((tensor == other) | ((tensor != tensor) & (other != other))).all())
+    return all(
+        one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
+        for one, two in zip(parts(tensor.detach()), parts(other), strict=True)
+    )
 
 
 # --- attributes ------------------------------------------------------------------------------------------------------

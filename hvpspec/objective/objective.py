@@ -3,8 +3,8 @@
     L(p) = Σ_b w_b · loss_b(p) / Σ_b w_b
 
 where w_b is what the mean of batch b was taken over (samples, say), so that L does not depend on how the data are split
-into batches. The function is the user's own module with its own parameters in place: see
-`hvpspec.objective.live_model`.
+into batches. A sum is such a mean, too (`hvpspec.objective.sums`). The function is the user's own module with its own
+parameters in place (`hvpspec.objective.live_model`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -25,7 +26,7 @@ from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.kernels.placed import Placed
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
-from hvpspec.objective.batches import check_data, move
+from hvpspec.objective.batches import check_data, move_numbered
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
     differentiated_in,
@@ -39,21 +40,24 @@ from hvpspec.objective.live_model import (
     working_dtype,
 )
 from hvpspec.objective.losses.conventions import (
+    check_pass,
+    check_weights,
     precision_hint,
     refuse_not_finite,
     returned,
     returned_unread,
     said_by,
 )
-from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, resolve_loss
-from hvpspec.objective.modes import check_modes, in_mode
+from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, resolve_loss, weighted_mean
+from hvpspec.objective.model_settings import settled
+from hvpspec.objective.modes import check_modes, in_mode, training_hint
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
-from hvpspec.objective.weights import Counting, Evaluate, measured, samples_or_nan
-from hvpspec.options import Matrix
+from hvpspec.objective.sums import chosen_reduction, counting_of_sums, times
+from hvpspec.objective.weights import BATCHES, Counting, Evaluate, measured, samples_or_nan
+from hvpspec.options import Matrix, Reduction
 from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed
-from hvpspec.wording import raised
 
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
 NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
@@ -69,15 +73,15 @@ class Objective:
         `loss(model, batch)` or `loss(outputs, targets)` that returns the mean loss, or (mean loss, weight). What that
         is a mean over is measured: see `hvpspec.objective.weights`.
     data: a re-iterable of batches (a list, a DataLoader); not a generator.
-    parameters: names or globs that choose parameters, see `choose_parameters`; None chooses all that require a
-        gradient.
+    parameters: names or globs, see `choose_parameters`; None chooses all that require a gradient.
     dtype: torch.float32 or torch.float64; None keeps the parameters' own (half precision becomes float32).
     device: None keeps the parameters' own.
     noise_seed: None refuses random numbers; a seed fixes those that the model or the loss draws, the same at each
         evaluation of a batch.
     measure: False trusts what the loss returns, without measuring what it is a mean over.
     train_mode: evaluates the model in training mode.
-    matrix: what products are to be with; it changes nothing of the loss.
+    reduction: "mean" or "sum"; None is what the loss says of itself, and else "mean".
+    matrix: what products are to be with.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Objective:
         noise_seed: int | None = None,
         measure: bool = True,
         train_mode: bool = False,
+        reduction: Reduction | None = None,
         matrix: Matrix = "hessian",
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -108,6 +113,8 @@ class Objective:
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
         self._measure = measure
         self._train_mode = train_mode
+        self.reduction: Reduction = chosen_reduction(reduction, self.loss.reduction, matrix)
+        self._factor = 1.0 if self.reduction == "mean" else None  # of each loss; known within evaluations
         self.matrix: Matrix = matrix
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
@@ -139,7 +146,8 @@ class Objective:
                 return
             self.settle()
             self._replacing = stack.enter_context(prepared_to_differentiate(self.device, self._inner))
-            stack.enter_context(ordinary_tensors(self.model))
+            stack.enter_context(settled(self.model, self.dtype))
+            stack.enter_context(ordinary_tensors(self.model, self.dtype, self._values))
             if not self._modes_are_safe:
                 check_modes(self.model)
                 self._modes_are_safe = True
@@ -200,20 +208,9 @@ class Objective:
             yield index, one
             assert one.weight is not None, "a batch is evaluated, or its weight is set"
             weights.append(one.weight)
-        total = sum(weights)
-        if not weights:
-            if self._weight is None:
-                raise InputError("data has no batches.")
-            raise InputError(
-                "data gave no batches on a later pass; it must be re-iterable, such as a list or a DataLoader."
-            )
-        if total == 0:
+        check_pass(weights, self._weight)
+        if (total := sum(weights)) == 0:
             raise InputError(NO_WEIGHT)
-        if self._weight is not None and not math.isclose(total, self._weight, rel_tol=1e-6):
-            raise InputError(
-                f"data changed between two passes (total weight {self._weight:g}, then {total:g}); "
-                "give the same batches each time."
-            )
         self._weight, self._weights, self._batches = total, weights, len(weights)
         self._samples = int(samples) if math.isfinite(samples) else None
 
@@ -225,19 +222,14 @@ class Objective:
         except InputError as error:
             if not isinstance(error.__cause__, RuntimeError):
                 raise
-            return self._value()  # a loss that differentiates needs gradients; what else is wrong raises again
+            with torch.enable_grad():  # for a loss that differentiates; what else is wrong raises again
+                return self._value()
 
     def _value(self) -> LossValue:
-        total = size = weight = 0.0
-        batches, needs_gradients = 0, torch.is_grad_enabled()
+        needs_gradients = torch.is_grad_enabled()
         with self.evaluating(), torch.set_grad_enabled(needs_gradients):
-            for _, loss, w in self.losses():
-                value = float(loss.detach())
-                total += w * value
-                size += w * abs(value)
-                weight += w
-                batches += 1
-        return LossValue(total / weight, weight, batches, size / weight, self._samples)
+            found = weighted_mean((float(loss.detach()), weight) for _, loss, weight in self.losses())
+        return replace(found, samples=self._samples)
 
     def batch_count(self) -> int:
         """Number of batches: from the last pass, from len(data), or else by counting them."""
@@ -257,16 +249,19 @@ class Objective:
         same: dict[str, Any] = {
             "data": self.data, "parameters": self.space.names, "dtype": self.dtype, "device": self.device,
             "noise_seed": self.noise_seed, "measure": self._measure, "train_mode": self._train_mode,
-            "matrix": self.matrix,
+            "reduction": self.reduction, "matrix": self.matrix,
         }  # fmt: skip
         other = Objective(self.model, self.loss, **(same | changes))
-        other._counting, other._inner = self._counting, self._inner
+        other._inner = self._inner
+        if other.reduction == self.reduction:
+            other._counting = self._counting
+            other._factor = self._factor if other.data is self.data else other._factor
         return other
 
     @property
     def options(self) -> Hashable:
         """What products depend on, besides model, loss and data."""
-        return self.space, self.dtype, self.device, self.noise_seed, self._train_mode, self.matrix
+        return self.space, self.dtype, self.device, self.noise_seed, self._train_mode, self._factor, self.matrix
 
     def on_first_batch(self) -> Objective:
         """The same objective on the first batch only; on no data where there is none."""
@@ -278,9 +273,17 @@ class Objective:
         """Finds out how the loss is called and how batches are weighed, if that is not known yet."""
         if self._counting is None:
             guessed, seeded = self.loss.given == "model", self.noise_seed is not None
-            self._counting = measured(
+            look = counting_of_sums if self.reduction == "sum" and not guessed else measured
+            self._counting = look(
                 self.data, self._place, self.dtype, guessed=guessed, seeded=seeded, trust=not self._measure
             )
+        if self._factor is None:
+            by_batch = self._counting.by == BATCHES
+            self._weight = self._factor = float(self.batch_count()) if by_batch else self._total_weight()
+
+    def _total_weight(self) -> float:
+        (mean := self.with_(reduction="mean"))._counting = self._counting
+        return mean.value().weight
 
     @property
     def counting(self) -> Counting:
@@ -290,7 +293,7 @@ class Objective:
     @contextlib.contextmanager
     def _place(self, dtype: torch.dtype, moved: bool, gradients: bool) -> Iterator[Evaluate]:
         """Evaluates losses for the measurement of weights."""
-        objective = self.with_(dtype=dtype)
+        objective = self.with_(dtype=dtype, reduction="mean")
         objective._counting = Counting()
 
         def evaluate(index: int, batch: Any) -> tuple[float, float | None]:
@@ -321,7 +324,8 @@ class Objective:
 
     def frozen_values(self) -> tuple[Hashable, ...]:
         """What a recording of the loss takes for constants: see `hvpspec.objective.frozen_values`."""
-        return frozen_values(self.model, self.loss.given)
+        with settled(self.model, self.dtype):  # as within evaluations
+            return frozen_values(self.model, self.loss.given)
 
     def _look(self, deferred: Deferred | None) -> None:
         """Looks, now or later, whether the model has changed where its values were copied to another device."""
@@ -330,12 +334,7 @@ class Objective:
 
     def moved(self, index: int, batch: Any) -> Any:
         """A copy of a batch on the objective's device and in its precision."""
-        try:
-            return move(batch, self.device, self.dtype, self._moved, index)
-        except (InputError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # an object in it may have a method `to` of its own
-            raise InputError(f"batch {index}: moving it to {self.device} raised {raised(error)}.") from error
+        return move_numbered(index, batch, self.device, self.dtype, self._moved)
 
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
@@ -347,7 +346,11 @@ class Objective:
         for buffer, data in self._buffers:  # what the last batch's forward wrote to them must not reach this one
             buffer.data = data.clone()
         with fixed_noise(self.noise_seed, index, self.device):
-            return self.loss(self.model, batch)
+            return self._loss_of(batch)
+
+    def _loss_of(self, batch: Any) -> Any:
+        result = self.loss(self.model, batch)
+        return result if self.reduction == "mean" else times(self._factor or 1.0, result)
 
     @contextlib.contextmanager
     def raw_loss_with(self, batch: Any, snapshot: Snapshot) -> Iterator[Callable[[], Any]]:
@@ -357,7 +360,7 @@ class Objective:
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
         self._afresh()
         with with_values(self.model, values), self._replacing:
-            yield lambda: self._inner.evaluate(partial(self.loss, self.model, batch))
+            yield lambda: self._inner.evaluate(partial(self._loss_of, batch))
 
     def _batch_loss(self, index: int, batch: Any, deferred: Deferred | None) -> tuple[Tensor, float]:
         batch = self.moved(index, batch)
@@ -369,9 +372,11 @@ class Objective:
         except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
-            raise InputError(
-                f"batch {index}: {said_by(self.model, error)}{precision_hint(error, self.dtype)}"
-            ) from error
+            hints = precision_hint(error, self.dtype) + self._training_hint(batch)
+            raise InputError(f"batch {index}: {said_by(self.model, error)}{hints}") from error
+
+    def _training_hint(self, batch: Any) -> str:
+        return "" if self._train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
 
     def weighed(self, index: int, result: Any, batch: Any, deferred: Deferred | None = None) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch.
@@ -383,9 +388,7 @@ class Objective:
         given = count if given is None else given
         if deferred is None or index >= len(self._weights):
             weight = float(count)
-            for one in (float(given), weight):
-                if not (math.isfinite(one) and one >= 0):
-                    raise InputError(f"batch {index}: the loss's weight is {one}; it must be finite and not negative.")
+            check_weights(index, float(given), weight)
             if weight > 0:
                 refuse_not_finite(self.model, index, float(loss.detach()))
             return loss, weight

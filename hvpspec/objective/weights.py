@@ -143,16 +143,16 @@ def measured(
     for a loss that is no mean where there are several batches, and what the first batch's loss raises.
     """
     for first in data:
-        gradients, given = _first_evaluation(first, place, dtype)
+        gradients, given = first_evaluation(first, place, dtype)
         if trust:
             return Counting(SAMPLES if given is None else GIVEN)
         with contextlib.ExitStack() as stack:
-            dtype, evaluate = _best_place(first, place, dtype, gradients, stack)
-            return _Measurement(evaluate, dtype, given is not None and not guessed, seeded).over(data)
+            dtype, evaluate = best_place(first, place, dtype, gradients, stack)
+            return Measurement(evaluate, dtype, given is not None and not guessed, seeded).over(data)
     return Counting()
 
 
-def _first_evaluation(batch: Any, place: Place, dtype: torch.dtype) -> tuple[bool, float | None]:
+def first_evaluation(batch: Any, place: Place, dtype: torch.dtype) -> tuple[bool, float | None]:
     """Whether the loss needs gradients, and the weight that it returns.
 
     At the model's own values, as what a program computes at its first call it may keep.
@@ -167,7 +167,7 @@ def _first_evaluation(batch: Any, place: Place, dtype: torch.dtype) -> tuple[boo
             return True, evaluate(0, batch)[1]
 
 
-def _best_place(
+def best_place(
     batch: Any, place: Place, dtype: torch.dtype, gradients: bool, stack: contextlib.ExitStack
 ) -> tuple[torch.dtype, Evaluate]:
     """In float64 away from the model's values, where samples differ most; or as close to that as is possible."""
@@ -194,7 +194,7 @@ class _Part:
     counts: dict[str, float]
 
 
-class _Measurement:
+class Measurement:
     """What the batches so far have shown."""
 
     def __init__(self, evaluate: Evaluate, dtype: torch.dtype, given: bool, seeded: bool) -> None:
@@ -227,7 +227,7 @@ class _Measurement:
         if count <= 1:  # its weight does not matter
             known = self.given or math.isfinite(samples_or_nan(self.first, axis))
             return Counting(GIVEN if known else BATCHES, axis, self.is_sum)
-        possible = self._possible()
+        possible = self.possible()
         if self.given or not self.compared:
             return Counting(GIVEN, axis)
         return Counting(possible[0] if possible else GIVEN, axis)
@@ -293,7 +293,7 @@ class _Measurement:
                 continue
             self._note(whole, [first, second])
             return
-        if self.given or GIVEN in self._possible():
+        if self.given or GIVEN in self.possible():
             return
         if not (same_samples(first.batch, second.batch) or self._proportional(first, second)):
             self.refusal = (
@@ -318,7 +318,7 @@ class _Measurement:
     def _agrees(self, deviations: dict[str, float]) -> bool:
         return bool(deviations) and min(deviations.values()) <= self.largest_rounding
 
-    def _possible(self) -> list[str]:
+    def possible(self) -> list[str]:
         """Counts that agree with the losses as well as any does."""
         left = {name: off for name, off in self.worst.items() if name in self.known - self.ruled_out}
         if not self._agrees(left):
@@ -328,13 +328,13 @@ class _Measurement:
 
     def _proportional(self, first: _Part, second: _Part) -> bool:
         """Whether all counts that are still possible give two batches weights in the same proportion."""
-        pairs = [(first.counts.get(name, 0.0), second.counts.get(name, 0.0)) for name in self._possible()]
+        pairs = [(first.counts.get(name, 0.0), second.counts.get(name, 0.0)) for name in self.possible()]
         ratios = [a / b if b else math.inf for a, b in pairs]
         return len(ratios) > 0 and max(ratios) - min(ratios) <= 1e-12 * max(ratios)
 
     def _no_mean(self, index: int, loss: float, given: float | None, parts: Sequence[_Part]) -> str | None:
         """Why the loss cannot be weighed; None where it can."""
-        possible = self._possible()
+        possible = self.possible()
         if self.given:
             if GIVEN in possible or self.given_is_constant or (self.given_adds_up and not possible):
                 return None  # a constant says that every batch is to count the same
@@ -364,7 +364,8 @@ class _Measurement:
             self.is_sum = True
             return (
                 f"batch {index}: the loss is a sum over the batch and grows with its size (the batch gives {loss:.6g}, "
-                f"its two halves {losses[0]:.6g} and {losses[1]:.6g}); return the mean, or (mean loss, weight)"
+                f"its two halves {losses[0]:.6g} and {losses[1]:.6g}); return the mean, or (mean loss, weight), or ask "
+                'for the Hessian of the sum by reduction="sum"'
             )
         shown = f" (a batch gives {loss:.6g}, its two halves {losses[0]:.6g} and {losses[1]:.6g})" if parts[1:] else ""
         return (

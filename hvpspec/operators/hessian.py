@@ -17,10 +17,11 @@ from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import fingerprint
 from hvpspec.operators.tensors import TensorOperator, torch_dtype
-from hvpspec.options import MATRIX_NAMES, Engine, Matrix
+from hvpspec.options import MATRIX_NAMES, Engine, Matrix, Reduction
 from hvpspec.oracle import Chooser, autograd
 from hvpspec.results.estimate import Recomputed
 from hvpspec.system.time_limit import check_time, time_left
+from hvpspec.validation import check_flag
 
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
@@ -39,10 +40,10 @@ class HessianOperator(TensorOperator):
         Of a wrapper (DataParallel, DistributedDataParallel, what `torch.compile` returns), the module inside is used.
     loss : str, nn.Module or callable
         "cross_entropy", "mse", "bce_with_logits", "causal_lm", "model" (the loss that a Hugging Face model returns) or
-        "cosine_similarity"; a torch criterion with ``reduction="mean"``; or a function or module, called as
-        ``loss(model, batch)`` or ``loss(outputs, targets)``, that returns the mean loss over the batch, or
-        (mean loss, weight). Without a weight, what the mean is taken over (samples, targets that are not ignored, …) is
-        measured by cutting batches in two and joining parts of neighbours; a loss that is no such mean is refused.
+        "cosine_similarity"; a torch criterion; or a function or module, called as ``loss(model, batch)`` or
+        ``loss(outputs, targets)``, that returns the mean loss over the batch, or (mean loss, weight). Without a weight,
+        what the mean is taken over (samples, targets that are not ignored, …) is measured by cutting batches in two and
+        joining parts of neighbours; a loss that is no such mean is refused.
     data : iterable of batches
         A list, a DataLoader, or anything else that gives the same batches each time it is iterated over.
     parameters : str or sequence of str, optional
@@ -79,6 +80,12 @@ class HessianOperator(TensorOperator):
     noise_seed : int, optional
         Fixes the random numbers that the model or the loss draws (of torch, NumPy and Python): the same ones for a
         batch in every product and every engine. By default a random loss is refused.
+    reduction : str, optional
+        "mean" or "sum", of what the loss is over the data. For "sum", a function returns the sum over the batch, or
+        (mean loss, weight). By default "sum" for a torch criterion with ``reduction="sum"``, and else "mean".
+    train_mode : bool, optional
+        Evaluate the model in training mode, for losses that exist only there: batch normalization uses the statistics
+        of each batch, and dropout needs a `noise_seed`.
 
     Attributes
     ----------
@@ -138,13 +145,15 @@ class HessianOperator(TensorOperator):
         dtype: str | torch.dtype | np.dtype[Any] | type | None = None,
         device: str | torch.device | None = None,
         noise_seed: int | None = None,
+        reduction: Reduction | None = None,
+        train_mode: bool = False,
     ) -> None:
         limit = check_size("memory_limit", memory_limit)
         if engine == "finite-difference" and self.matrix != "hessian":
             raise InputError(f'engine="finite-difference" is not for the {MATRIX_NAMES[self.matrix]}; choose another.')
         self.objective = Objective(
             model, loss, data, parameters=parameters, dtype=torch_dtype(dtype), device=device, noise_seed=noise_seed,
-            measure=verify, matrix=self.matrix,
+            measure=verify, train_mode=check_flag("train_mode", train_mode), reduction=reduction, matrix=self.matrix,
         )  # fmt: skip
         self._product = Chooser(self.objective, engine, limit, verified=not verify)
         self.torch_dtype = self.objective.dtype
@@ -240,9 +249,7 @@ class HessianOperator(TensorOperator):
         self._product.verified()
 
     def expect(self, products: int) -> None:
-        """Announces how many products are about to be asked for.
-
-        The engine "auto" needs that to judge whether a change of engine is worthwhile.
+        """Announces how many products are about to be asked for, by which "auto" judges whether to change the engine.
 
         Parameters
         ----------
@@ -284,16 +291,12 @@ class HessianOperator(TensorOperator):
         return self._product.expected_saved_bytes(products, taken)
 
     def loss(self) -> LossValue:
-        """The loss on the data.
+        """The loss on the data. Costs one forward pass over the data and no HVP.
 
         Returns
         -------
         LossValue
-            With the fields `value` (the weighted mean), `weight` (the total weight), `batches` and `size`.
-
-        Notes
-        -----
-        Costs one forward pass over the data and no HVP.
+            With the fields `value` (the weighted mean or the sum), `weight` (the total weight), `batches` and `size`.
         """
         return self.objective.value()
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.kernels.deferred import Deferred, differ, receive, same
+from hvpspec.kernels.layouts import parts
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.live_model import named_tensors
 from hvpspec.objective.losses.loss import BatchLoss
@@ -310,7 +311,7 @@ class RetainedGraphs:
         self._runs_python |= held.runs_python
         if held.runs_python and self.objective.noise_seed is not None:  # which a backward may draw again
             return self.stop()
-        own = {tensor.data.untyped_storage().data_ptr() for _, tensor in self._model.tensors}
+        own = {part.untyped_storage().data_ptr() for _, tensor in self._model.tensors for part in parts(tensor.data)}
         size = sum(size for address, size in held.storages.items() if address not in own)
         size += sum(tensor.nbytes for tensor in tensors)
         graph = replace(graph, chain=graph.chain.places(), kept=True)
@@ -332,7 +333,7 @@ class RetainedGraphs:
             if self._complete:
                 return self._size
             limit = int(SAVED_SHARE * (free_memory(self.objective.device) + self._size))
-        values = sum(tensor.nbytes for _, tensor in named_tensors(self.objective.model))
+        values = sum(part.nbytes for _, tensor in named_tensors(self.objective.model) for part in parts(tensor))
         return max(0, limit - _COPIES_OF_VALUES * values)
 
     # --- changes --------------------------------------------------------------------------------------------------

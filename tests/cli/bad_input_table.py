@@ -105,7 +105,7 @@ def no_grad(model, batch):
     with torch.no_grad(): return loss(model, batch)
 def one(x): return x
 def huge(model, batch): return loss(model, batch) * 1e30
-summed = nn.CrossEntropyLoss(reduction="sum")
+unreduced = nn.CrossEntropyLoss(reduction="none")
 class Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x): return x * 2
@@ -292,7 +292,7 @@ LOSSES = {
     "loss=bad.py:weight": "batch 0: the loss's weight is -1",
     "loss=bad.py:weight_text": "batch 0: the second value that the loss returned is",
     "loss=bad.py:infinite": "batch 0: the loss is inf; look at that batch, and at the checkpoint's values.",
-    "loss=bad.py:summed": 'has reduction="sum"; hvpspec needs reduction="mean".',
+    "loss=bad.py:unreduced": 'has reduction="none"; hvpspec needs reduction="mean" or "sum".',
     "loss=bad.py:once": "the backward of 'Once' is marked @once_differentiable (in 'the loss') → use operations that "
     "can be ",
     "loss=bad.py:distance": "the loss is no mean over samples, or over anything else that its batches show",

@@ -119,8 +119,8 @@ def test_a_batch_that_does_not_fit_the_loss(loss, batch, message):
 def test_what_is_no_loss():
     with pytest.raises(InputError, match="choose one of 'cross_entropy'"):
         resolve_loss("crossentropy")
-    with pytest.raises(InputError, match='reduction="sum"'):
-        resolve_loss(nn.MSELoss(reduction="sum"))
+    with pytest.raises(InputError, match='has reduction="none"'):
+        resolve_loss(nn.MSELoss(reduction="none"))
     with pytest.raises(InputError, match="got int"):
         resolve_loss(3)
     model = nn.Module()

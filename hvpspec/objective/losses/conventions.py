@@ -1,4 +1,4 @@
-"""How models and losses are called, and where in what they return the outputs or the loss are.
+"""How losses are called, and where in what they and models return the outputs or the loss are.
 
 A user's loss is `loss(model, batch)` or, as torch's criteria, `loss(outputs, targets)`. Which one is found by trying.
 """
@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,20 +18,12 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.live_model import named_tensors
+from hvpspec.objective.losses.calls import call_model
 from hvpspec.objective.losses.outputs import announce, announce_samples, each
 from hvpspec.validation import not_finite_in
 from hvpspec.wording import dtype_name, raised
 
 MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
-
-
-def call_model(model: nn.Module, inputs: Any) -> Any:
-    """The model's output: a dict is its keyword arguments, a tuple or list its arguments, and all else its argument."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -80,7 +72,8 @@ def returned_unread(index: int, result: Any) -> tuple[Tensor, float | Tensor | N
             )
         loss, weight = result
     if not isinstance(loss, Tensor):
-        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; it must be a scalar tensor.")
+        advice = "" if isinstance(loss, (tuple, list)) or loss_of(loss) is None else ": return its loss"
+        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; it must be a scalar tensor{advice}.")
     if loss.numel() != 1 or loss.is_complex():
         kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
         raise InputError(f"batch {index}: the loss is {kind}; it must be a real scalar (the mean over the batch).")
@@ -96,6 +89,29 @@ def returned_unread(index: int, result: Any) -> tuple[Tensor, float | Tensor | N
             f"batch {index}: the second value that the loss returned is {kind}; return the mean loss alone, or with "
             "its weight, a number."
         ) from None
+
+
+def check_weights(index: int, *weights: float) -> None:
+    """Raises InputError, naming the batch, for what is no weight."""
+    for weight in weights:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"batch {index}: the loss's weight is {weight}; it must be finite and not negative.")
+
+
+def check_pass(weights: Sequence[float], before: float | None) -> None:
+    """Raises InputError where a pass over the data gave no batches, or another total weight than the one before."""
+    if not weights:
+        if before is None:
+            raise InputError("data has no batches.")
+        raise InputError(
+            "data gave no batches on a later pass; it must be re-iterable, such as a list or a DataLoader."
+        )
+    total = sum(weights)
+    if total and before is not None and not math.isclose(total, before, rel_tol=1e-6):
+        raise InputError(
+            f"data changed between two passes (total weight {before:g}, then {total:g}); give the same batches each "
+            "time."
+        )
 
 
 def refuse_not_finite(model: nn.Module, index: int, loss: float) -> None:
@@ -158,6 +174,8 @@ class UserLoss:
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # a user's function may raise anything
+                    if not (evaluated or _is_pair(batch)) and isinstance(error, (TypeError, AttributeError)):
+                        _refuse_tuple(batch, error)
                     if len(ways) == 1 or (way == self._of_model and evaluated):
                         raise
                     failed[way.__name__] = error
@@ -190,6 +208,17 @@ class UserLoss:
         announce(outputs)
         announce_samples(partial(each, self.loss, outputs, targets))
         return self.loss(outputs, targets)
+
+
+def _refuse_tuple(batch: Any, error: Exception) -> None:
+    """Raises InputError for a function that fails before it evaluates the model, where that may be as batches are no
+    pairs."""
+    if isinstance(batch, (tuple, list)):
+        raise InputError(
+            f"called as loss(model, batch), the loss raised {raised(error)}, before it evaluated the model; a "
+            "loss(outputs, targets) needs batches that are pairs (inputs, targets), and this one is "
+            f"a {type(batch).__name__} of {len(batch)}."
+        ) from error
 
 
 def _is_pair(batch: Any) -> bool:

@@ -21,6 +21,7 @@ from hvpspec.objective.losses.pairs import (
     same_shape,
     softmax_cross_entropy,
 )
+from hvpspec.options import Reduction
 
 _ELEMENTWISE = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
@@ -28,10 +29,18 @@ _ELEMENTWISE = (
 CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, *_ELEMENTWISE)
 
 
+def said_reduction(loss: Any) -> Reduction:
+    """What a criterion of torch's says of itself; "mean" for all else, which is measured."""
+    return "sum" if isinstance(loss, nn.modules.loss._Loss) and loss.reduction == "sum" else "mean"
+
+
 def of_criterion(criterion: Any) -> Callable[[nn.Module, Any], Any]:
+    """The criterion as a mean with its weight, whose product is the sum."""
     name = type(criterion).__name__
-    if criterion.reduction != "mean":
-        raise InputError(f'{name} has reduction="{criterion.reduction}"; hvpspec needs reduction="mean".')
+    if criterion.reduction not in ("mean", "sum"):
+        raise InputError(f'{name} has reduction="{criterion.reduction}"; hvpspec needs reduction="mean" or "sum".')
+    criterion = copy(criterion)
+    criterion.reduction = "mean"
 
     def classes(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
         outputs, targets = outputs_and_targets(model, batch, name)

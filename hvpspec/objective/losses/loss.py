@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.losses.conventions import UserLoss
-from hvpspec.objective.losses.criteria import CRITERIA, of_criterion
+from hvpspec.objective.losses.criteria import CRITERIA, of_criterion, said_reduction
 from hvpspec.objective.losses.named import NAMED_LOSSES
 from hvpspec.objective.losses.outputs import as_split
-from hvpspec.options import LOSS_NAMES
+from hvpspec.options import LOSS_NAMES, Reduction
 
 LossFunction = Callable[..., Any]
 """`loss(model, batch)` or `loss(outputs, targets)`; it returns the mean loss, or (mean loss, weight)."""
@@ -25,12 +25,14 @@ class Loss:
 
     `weighs_exactly`: the weight that it returns is known to be what its mean is taken over. `given`: what it was made
     from. `criterion`: the module that computes it, if it is one, whose own values have to be in the model's dtype.
+    `reduction`: what the objective is unless the user says otherwise; "sum" for criteria of torch that say so.
     """
 
     function: Callable[[nn.Module, Any], Any]
     weighs_exactly: bool
     given: Any
     criterion: nn.Module | None = None
+    reduction: Reduction = "mean"
 
     @property
     def name(self) -> str:
@@ -79,10 +81,22 @@ class LossValue:
     samples: int | None = None
 
 
+def weighted_mean(losses: Iterable[tuple[float, float]]) -> LossValue:
+    """The loss over the data from the loss and the weight of each batch; their samples are not known."""
+    total = size = total_weight = 0.0
+    batches = 0
+    for value, weight in losses:
+        total += weight * value
+        size += weight * abs(value)
+        total_weight += weight
+        batches += 1
+    return LossValue(total / total_weight, total_weight, batches, size / total_weight)
+
+
 def resolve_loss(loss: str | LossFunction | nn.Module | Loss) -> Loss:
     """The loss that a name, a torch criterion (such as `nn.CrossEntropyLoss()`), a module, a function or two stand for.
 
-    Raises InputError for an unknown name, a criterion whose reduction is not "mean", or an object that is not callable.
+    Raises InputError for an unknown name, a criterion whose reduction is "none", or an object that is not callable.
     """
     if isinstance(loss, Loss):
         return loss
@@ -95,12 +109,13 @@ def resolve_loss(loss: str | LossFunction | nn.Module | Loss) -> Loss:
                 f"no loss is named '{loss}'; choose one of {names}, or give a function loss(model, batch)."
             ) from None
     if type(loss) in CRITERIA and "forward" not in vars(loss):  # a subclass may compute anything
-        return Loss(of_criterion(loss), True, loss)
+        return Loss(of_criterion(loss), True, loss, reduction=said_reduction(loss))
     if (split := as_split(loss)) is not None:
-        return Loss(split, False, split, split.loss if isinstance(split.loss, nn.Module) else None)
+        criterion = split.loss if isinstance(split.loss, nn.Module) else None
+        return Loss(split, False, split, criterion, said_reduction(split.loss))
     if not callable(loss):
         raise InputError(f"loss must be a name or a function loss(model, batch); got {type(loss).__name__}.")
-    return Loss(UserLoss(loss), False, loss, loss if isinstance(loss, nn.Module) else None)
+    return Loss(UserLoss(loss), False, loss, loss if isinstance(loss, nn.Module) else None, said_reduction(loss))
 
 
 def loss_name(loss: str | LossFunction | nn.Module) -> str:

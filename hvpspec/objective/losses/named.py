@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.losses.conventions import call_model, entry, logits_of, loss_of
+from hvpspec.objective.losses.calls import call_model
+from hvpspec.objective.losses.conventions import entry, logits_of, loss_of
 from hvpspec.objective.losses.outputs import announce, announce_samples
 from hvpspec.objective.losses.pairs import outputs_and_targets, same_shape, softmax_cross_entropy
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.objective.losses.conventions import call_model, logits_of
+from hvpspec.objective.losses.calls import call_model
+from hvpspec.objective.losses.conventions import logits_of
 from hvpspec.objective.losses.outputs import announce, announce_samples
 
 

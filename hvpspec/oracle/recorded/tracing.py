@@ -157,6 +157,8 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any, *, with_values:
     with_values: for this batch and the values of the snapshot only. Raises NotRecordable, or NeedsValues.
     """
     names = list(snapshot.constants)
+    if sparse := [name for name, constant in snapshot.constants.items() if constant.layout != torch.strided]:
+        raise NotRecordable(f"the model holds the sparse tensor '{sparse[0]}'")
     found: dict[str, Any] = {}
 
     def product(parameters: list[Tensor], constants: list[Tensor], tensors: list[Tensor], v: Tensor) -> list[Any]:

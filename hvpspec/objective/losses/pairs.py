@@ -36,10 +36,10 @@ def softmax_cross_entropy(
 
 def class_weight(outputs: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor | int:
     """What the "mean" of F.cross_entropy divides by."""
-    if targets.is_floating_point():  # class probabilities: the number of positions, with any class weights
-        return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0]
     weights = class_weights(targets, weight, ignore_index)
-    return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0] if weights is None else weights.sum()
+    if weights is None:  # class probabilities: the number of positions, with any class weights
+        return targets.numel() // outputs.shape[1 if outputs.ndim > 1 else 0]
+    return weights.sum()
 
 
 def class_weights(targets: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor | None:

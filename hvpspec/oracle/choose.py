@@ -69,7 +69,7 @@ class Chooser:
         self._differences = FiniteDifference(objective) if name == "finite-difference" else None
         self._settled = name in ("autograd", "finite-difference")  # no other engine is left to try
         self._most_columns = 1  # for which it was measured how many vectors are best computed together
-        self._made = 0
+        self._made, self._untried = 0, ""  # products; why another form of the recorded engine is not in use
         self._verified = verified
         self._expected = 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
@@ -189,7 +189,7 @@ class Chooser:
         if (fast := self._fast) is not None and columns.shape[1] >= 2 * self._most_columns:
             self._most_columns = columns.shape[1]
             if within_memory(lambda: fast.vectorise(self._most_columns)) != 1:
-                self._announce(fast.describe())
+                self._announce()
         may_give_up(self)
         start = time_when_done(columns.device)
         product = within_memory(lambda: self._product(columns, on_batch))
@@ -228,7 +228,7 @@ class Chooser:
             found = within_memory(product)
             if not isinstance(found, OutOfMemory):
                 if self._fast is not None:
-                    self._announce(self._fast.describe())
+                    self._announce()
                 return found
             reason = found.reason
         raise lacking_memory(reason)
@@ -302,7 +302,7 @@ class Chooser:
             return self._fall_back("the linearized engine is not faster here")
         self._fast = fast
         self._settled = self.name != "auto"
-        self._announce(fast.describe())
+        self._announce()
         if self.name in ("compiled", "cudagraph"):
             self._try(fast.compile if self.name == "compiled" else fast.capture)
 
@@ -345,12 +345,13 @@ class Chooser:
             if self.name == "auto" and after > before:
                 return self._undo(form)
             self._seconds, self._most_columns = after, 1
-            return self._announce(fast.describe())
+            return self._announce()
         except Exception as error:  # no compiler, too little memory, an operation that the compiler does not know …
             reason = autograd.first_line(error)
         release_memory()
         self._undo(form)
-        self._announce(f"{fast.describe()} (not {change.__name__}d: {reason})")
+        self._untried = f" (not {change.__name__}d: {reason})"
+        self._announce()
 
     def _undo(self, form: str) -> None:
         """Back to the form before."""
@@ -368,8 +369,7 @@ class Chooser:
 
     def _measure(self) -> float:
         """Seconds of a product with one vector: the faster of two, after a first that may still prepare something."""
-        fast = self._fast
-        assert fast is not None
+        assert (fast := self._fast) is not None
         v = self._vector()
         seconds = []
         for _ in range(3):
@@ -388,12 +388,13 @@ class Chooser:
         self._fall_back(_TOO_LITTLE_MEMORY)
 
     def _warn(self, form: str, difference: str) -> None:
-        warnings.warn(
-            f"the {form} engine disagrees with autograd on this model ({difference}) and is not used.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        said = f"the {form} engine disagrees with autograd on this model ({difference}) and is not used."
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
 
-    def _announce(self, plan: str) -> None:
+    def _announce(self, plan: str | None = None) -> None:
+        """plan: by default that of the recorded engine."""
+        if plan is None:
+            assert self._fast is not None
+            plan = self._fast.describe() + self._untried
         self._plan = plan
         _LOG.info("engine: %s", plan)

@@ -40,7 +40,7 @@ def computed_with_fewer_digits(objective: Objective) -> list[Finding]:
     shown = listed((f"'{name}'" if name else "the loss or the whole model" for name in casts.names), _MAX_LISTED_NAMES)
     coarsest = max(casts.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     accuracy = f"about {torch.finfo(coarsest).eps:.0e}" if error is None else f"{error:.0e}, as measured"
-    inside = " and ".join(map(dtype_name, casts.dtypes))
+    inside = " and ".join(dict.fromkeys(dtype_name(dtype.to_real()) for dtype in casts.dtypes))
     found = f"computed in {inside} inside a {dtype_name(objective.dtype)} run: {shown}"
     single = coarsest in (torch.float32, torch.complex64)
     kind = "float32_inside" if single else "half_inside"
@@ -69,7 +69,15 @@ def _error(objective: Objective) -> float | None:
     return float((found - exact).norm()) / scale if scale else None
 
 
-class _Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees each operation. Torch would import its compiler, which takes a second, to hide that from it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class _Casts(_Mode):
     """Notes in which modules a tensor is made from one with more digits that requires a gradient, and its dtype."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -103,7 +111,7 @@ def _has_digits(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Widening(_Mode):
     """What asks for fewer digits gets those of a dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -268,8 +268,8 @@ LOSSES = {
     "loss=mse": "outputs have shape (20, 3) and targets (20,); the two must be equal.",
     "loss=bce_with_logits": "outputs have shape (20, 3) and targets (20,)",
     "loss=causal_lm": 'the loss "causal_lm" needs batches that are dicts with "input_ids".',
-    "loss=model": "batch 0: the model's forward raised TypeError: Sequential.forward() takes 2 positional arguments "
-    "but 3",
+    "loss=model": "batch 0: the model's forward raised TypeError: linear(): argument 'input' (position 1) must be "
+    "Tensor, not tuple (in '0')",
     "loss=cosine_similarity": 'the loss "cosine_similarity" needs batches',
     "loss=bad.py:number": "loss must be a name or a function loss(model, batch); got int.",
     "loss=bad.py:one": "batch 0: the loss raised TypeError: one() takes 1 positional argument but 2 were given.",

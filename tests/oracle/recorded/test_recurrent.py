@@ -102,12 +102,13 @@ def test_last_states_checkpoints_and_chosen_parameters(name, options, engine):
 @pytest.mark.parametrize("of_end", [False, True])
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_packed_sequences(name, of_end, engine):
-    """Lengths are values of the data, so that there is no recording."""
+    """Lengths are values of the data, so that a recording is of one batch."""
     model, data = network(name, of_end=of_end)
     model.lengths = [2, 4, 1]
     H = hvpspec.HessianOperator(model, "cross_entropy", data, engine=engine)
     check(H, model, data)
-    assert H.plan.startswith("autograd")
+    assert H.plan.startswith(engine)
+    assert ("recorded batch by batch" in H.plan) == (engine == "linearized")
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "both directions"])

@@ -369,8 +369,8 @@ class Chooser:
 
     def _measure(self) -> float:
         """Seconds of a product with one vector: the faster of two, after a first that may still prepare something."""
-        assert (fast := self._fast) is not None
-        v = self._vector()
+        fast, v = self._fast, self._vector()
+        assert fast is not None
         seconds = []
         for _ in range(3):
             start = time_when_done(v.device)

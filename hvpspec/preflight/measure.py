@@ -41,7 +41,7 @@ from hvpspec.preflight.precision import computed_with_fewer_digits
 from hvpspec.preflight.within_time import affordable_part, for_all_data, made_on_part, within_share
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.system.device_clock import time_when_done
-from hvpspec.system.out_of_memory import release_memory
+from hvpspec.system.out_of_memory import release_cache
 from hvpspec.wording import dtype_name, listed, two_digits_percent
 
 _ZERO = Finding(
@@ -105,7 +105,9 @@ def inspect_operator(
         try:
             return _inspected(H, so_far, loss, expect, chosen, measure=measure)
         finally:
-            release_memory()  # what its products have left in torch's cache would be missing where budgets are set
+            release_cache(
+                H.device
+            )  # what its products have left in torch's cache would be missing where budgets are set
 
     return within_share(inspected, Preflight(tuple(findings), loss=None if loss is None else loss.value))
 

@@ -125,6 +125,12 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def release_cache(device: torch.device) -> None:
+    """Frees what torch's cache of a GPU holds; nothing on a CPU, which has none."""
+    if device.type == "cuda":
+        release_memory()
+
+
 def forget_frames(error: BaseException | None) -> None:
     """Drops the variables of the frames that an error came from, and those of its causes: they hold tensors."""
     while error is not None:

@@ -39,7 +39,7 @@ def test_means_of_blocks_hold_over_many_seeds():
     blocks = [slice(0, 40), slice(40, 41), slice(41, 80)]
     misses = np.zeros(3)
     for seed in range(200):
-        found = diagonal(A, seed=seed, max_hvps=24, rtol=0.01)
+        found = diagonal(A, seed=seed, max_hvps=24, rtol=1e-3)
         assert not found.converged
         assert found.hvps <= 24
         for number, block in enumerate(blocks):

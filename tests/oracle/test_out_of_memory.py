@@ -14,7 +14,8 @@ from zoo import mlp
 import hvpspec
 from hvpspec.errors import NotTwiceDifferentiable
 from hvpspec.krylov.basis import Basis
-from hvpspec.oracle import autograd, choose, verify
+from hvpspec.oracle import autograd, choose
+from hvpspec.oracle.checks import verify
 from hvpspec.oracle.recorded import linearized
 from hvpspec.system.out_of_memory import OutOfMemory, is_out_of_memory, within_memory
 

@@ -172,7 +172,7 @@ def test_a_comparison_that_does_not_fit_in_memory_is_said(monkeypatch):
 def test_the_cache_is_empty_when_the_preflight_ends(monkeypatch):
     """What its products leave there would be missing where budgets are set; also where it ends early."""
     released = []
-    monkeypatch.setattr(measure, "release_memory", lambda: released.append(1))
+    monkeypatch.setattr(measure, "release_cache", lambda device: released.append(1))
     inspect_operator(problem())
     assert released == [1]
     inspect_operator(problem(), expect="77")

@@ -10,9 +10,12 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from hvpspec.system.device_errors import is_of_device
+
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 

@@ -25,7 +25,7 @@ from hvpspec.results.estimate import Bracket
 
 _SKETCH_SUMS = 127  # a prime, so that the entries of a row or a column of weights go to different sums
 _CACHED_ENTRIES = 1 << 16  # multiplied by their signs at once on a CPU, whose caches hold them
-_COPIED_ENTRIES = 1 << 24  # elsewhere: few launches, and little memory beside the vectors
+_COPIED_ENTRIES = 1 << 24  # elsewhere: few launches, and little memory next to the vectors
 _SKETCH_NUMBER = 1 << 32  # of the seed's random signs: beyond any probe
 _COMPARED = 5  # top Ritz vectors, in which folds are compared with their neighbours
 _LEAST_ACCURACY = 0.5  # of λ_max of the data, relative to the half-width that their choice adds

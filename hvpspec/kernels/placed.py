@@ -2,7 +2,7 @@
 
 A model on the CPU whose products are computed on a GPU would otherwise be copied there for each of them, and so would
 each batch; and the GPU would wait, as memory that any program may use cannot be copied while it works. Whether values
-have changed is seen where they are, while the GPU works: next to each copy there is another one beside the tensor.
+have changed is seen where they are, while the GPU works: next to each copy there is another one with the tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHARE = 0.1  # of the free memory, on either device, for copies of batches
 
 @dataclass(frozen=True)
 class _Copy:
-    """`placed`: on the device. `values`: beside the tensor, which `tensor` is, if it is known; `origin`: its memory."""
+    """`placed`: on the device. `values`: with the tensor, which `tensor` is, if it is known; `origin`: its memory."""
 
     values: Tensor
     placed: Tensor
@@ -46,7 +46,7 @@ class _Copy:
 
 
 class Placed:
-    """What tensors hold, on a device. limited: to a share of the free memory, there and beside the tensors."""
+    """What tensors hold, on a device. limited: to a share of the free memory, there and with the tensors."""
 
     def __init__(self, device: torch.device, *, limited: bool = False) -> None:
         self.device, self._limited = device, limited

@@ -17,7 +17,7 @@ CHUNK = 1 << 16  # positions that share one counter stream. Part of the meaning 
 _SIGN_STREAM, _GAUSSIAN_STREAM, _PROBE_STREAM = 0, 1, 2  # separate streams of one seed
 _FLOAT32_SUM = 1 << 12  # entries whose products are summed in float32
 _MOST_SUMS = 1 << 15  # in one call: CUDA has a limit of 65,535 on how many matrices are multiplied at once
-_COPIED_ENTRIES = 1 << 24  # of an intermediate result: few launches, and little memory beside a vector that is longer
+_COPIED_ENTRIES = 1 << 24  # of an intermediate result: few launches, and little memory next to a longer vector
 _FILLED_TOGETHER = 64 * CHUNK  # entries of a random vector that are in float64 on the CPU at once
 _SHORTEST_SUM = 1e-3  # length of a sum of unit vectors below which they are taken to cancel
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from hvpspec.objective.live_model import modules_of
 
-_CACHE = "use_cache"  # filled in place in eval mode, or not to be had for layers without attention
+_CACHE = "use_cache"  # filled in place in eval mode, or missing in layers without attention
 _EXPERTS = "_experts_implementation_internal"  # how the matrices of a mixture of experts are multiplied
 _IN_FLOAT64 = (None, "eager", "batched_mm")
 _LARGEST_BATCHED = 1 << 11  # entries of an expert's weights, which batched_mm copies for each token

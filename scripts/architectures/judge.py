@@ -1,6 +1,6 @@
 """How an instance is judged: each engine's product is compared with one that is made without hvpspec.
 
-The truth is double backward of the whole loss on a second model, built anew and in float64; where torch has no second
+The truth is double backward of the whole loss on a second model, built again, in float64; where torch has no second
 derivative, or its second derivative is not that of the first, it is a Richardson extrapolation of differences of the
 gradient. A model that does not run in float64 by itself is judged in float32.
 """
@@ -192,15 +192,15 @@ class _Gradient:
         )
 
     def rounding(self, v: Tensor, product: Tensor) -> float:
-        """How much the product changes with another rounding: of a scaled vector, and beside the parameters."""
+        """How much the product changes with another rounding: of a scaled vector, and next to the parameters."""
         scaled = self.product(0.7 * v) / 0.7
         generator = torch.Generator().manual_seed(2)
         size = _JITTER[v.dtype]
         jitter = size * torch.randn(v.shape, generator=generator, dtype=v.dtype) * (1 + self._flat(self.parameters))
         self._move(jitter)
-        beside = self.product(v)
+        nearby = self.product(v)
         self._move(-jitter)
-        return max(_relative(scaled, product), _relative(beside, product))
+        return max(_relative(scaled, product), _relative(nearby, product))
 
     def richardson(self, v: Tensor) -> tuple[Tensor, float]:
         """The same by differences, and an estimate of their relative error: the best of several steps."""

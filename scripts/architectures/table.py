@@ -13,7 +13,7 @@ KINDS = ("right", "refused", "raw", "wrong")
 _NO_HESSIAN = "No function has this gradient"  # so that a refusal is the right answer
 _EXAMPLES = 4  # of instances for a cause
 _RIGHT = """\
-Right: a product in float64 within 1e-9 of double backward on a model built anew (of differences of the gradient where
+Right: a product in float64 within 1e-9 of double backward on a second model (of differences of the gradient where
 torch has no second derivative), or within ten times the rounding of the truth itself; finite differences within twice
 the error that they claim. Instances that do not run in float64 by themselves are judged in float32, within 1e-4."""
 

@@ -55,6 +55,6 @@ def _rows(setting: Setting, n: int, m: int) -> Iterator[str]:
 
 
 def _exact(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """aᵀb in float64, in pieces that fit beside the rest: shape (1,)."""
+    """aᵀb in float64, in pieces that fit next to the rest: shape (1,)."""
     pieces = zip(a.split(10_000_000), b.split(10_000_000), strict=True)
     return torch.stack([(x.double() @ y.double())[None] for x, y in pieces]).sum(0)

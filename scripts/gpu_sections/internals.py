@@ -96,7 +96,7 @@ def failing_capture() -> Iterator[None]:
 
 
 class out_of_memory_at(TorchDispatchMode):
-    """An operation that finds no memory, `times` times: the one of this number, counted anew after each failure."""
+    """An operation that finds no memory, `times` times: the one of this number, counted again after each failure."""
 
     def __init__(self, number: int, times: int) -> None:
         super().__init__()

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import architectures.judge
 import pytest
 import torch
 from architectures import INSTANCES
@@ -20,6 +19,7 @@ from architectures.table import outcome, page, summary
 from torch import nn
 
 import hvpspec
+from hvpspec import options
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "zoo.py"
 BY_NAME = {instance.name: instance for instance in INSTANCES}
@@ -240,4 +240,4 @@ def test_a_case_is_the_same_each_time():
 
 
 def test_the_judge_names_all_engines_that_need_no_device():
-    assert set(architectures.judge.ENGINES) <= set(hvpspec.options.ENGINES)
+    assert set(ENGINES) <= set(options.ENGINES)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -18,7 +17,6 @@ from gpu_sections.setting import Setting, Wrong
 from torch import nn
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-MOST_SECONDS = 60  # of the processor, which other work on the machine does not lengthen as it does the clock's
 HEAD = "# Measured\n\nOn a device."
 
 
@@ -28,15 +26,12 @@ def run(*options):
 
 def test_everything_at_a_small_size_on_the_cpu(tmp_path):
     page = tmp_path / "page.md"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = run("--device", "cpu", "--tiny", "--out", page)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     text = page.read_text()
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert not re.search(r"Failed|Wrong|Cut off|Not finished", text), text
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [section.title for section in SECTIONS]
     assert f"CPU, 1 threads, tiny sizes; torch {torch.__version__}" in text
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < MOST_SECONDS
     for part in text.split("\n## ")[1:]:
         assert re.search(r"^\(\d+ s, ", part, re.MULTILINE), part  # how long it took
         widths = {line.count("|") for line in part.splitlines() if line.startswith("|")}

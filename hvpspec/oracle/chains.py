@@ -70,11 +70,10 @@ class Chain:
     def __call__(self, pieces: Sequence[Tensor], through: ProductThrough) -> list[Tensor | None]:
         """The product, a tensor or None for each parameter, from a vector's parts for all parameters."""
         vectors: list[Tensor | None] = [pieces[i] for i in self.entries]
-        for number, link in enumerate(self.links):
+        for link in self.links:
             known = [(o, v) for o, v in zip(link.outputs, vectors, strict=True) if v is not None]
             if not known:
-                last = self.links[-1] if number < len(self.links) - 1 else link
-                return [None] * len(last.inputs)
+                return [None] * len(self.links[-1].inputs)
             vectors = list(through([o for o, _ in known], link.inputs, [v for _, v in known]))
         return vectors
 
@@ -95,13 +94,15 @@ def chain(matrix: Matrix, loss: Tensor, heard: Heard, parameters: tuple[Tensor, 
     if not outputs:
         return NOTHING
     slopes = torch.autograd.grad(loss, outputs, create_graph=True, allow_unused=True)
+    known = [(z, s) for z, s in zip(outputs, slopes, strict=True) if s is not None]
+    if not known:
+        return NOTHING
     if matrix == "residual":
-        known = [(z, s.detach()) for z, s in zip(outputs, slopes, strict=True) if s is not None]
         along = torch.autograd.grad(
-            [z for z, _ in known], parameters, [s for _, s in known], create_graph=True, allow_unused=True
+            [z for z, _ in known], parameters, [s.detach() for _, s in known], create_graph=True, allow_unused=True
         )
         return derivative(along, parameters)
-    curved = [(z, s) for z, s in zip(outputs, slopes, strict=True) if s is not None and s.requires_grad]
+    curved = [(z, s) for z, s in known if s.requires_grad]
     outputs, bent = tuple(z for z, _ in curved), tuple(s for _, s in curved)
     return _squared(outputs, parameters, Link(bent, outputs)) if curved else NOTHING
 

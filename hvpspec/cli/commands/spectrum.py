@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from hvpspec.cli.commands.compare import show_comparison
 from hvpspec.cli.console import Screen
 from hvpspec.cli.expand import expanded
 from hvpspec.cli.options.flags import Checkpoint, Debug, Explain, LearningRate, Momentum, NoPreflight, check_rate
@@ -38,8 +40,11 @@ def spectrum(
     """
     preconditioning.check_momentum(momentum)
     check_rate(lr, momentum)
+    with quick_imports():
+        from hvpspec.cli.measure import measure
+
     _measure_each(
-        checkpoint, source, options, earlier, screen,
+        measure, checkpoint, source, options, earlier, screen,
         preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain, preconditioning=preconditioning,
     )  # fmt: skip
 
@@ -60,30 +65,33 @@ def demo(
     Example: [bold]hvpspec demo --out demo-run[/bold]
     """
     check_rate(lr, momentum)
+    with quick_imports():
+        from hvpspec.cli.measure import measure
     from hvpspec.demo import CHECKPOINT
 
     source = Source(model="hvpspec.demo:build", data="hvpspec.demo:batches", loss="cross_entropy")
     _measure_each(
-        CHECKPOINT, source, options, earlier, screen,
+        measure, CHECKPOINT, source, options, earlier, screen,
         preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
     )  # fmt: skip
 
 
 def _measure_each(
-    checkpoint: Path, source: Source, options: Options, earlier: Earlier, screen: Screen, *, explain: bool, **more: Any
+    measure: Callable[..., None],
+    checkpoint: Path,
+    source: Source,
+    options: Options,
+    earlier: Earlier,
+    screen: Screen,
+    **more: Any,
 ) -> None:
     """Each matrix that is asked for; several are compared."""
-    with quick_imports():
-        from hvpspec.cli.measure import measure
-
     each = options.by_matrix()
     with screen.parts() if len(each) > 1 else nullcontext():
         for one in each:
-            measure(checkpoint, source, one, earlier, screen, explain=explain, **more)
+            measure(checkpoint, source, one, earlier, screen, **more)
             if len(each) > 1:
                 screen.line()
     if len(each) > 1:
-        from hvpspec.cli.commands.compare import show_comparison
-
         folders = [one.out for one in each]
         show_comparison(folders, screen, options.confidence, options.out, explain=False, expected=["matrix"])

@@ -7,6 +7,10 @@ from scipy.stats import ortho_group
 
 import hvpspec
 from hvpspec import InputError, diagonal
+from hvpspec.estimators.diagonal import _known
+from hvpspec.estimators.passes.shared_pass import SharedPass
+from hvpspec.krylov.basis import Storage
+from hvpspec.krylov.operator_view import as_symmetric
 
 
 def spectrum_like_a_network(n, seed=0, outliers=8):
@@ -95,3 +99,14 @@ def test_refusals():
         diagonal(np.eye(3), rtol=-1)
     with pytest.raises(InputError, match="symmetric"):
         diagonal(np.triu(np.ones((50, 50))))
+
+
+def test_the_part_that_a_basis_knows():
+    A = torch.from_numpy(spectrum_like_a_network(40))
+    shared = SharedPass(as_symmetric(A), seed=0, storage=Storage())
+    for _ in range(3):
+        shared.extend(1)
+    Q = shared.krylov.basis.matrix
+    P = Q @ Q.T
+    expected = (P @ A + A @ P - P @ A @ P).diag()
+    assert torch.allclose(_known(shared), expected, rtol=0, atol=1e-12 * float(expected.abs().max()))

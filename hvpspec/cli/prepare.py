@@ -36,7 +36,7 @@ from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
-from hvpspec.report.condition_rows import edge_note
+from hvpspec.report.rows.condition import edge_note
 from hvpspec.results.record import CheckpointFile, Provenance
 from hvpspec.runs.checkpoint_order import step_in
 from hvpspec.system.time_limit import interruptible

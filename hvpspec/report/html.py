@@ -20,8 +20,6 @@ from hvpspec.escaping import in_html, on_screen
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.plots.spectrum import panels
 from hvpspec.plots.style import Panel, drawn, inline_svgs, to_bytes
-from hvpspec.report.block_rows import HEADINGS, blocks_notes, columns_of, shown
-from hvpspec.report.condition_rows import condition_notes, condition_parts, extreme_rows, stability_rows, stepper
 from hvpspec.report.explanations import EXPLANATIONS, explanations
 from hvpspec.report.notes import draw_notes, ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
@@ -33,6 +31,8 @@ from hvpspec.report.numbers import (
     rounded,
     with_error,
 )
+from hvpspec.report.rows.blocks import HEADINGS, blocks_notes, columns_of, shown
+from hvpspec.report.rows.condition import condition_notes, condition_parts, extreme_rows, stability_rows, stepper
 from hvpspec.report.sentences import sentences
 from hvpspec.report.table import Row
 from hvpspec.report.terminal import measured_lines, report_sections, without_step

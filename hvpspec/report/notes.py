@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hvpspec.report.block_rows import block_shortfalls
 from hvpspec.report.numbers import DATA_HEADING, NOT_REACHED, QUANTITY_NAMES, error_heading, rounded, shared_confidence
+from hvpspec.report.rows.blocks import block_shortfalls
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs

@@ -9,9 +9,9 @@ import math
 
 from hvpspec.bounds.stability import Stability, stability
 from hvpspec.options import EIGENVALUE_KINDS
-from hvpspec.report.condition_rows import edge_note, shifted_name
 from hvpspec.report.notes import ending, shortfalls
 from hvpspec.report.numbers import between, down, plus_minus, rounded, with_error
+from hvpspec.report.rows.condition import edge_note, shifted_name
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.preflight import Preflight

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from hvpspec.bounds.stability import Stability, stability
 from hvpspec.escaping import in_message, on_screen
 from hvpspec.memory import readable
-from hvpspec.report.block_rows import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
-from hvpspec.report.condition_rows import condition_notes, condition_parts, stability_rows, stepper
 from hvpspec.report.explanations import explanation_lines
 from hvpspec.report.notes import ending, has_data_error, shortfalls, spectrum_confidence, spectrum_notes
 from hvpspec.report.numbers import (
@@ -24,6 +22,8 @@ from hvpspec.report.numbers import (
     rounded,
     with_error,
 )
+from hvpspec.report.rows.blocks import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
+from hvpspec.report.rows.condition import condition_notes, condition_parts, stability_rows, stepper
 from hvpspec.report.table import Row, Table
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from hvpspec.options import Which
-from hvpspec.report.condition_rows import shifted_name
 from hvpspec.report.numbers import QUANTITY_NAMES, between, count_range, with_error
+from hvpspec.report.rows.condition import shifted_name
 from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate

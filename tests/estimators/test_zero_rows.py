@@ -8,7 +8,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import nn
 
 import hvpspec
-from hvpspec.report.condition_rows import condition_notes
+from hvpspec.report.rows.condition import condition_notes
 
 
 def with_zero_rows(values, n, seed=0):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hvpspec.objective.losses.loss import LossValue
     from hvpspec.objective.losses.outputs import SplitLoss
     from hvpspec.objective.parameters import ParameterSpace
-    from hvpspec.objective.sampled_batches import sample_batches
+    from hvpspec.objective.subsets.sampled_batches import sample_batches
     from hvpspec.operators.dense import derivative, hessian
     from hvpspec.operators.fisher import EmpiricalFisherOperator
     from hvpspec.operators.gauss_newton import GGNOperator, ResidualOperator
@@ -88,7 +88,7 @@ _PLACES = {
     "hessian": "operators.dense",
     "load_checkpoint": "checkpoint.load",
     "load_spectrum": "report.documents",
-    "sample_batches": "objective.sampled_batches",
+    "sample_batches": "objective.subsets.sampled_batches",
     "solve": "estimators.solve",
     "spectral_density": "estimators.density",
     "spectrum": "estimators.spectrum",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.bounds.population import MIN_FOLDS, in_random_order, population_bracket
+from hvpspec.distributed.shard import added
 from hvpspec.krylov.lanczos import Krylov, Ritz, Step
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Pool
@@ -47,12 +48,15 @@ class BatchSpread:
         self._latest_sketches = self._sketches
 
     def multiply(self, X: Tensor) -> Tensor:
-        """H X; for each fold g, [Q, probes, X]ᵀ H_g X and the sketch of H_g X are recorded."""
+        """H X; for each fold g, [Q, probes, X]ᵀ H_g X and the sketch of H_g X are recorded.
+
+        Of ranks, each reduces its own rows; `by_folds` adds them all at once.
+        """
         if not self._folds:
             return self._A @ X
         basis, probes = self._krylov.basis, self._pool.probes
         self._latest_sketches = np.zeros((self._folds + 1, _SKETCH_SUMS, X.shape[1]))
-        self._latest_sketches[-1] = self._sketched(X).cpu().numpy()
+        self._latest_sketches[-1] = added(self._sketched(X)).cpu().numpy()
         self._latest = np.zeros((self._folds, basis.m + probes.shape[1] + X.shape[1], X.shape[1]))
 
         def reduce(product: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,10 +75,14 @@ class BatchSpread:
         self._latest_sketches = self._latest_sketches * factor
 
     def _sketched(self, X: Tensor) -> Tensor:
-        """Random signed sums of the entries of each column: an estimate of inner products, shape (d, b)."""
+        """Random signed sums of the entries of each column: an estimate of inner products, shape (d, b).
+
+        Of the rows that this rank has.
+        """
         if not len(self._signs):
             seed = self._krylov.seed
-            self._signs = rademacher(len(X), [_SKETCH_NUMBER], seed=seed, dtype=torch.int8, device=X.device)
+            own = self._krylov.positions
+            self._signs = rademacher(own, [_SKETCH_NUMBER], seed=seed, dtype=torch.int8, device=X.device)
         sums = torch.zeros(_SKETCH_SUMS, X.shape[1], dtype=torch.float64, device=X.device)
         entries = _CACHED_ENTRIES if X.device.type == "cpu" else _COPIED_ENTRIES
         most = max(entries // X.shape[1] // _SKETCH_SUMS, 1) * _SKETCH_SUMS
@@ -84,7 +92,7 @@ class BatchSpread:
             sums += signed[:whole].reshape(-1, *sums.shape).sum(0, dtype=torch.float64)
             if whole < len(signed):
                 sums[: len(signed) - whole] += signed[whole:]
-        return sums
+        return sums.roll(self._krylov.positions.start, 0)
 
     def extended(self, step: Step) -> None:
         """Adds what `multiply` recorded of a Krylov step. To be called before the pool follows the step."""
@@ -99,7 +107,7 @@ class BatchSpread:
         self._basis = grown
         self._sketches = np.concatenate([self._sketches, self._latest_sketches], 2)
         if across.shape[1]:  # the probes w become w − X a
-            a = rough_inner(step.vectors, self._pool.probes).double().cpu().numpy()
+            a = added(rough_inner(step.vectors, self._pool.probes)).double().cpu().numpy()
             cross = across @ a
             self._probes = self._probes - cross - cross.transpose(0, 2, 1) + a.T @ grown[:, m:, m:] @ a
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpspec.distributed.shard import rows_of
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import (
     ROUNDOFFS_PER_PRODUCT,
@@ -63,7 +64,7 @@ def check_products(A: Symmetric, krylov: Krylov) -> None:
     signs /= math.sqrt(krylov.m)
     vector = krylov.basis.combine(signs)
     if krylov.zero is not None and krylov.zeros:  # as columns, these rows add nothing
-        vector += _random_unit(krylov.zero, krylov.seed, vector)
+        vector += _random_unit(krylov, krylov.zero, vector)
     off = math.sqrt(krylov.m) * _length(A @ vector - _expected(krylov, signs))
     refuse_asymmetric(off, norm)
     measured = A.dtype != torch.float64 and A.recompute is not None  # which `measure_rounding` judges
@@ -138,7 +139,8 @@ def _compare_with_fresh(A: Symmetric, X: Tensor, errors: Tensor, exact: Tensor, 
 
 def explained(A: Symmetric, error: AsymmetricProducts, seed: int) -> Exception:
     """The error itself, or one that names float32 where products in float64 are symmetric. Costs two of these."""
-    X = torch.cat([gaussian(A.n, _CHECK_NUMBER + i, seed=seed, dtype=A.dtype, device=A.device) for i in range(2)], 1)
+    rows = rows_of(A.n)
+    X = torch.cat([gaussian(rows, _CHECK_NUMBER + i, seed=seed, dtype=A.dtype, device=A.device) for i in range(2)], 1)
     off = symmetric_in_float64(A.recompute, X)
     if off is None:
         return error
@@ -165,9 +167,10 @@ def symmetric_in_float64(recompute: Recompute | None, X: Tensor) -> float | None
 
 def asymmetry(X: Tensor, products: Tensor) -> float:
     """|xᵀHy − yᵀHx| for the first two random vectors, relative to about ‖H‖_F: as large as xᵀHy is."""
-    (x, y), (Hx, Hy) = X.T[:2].double(), products.T[:2].double()
-    scale = math.sqrt(float(Hx.norm() * Hy.norm()))
-    return float(abs(x @ Hy - y @ Hx)) / scale if scale else 0.0
+    X, products = X[:, :2].double(), products[:, :2].double()
+    across, lengths = inner(X, products), column_inner(products, products).sqrt()
+    scale = math.sqrt(float(lengths.prod()))
+    return float(abs(across[0, 1] - across[1, 0])) / scale if scale else 0.0
 
 
 def _expected(krylov: Krylov, coefficients: np.ndarray) -> Tensor:
@@ -177,10 +180,11 @@ def _expected(krylov: Krylov, coefficients: np.ndarray) -> Tensor:
     return image + times(krylov.frontier, known.coupling.T @ coefficients)
 
 
-def _random_unit(rows: Tensor, seed: int, like: Tensor) -> Tensor:
-    """A unit vector (n, 1) with random signs in the given rows (n,) and 0 in the others."""
-    signs = rademacher(len(rows), [_CHECK_NUMBER + 1], seed=seed, dtype=like.dtype, device=like.device)
-    return signs.masked_fill(~rows[:, None].to(like.device), 0.0) / math.sqrt(int(rows.sum()))
+def _random_unit(krylov: Krylov, zero: Tensor, like: Tensor) -> Tensor:
+    """A unit vector (n, 1) with random signs in the rows that are zero (n,) and 0 in the others."""
+    numbers = [_CHECK_NUMBER + 1]
+    signs = rademacher(krylov.positions, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
+    return signs.masked_fill(~zero[:, None].to(like.device), 0.0) / math.sqrt(krylov.zeros)
 
 
 def _length(vector: Tensor) -> float:

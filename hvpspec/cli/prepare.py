@@ -31,7 +31,7 @@ from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.operator_view import preconditioned_by
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses.loss import LossValue
-from hvpspec.objective.sampled_batches import sample_batches
+from hvpspec.objective.subsets.sampled_batches import sample_batches
 from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import MATRIX_NAMES

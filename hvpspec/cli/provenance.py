@@ -18,7 +18,7 @@ from torch import nn
 from hvpspec.checkpoint.fingerprint import Fingerprint
 from hvpspec.kernels.torch_kernels import ATTENTION_BACKEND
 from hvpspec.objective.losses.loss import LossValue
-from hvpspec.objective.sampled_batches import SampledBatches
+from hvpspec.objective.subsets.sampled_batches import SampledBatches
 from hvpspec.operators.fingerprint import content
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import count_parameters

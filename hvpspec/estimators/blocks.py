@@ -111,7 +111,7 @@ class BlockProbes:
     def _gather(self, numbers: Sequence[int], images: Tensor) -> list[_BlockGrams]:
         krylov = self.shared.krylov
         Q, F = krylov.basis.matrix, krylov.frontier
-        drawn = probes(krylov.rows, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
+        drawn = probes(krylov.positions, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
         S, found = self._known(), []
         for block in self.blocks:
             small = [block.inner(a, b) for a, b in ((drawn, drawn), (drawn, images), (images, images))]

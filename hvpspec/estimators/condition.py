@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hvpspec.bounds.quadrature import quadrature_error, read_density
+from hvpspec.distributed.shard import over_ranks
 from hvpspec.errors import InputError
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.passes.shared_pass import SharedPass
@@ -23,6 +24,7 @@ _LEAST_RELATIVE_LENGTH = 0.5  # of the longest Krylov space: shorter ones would 
 _QUADRATURE_SHARE = 1 / 3  # of the density's error: if the quadrature has more, further vectors get more steps
 
 
+@over_ranks
 def condition(
     A: Any,
     *,

@@ -17,6 +17,7 @@ from typing import Any
 
 from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.bounds.zero_rows import density_with_zeros
+from hvpspec.distributed.shard import over_ranks
 from hvpspec.estimators.eigsh import Wanted, converged
 from hvpspec.estimators.passes.extend_or_probe import SettlingZero
 from hvpspec.estimators.passes.shared_pass import SharedPass
@@ -32,6 +33,7 @@ _MARGIN_OF_VECTORS = 1.5  # on the products that more random vectors are expecte
 _CHECKS_PER_BASIS = 20  # the density is computed after each growth of the basis by one part in this many
 
 
+@over_ranks
 def spectral_density(
     A: Any,
     *,

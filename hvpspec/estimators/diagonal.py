@@ -24,6 +24,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from hvpspec.distributed.shard import over_ranks
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.extend_or_probe import choose, ends
 from hvpspec.estimators.passes.shared_pass import SharedPass
@@ -39,6 +40,7 @@ _PROBES_AT_ONCE = 8  # whose normal vectors are made again together
 _LEAST_PROBES = 2
 
 
+@over_ranks
 def diagonal(
     A: Any,
     *,
@@ -129,11 +131,11 @@ class _Rest:
 
     def _sums(self, numbers: Sequence[int], images: Tensor) -> tuple[int, Tensor]:
         """Of some probes: how many, and the three sums, shape (3, n), in float64."""
-        A, krylov = self._shared.A, self._shared.krylov
-        found = torch.zeros(3, A.n, dtype=torch.float64, device=images.device)
+        krylov = self._shared.krylov
+        found = torch.zeros(3, krylov.rows, dtype=torch.float64, device=images.device)
         for start in range(0, len(numbers), _PROBES_AT_ONCE):
             some = slice(start, start + _PROBES_AT_ONCE)
-            drawn = probes(A.n, numbers[some], seed=krylov.seed, dtype=images.dtype, device=images.device)
+            drawn = probes(krylov.positions, numbers[some], seed=krylov.seed, dtype=images.dtype, device=images.device)
             for omega, y in zip(drawn.T, images[:, some].T, strict=True):
                 w, z = omega.double(), y.double()
                 found[0].addcmul_(w, z)
@@ -193,7 +195,7 @@ def _factor(errors: Tensor, count: int, confidence: float) -> float:
 def _known(shared: SharedPass) -> Tensor:
     """diag(P H + H P − P H P), (n,) in float64: Σ_j Q ⊙ (Q T + 2 F Cᵀ), a few columns at a time."""
     krylov = shared.krylov
-    total = torch.zeros(shared.A.n, dtype=torch.float64, device=shared.A.device)
+    total = torch.zeros(krylov.rows, dtype=torch.float64, device=shared.A.device)
     coupling = torch.from_numpy(krylov.projection.coupling)
     for start in range(0, krylov.m, _PROBES_AT_ONCE):
         some = slice(start, min(start + _PROBES_AT_ONCE, krylov.m))

@@ -13,6 +13,7 @@ from torch import Tensor
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors
 from hvpspec.bounds.missed import Count, beyond, block_shows_all_copies, no_copies, nothing_missed
 from hvpspec.bounds.zero_rows import pairs_with_zeros
+from hvpspec.distributed.shard import over_ranks
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.shared_pass import SharedPass, least_basis
 from hvpspec.krylov.basis import check_storage
@@ -46,6 +47,7 @@ class Wanted:
         return _ORDERS[self.which](values, min(k or self.k, len(values)))
 
 
+@over_ranks
 def eigsh(
     A: Any,
     k: int = 6,

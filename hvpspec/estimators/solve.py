@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
+from hvpspec.distributed.shard import largest, over_ranks, part, whole
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
@@ -28,7 +29,7 @@ from hvpspec.options import DEFAULT_MAX_HVPS
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.solution import Solution
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.validation import all_finite, check_budget, check_choice, check_damping
+from hvpspec.validation import check_budget, check_choice, check_damping
 
 Method = Literal["auto", "cg", "minres"]
 
@@ -50,6 +51,7 @@ _LEAST_EXPONENT = -1022  # of a power of 2 that float64 holds with all its digit
 _ROUNDOFFS_OF_PRECONDITIONER = 32  # its smallest eigenvalue must be larger, or rounding could make it indefinite
 
 
+@over_ranks
 def solve(
     A: Any,
     b: Any,
@@ -180,7 +182,7 @@ def _iterate(state: _State, method: Method, target: float, M: Multiply | None, f
             kernel = max(aim * _KERNEL_TO_AIM ** (1 + run), state.product.A.eps)  # each run doubts it more
             step, iterations = _corrected(solver(state.rest), state, aim, kernel, max(0.5 * target, state.rounding()))
             state.iterations += iterations
-            if not all_finite(step) or not step.any():
+            if not 0 < length(step) < math.inf:
                 return
             if state.improve(state.x + step) > _STALLED_RATIO and run > 0:
                 return
@@ -253,17 +255,17 @@ def _right_hand_side(b: Any, operator: Symmetric) -> tuple[Tensor, float]:
     if not isinstance(right, Tensor) or right.is_complex() or right.shape != (n,) or right.layout != torch.strided:
         shape, dtype = tuple(np.shape(right)), str(right.dtype).removeprefix("torch.")
         raise InputError(f"b must hold {n:,} real numbers, shape ({n},); got {dtype} of shape {shape}.")
-    right = right.to(operator.device, torch.float64)[:, None]
-    if not all_finite(right):
+    right = part(right.to(operator.device, torch.float64)[:, None])
+    if not math.isfinite(size := float(largest(torch.linalg.vector_norm(right, math.inf)))):
         raise InputError("b has NaN or Inf entries.")
-    _, exponent = math.frexp(float(torch.linalg.vector_norm(right, math.inf)))
+    _, exponent = math.frexp(size)
     unit = 2.0 ** min(max(exponent, _LEAST_EXPONENT), -_LEAST_EXPONENT)
     return right / unit, unit
 
 
 def _like(b: Any, x: Tensor, unit: float) -> Any:
     """x (n, 1) in those units, as a vector of the same kind as b."""
-    x = x[:, 0] * unit
+    x = whole(x)[:, 0] * unit
     if not isinstance(b, Tensor):
         return x.cpu().numpy()
     return x.to(b.device, b.dtype if b.is_floating_point() else torch.float64)
@@ -282,7 +284,7 @@ def _deflation(pairs: Eigenpairs | None, damping: float, right: Tensor) -> tuple
     least = defect + _ROUNDOFFS_OF_PRECONDITIONER * torch.finfo(right.dtype).eps
     change = _column(np.maximum(sizes.min() / sizes, least) - 1, right)
     first = U @ (inner(U, right) / _column(shifted[sound], right))
-    return lambda v: v + U @ (change * inner(U, v)), first if all_finite(first) else None
+    return lambda v: v + U @ (change * inner(U, v)), first if math.isfinite(length(first)) else None
 
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hvpspec.distributed.shard import over_ranks
 from hvpspec.errors import InputError
 from hvpspec.estimators.blocks import BlockProbes, measured_blocks
 from hvpspec.estimators.condition_figures import read_condition
@@ -59,6 +60,7 @@ _NO_TIME = "there was no time left to measure it"
 _RESERVED_HVPS_PER_BLOCK = 10  # for its largest eigenvalue, but at most half of what is left for probes
 
 
+@over_ranks
 def spectrum(
     A: Any,
     k: int = 10,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from hvpspec.distributed.shard import over_ranks
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.extend_or_probe import choose, ends
 from hvpspec.estimators.passes.shared_pass import SharedPass
@@ -18,6 +19,7 @@ from hvpspec.validation import Tolerance, check_budget, check_choice, check_seed
 Method = Literal["krylov", "hutchinson"]
 
 
+@over_ranks
 def trace(
     A: Any,
     *,
@@ -87,6 +89,7 @@ def trace(
     )  # fmt: skip
 
 
+@over_ranks
 def frobenius_norm(
     A: Any,
     *,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpspec.distributed.shard import added
 from hvpspec.errors import InputError
-from hvpspec.krylov.vectors import CHUNK, inner, pieces
+from hvpspec.krylov.vectors import CHUNK, inner_of_part, pieces
 
 _COPIED_ENTRIES = 1 << 22  # of both factors of an inner product, where the rows of a block are copied
 
@@ -52,8 +53,8 @@ class BlockRows:
         most = max(CHUNK, _COPIED_ENTRIES // (A.shape[1] + B.shape[1] + 1))
         total = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=B.device)
         for piece in self._pieces(most):
-            total += inner(piece.take(A), piece.take(B))
-        return total
+            total += inner_of_part(piece.take(A), piece.take(B))
+        return added(total)
 
     def _pieces(self, most: int) -> Iterator[BlockRows]:
         """Parts of at most so many rows that make up the block; short slices together."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpspec.distributed.shard import rows_of
 from hvpspec.krylov.lanczos import outside_of
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.solvers.iterate import length
@@ -69,7 +70,8 @@ def nearest(
     found: Eigenpairs | None = None
     reached = norm
     if first is None:
-        draws = [gaussian(A.n, drawn + i, seed=seed, dtype=torch.float64, device=A.device) for i in range(k)]
+        rows, dtype = rows_of(A.n), torch.float64
+        draws = [gaussian(rows, drawn + i, seed=seed, dtype=dtype, device=A.device) for i in range(k)]
         X = orthonormal(outside_of(zero, torch.cat(draws, 1)))[0]
     else:
         X, AX, found = _extracted(*first, shift, tol, floor)
@@ -159,7 +161,7 @@ def _solved(product: ShiftedProducts, x: Tensor, rtol: float, reserve: int) -> T
                 if now.residual <= rtol * now.norm * length(y) or now.image <= rtol * now.norm:
                     break
     except BudgetSpent:
-        if y is x or not y.any():
+        if y is x or length(y) == 0:
             raise
     return y
 

@@ -23,6 +23,7 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
+from hvpspec.distributed.shard import added, rows_of
 from hvpspec.kernels.full_precision import full_precision
 from hvpspec.krylov.basis import Basis, orthogonalise
 from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT, Symmetric, refuse_asymmetric
@@ -103,7 +104,8 @@ class Krylov:
     Krylov space of its start, on which certificates and quadrature rely. `share` is the random part of the start:
     s = share · ĝ + a, where ĝ is a random unit vector and a, which is zero in a cold start, does not depend on it.
 
-    starts: random vectors that have been put into it. zero: which rows of H are known to be zero (n_rows,). The
+    starts: random vectors that have been put into it. whole: the length of the vectors, where ranks have parts of them.
+    zero: which rows of H are known to be zero (n_rows,). The
     space is then that of the other rows: all vectors are 0 in these, and n is the number of the others.
     """
 
@@ -118,6 +120,7 @@ class Krylov:
     starts: int = 0
     zero: Tensor | None = None
     zeros: int = 0
+    whole: int | None = None
 
     @property
     def of_start(self) -> Projection:
@@ -135,12 +138,17 @@ class Krylov:
 
     @property
     def n(self) -> int:
-        return self.rows - self.zeros
+        return (self.rows if self.whole is None else self.whole) - self.zeros
 
     @property
     def rows(self) -> int:
-        """The length of the vectors."""
+        """The length of the vectors, or of this rank's part of them."""
         return self.basis.matrix.shape[0]
+
+    @property
+    def positions(self) -> range:
+        """Those that this rank has of the vectors."""
+        return range(self.rows) if self.whole is None else rows_of(self.whole)
 
     @property
     def segment(self) -> int:
@@ -175,9 +183,11 @@ def start(
     drawn: how many of the first Gaussians of the seed are skipped. towards: a unit vector (n, 1) that is added to the
     first random vector.
     """
-    basis = Basis(A.n, A.dtype, A.device, place)
+    rows = rows_of(A.n)
+    basis = Basis(len(rows), A.dtype, A.device, place)
     nothing = Projection(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0), ())
-    krylov = Krylov(basis, torch.empty(A.n, 0, dtype=A.dtype, device=A.device), nothing, A.eps, seed, drawn)
+    frontier = torch.empty(len(rows), 0, dtype=A.dtype, device=A.device)
+    krylov = Krylov(basis, frontier, nothing, A.eps, seed, drawn, whole=A.n)
     _open_segment(krylov, min(block, A.n))
     if towards is not None:
         mixed = krylov.frontier + towards
@@ -226,7 +236,7 @@ def _appended(krylov: Krylov, X: Tensor, waiting: Tensor, W: Tensor) -> Step:
 
 def confine(krylov: Krylov, zero: Tensor) -> float:
     """Confines an empty space to the rows of H that are not zero; the factor by which its start vector has grown."""
-    krylov.zero, krylov.zeros = zero, int(zero.sum())
+    krylov.zero, krylov.zeros = zero, int(added(zero.sum()))
     inside = outside_of(zero, krylov.frontier)
     krylov.frontier = normalised(inside)
     return 1 / _length(inside)
@@ -345,7 +355,7 @@ def _open_segment(krylov: Krylov, width: int) -> None:
 def _draw(krylov: Krylov) -> Tensor:
     """A new random unit vector orthogonal to basis and frontier, shape (n, 1)."""
     like = krylov.frontier
-    vector = gaussian(krylov.rows, krylov.drawn, seed=krylov.seed, dtype=like.dtype, device=like.device)
+    vector = gaussian(krylov.positions, krylov.drawn, seed=krylov.seed, dtype=like.dtype, device=like.device)
     vector = normalised(outside_of(krylov.zero, vector))
     krylov.drawn += 1
     krylov.starts += 1

@@ -13,9 +13,10 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from hvpspec.distributed.shard import Shard, added, largest
 from hvpspec.errors import InputError
 from hvpspec.kernels.full_precision import full_precision
-from hvpspec.krylov.vectors import column_inner, times
+from hvpspec.krylov.vectors import column_inner_of_part, times
 from hvpspec.options import MATRIX_NAMES, Matrix
 from hvpspec.results.estimate import Recomputed
 from hvpspec.results.spectrum import Preconditioned
@@ -62,7 +63,8 @@ class DataOperator(Protocol):
     One that can compute a product with other rounding errors has `recompute`, and perhaps `fresh`: see `Symmetric`.
     For a journal it may have `fingerprint()`, all that its products depend on, by names that a message can give;
     `state()`, how it would compute the next product, where that was decided by measurements; and `resume(state)`, which
-    goes on from there. It may have `expected_seconds(products)`, how long so many will take.
+    goes on from there. It may have `expected_seconds(products)`, how long so many will take. Where vectors are spread
+    over ranks, `spread` has `shard`, and in place of its own methods those that take this rank's rows.
     """
 
     def matmat(self, X: Any) -> Any:
@@ -102,7 +104,8 @@ class Symmetric:
     here, whose products cannot go wrong one by one. shown: the relative error that comparisons of products have shown,
     see `hvpspec.bounds.rounding`. fingerprint, state, resume: see DataOperator; None where the operator has no
     fingerprint. expected_seconds: see DataOperator; NaN where that is not known. decide: what free memory decides is
-    asked through it, `decide(name, find)`, and is found again in a run that is resumed.
+    asked through it, `decide(name, find)`, and is found again in a run that is resumed. shard: which positions of the
+    vectors this process has, where they are spread over several; n is the length of the whole ones.
     """
 
     n: int
@@ -124,6 +127,7 @@ class Symmetric:
     resume: Callable[[State], None] = lambda state: None
     expected_seconds: Callable[[int], float] = lambda products: math.nan
     decide: Callable[[str, Callable[[], int]], int] = lambda name, find: find()
+    shard: Shard | None = None
     reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
 
     @property
@@ -172,7 +176,7 @@ class Symmetric:
         if not product.numel():
             return product
         # Both are read at once; the first is NaN or Inf where an entry is.
-        sizes = torch.stack([torch.linalg.vector_norm(vectors, math.inf) for vectors in (product, X)]).tolist()
+        sizes = largest(torch.stack([torch.linalg.vector_norm(vectors, math.inf) for vectors in (product, X)])).tolist()
         if not math.isfinite(sizes[0]):
             raise InputError("the operator returned a product with NaN or Inf entries; fix the operator first.")
         self._check_range(*sizes)
@@ -233,7 +237,8 @@ def as_symmetric(A: Any) -> Symmetric:
 
 def within_time(A: Symmetric) -> tuple[Symmetric, Pace]:
     """The operator with products that raise OutOfTime where there is no time for them, and their pace."""
-    pace = Pace(A.expected_seconds, recomputes=A.recompute is not None)
+    agreed = None if A.shard is None else A.shard.group.agreed
+    pace = Pace(A.expected_seconds, recomputes=A.recompute is not None, agreed=agreed)
     multiply, by_folds, again = A.multiply, A.multiply_by_folds, A.recompute
 
     def timed(X: Tensor, /) -> Tensor:
@@ -272,26 +277,31 @@ def refuse_asymmetric(defect: float, scale: float, limit: float = ASYMMETRY_LIMI
 
 
 def _from_data_operator(A: Any) -> Symmetric:
+    spread = getattr(A, "spread", None)
+    of = spread or A  # what takes vectors
     folds = min(A.batch_count(), MAX_FOLDS)
-    by_folds = _reduced(A.multiply_by_folds) if folds > 1 else None
+    by_folds = _reduced(of.multiply_by_folds) if folds > 1 else None
     engine_state = getattr(A, "state", dict)
-    recompute = getattr(A, "recompute", None) if A.torch_dtype != torch.float64 else None
+    recompute = getattr(of, "recompute", None) if A.torch_dtype != torch.float64 else None
+    shard: Shard | None = getattr(spread, "shard", None)
     return Symmetric(
         A.shape[0],
         A.torch_dtype,
         A.device,
-        A.matmat,
+        of.matmat,
         0,
         folds,
         by_folds,
         lambda: A.noise,
         A.expect,
         recompute=recompute,
-        fresh=getattr(A, "fresh", None),
+        fresh=getattr(of, "fresh", None),
         fingerprint=getattr(A, "fingerprint", None),
         state=lambda: {"noise": A.noise, **engine_state()},
         resume=getattr(A, "resume", lambda state: None),
         expected_seconds=getattr(A, "expected_seconds", lambda products: math.nan),
+        decide=Symmetric.decide if shard is None else lambda name, find: shard.group.least(find()),
+        shard=shard,
     )
 
 
@@ -299,37 +309,40 @@ def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], Non
     def by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
         weights: dict[int, float] = {}  # by number: a product that is begun again gives its first folds twice
         reduced: dict[int, tuple[Tensor, ...]] = {}
-        squares = column_inner(X, X)
 
         def receive(number: int, weight: float, product: Tensor) -> None:
-            # xᵀH_g x, and a bound on its size, both times the weight: what `_check_sum` needs.
-            along, length = column_inner(X, product), (squares * column_inner(product, product)).sqrt()
             weights[number] = weight
-            reduced[number] = (weight * torch.stack([along, length]), *reduce(product))
+            reduced[number] = (_products_of_columns(X, product), *reduce(product))
 
         whole = multiply(X, folds, receive)
-        along, *parts = _read([column_inner(X, whole), *(part for of in reduced.values() for part in of)])
+        along, *parts = _read([_products_of_columns(X, whole), *(part for of in reduced.values() for part in of)])
         count = len(parts) // max(len(weights), 1)
         of = [parts[count * i : count * (i + 1)] for i in range(len(weights))]
-        _check_sum(along * sum(weights.values()), [first for first, *_ in of])
+        _check_sum(along, list(weights.values()), [first for first, *_ in of])
         return whole, [FoldOf(*each, tuple(rest)) for each, (_, *rest) in zip(weights.items(), of, strict=True)]
 
     return by_folds
 
 
+def _products_of_columns(X: Tensor, Y: Tensor) -> Tensor:
+    """xᵀy, xᵀx and yᵀy of each column, over the rows that this rank has: shape (3, b)."""
+    return torch.stack([column_inner_of_part(*pair) for pair in ((X, Y), (X, X), (Y, Y))])
+
+
 def _read(parts: list[Tensor]) -> list[np.ndarray]:
-    """The tensors in float64 on the CPU, which waits for the device once."""
-    flat = torch.cat([part.reshape(-1).double() for part in parts]).cpu().numpy()
+    """The tensors, added over the ranks, in float64 on the CPU, which waits for the device once."""
+    flat = added(torch.cat([part.reshape(-1).double() for part in parts])).cpu().numpy()
     ends = np.cumsum([part.numel() for part in parts])
     return [piece.reshape(part.shape) for piece, part in zip(np.split(flat, ends[:-1]), parts, strict=True)]
 
 
-def _check_sum(whole: np.ndarray, parts: list[np.ndarray]) -> None:
-    """That xᵀHx is the sum of its parts by folds, each (2, b): the part, and a bound on its size."""
+def _check_sum(whole: np.ndarray, weights: list[float], parts: list[np.ndarray]) -> None:
+    """That xᵀHx is the mean of its parts by folds, each (3, b) as `_products_of_columns` gives them."""
     if not parts:
         return
-    total, scale = np.sum(parts, 0)
-    off = np.abs(whole - total)
+    total = sum(weight * along for weight, (along, _, _) in zip(weights, parts, strict=True))
+    scale = sum(weight * np.sqrt(xx * yy) for weight, (_, xx, yy) in zip(weights, parts, strict=True))
+    off = np.abs(sum(weights) * whole[0] - total)
     if (off > ASYMMETRY_LIMIT * scale).any():
         raise InputError(
             "the products on parts of the data do not add up to the product on all data: off by "

@@ -134,7 +134,7 @@ class Pool:
         numbers = range(self._drawn, self._drawn + count)
         self._drawn += count
         like = krylov.frontier
-        drawn = probes(krylov.rows, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
+        drawn = probes(krylov.positions, numbers, seed=krylov.seed, dtype=like.dtype, device=like.device)
         drawn = outside_of(krylov.zero, drawn)
         orthogonalise(krylov.basis, drawn[:, :0], drawn)
         return drawn

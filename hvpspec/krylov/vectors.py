@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpspec.distributed.shard import added, part, rows_of
 from hvpspec.errors import InputError
 from hvpspec.kernels.full_precision import in_full_precision
 
@@ -22,9 +23,17 @@ _FILLED_TOGETHER = 64 * CHUNK  # entries of a random vector that are in float64 
 _SHORTEST_SUM = 1e-3  # length of a sum of unit vectors below which they are taken to cancel
 
 
-@in_full_precision
 def inner(A: Tensor, B: Tensor) -> Tensor:
     """AᵀB for A (n, a) and B (n, b): shape (a, b), in float64, computed on A's device and returned on B's.
+
+    The sum over the ranks, where vectors are spread over them.
+    """
+    return added(inner_of_part(A, B))
+
+
+@in_full_precision
+def inner_of_part(A: Tensor, B: Tensor) -> Tensor:
+    """The same of the rows that this rank has.
 
     float32 vectors are multiplied in pieces of 4,096 entries, and the sums of the pieces are added in float64. The
     error is 5e-9 of the product of the lengths where terms differ in sign, and at most two roundoffs of float32 where
@@ -55,13 +64,24 @@ def _inner_of_pieces(A: Tensor, B: Tensor) -> Tensor:
 
 @in_full_precision
 def rough_inner(A: Tensor, B: Tensor) -> Tensor:
-    """AᵀB in the precision of the vectors, on B's device: for quantities that need only a few digits."""
+    """AᵀB in the precision of the vectors, on B's device: for quantities that need only a few digits.
+
+    Of vectors that are spread over ranks, only of this rank's rows: see `hvpspec.distributed.shard.added`.
+    """
     return (A.T @ B.to(A.device)).to(B.device)
 
 
-@in_full_precision
 def column_inner(A: Tensor, B: Tensor) -> Tensor:
-    """The inner product of each column of A with the same column of B: shape (b,), in float64."""
+    """The inner product of each column of A with the same column of B: shape (b,), in float64.
+
+    The sum over the ranks, where vectors are spread over them.
+    """
+    return added(column_inner_of_part(A, B))
+
+
+@in_full_precision
+def column_inner_of_part(A: Tensor, B: Tensor) -> Tensor:
+    """The same of the rows that this rank has."""
     parts = pieces(len(A), max(CHUNK, _COPIED_ENTRIES // max(A.shape[1], 1)))
     return _added(_column_inner_of_pieces(A[rows], B[rows]) for rows in parts)
 
@@ -101,8 +121,8 @@ def pieces(n: int, most: int) -> Iterator[slice]:
 
 def _added(parts: Iterator[Tensor]) -> Tensor:
     total = next(parts)
-    for part in parts:
-        total = total + part
+    for each in parts:
+        total = total + each
     return total
 
 
@@ -113,6 +133,8 @@ def _pieces(A: Tensor) -> Tensor:
 
 def warm_direction(start: Any, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """The sum of the vectors in `start`, (n,) or (n, p), each scaled to unit length: shape (n, 1), of unit length.
+
+    They are whole, or this rank's part of them.
 
     None where `start` is None, where the vectors cancel, and below three dimensions. Raises InputError unless they are
     finite, nonzero vectors of n real numbers.
@@ -125,9 +147,10 @@ def warm_direction(start: Any, n: int, dtype: torch.dtype, device: torch.device)
         X = torch.empty(0)
     if X.ndim == 1:
         X = X[:, None]
-    if X.ndim != 2 or X.shape[0] != n or X.shape[1] == 0 or X.is_complex():
+    own = len(rows_of(n))
+    if X.ndim != 2 or X.shape[0] not in (n, own) or X.shape[1] == 0 or X.is_complex():
         raise InputError(f"start must hold vectors of {n:,} real numbers, shape ({n},) or ({n}, p).")
-    X = X.to(device, dtype)
+    X = (X if X.shape[0] == own else part(X)).to(device, dtype)
     lengths = column_inner(X, X).sqrt()
     if not bool(torch.isfinite(lengths).all()) or not bool((lengths > 0).all()):
         raise InputError("start contains a vector that is zero or not finite; leave it out.")
@@ -136,66 +159,88 @@ def warm_direction(start: Any, n: int, dtype: torch.dtype, device: torch.device)
     return total / length if length > _SHORTEST_SUM and n > 2 else None
 
 
-def rademacher(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def rademacher(
+    rows: int | range, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Random signs, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed.
 
-    The bits go to the device packed, and become numbers there.
+    rows: the positions in the whole vectors; n for the first n. The bits go to the device packed, and become numbers
+    there.
     """
-    columns = torch.empty(len(numbers), -(-n // 8), 8, dtype=dtype, device=device)
+    rows = _positions(rows)
+    before = rows.start % 8  # signs of the first byte that belong to earlier positions
+    columns = torch.empty(len(numbers), -(-(before + len(rows)) // 8), 8, dtype=dtype, device=device)
     signs = torch.from_numpy(2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8) - 1)
     signs = signs.to(device, dtype)  # of the eight bits of each byte
     for column, number in zip(columns, numbers, strict=True):
-        packed = torch.from_numpy(_packed_bits(n, seed, number)).to(device)
+        packed = torch.from_numpy(_packed_bits(rows, seed, number)).to(device)
         torch.index_select(signs, 0, packed.int(), out=column)
-    return columns.view(len(numbers), columns.shape[1] * 8)[:, :n].T
+    return columns.view(len(numbers), columns.shape[1] * 8)[:, before : before + len(rows)].T
 
 
-def _packed_bits(n: int, seed: int, number: int) -> np.ndarray:
-    bits = np.empty(-(-n // 8), dtype=np.uint8)
-    for start in range(0, n, CHUNK):
-        length = min(CHUNK, n - start)
-        words = _stream(seed, number, start, _SIGN_STREAM).random_raw(-(-length // 64))
-        bits[start // 8 : -(-(start + length) // 8)] = words.astype("<u8").view(np.uint8)[: -(-length // 8)]
+def _packed_bits(rows: range, seed: int, number: int) -> np.ndarray:
+    """From the byte of the first position to that of the last."""
+    first, last = rows.start // 8, -(-rows.stop // 8)
+    bits = np.empty(last - first, dtype=np.uint8)
+    for start in range(rows.start - rows.start % CHUNK, rows.stop, CHUNK):
+        stop = min(start + CHUNK, rows.stop)
+        words = _stream(seed, number, start, _SIGN_STREAM).random_raw(-(-(stop - start) // 64))
+        own = words.astype("<u8").view(np.uint8)[: -(-(stop - start) // 8)]
+        skipped = max(first - start // 8, 0)
+        bits[max(start // 8 - first, 0) : -(-stop // 8) - first] = own[skipped:]
     return bits
 
 
-def probes(n: int, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal probes, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed."""
-    columns = torch.empty(len(numbers), n, dtype=dtype, device=device)
+def probes(rows: int | range, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal probes, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed.
+
+    rows: the positions in the whole vectors; n for the first n.
+    """
+    rows = _positions(rows)
+    columns = torch.empty(len(numbers), len(rows), dtype=dtype, device=device)
     for column, number in zip(columns, numbers, strict=True):
-        _fill_normal(column, number, seed, _PROBE_STREAM)
+        _fill_normal(column, rows, number, seed, _PROBE_STREAM)
     return columns.T
 
 
-def gaussian(n: int, number: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A standard normal vector, shape (n, 1): Gaussian number `number` of the seed."""
-    vector = torch.empty(n, dtype=dtype, device=device)
-    _fill_normal(vector, number, seed, _GAUSSIAN_STREAM)
+def gaussian(rows: int | range, number: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A standard normal vector, shape (n, 1): Gaussian number `number` of the seed. rows: see `probes`."""
+    rows = _positions(rows)
+    vector = torch.empty(len(rows), dtype=dtype, device=device)
+    _fill_normal(vector, rows, number, seed, _GAUSSIAN_STREAM)
     return vector[:, None]
 
 
-def _fill_normal(vector: Tensor, number: int, seed: int, kind: int) -> None:
+def _positions(rows: int | range) -> range:
+    return range(rows) if isinstance(rows, int) else rows
+
+
+def _fill_normal(vector: Tensor, rows: range, number: int, seed: int, kind: int) -> None:
     """Writes standard normal numbers into the vector, part by part: none of it is on the CPU as a whole.
 
     Chunks do not depend on one another, so that as many threads compute them as PyTorch would use.
     """
-    n, threads = len(vector), torch.get_num_threads()
-    values = np.empty(min(n, _FILLED_TOGETHER))
+    threads = torch.get_num_threads()
+    values = np.empty(min(len(rows) + rows.start % CHUNK, _FILLED_TOGETHER))
+    origin = rows.start - rows.start % CHUNK  # of the chunk that the first position is in
 
     def fill(start: int) -> None:
         generator = np.random.Generator(_stream(seed, number, start, kind))
-        first = start % _FILLED_TOGETHER
-        generator.standard_normal(out=values[first : first + min(CHUNK, n - start)])
+        first = (start - origin) % _FILLED_TOGETHER
+        generator.standard_normal(out=values[first : first + min(CHUNK, rows.stop - start)])
 
-    for part in pieces(n, _FILLED_TOGETHER):
-        starts = range(part.start, part.stop, CHUNK)
+    for piece in pieces(rows.stop - origin, _FILLED_TOGETHER):
+        starts = range(origin + piece.start, origin + piece.stop, CHUNK)
         if threads > 1 and len(starts) > 1:
             with ThreadPoolExecutor(min(threads, len(starts))) as pool:
                 list(pool.map(fill, starts))
         else:
             for start in starts:
                 fill(start)
-        vector[part] = torch.from_numpy(values[: part.stop - part.start]).to(vector.dtype)
+        skipped = max(rows.start - origin - piece.start, 0)
+        found = torch.from_numpy(values[skipped : piece.stop - piece.start])
+        first = max(origin + piece.start - rows.start, 0)
+        vector[first : first + len(found)] = found.to(vector.dtype)
 
 
 def _stream(seed: int, number: int, start: int, kind: int) -> np.random.Philox:

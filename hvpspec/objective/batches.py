@@ -55,6 +55,11 @@ class Batches:
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
 
+    @property
+    def all_data(self) -> Iterable[Any]:
+        """As the user gave them."""
+        return self._data
+
     def __len__(self) -> int:
         return len(self._data)  # type: ignore[arg-type]
 

@@ -40,6 +40,7 @@ from hvpspec.objective.live_model import (
     working_dtype,
 )
 from hvpspec.objective.losses.conventions import (
+    NoWeight,
     check_pass,
     check_weights,
     precision_hint,
@@ -48,11 +49,12 @@ from hvpspec.objective.losses.conventions import (
     returned_unread,
     said_by,
 )
-from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, resolve_loss, weighted_mean
+from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, loss_value, resolve_loss
 from hvpspec.objective.model_settings import settled
 from hvpspec.objective.modes import check_modes, in_mode, training_hint
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
+from hvpspec.objective.subsets.shares import numbered, to_measure
 from hvpspec.objective.sums import chosen_reduction, counting_of_sums, times
 from hvpspec.objective.weights import BATCHES, Counting, Evaluate, measured, samples_or_nan
 from hvpspec.options import Matrix, Reduction
@@ -60,7 +62,6 @@ from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed
 
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
-NO_WEIGHT = "every batch has weight 0, so that there is no mean (are all targets ignored?)."
 
 
 class Objective:
@@ -125,7 +126,7 @@ class Objective:
         self._weight: float | None = None
         self._values = Placed(self.device)  # the model's, where it is on another device
         self._moved = Placed(self.device, limited=True)  # batches
-        self._weights: list[float] = []  # of the batches, in the last pass
+        self._weights: dict[int, float] = {}  # of the batches, in the last pass
         self.last_pass: tuple[float, float] | None = None  # at which parameters, by a sum of norms, and the loss
         self._batches: int | None = None
         self._samples: int | None = None
@@ -201,35 +202,27 @@ class Objective:
         For evaluating each batch at several points, with other values in the parameters, or not at all where its weight
         is known; otherwise used as `losses`, with the same errors.
         """
-        weights, samples = list[float](), 0.0
-        for index, batch in enumerate(self.data):
+        weights, samples = dict[int, float](), 0.0
+        for index, batch in numbered(self.data):
             samples += samples_or_nan(batch, self.counting.axis)
             one = BatchLoss(partial(self._batch_loss, index, batch, deferred), batch)
             yield index, one
             assert one.weight is not None, "a batch is evaluated, or its weight is set"
-            weights.append(one.weight)
-        check_pass(weights, self._weight)
-        if (total := sum(weights)) == 0:
-            raise InputError(NO_WEIGHT)
+            weights[index] = one.weight
+        check_pass(list(weights.values()), self._weight)
+        if (total := sum(weights.values())) == 0:
+            raise NoWeight
         self._weight, self._weights, self._batches = total, weights, len(weights)
         self._samples = int(samples) if math.isfinite(samples) else None
 
     def value(self) -> LossValue:
         """The loss over all the data. Costs one forward pass and no HVP."""
-        try:
-            with torch.no_grad():
-                return self._value()
-        except InputError as error:
-            if not isinstance(error.__cause__, RuntimeError):
-                raise
-            with torch.enable_grad():  # for a loss that differentiates; what else is wrong raises again
-                return self._value()
+        return replace(loss_value(self.evaluating, self.losses), samples=self._samples)
 
-    def _value(self) -> LossValue:
-        needs_gradients = torch.is_grad_enabled()
-        with self.evaluating(), torch.set_grad_enabled(needs_gradients):
-            found = weighted_mean((float(loss.detach()), weight) for _, loss, weight in self.losses())
-        return replace(found, samples=self._samples)
+    @property
+    def weight(self) -> float:
+        """The total weight of the batches, as the last pass found it."""
+        return self._weight or 0.0
 
     def batch_count(self) -> int:
         """Number of batches: from the last pass, from len(data), or else by counting them."""
@@ -254,8 +247,8 @@ class Objective:
         other = Objective(self.model, self.loss, **(same | changes))
         other._inner = self._inner
         if other.reduction == self.reduction:
-            other._counting = self._counting
-            other._factor = self._factor if other.data is self.data else other._factor
+            other._counting, same_data = self._counting, other.data is self.data
+            other._factor = self._factor if same_data else other._factor
         return other
 
     @property
@@ -274,12 +267,21 @@ class Objective:
         if self._counting is None:
             guessed, seeded = self.loss.given == "model", self.noise_seed is not None
             look = counting_of_sums if self.reduction == "sum" and not guessed else measured
+            data = to_measure(self.data)
             self._counting = look(
-                self.data, self._place, self.dtype, guessed=guessed, seeded=seeded, trust=not self._measure
+                data, self._place, self.dtype, guessed=guessed, seeded=seeded, trust=not self._measure
             )
         if self._factor is None:
             by_batch = self._counting.by == BATCHES
             self._weight = self._factor = float(self.batch_count()) if by_batch else self._total_weight()
+
+    def unsettle(self) -> None:
+        """Forgets how batches are weighed, where it has been measured."""
+        self._counting = Counting() if self.loss.weighs_exactly else None
+
+    def is_part_of(self, weight: float) -> None:
+        """Says that the batches are some of those that have this total weight: a sum is over all of them."""
+        self._factor = 1.0 if self.reduction == "mean" else weight
 
     def _total_weight(self) -> float:
         (mean := self.with_(reduction="mean"))._counting = self._counting
@@ -386,7 +388,7 @@ class Objective:
         loss, given = returned_unread(index, result)
         count = self.counting(index, batch, given)
         given = count if given is None else given
-        if deferred is None or index >= len(self._weights):
+        if deferred is None or index not in self._weights:
             weight = float(count)
             check_weights(index, float(given), weight)
             if weight > 0:

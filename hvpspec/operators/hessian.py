@@ -15,7 +15,10 @@ from hvpspec.memory import check_size
 from hvpspec.objective.losses.loss import LossFunction, LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
+from hvpspec.objective.subsets.shares import share_of
 from hvpspec.operators.fingerprint import fingerprint
+from hvpspec.operators.parts.folds import Folds
+from hvpspec.operators.parts.ranks import Ranks, Spread, group_of
 from hvpspec.operators.tensors import TensorOperator, torch_dtype
 from hvpspec.options import MATRIX_NAMES, Engine, Matrix, Reduction
 from hvpspec.oracle import Chooser, autograd
@@ -86,6 +89,9 @@ class HessianOperator(TensorOperator):
     train_mode : bool, optional
         Evaluate the model in training mode, for losses that exist only there: batch normalization uses the statistics
         of each batch, and dropout needs a `noise_seed`.
+    group : torch.distributed.ProcessGroup, or False, optional
+        The ranks that share the work: by default all of the initialised process group, where there is one; False for
+        none. Each rank multiplies with its share of the batches, and what takes vectors is called on all of them.
 
     Attributes
     ----------
@@ -147,18 +153,23 @@ class HessianOperator(TensorOperator):
         noise_seed: int | None = None,
         reduction: Reduction | None = None,
         train_mode: bool = False,
+        group: Any = None,
     ) -> None:
         limit = check_size("memory_limit", memory_limit)
         if engine == "finite-difference" and self.matrix != "hessian":
             raise InputError(f'engine="finite-difference" is not for the {MATRIX_NAMES[self.matrix]}; choose another.')
+        ranks = group_of(group)
+        own = data if ranks is None else share_of(data, ranks.rank, ranks.size)
         self.objective = Objective(
-            model, loss, data, parameters=parameters, dtype=torch_dtype(dtype), device=device, noise_seed=noise_seed,
+            model, loss, own, parameters=parameters, dtype=torch_dtype(dtype), device=device, noise_seed=noise_seed,
             measure=verify, train_mode=check_flag("train_mode", train_mode), reduction=reduction, matrix=self.matrix,
         )  # fmt: skip
         self._product = Chooser(self.objective, engine, limit, verified=not verify)
         self.torch_dtype = self.objective.dtype
         self.device = self.objective.device
         self.hvps = 0
+        self._ranks = None if ranks is None else Ranks(ranks, self.objective)
+        self.spread = None if self._ranks is None else Spread(self._ranks, self._product, self)
         n = self.objective.space.n
         super().__init__(dtype=_DTYPES[self.torch_dtype], shape=(n, n))
 
@@ -298,7 +309,7 @@ class HessianOperator(TensorOperator):
         LossValue
             With the fields `value` (the weighted mean or the sum), `weight` (the total weight), `batches` and `size`.
         """
-        return self.objective.value()
+        return self.objective.value() if self._ranks is None else self._ranks.loss()
 
     # --- products -----------------------------------------------------------------------------------------------
 
@@ -329,10 +340,28 @@ class HessianOperator(TensorOperator):
     def _multiply_columns(self, columns: Tensor) -> Tensor:
         if columns.shape[1] == 0:
             return columns.clone()
-        limited = math.isfinite(time_left())
-        product = self._product(columns, (lambda *batch: check_time()) if limited else None)
+        if self._ranks is not None:
+            product = self._ranks.whole(self._product, columns)
+        else:
+            limited = math.isfinite(time_left())
+            product = self._product(columns, (lambda *batch: check_time()) if limited else None)
         self.hvps += columns.shape[1]
         return product
+
+    def local(self, columns: Tensor) -> Tensor:
+        """The product where vectors are spread over ranks: to be called on all of them.
+
+        Parameters
+        ----------
+        columns : Tensor
+            Shape (length, b): this rank's rows (``H.spread.shard.rows``); all n where there are no ranks.
+
+        Returns
+        -------
+        Tensor
+            This rank's rows of the product. Costs b HVPs; n b numbers are received, and as many sent.
+        """
+        return self._multiply_columns(columns) if self.spread is None else self.spread.matmat(columns)
 
     # --- products by parts of the data ---------------------------------------------------------------------------
 
@@ -344,7 +373,7 @@ class HessianOperator(TensorOperator):
         int
             Counted in a pass over the data where no pass has been made and the data have no length.
         """
-        return self.objective.batch_count()
+        return self.objective.batch_count() if self._ranks is None else self._ranks.batch_count
 
     def multiply_by_folds(self, columns: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
         """H times several vectors, and the same for each part of the data, at no extra cost.
@@ -365,33 +394,19 @@ class HessianOperator(TensorOperator):
         Tensor
             The product (n, b) on all data. Costs b HVPs.
         """
-        count = self.batch_count()
-        fold, weight, last = 0, 0.0, -1
-        total = torch.zeros_like(columns)
 
-        def close() -> None:
-            nonlocal weight
+        def close(fold: int, weight: float, total: Tensor) -> None:
             if weight > 0:
                 receive(fold, weight, total / weight)
-            total.zero_()
-            weight = 0.0
 
-        def on_batch(index: int, batch_weight: float, product: Tensor | None) -> None:
-            nonlocal fold, weight, last
+        def on_batch(*batch: Any) -> None:
             check_time()
-            if index <= last:  # the product is begun again, with another engine or with less memory
-                fold, weight = 0, 0.0
-                total.zero_()
-            last = index
-            if (of := min(index * folds // count, folds - 1)) != fold:
-                close()
-                fold = of
-            weight += batch_weight
-            if product is not None:
-                total.add_(product, alpha=batch_weight)
+            parts.add(*batch)
+
+        parts = Folds(columns, folds, self.objective.batch_count(), close)
 
         product = self._product(columns, on_batch)
-        close()
+        parts.end()
         self.hvps += columns.shape[1]
         return product
 

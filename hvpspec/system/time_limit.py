@@ -121,13 +121,15 @@ class Pace:
 
     expected: what the operator itself says of the seconds of so many products, NaN where it does not know yet. fastest:
     seconds of a product so far, as a first one may prepare something. recomputes: whether products are computed again
-    at the end, to measure rounding: time is kept for that. allowed: seconds for all of it.
+    at the end, to measure rounding: time is kept for that. allowed: seconds for all of it. agreed: where several
+    processes run side by side, makes of each one's number the one that all of them go by.
     """
 
     expected: Callable[[int], float] = lambda products: math.nan
     fastest: float = math.inf
     recomputes: bool = False
     allowed: float = field(default_factory=time_left)
+    agreed: Callable[[float], float] | None = None
 
     @property
     def seconds(self) -> float:
@@ -139,17 +141,27 @@ class Pace:
 
     def affordable(self) -> float:
         """Products that there is time for; infinite without a limit, and before it is known how long one takes."""
+        if math.isinf(time_left()):
+            return math.inf
+        return self._affordable() if self.agreed is None else float(self.agreed(self._affordable()))
+
+    def _affordable(self) -> float:
         left, each = time_left(), self.seconds
-        if math.isinf(left) or left <= 0 or each <= 0:
+        if left <= 0 or each <= 0:
             return math.inf if left > 0 else 0.0
         most = _RECOMPUTED * PRODUCTS_PER_RECOMPUTED * each if self.recomputes else 0.0
         return float(max((left - min(most, _RESERVED_SHARE * self.allowed)) // each, 0))
 
     def time(self, products: float, work: Callable[[], Result]) -> Result:
         """What `work` returns, which takes as long as so many products; OutOfTime is raised where it cannot be done."""
-        check_time(products * self.seconds)
-        start = clock()
-        with interruptible():
+        needed, start = products * self.seconds, clock()
+        if self.agreed is None:
+            check_time(needed)
+            with interruptible():
+                found = work()
+        else:  # of several processes, each interrupts its own part of the work, and tells the others
+            if math.isfinite(time_left()) and self.agreed(time_left() - needed) <= 0:
+                raise OutOfTime
             found = work()
         self.fastest = min(self.fastest, (clock() - start) / products)
         return found

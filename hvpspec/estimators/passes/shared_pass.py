@@ -24,6 +24,7 @@ from hvpspec.bounds.copies import Sums
 from hvpspec.bounds.data_error import BatchSpread
 from hvpspec.bounds.probe_intervals import Remainder
 from hvpspec.bounds.rounding import SampledRounding, check_products, explained, measure_rounding
+from hvpspec.distributed.shard import added, rows_of
 from hvpspec.errors import InputError
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.lanczos import add_random, confine, extend, restart, start
@@ -105,7 +106,7 @@ class SharedPass:
         self.block, self.place = min(block, A.n), storage.place
         self._grows = basis
         self._already = A.hvps
-        room = A.decide("room", lambda: storage.vectors(A.n, A.dtype, A.device))
+        room = A.decide("room", lambda: storage.vectors(len(rows_of(A.n)), A.dtype, A.device))
         self.capacity, live = share_room(
             room, A.n, A.dtype.itemsize, least_basis(k, block) if basis else 0, probes=probes
         )
@@ -253,9 +254,9 @@ class SharedPass:
         products = self.spread.multiply(X)
         if self._zero is not None:
             wrong = self._zero & (products != 0).any(1)
-            if bool(wrong.any()):  # these rows were 0 in the first product by rounding alone
+            if int(added(wrong.sum())):  # these rows were 0 in the first product by rounding alone
                 self._zero = self._zero & ~wrong
-                self.krylov.zero, self.krylov.zeros = self._zero, int(self._zero.sum())
+                self.krylov.zero, self.krylov.zeros = self._zero, int(added(self._zero.sum()))
         return products
 
     def _first_product(self) -> Callable[[Tensor], Tensor]:
@@ -267,7 +268,7 @@ class SharedPass:
         product = self.spread.multiply(self.krylov.frontier)
         zero = (product == 0).all(1)
         exact = self.A.eps <= torch.finfo(self.A.dtype).eps  # finite differences may round small entries to 0
-        if exact and bool(zero.any()) and not bool(zero.all()):
+        if exact and 0 < int(added(zero.sum())) < self.A.n:
             self._zero = zero
             factor = confine(self.krylov, zero)
             product = product * factor

@@ -98,6 +98,13 @@ def check_weights(index: int, *weights: float) -> None:
             raise InputError(f"batch {index}: the loss's weight is {weight}; it must be finite and not negative.")
 
 
+class NoWeight(InputError):
+    """There is no mean."""
+
+    def __init__(self) -> None:
+        super().__init__("every batch has weight 0, so that there is no mean (are all targets ignored?).")
+
+
 def check_pass(weights: Sequence[float], before: float | None) -> None:
     """Raises InputError where a pass over the data gave no batches, or another total weight than the one before."""
     if not weights:

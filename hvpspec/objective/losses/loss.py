@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
@@ -91,6 +93,26 @@ def weighted_mean(losses: Iterable[tuple[float, float]]) -> LossValue:
         total_weight += weight
         batches += 1
     return LossValue(total / total_weight, total_weight, batches, size / total_weight)
+
+
+def loss_value(
+    evaluating: Callable[[], AbstractContextManager[Any]], losses: Callable[[], Iterable[tuple[int, Tensor, float]]]
+) -> LossValue:
+    """The loss over the data. evaluating, losses: see `hvpspec.objective.objective.Objective`."""
+
+    def found() -> LossValue:
+        needs_gradients = torch.is_grad_enabled()
+        with evaluating(), torch.set_grad_enabled(needs_gradients):
+            return weighted_mean((float(loss.detach()), weight) for _, loss, weight in losses())
+
+    try:
+        with torch.no_grad():
+            return found()
+    except InputError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            raise
+        with torch.enable_grad():  # for a loss that differentiates; what else is wrong raises again
+            return found()
 
 
 def resolve_loss(loss: str | LossFunction | nn.Module | Loss) -> Loss:

@@ -81,12 +81,13 @@ def sample_batches(data: Iterable[Any], count: int, *, seed: int = 0) -> Sampled
     (2, 5, True)
     """
     count, seed = check_count("count", count), check_seed(seed)
-    of = _number_of(check_data(data))
+    of = number_of(check_data(data))
     numbers = np.random.default_rng(seed).permutation(of)[:count]
     return SampledBatches(data, sorted(map(int, numbers)), of, seed)
 
 
-def _number_of(data: Iterable[Any]) -> int:
+def number_of(data: Iterable[Any]) -> int:
+    """How many batches there are; counted where the data have no length."""
     try:
         return len(data)  # type: ignore[arg-type]
     except TypeError:

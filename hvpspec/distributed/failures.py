@@ -1,0 +1,69 @@
+"""Errors that one rank tells the others of, so that all of them raise the same."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from hvpspec.errors import InputError
+from hvpspec.system.stops import Stopped
+from hvpspec.system.time_limit import OutOfTime
+
+
+class LostRank(RuntimeError):
+    """A rank has ended, or does not answer any more.
+
+    Attributes
+    ----------
+    rank : int or None
+        Which one, where that is known.
+    reason : str
+        What was seen of it.
+    """
+
+    def __init__(self, rank: int | None, reason: str) -> None:
+        super().__init__(rank, reason)
+        self.rank, self.reason = rank, reason
+
+    def __str__(self) -> str:
+        who = "another rank" if self.rank is None else f"rank {self.rank}"
+        reason = " ".join(self.reason.split())
+        return f"{who} has ended or does not answer any more ({reason}); what it printed may say why."
+
+
+class PassedOn(BaseException):
+    """Carries an error that all ranks know of through code that would handle it, as an engine does its own errors."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def as_told(error: BaseException) -> str:
+    """The error as a text from which `raised_again` makes one of the same kind."""
+    if isinstance(error, OutOfTime):
+        return json.dumps(["OutOfTime", ""])
+    if isinstance(error, KeyboardInterrupt):
+        return json.dumps(["Stopped", str(getattr(error, "number", 2))])
+    if isinstance(error, LostRank):
+        return json.dumps(["LostRank", [error.rank, error.reason]])
+    for kind, of in (("InputError", InputError), ("OutOfMemoryError", torch.OutOfMemoryError)):
+        if isinstance(error, of):
+            return json.dumps([kind, str(error)])
+    return json.dumps(["RuntimeError", f"{type(error).__name__}: {error}"])
+
+
+def raised_again(told: str, rank: int) -> BaseException:
+    """The error that a rank has told of, with its number in the message."""
+    kind, words = json.loads(told)
+    if kind == "OutOfTime":
+        return OutOfTime()
+    if kind == "Stopped":
+        return Stopped(int(words))
+    if kind == "LostRank":
+        return LostRank(*words)
+    message = f"rank {rank}: {words}"
+    if kind == "InputError":
+        return InputError(message)
+    return torch.OutOfMemoryError(message) if kind == "OutOfMemoryError" else RuntimeError(message)

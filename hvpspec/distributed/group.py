@@ -1,0 +1,214 @@
+"""The ranks of a run: sums over them, what they tell one another, and which of them has stopped answering.
+
+Numbers go through the process group (NCCL on GPUs, gloo on CPUs). What decides how a run goes on, such as an error on
+one rank, goes through the store that every process group has: `together` ends on all ranks in the same way, so that no
+rank waits in a collective for another one that has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hvpspec.distributed.failures import LostRank, PassedOn, as_told, raised_again
+from hvpspec.distributed.pulse import Pulse
+from hvpspec.errors import InputError
+
+DEFAULT_PATIENCE = 40.0  # seconds without a sign of life after which a rank is taken to be lost
+_NUMBER = "="  # begins a message that is no error
+_SLICE = 0.5  # seconds of a wait, after which signs of life are looked for, and signals are raised
+
+Result = TypeVar("Result")
+
+
+class Group:
+    """The ranks that share a run.
+
+    handle: of the process group; None for all of its ranks. patience: see DEFAULT_PATIENCE.
+    """
+
+    def __init__(self, handle: dist.ProcessGroup | None = None, *, patience: float = DEFAULT_PATIENCE) -> None:
+        self.handle = handle
+        self.rank, self.size = dist.get_rank(handle), dist.get_world_size(handle)
+        self.patience = patience
+        self.backend = str(dist.get_backend(handle))
+        members = "-".join(map(str, dist.get_process_group_ranks(handle or dist.group.WORLD)))
+        store = dist.distributed_c10d._get_default_store()  # there is no public name for it
+        self._store = dist.distributed_c10d.PrefixStore(f"hvpspec/{members}", store)
+        self._pulse = Pulse(self._store, self.rank)
+        self._round = 0
+        self._told_of: BaseException | None = None  # an error that all ranks know of
+        self.bytes_sent = 0  # of this rank, in collectives of long vectors
+
+    # --- numbers ---
+
+    def added(self, parts: Tensor) -> Tensor:
+        """The sum over the ranks, the same to the last bit on each of them. In place where that is possible."""
+        return self._reduced(parts, dist.ReduceOp.SUM)
+
+    def largest(self, numbers: Tensor) -> Tensor:
+        """The largest over the ranks of each number; none may be NaN."""
+        return self._reduced(numbers, dist.ReduceOp.MAX)
+
+    def _reduced(self, numbers: Tensor, how: Any) -> Tensor:
+        whole = numbers.contiguous()
+        with self._answering():
+            dist.all_reduce(whole, how, group=self.handle)
+        return whole
+
+    def gathered(self, part: Tensor, lengths: list[int]) -> Tensor:
+        """The parts of all ranks, (length, b) each, one after the other: shape (n, b). lengths: of all ranks' parts."""
+        columns, most = part.shape[1], max(lengths)
+        own = part.new_zeros(columns, most)
+        own[:, : len(part)] = part.T
+        found = part.new_empty(self.size * columns, most)
+        with self._answering():
+            dist.all_gather_single(found, own, group=self.handle)
+        self.bytes_sent += (self.size - 1) * own.numel() * own.element_size()
+        found = found.view(self.size, columns, most)
+        return torch.cat([found[rank, :, :length] for rank, length in enumerate(lengths)], 1).T
+
+    def scattered(self, whole: Tensor, lengths: list[int]) -> Tensor:
+        """This rank's part of the sum over the ranks of `whole` (n, b): shape (length, b)."""
+        columns, most = whole.shape[1], max(lengths)
+        parts = whole.new_zeros(self.size, columns, most)
+        start = 0
+        for rank, length in enumerate(lengths):
+            parts[rank, :, :length] = whole[start : start + length].T
+            start += length
+        own = whole.new_empty(columns, most)
+        with self._answering():
+            dist.reduce_scatter_single(own, parts.view(self.size * columns, most), group=self.handle)
+        self.bytes_sent += (self.size - 1) * own.numel() * own.element_size()
+        return own[:, : lengths[self.rank]].T
+
+    # --- what decides ---
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns on this rank, once it has ended well on all of them.
+
+        Where it raises on some, all raise what the first of these does. Raises LostRank where one does not answer.
+        """
+        error: BaseException | None = None
+        found: Any = None
+        with self._pulse.beating():
+            try:
+                found = work()
+            except PassedOn as carrier:
+                error = carrier.error
+            except BaseException as raised:
+                error = raised
+        if error is not None and error is self._told_of:
+            raise error
+        self._meet("" if error is None else as_told(error), error)
+        return found  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def passing_on(self) -> Iterator[None]:
+        """Around `met` within work that handles errors of its own."""
+        try:
+            yield
+        except Exception as error:
+            if error is self._told_of:
+                raise PassedOn(error) from None
+            raise
+
+    def met(self, number: float = 0.0) -> list[float]:
+        """The ranks' numbers. May be asked for inside `together`, as often on each rank.
+
+        Raises what a rank has raised instead of getting here.
+        """
+        return [float(words.removeprefix(_NUMBER)) for words in self._meet(f"{_NUMBER}{number!r}", None)]
+
+    def _meet(self, words: str, error: BaseException | None) -> list[str]:
+        """What the ranks say, if none tells of an error; else the error of the first that does is raised."""
+        said = self.told(words)
+        failed = next((rank for rank, each in enumerate(said) if each and not each.startswith(_NUMBER)), None)
+        if failed is None:
+            return said
+        own = error is not None and failed == self.rank
+        self._told_of = error if own else raised_again(said[failed], failed)
+        assert self._told_of is not None
+        raise self._told_of from (None if own else error)
+
+    def told(self, words: str) -> list[str]:
+        """What each rank says, in their order."""
+        number, self._round = self._round, self._round + 1
+        self._store.set(f"{number}/{self.rank}", words)
+        if self.rank == 0:
+            said = [self._heard(f"{number}/{rank}", rank) for rank in range(self.size)]
+            self._store.set(f"{number}/all", json.dumps(said))
+            for rank in range(self.size) if number else ():  # all have read what was said in the last round
+                self._store.delete_key(f"{number - 1}/{rank}")
+            if number > 1:
+                self._store.delete_key(f"{number - 2}/all")
+            return said
+        verdict: list[str] = json.loads(self._heard(f"{number}/all", 0))
+        return verdict
+
+    def agreed(self, value: Any) -> Any:
+        """Rank 0's value (JSON-ready), for what each rank would decide otherwise."""
+        return json.loads(self.told(json.dumps(value) if self.rank == 0 else "")[0])
+
+    def least(self, number: int) -> int:
+        """The least of the ranks' numbers, such as how many vectors there is room for."""
+        return min(map(int, self.told(str(number))))
+
+    def leave(self, error: BaseException) -> None:
+        """Says that this rank goes no further, so that the others need not wait for it."""
+        with contextlib.suppress(Exception):
+            self._store.set("left", json.dumps([self.rank, as_told(error)]))
+
+    def _heard(self, key: str, rank: int) -> str:
+        """What is under the key, once it is there. Raises LostRank where the rank does not show any life."""
+        last, since = b"", time.monotonic()
+        while True:
+            with contextlib.suppress(RuntimeError):  # the end of the slice
+                self._store.wait([key], timedelta(seconds=_SLICE))
+                return bytes(self._store.get(key)).decode()
+            try:
+                self._pulse.beat()
+                left = self._store.get("left") if self._store.check(["left"]) else None
+                now = self._pulse.of(rank)
+            except RuntimeError as error:  # the process that keeps the store has gone
+                raise LostRank(None, str(error)) from None
+            if left is not None:
+                who, words = json.loads(left)
+                raise raised_again(words, who)
+            if now != last:
+                last, since = now, time.monotonic()
+            elif time.monotonic() - since > self.patience:
+                lost = LostRank(rank, f"no sign of life for {self.patience:g} s")
+                self.leave(lost)
+                raise lost
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                yield
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except RuntimeError as error:
+            raise LostRank(None, str(error)) from None
+
+
+def shares(n: int, size: int) -> list[int]:
+    """How many of n things each rank has: as equal as possible."""
+    least, more = divmod(n, size)
+    return [least + (rank < more) for rank in range(size)]
+
+
+def is_alone() -> bool:
+    """Whether there is no process group, or only one rank in it."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1

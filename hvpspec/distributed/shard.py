@@ -1,0 +1,127 @@
+"""Which positions of the long vectors a rank has, and the inner products of vectors that are spread over ranks.
+
+Estimators are the same functions on one rank and on many: each rank runs them with its own part of every long vector.
+Small numbers are the same on all of them, because all of them come from sums over the ranks. Such a sum is made where
+an inner product is (`hvpspec.krylov.vectors`), and with vectors that are whole none is: `sharded` says which it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from hvpspec.distributed.group import Group, shares
+from hvpspec.errors import InputError
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of vectors of n numbers that this rank has: positions next to one another, as many as on other ranks."""
+
+    group: Group
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < self.group.size:
+            raise InputError(
+                f"{self.group.size} ranks are more than the {self.n} parameters; start fewer (--nproc-per-node)."
+            )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of all ranks' parts."""
+        return shares(self.n, self.group.size)
+
+    @property
+    def rows(self) -> range:
+        """The positions of this rank's part."""
+        start = sum(self.lengths[: self.group.rank])
+        return range(start, start + self.lengths[self.group.rank])
+
+    def part(self, whole: Tensor) -> Tensor:
+        """This rank's rows of a whole vector (n, …)."""
+        return whole[self.rows.start : self.rows.stop]
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The whole vectors (n, b) of which each rank gives its rows. On every rank; n b numbers are received."""
+        return self.group.gathered(part, self.lengths)
+
+    def added_part(self, whole: Tensor) -> Tensor:
+        """This rank's rows of the sum over the ranks of `whole` (n, b)."""
+        return self.group.scattered(whole, self.lengths)
+
+
+_current: ContextVar[Shard | None] = ContextVar("shard", default=None)
+
+
+@contextlib.contextmanager
+def sharded(shard: Shard | None) -> Iterator[None]:
+    """Inner products are of vectors of which each rank has its rows; None: of whole vectors.
+
+    An error that leaves this on one rank alone is told to the others.
+    """
+    token = _current.set(shard)
+    try:
+        yield
+    except BaseException as error:
+        if shard is not None:
+            shard.group.leave(error)
+        raise
+    finally:
+        _current.reset(token)
+
+
+def over_ranks(estimator: Callable[P, Result]) -> Callable[P, Result]:
+    """For a function of an operator, its first argument: with the vectors as that has them."""
+
+    @functools.wraps(estimator)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+        operator: Any = args[0] if args else next(iter(kwargs.values()), None)
+        shard = getattr(getattr(operator, "spread", operator), "shard", None)
+        if shard is None:
+            return estimator(*args, **kwargs)
+        with sharded(shard):
+            return estimator(*args, **kwargs)
+
+    return call
+
+
+def added(parts: Tensor) -> Tensor:
+    """The sum over the ranks where vectors are spread over them; the same numbers where they are whole."""
+    shard = _current.get()
+    return parts if shard is None or not parts.numel() else shard.group.added(parts)
+
+
+def largest(numbers: Tensor) -> Tensor:
+    """The largest over the ranks of each number, in float64; infinite where one is NaN."""
+    shard = _current.get()
+    finite = torch.nan_to_num(numbers.double(), nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return numbers if shard is None else shard.group.largest(finite)
+
+
+def whole(part: Tensor) -> Tensor:
+    """The whole vectors (n, b) of which this is a rank's part."""
+    shard = _current.get()
+    return part if shard is None else shard.whole(part)
+
+
+def part(whole: Tensor) -> Tensor:
+    """A rank's rows of whole vectors (n, b)."""
+    shard = _current.get()
+    return whole if shard is None else shard.part(whole)
+
+
+def rows_of(n: int) -> range:
+    """The positions that this rank has of vectors of n numbers."""
+    shard = _current.get()
+    return range(n) if shard is None else shard.rows

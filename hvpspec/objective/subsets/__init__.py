@@ -1,0 +1,1 @@
+"""Parts of the batches: a random sample of them, and what each rank has."""

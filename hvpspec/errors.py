@@ -103,3 +103,24 @@ class OutputError(OSError):
         lost = "; ".join(f"{', '.join(names)}: not written ({reason})" for reason, names in by_reason.items())
         there = ", ".join(path.name for path in self.written) or "nothing"
         return f"{lost}; of this run, {self.folder} has {there}."
+
+
+class LostRank(RuntimeError):
+    """A rank has ended, or does not answer any more.
+
+    Attributes
+    ----------
+    rank : int or None
+        Which one, where that is known.
+    reason : str
+        What was seen of it.
+    """
+
+    def __init__(self, rank: int | None, reason: str) -> None:
+        super().__init__(rank, reason)
+        self.rank, self.reason = rank, reason
+
+    def __str__(self) -> str:
+        who = "another rank" if self.rank is None else f"rank {self.rank}"
+        reason = " ".join(self.reason.split())
+        return f"{who} has ended or does not answer any more ({reason}); what it printed may say why."

@@ -53,9 +53,11 @@ def bracket_with_zero(bracket: Bracket, side: int) -> Bracket:
 
 
 def pairs_with_zeros(
-    pairs: Eigenpairs, zero: np.ndarray, k: int, choose: Callable[[np.ndarray, int], np.ndarray]
+    pairs: Eigenpairs, zero: np.ndarray, k: int, choose: Callable[[np.ndarray, int], np.ndarray], first: int = 0
 ) -> Eigenpairs:
     """The eigenpairs asked for, where those that are 0 belong among them. zero: which rows of H are zero.
+
+    first: the position of the first row that the vectors have, where ranks have parts of them.
 
     choose(values, count): the indices of the `count` values that were asked for, in order.
     """
@@ -66,7 +68,8 @@ def pairs_with_zeros(
     vectors = pairs.vectors
     if vectors is not None:
         units = np.zeros((len(vectors), len(places)), vectors.dtype)
-        units[places, np.arange(len(places))] = 1.0
+        own = np.flatnonzero((places >= first) & (places < first + len(vectors)))
+        units[places[own] - first, own] = 1.0
         vectors = np.hstack([vectors, units])[:, chosen]
     spread = pairs.data_error
     return replace(

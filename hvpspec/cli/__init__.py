@@ -17,6 +17,7 @@ from hvpspec.cli.commands.track import track
 from hvpspec.cli.commands.verify import verify
 from hvpspec.cli.console import plain_console
 from hvpspec.cli.ends import EXIT, Said, explained
+from hvpspec.distributed.launch import is_lost, is_under_torchrun, leads, ranks_joined
 from hvpspec.errors import InputError, OutputError
 from hvpspec.escaping import on_screen
 from hvpspec.system.stops import asked, stoppable
@@ -80,15 +81,23 @@ def run(arguments: list[str] | None = None, began: float | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with stoppable(), counting_from(began):
-            status = app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
-            if status == _TYPER_INTERRUPTED and not isinstance(status, Said):
-                raise asked() or KeyboardInterrupt
-            return int(status)
+            if not is_under_torchrun():
+                return _status(arguments)
+            with ranks_joined(arguments) as own:
+                return _status(own)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
         if not isinstance(error, KeyboardInterrupt | InputError | OutputError | TyperException):
             error = asked() or error  # a library that a signal interrupts, as while it is imported, fails as it likes
         message, status = explained(error)
-        plain_console(stderr=True).print(on_screen(f"hvpspec: {message}"))
+        if leads() or is_lost(error):
+            plain_console(stderr=True).print(on_screen(f"hvpspec: {message}"))
         return status
+
+
+def _status(arguments: list[str]) -> int:
+    status = app(args=arguments, standalone_mode=False, prog_name="hvpspec") or 0
+    if status == _TYPER_INTERRUPTED and not isinstance(status, Said):
+        raise asked() or KeyboardInterrupt
+    return int(status)

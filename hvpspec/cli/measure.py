@@ -18,6 +18,7 @@ from hvpspec.cli.options.run import Options
 from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.cli.run_folder import RunFolder, held
+from hvpspec.distributed.launch import leads
 from hvpspec.errors import InputError, OutputError
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.krylov.journal import Journal
@@ -123,6 +124,8 @@ def _measure(
             end = error
         found = course.known_by(end)
         assert found is not None
+        if not leads():
+            return _follow(end)
         record = request.record(opened, found)
         figures = partial(_show_figures, record, request, opened, screen, explain=explain)
         paths, failure = _written(options.out, record, figures)
@@ -136,6 +139,12 @@ def _measure(
         raise ended(end)
     if (reason := end or failure) is not None:
         raise reason
+
+
+def _follow(end: BaseException | None) -> None:
+    """A rank that does not write has ended."""
+    if end is not None:
+        raise end
 
 
 def _written(folder: Path, record: Record, show: Callable[[bool], None]) -> tuple[list[Path], OutputError | None]:

@@ -25,6 +25,7 @@ from hvpspec.cli.preconditioned import Measured, preconditioned
 from hvpspec.cli.provenance import checkpoint_file, data_source, describe, shown, tensors_sha256
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
+from hvpspec.distributed.launch import leads
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.journal import Journal
@@ -204,7 +205,7 @@ def open_checkpoint(
 
     def inspected() -> Preflight:
         with screen.waiting(CHECKING):
-            return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
+            return on_first_rank(H, findings, source.expect_loss, options, loss=loss, measure=measure)
 
     preflight = inspected() if folder is None or folder.journal is None else recorded(folder.journal, H, inspected)
     return Opened(H, A, file, loss, preflight, len(blocks))
@@ -239,13 +240,33 @@ def shown_findings(findings: list[Finding], checkpoint: Path, options: Options) 
     ]
 
 
+def on_first_rank(
+    H: HessianOperator, findings: list[Finding], expect: str | None, options: Options, *, loss: LossValue, measure: bool
+) -> Preflight:
+    """The preflight. Of ranks, the first one makes it with its own batches, whose products cost what a run's do."""
+    if H.ranks is None:
+        return inspect(H, findings, expect, options, loss=loss, measure=measure)
+
+    def find() -> dict[str, Any]:
+        if not leads():
+            return {}
+        judged = inspect(H.alone(), findings, expect, options, loss=loss, measure=False)
+        if judged.refused or not measure:
+            return judged.to_dict()
+        found = inspect(H.alone(), findings, None, options, loss=None, measure=True)
+        return dataclasses.replace(found, loss=loss.value).to_dict()
+
+    group = H.ranks.group
+    return Preflight.from_dict(group.agreed(group.together(find)))
+
+
 def inspect(
     H: HessianOperator,
     findings: list[Finding],
     expect: str | None,
     options: Options,
     *,
-    loss: LossValue,
+    loss: LossValue | None,
     measure: bool,
 ) -> Preflight:
     """The preflight of a run with these options."""

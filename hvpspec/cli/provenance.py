@@ -19,6 +19,7 @@ from hvpspec.checkpoint.fingerprint import Fingerprint
 from hvpspec.kernels.torch_kernels import ATTENTION_BACKEND
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.subsets.sampled_batches import SampledBatches
+from hvpspec.objective.subsets.shares import all_batches
 from hvpspec.operators.fingerprint import content
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.preflight import count_parameters
@@ -57,6 +58,7 @@ def describe(
         seed=options["seed"],
         dtype=H.dtype.name,
         device=device_name(H.device),
+        ranks=None if H.ranks is None else H.ranks.described(),
         threads=torch.get_num_threads(),
         engine=H.engine,
         engine_plan=H.plan,
@@ -74,7 +76,7 @@ def describe(
 
 def data_source(H: HessianOperator, name: str | None, loss: LossValue) -> DataSource:
     """What is said of the data. name: how they were named."""
-    drawn = H.objective.data
+    drawn = all_batches(H.objective.data)
     if not isinstance(drawn, SampledBatches):
         return DataSource(name, loss.batches, loss.weight)
     return DataSource(name, loss.batches, loss.weight, len(drawn), drawn.of, drawn.seed)

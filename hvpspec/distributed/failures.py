@@ -6,30 +6,9 @@ import json
 
 import torch
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, LostRank
 from hvpspec.system.stops import Stopped
 from hvpspec.system.time_limit import OutOfTime
-
-
-class LostRank(RuntimeError):
-    """A rank has ended, or does not answer any more.
-
-    Attributes
-    ----------
-    rank : int or None
-        Which one, where that is known.
-    reason : str
-        What was seen of it.
-    """
-
-    def __init__(self, rank: int | None, reason: str) -> None:
-        super().__init__(rank, reason)
-        self.rank, self.reason = rank, reason
-
-    def __str__(self) -> str:
-        who = "another rank" if self.rank is None else f"rank {self.rank}"
-        reason = " ".join(self.reason.split())
-        return f"{who} has ended or does not answer any more ({reason}); what it printed may say why."
 
 
 class PassedOn(BaseException):

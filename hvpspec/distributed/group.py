@@ -12,20 +12,22 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hvpspec.distributed.failures import LostRank, PassedOn, as_told, raised_again
+from hvpspec.distributed.failures import PassedOn, as_told, raised_again
 from hvpspec.distributed.pulse import Pulse
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, LostRank
+from hvpspec.system.stops import asked
 
 DEFAULT_PATIENCE = 40.0  # seconds without a sign of life after which a rank is taken to be lost
 _NUMBER = "="  # begins a message that is no error
-_SLICE = 0.5  # seconds of a wait, after which signs of life are looked for, and signals are raised
+_SECONDS_TO_STOP = 4.0  # without a sign of life, once a signal has asked this process to stop
+_SECONDS_BETWEEN_LOOKS = 0.5  # for signs of life, and for signals, during a wait
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 5e-5, 1e-2  # seconds between looks for what is waited for
 
 Result = TypeVar("Result")
 
@@ -46,6 +48,7 @@ class Group:
         self._store = dist.distributed_c10d.PrefixStore(f"hvpspec/{members}", store)
         self._pulse = Pulse(self._store, self.rank)
         self._round = 0
+        self._has_left = False
         self._told_of: BaseException | None = None  # an error that all ranks know of
         self.bytes_sent = 0  # of this rank, in collectives of long vectors
 
@@ -100,13 +103,13 @@ class Group:
         """
         error: BaseException | None = None
         found: Any = None
-        with self._pulse.beating():
-            try:
-                found = work()
-            except PassedOn as carrier:
-                error = carrier.error
-            except BaseException as raised:
-                error = raised
+        self._come_back()
+        try:
+            found = work()
+        except PassedOn as carrier:
+            error = carrier.error
+        except BaseException as raised:
+            error = raised
         if error is not None and error is self._told_of:
             raise error
         self._meet("" if error is None else as_told(error), error)
@@ -163,33 +166,57 @@ class Group:
         """The least of the ranks' numbers, such as how many vectors there is room for."""
         return min(map(int, self.told(str(number))))
 
+    def same(self, what: str, value: Any) -> None:
+        """Raises InputError where ranks have different values (JSON-ready): all of them must be given the same."""
+        said = self.told(json.dumps(value))
+        other = next((rank for rank, each in enumerate(said) if each != said[0]), None)
+        if other is not None:
+            raise InputError(f"rank {other} was given another {what} than rank 0; give all ranks the same.")
+
     def leave(self, error: BaseException) -> None:
         """Says that this rank goes no further, so that the others need not wait for it."""
-        with contextlib.suppress(Exception):
-            self._store.set("left", json.dumps([self.rank, as_told(error)]))
+        if error is not self._told_of:
+            with contextlib.suppress(Exception):
+                self._store.set(f"left/{self.rank}", as_told(error))
+                self._has_left = True
+
+    def _come_back(self) -> None:
+        """Whoever has caught an error, on all ranks, may go on."""
+        if self._has_left:
+            self._store.delete_key(f"left/{self.rank}")
+            self._has_left = False
 
     def _heard(self, key: str, rank: int) -> str:
         """What is under the key, once it is there. Raises LostRank where the rank does not show any life."""
-        last, since = b"", time.monotonic()
-        while True:
-            with contextlib.suppress(RuntimeError):  # the end of the slice
-                self._store.wait([key], timedelta(seconds=_SLICE))
-                return bytes(self._store.get(key)).decode()
-            try:
-                self._pulse.beat()
-                left = self._store.get("left") if self._store.check(["left"]) else None
-                now = self._pulse.of(rank)
-            except RuntimeError as error:  # the process that keeps the store has gone
-                raise LostRank(None, str(error)) from None
-            if left is not None:
-                who, words = json.loads(left)
-                raise raised_again(words, who)
-            if now != last:
-                last, since = now, time.monotonic()
-            elif time.monotonic() - since > self.patience:
-                lost = LostRank(rank, f"no sign of life for {self.patience:g} s")
-                self.leave(lost)
-                raise lost
+        try:
+            return self._waited(key, rank)
+        except RuntimeError as gone:  # the process that keeps the store
+            if isinstance(gone, LostRank | torch.OutOfMemoryError):
+                raise
+            raise LostRank(None, str(gone)) from None
+
+    def _waited(self, key: str, rank: int) -> str:
+        last, since, pause, looked = b"", time.monotonic(), _SHORTEST_PAUSE, time.monotonic()
+        while not self._store.check([key]):
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_PAUSE)
+            if time.monotonic() < looked + _SECONDS_BETWEEN_LOOKS:
+                continue
+            looked = time.monotonic()
+            self._pulse.beat()
+            if (now := self._pulse.of(rank)) != last:
+                last, since = now, looked
+            error: BaseException | None = None
+            if self._store.check([f"left/{rank}"]) and not self._store.check([key]):
+                error = raised_again(self._store.get(f"left/{rank}").decode(), rank)
+            elif (stop := asked()) is not None and looked > since + _SECONDS_TO_STOP:
+                error = stop
+            elif looked > since + self.patience:
+                error = LostRank(rank, f"no sign of life for {self.patience:g} s")
+            if error is not None:
+                self.leave(error)
+                raise error
+        return bytes(self._store.get(key)).decode()
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -209,6 +236,27 @@ def shares(n: int, size: int) -> list[int]:
     return [least + (rank < more) for rank in range(size)]
 
 
-def is_alone() -> bool:
-    """Whether there is no process group, or only one rank in it."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+_GROUPS: dict[tuple[str, int], Group] = {}
+
+
+def group_of(group: Any) -> Group | None:
+    """The ranks of the option `group`: None for those of the process group, if there is one; False for none.
+
+    There is one Group for a process group, which counts what has been said in it.
+    """
+    if isinstance(group, Group):
+        return group
+    if group is False or (group is None and not (dist.is_available() and dist.is_initialized())):
+        return None
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise InputError(
+            "group must be a torch.distributed process group, None for that of all ranks, or False for none; got "
+            f"{type(group).__name__}."
+        )
+    if dist.get_world_size(group) == 1:
+        return None
+    members = str(dist.get_process_group_ranks(group or dist.group.WORLD))
+    key = members, id(dist.distributed_c10d._get_default_store())
+    if key not in _GROUPS:
+        _GROUPS[key] = Group(group)
+    return _GROUPS[key]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 _INTERVAL = 2.0  # seconds between beats
@@ -17,18 +16,17 @@ _WORKING = 0.01  # share of the interval, in processor time: less is no work
 
 
 class Pulse:
-    """Of this rank, and of the others as they are in the store."""
+    """Of this rank, from now on, and of the others as they are in the store."""
 
     def __init__(self, store: Any, rank: int) -> None:
         """store: of torch.distributed."""
         self._store, self._rank = store, rank
         self._beats, self._last = 0, 0.0
-        self._working = threading.Event()
-        self._thread: threading.Thread | None = None
+        threading.Thread(target=self._watch, name="hvpspec-pulse", daemon=True).start()
 
     def beat(self) -> None:
-        """This rank is alive: it waits for others."""
-        if time.monotonic() - self._last >= _INTERVAL:
+        """This rank is alive: it waits for others, or it works."""
+        if time.monotonic() - self._last >= _INTERVAL / 2:
             self._last, self._beats = time.monotonic(), self._beats + 1
             self._store.set(f"pulse/{self._rank}", str(self._beats))
 
@@ -37,25 +35,12 @@ class Pulse:
         key = f"pulse/{rank}"
         return bytes(self._store.get(key)) if self._store.check([key]) else b""
 
-    @contextlib.contextmanager
-    def beating(self) -> Iterator[None]:
-        """Beats meanwhile as long as the process computes."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="hvpspec-pulse", daemon=True)
-            self._thread.start()
-        self._working.set()
-        try:
-            yield
-        finally:
-            self._working.clear()
-
     def _watch(self) -> None:
         before = time.process_time()
         while True:
-            self._working.wait()
             time.sleep(_INTERVAL)
             now = time.process_time()
-            if now - before >= _WORKING * _INTERVAL and self._working.is_set():
+            if now - before >= _WORKING * _INTERVAL:
                 with contextlib.suppress(Exception):  # the store may have gone with its process
                     self.beat()
             before = now

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.bounds.probe_intervals import Remainder, student
+from hvpspec.distributed.shard import part, rows_of, sharded, whole
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.blocks import BlockRows
@@ -56,6 +57,7 @@ class BlockProbes:
     def __init__(self, shared: SharedPass, blocks: Sequence[BlockRows]) -> None:
         self.shared = shared
         self.blocks = blocks
+        self._own = [block.within(rows_of(shared.A.n)) for block in blocks]  # rows that this rank has
         self._basis_grams: tuple[int, list[np.ndarray]] = (-1, [])  # at which size of the basis, and the matrices
         if blocks:
             shared.gather = self._gather
@@ -101,7 +103,7 @@ class BlockProbes:
         Q, F = krylov.basis.matrix, krylov.frontier
         if self._basis_grams[0] != krylov.m:
             grams = []
-            for block in self.blocks:
+            for block in self._own:
                 QQ, FF = block.inner(Q, Q).to(F.device), block.inner(F, F)
                 QF = block.inner(Q, F)
                 grams.append(torch.cat([torch.cat([QQ, QF], 1), torch.cat([QF.T, FF], 1)]).cpu().numpy())
@@ -113,7 +115,7 @@ class BlockProbes:
         Q, F = krylov.basis.matrix, krylov.frontier
         drawn = probes(krylov.positions, numbers, seed=krylov.seed, dtype=images.dtype, device=images.device)
         S, found = self._known(), []
-        for block in self.blocks:
+        for block in self._own:
             small = [block.inner(a, b) for a, b in ((drawn, drawn), (drawn, images), (images, images))]
             known = [torch.cat([block.inner(Q, V), block.inner(F, V)]) for V in (drawn, images)]
             ww, wy, yy, Ww, Wy = np.split(
@@ -172,12 +174,17 @@ def largest_of_block(
     """
 
     def multiply(X: Tensor, /) -> Tensor:
-        return block.take(A @ block.embed(X, A.n))
+        with sharded(A.shard):  # of ranks, all have the block's vectors as a whole
+            return block.take(whole(A @ part(block.embed(X, A.n))))
 
     masked = Symmetric(block.size, A.dtype, A.device, multiply, decide=A.decide)
-    shared = SharedPass(masked, seed=seed, storage=storage, probes=False)
+    with sharded(None):
+        return _largest(SharedPass(masked, seed=seed, storage=storage, probes=False), confidence, budget, rounding)
+
+
+def _largest(shared: SharedPass, confidence: float, budget: float, rounding: float) -> Bracket | None:
     found: Bracket | None = None
-    while shared.hvps < min(budget, _MAX_STEPS_PER_BLOCK, block.size):
+    while shared.hvps < min(budget, _MAX_STEPS_PER_BLOCK, shared.A.n):
         shared.extend(1, lambda values, count: np.argsort(-values, kind="stable")[:count])
         if shared.krylov.undisturbed is not None:
             break  # after a restart the upper end improves no more

@@ -160,12 +160,14 @@ class _Rest:
 def _read(shared: SharedPass, rest: _Rest, tolerance: Tolerance) -> Diagonal:
     known, n = _known(shared), shared.A.n
     rounding = shared.krylov.projection.sum_error(shared.A.eps, shared.krylov.projection.norm)
-    count, errors = 0, torch.full((n,), math.inf, dtype=torch.float64)
+    rows = len(known)
+    count, errors = 0, torch.full((rows,), math.inf, dtype=torch.float64)
     if shared.dimension == 0:
-        errors = torch.full((n,), rounding / math.sqrt(n), dtype=torch.float64)
+        errors = torch.full((rows,), rounding / math.sqrt(n), dtype=torch.float64)
     elif (found := rest.read()) is not None:
         count, more, errors = found
         known += more
+    known, errors = whole(known[:, None])[:, 0], whole(errors[:, None])[:, 0]
     length = float(known.norm())
     spread = float(errors.norm())
     if shared.dimension:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors
 from hvpspec.bounds.missed import Count, beyond, block_shows_all_copies, no_copies, nothing_missed
 from hvpspec.bounds.zero_rows import pairs_with_zeros
-from hvpspec.distributed.shard import over_ranks
+from hvpspec.distributed.shard import over_ranks, whole
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.shared_pass import SharedPass, least_basis
 from hvpspec.krylov.basis import check_storage
@@ -238,9 +238,9 @@ def with_zero_rows(krylov: Krylov, pairs: Eigenpairs, wanted: Wanted) -> Eigenpa
     """
     if not krylov.zeros:
         return pairs
-    zero = np.ones(krylov.zeros, bool) if krylov.zero is None else krylov.zero.cpu().numpy()
+    zero = np.ones(krylov.zeros, bool) if krylov.zero is None else whole(krylov.zero[:, None])[:, 0].cpu().numpy()
     k = len(pairs.values) if wanted.which == "LM" and krylov.m < krylov.n else wanted.k
-    return pairs_with_zeros(pairs, zero, k, wanted.choose)
+    return pairs_with_zeros(pairs, zero, k, wanted.choose, krylov.positions.start)
 
 
 def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz, verify: Wanted | None) -> Eigenpairs:

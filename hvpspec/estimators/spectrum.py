@@ -201,8 +201,7 @@ class Pass:
         if start is not None and options.block_size > 1:
             raise InputError("start needs block_size=1; leave out one of the two.")
         self.options, self.tolerance, self.callback = options, options.tolerance, callback
-        self.k = min(options.k, operator.n)
-        self.wanted = Wanted(options.k, options.which, options.tol)
+        self.k, self.wanted = min(options.k, operator.n), Wanted(options.k, options.which, options.tol)
         self.storage = check_storage(options.basis_memory, options.basis_on)
         self.blocks = () if options.blocks is None else find_blocks(A, options.blocks)
         self.shared = SharedPass(
@@ -397,6 +396,5 @@ class Pass:
 
     def _find_density(self) -> None:
         pairs = self.known.eigenpairs
-        found = self.wanted if pairs is not None and pairs.converged else None
-        for density in self.density.found(lambda: self.left, found):
+        for density in self.density.found(lambda: self.left, self.wanted if pairs and pairs.converged else None):
             self.report("density", None, density=density)

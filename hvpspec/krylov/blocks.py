@@ -45,8 +45,17 @@ class BlockRows:
             return X[self.positions[0]]
         return torch.cat([X[rows] for rows in self.positions])
 
+    def within(self, rows: range) -> BlockRows:
+        """The positions that lie in these rows, counted from the first of them; the size remains that of the block."""
+        if isinstance(self.positions, Tensor):
+            inside = (self.positions >= rows.start) & (self.positions < rows.stop)
+            return BlockRows(self.name, self.size, self.positions[inside] - rows.start)
+        cut = [(max(part.start, rows.start), min(part.stop, rows.stop)) for part in self.positions]
+        own = tuple(slice(start - rows.start, stop - rows.start) for start, stop in cut if start < stop)
+        return BlockRows(self.name, self.size, own or (slice(0, 0),))
+
     def inner(self, A: Tensor, B: Tensor) -> Tensor:
-        """A_bᵀB_b of the rows in the block: shape (a, b), in float64, on B's device.
+        """A_bᵀB_b of the rows in the block: shape (a, b), in float64, on B's device; of ranks, the sum over them.
 
         In pieces: a block may have most of the rows, and A may be a basis that is larger than the memory of B's device.
         """

@@ -37,6 +37,8 @@ def keeping(
     """
     if journal is None:
         yield A, None
+    elif A.shard is not None:
+        raise InputError("runs of several ranks keep no journal yet; leave journal out.")
     elif isinstance(journal, Journal):
         yield journaled(A, journal), journal
         journal.ended()

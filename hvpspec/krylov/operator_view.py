@@ -237,7 +237,7 @@ def as_symmetric(A: Any) -> Symmetric:
 
 def within_time(A: Symmetric) -> tuple[Symmetric, Pace]:
     """The operator with products that raise OutOfTime where there is no time for them, and their pace."""
-    agreed = None if A.shard is None else A.shard.group.agreed
+    agreed = A.shard.group.agreed if A.shard else None
     pace = Pace(A.expected_seconds, recomputes=A.recompute is not None, agreed=agreed)
     multiply, by_folds, again = A.multiply, A.multiply_by_folds, A.recompute
 
@@ -277,13 +277,12 @@ def refuse_asymmetric(defect: float, scale: float, limit: float = ASYMMETRY_LIMI
 
 
 def _from_data_operator(A: Any) -> Symmetric:
-    spread = getattr(A, "spread", None)
-    of = spread or A  # what takes vectors
+    of = getattr(A, "spread", None) or A  # what takes vectors
     folds = min(A.batch_count(), MAX_FOLDS)
     by_folds = _reduced(of.multiply_by_folds) if folds > 1 else None
     engine_state = getattr(A, "state", dict)
     recompute = getattr(of, "recompute", None) if A.torch_dtype != torch.float64 else None
-    shard: Shard | None = getattr(spread, "shard", None)
+    shard: Shard | None = getattr(of, "shard", None)
     return Symmetric(
         A.shape[0],
         A.torch_dtype,
@@ -338,8 +337,6 @@ def _read(parts: list[Tensor]) -> list[np.ndarray]:
 
 def _check_sum(whole: np.ndarray, weights: list[float], parts: list[np.ndarray]) -> None:
     """That xᵀHx is the mean of its parts by folds, each (3, b) as `_products_of_columns` gives them."""
-    if not parts:
-        return
     total = sum(weight * along for weight, (along, _, _) in zip(weights, parts, strict=True))
     scale = sum(weight * np.sqrt(xx * yy) for weight, (_, xx, yy) in zip(weights, parts, strict=True))
     off = np.abs(sum(weights) * whole[0] - total)

@@ -267,10 +267,8 @@ class Objective:
         if self._counting is None:
             guessed, seeded = self.loss.given == "model", self.noise_seed is not None
             look = counting_of_sums if self.reduction == "sum" and not guessed else measured
-            data = to_measure(self.data)
-            self._counting = look(
-                data, self._place, self.dtype, guessed=guessed, seeded=seeded, trust=not self._measure
-            )
+            how = {"guessed": guessed, "seeded": seeded, "trust": not self._measure}
+            self._counting = look(to_measure(self.data), self._place, self.dtype, **how)
         if self._factor is None:
             by_batch = self._counting.by == BATCHES
             self._weight = self._factor = float(self.batch_count()) if by_batch else self._total_weight()

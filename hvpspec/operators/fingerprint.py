@@ -26,13 +26,23 @@ def fingerprint(objective: Objective, loss: LossValue) -> dict[str, Any]:
     """
     exact = objective.device.type == "cpu"
     return {
-        "values of the model": _digest(_of_model(objective)),
+        "values of the model": digest_of_model(objective),
         "parameters chosen": _digest([repr(objective.space.names)]),
-        "batches": _digest(_of_data(objective.data)),
+        "batches": digest_of_data(objective.data),
         "loss on the data": repr(loss.value) if exact else f"{loss.value:.6g}",
         "weight of the data": loss.weight,
         "noise seed": objective.noise_seed,
     }
+
+
+def digest_of_model(objective: Objective) -> str:
+    """Of the model's values, by name."""
+    return _digest(_of_model(objective))
+
+
+def digest_of_data(data: Iterable[Any]) -> str:
+    """Of the batches, in their order."""
+    return _digest(_of_data(data))
 
 
 def _of_model(objective: Objective) -> Iterator[str | Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hvpspec.distributed.group import group_of
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
 from hvpspec.objective.losses.loss import LossFunction, LossValue
@@ -18,8 +20,9 @@ from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.objective.subsets.shares import share_of
 from hvpspec.operators.fingerprint import fingerprint
 from hvpspec.operators.parts.folds import Folds
-from hvpspec.operators.parts.ranks import Ranks, Spread, group_of
-from hvpspec.operators.tensors import TensorOperator, torch_dtype
+from hvpspec.operators.parts.over_engine import OverEngine
+from hvpspec.operators.parts.ranks import Ranks, Spread
+from hvpspec.operators.tensors import torch_dtype
 from hvpspec.options import MATRIX_NAMES, Engine, Matrix, Reduction
 from hvpspec.oracle import Chooser, autograd
 from hvpspec.results.estimate import Recomputed
@@ -29,7 +32,7 @@ from hvpspec.validation import check_flag
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
-class HessianOperator(TensorOperator):
+class HessianOperator(OverEngine):
     """The Hessian of a training loss, as a symmetric matrix that is never stored.
 
     The loss is the weighted mean of `loss` over `data`, in eval mode, as a function of the chosen parameters of
@@ -241,66 +244,6 @@ class HessianOperator(TensorOperator):
         of_loss = fingerprint(self.objective, loss or self.loss())
         return {**of_loss, "matrix": self.matrix, "engine": self._product.name}
 
-    def state(self) -> dict[str, Any]:
-        """How the next product would be computed, as far as measurements have decided that; JSON-ready."""
-        return self._product.state()
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Goes on computing as an operator in another process would have, whose `state()` this is.
-
-        Parameters
-        ----------
-        state : dict
-            What that returned.
-        """
-        self._product.resume(state)
-
-    def verified(self) -> None:
-        """Says that products need not be verified before the first one: a preflight does that more thoroughly."""
-        self._product.verified()
-
-    def expect(self, products: int) -> None:
-        """Announces how many products are about to be asked for, by which "auto" judges whether to change the engine.
-
-        Parameters
-        ----------
-        products : int
-            Number of HVPs to come.
-        """
-        self._product.expect(products)
-
-    def expected_seconds(self, products: int) -> float:
-        """The time that products are expected to take, judging by those already made.
-
-        Parameters
-        ----------
-        products : int
-            Number of HVPs.
-
-        Returns
-        -------
-        float
-            Seconds; NaN before the first product.
-        """
-        return self._product.expected_seconds(products)
-
-    def expected_saved_bytes(self, products: int, taken: int) -> int:
-        """The memory that activations still to be saved are expected to take.
-
-        Parameters
-        ----------
-        products : int
-            Number of HVPs to come.
-        taken : int
-            Bytes that one product takes now.
-
-        Returns
-        -------
-        int
-            Bytes beyond what is held now.
-        """
-        return self._product.expected_saved_bytes(products, taken)
-
     def loss(self) -> LossValue:
         """The loss on the data. Costs one forward pass over the data and no HVP.
 
@@ -347,6 +290,17 @@ class HessianOperator(TensorOperator):
             product = self._product(columns, (lambda *batch: check_time()) if limited else None)
         self.hvps += columns.shape[1]
         return product
+
+    def alone(self) -> HessianOperator:
+        """The operator of this rank's batches alone, which other ranks know nothing of; itself without ranks."""
+        other = copy.copy(self)
+        other._ranks = other.spread = None
+        return other if self._ranks else self
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that share the work, if it is shared."""
+        return self._ranks
 
     def local(self, columns: Tensor) -> Tensor:
         """The product where vectors are spread over ranks: to be called on all of them.

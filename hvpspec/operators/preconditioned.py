@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import content
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.operators.parts.ranks import Spread
 from hvpspec.operators.preconditioner import Preconditioner
 from hvpspec.operators.tensors import TensorOperator, _product
 from hvpspec.options import Matrix
@@ -164,6 +166,11 @@ class PreconditionedOverData(PreconditionedOperator):
         return self.A.objective
 
     @property
+    def spread(self) -> _Spread | None:
+        """With a rank's rows of the vectors, where they are spread over ranks."""
+        return None if self.A.spread is None else _Spread(self, self.A.spread)
+
+    @property
     def hvps(self) -> int:
         """Number of products so far, those of A."""
         return self.A.hvps
@@ -242,6 +249,22 @@ class PreconditionedOverData(PreconditionedOperator):
             receive(number, weight, self._finished(product, scaled))
 
         return self._finished(self.A.multiply_by_folds(scaled, folds, finish), scaled)
+
+
+class _Spread:
+    """On a rank, with its rows of the vectors: see `hvpspec.operators.parts.ranks.Spread`."""
+
+    def __init__(self, operator: PreconditionedOverData, inner: Spread) -> None:
+        self.shard, own = inner.shard, copy.copy(operator)
+        own.scale = self.shard.part(operator.scale)
+        own.shift = self.shard.part(operator.shift) if operator.shift.ndim else operator.shift
+        own.A = inner  # type: ignore[assignment]
+        self.multiply_by_folds, self.recompute, self.fresh = own.multiply_by_folds, own.recompute, own.fresh
+        self._own = own
+
+    def matmat(self, columns: Tensor) -> Tensor:
+        scaled = self._own._times_scale(columns)
+        return self._own._finished(self._own.A.matmat(scaled), scaled)
 
 
 PreconditionedOverData.__name__ = PreconditionedOperator.__name__  # in repr: how it is made is nobody's business

@@ -75,14 +75,25 @@ class DataSource:
         return counted(self.batches, "batch", "batches") if self.batches else None
 
 
+@dataclass(frozen=True)
+class RankList:
+    """The processes that shared the work. hosts: how many machines. devices: that of each rank."""
+
+    count: Count
+    backend: str
+    hosts: Count
+    devices: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """All that is needed to compute a spectrum again, and to judge whether two spectra are comparable.
 
     Each field may be missing, as some are in files of older versions. model, loss: how they were named. options: what
-    was asked for, by name. parameters: how many the model has. versions: of hvpspec, Python and the packages that it
-    uses. command: the command line, argument by argument. finished: date and time (ISO 8601). seconds: the whole run,
-    loading included, over all processes if it was interrupted.
+    was asked for, by name. ranks: where several processes have shared the work. parameters: how many the model has.
+    versions: of hvpspec, Python and the packages that it uses. command: the command line, argument by argument.
+    finished: date and time (ISO 8601). seconds: the whole run, loading included, over all processes if it was
+    interrupted.
     """
 
     checkpoint: Annotated[CheckpointFile | None, LEFT_OUT] = None
@@ -94,6 +105,7 @@ class Provenance:
     seed: _Count = None
     dtype: _Text = None
     device: _Text = None
+    ranks: Annotated[RankList | None, LEFT_OUT] = None
     threads: _Count = None
     engine: _Text = None
     engine_plan: _Text = None

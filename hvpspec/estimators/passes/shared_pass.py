@@ -66,9 +66,8 @@ def share_room(room: int, n: int, itemsize: int, least: int, *, probes: bool) ->
 def too_little_room(room: int, needed: int, n: int, itemsize: int) -> str:
     """The message of an InputError."""
     return (
-        f"there is room for {room} vectors of {n:,} numbers, and at least {needed} "
-        f"({readable(needed * n * itemsize)}) are needed; raise basis_memory, or keep the basis on the CPU "
-        "or on disk (basis_on)."
+        f"there is room for {room} vectors of {n:,} numbers, and at least {needed} ({readable(needed * n * itemsize)}) "
+        "are needed; raise basis_memory, or keep the basis on the CPU or on disk (basis_on)."
     )
 
 

@@ -94,6 +94,11 @@ def _own_sampler(data: Any) -> DistributedSampler[Any] | None:
     return sampler if isinstance(sampler, DistributedSampler) else None
 
 
+def all_batches(data: Iterable[Any]) -> Iterable[Any]:
+    """Those of all ranks, as far as this one can read them."""
+    return (data.whole or data.all_data) if isinstance(data, Share) else data
+
+
 def numbered(data: Iterable[Any]) -> Iterator[tuple[int, Any]]:
     """The batches with their numbers among all of them."""
     return zip(data.numbers, data, strict=False) if isinstance(data, Share) else enumerate(data)

@@ -9,7 +9,10 @@ x is gathered, multiplied as in one process, and of the sum each rank gets its r
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Callable
+from importlib import metadata
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,14 +20,16 @@ from torch import Tensor
 
 from hvpspec.distributed.group import Group
 from hvpspec.distributed.shard import Shard
-from hvpspec.errors import InputError
 from hvpspec.objective.losses.conventions import NoWeight
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.subsets.shares import Share
+from hvpspec.operators.fingerprint import digest_of_data, digest_of_model
 from hvpspec.operators.parts.folds import Folds, Receive
+from hvpspec.results.record import RankList
 from hvpspec.system.stops import asked
 from hvpspec.system.time_limit import check_time, interruptible
+from hvpspec.wording import device_name
 
 OnBatch = Callable[[int, float, Tensor | None], None]
 Product = Callable[[Tensor, OnBatch], Tensor]
@@ -38,6 +43,7 @@ class Ranks:
         self.group, self.shard = group, Shard(group, objective.space.n)
         self._objective, self._share = objective, objective.data
         self._settled = False
+        self._described: RankList | None = None
 
     @property
     def batch_count(self) -> int:
@@ -88,10 +94,19 @@ class Ranks:
         how = "float64" if set(known) == {"float64"} else "other rounding"
         return self.shard.added_part(product) / self._total(weight), how
 
+    def described(self) -> RankList:
+        """Who they are; to be called on all of them the first time."""
+        if self._described is None:
+            devices = self.group.told(device_name(self._objective.device))
+            hosts = self.group.told(platform.node())
+            self._described = RankList(self.group.size, self.group.backend, len(set(hosts)), tuple(devices))
+        return self._described
+
     def settle(self) -> None:
         """Agrees on what the loss is a mean over, and on its total weight. Costs what measuring that costs."""
         if self._settled:
             return
+        self._compare()
         has_data, objective = bool(self._share.numbers), self._objective
 
         def counting() -> str:
@@ -106,6 +121,7 @@ class Ranks:
             self.group.together(counting)
         own = self.group.together(lambda: self._value() if has_data else None)
         objective.is_part_of(self._total(0.0 if own is None else own.weight))
+        self.described()
         self._settled = True
 
     def loss(self) -> LossValue:
@@ -120,6 +136,26 @@ class Ranks:
         if weight == 0:
             raise NoWeight
         return LossValue(value / weight, weight, batches, size / weight, None if -1 in samples else int(sum(samples)))
+
+    def _compare(self) -> None:
+        """Raises InputError where ranks were given different things."""
+        objective, share = self._objective, self._share
+        first = [] if share.whole is None else list(islice(share.whole, 1))
+        packages = ("hvpspec", "torch", "numpy")
+        options = (objective.matrix, objective.dtype, objective.reduction, objective.noise_seed, objective.device.type)
+
+        def known() -> dict[str, Any]:
+            return {
+                f"version of {', '.join(packages)}": [metadata.version(name) for name in packages],
+                "choice of parameters": repr(objective.space.names),
+                "model": digest_of_model(objective),
+                "first batch or number of batches": [share.of * (share.whole is not None), digest_of_data(first)],
+                "loss": objective.loss.name,
+                "matrix, dtype, reduction, noise seed or kind of device": repr(options),
+            }
+
+        for name, value in self.group.together(known).items():
+            self.group.same(name, value)
 
     def _value(self) -> LossValue | None:
         try:
@@ -184,19 +220,3 @@ class Spread:
     def fresh(self, columns: Tensor) -> Tensor:
         """The product as the engine autograd computes it now."""
         return self._ranks.local(lambda X, on_batch: self._operator.fresh(X), columns)
-
-
-def group_of(group: Any) -> Group | None:
-    """The ranks of the option `group`: None for those of the process group, if there is one; False for none."""
-    import torch.distributed as dist
-
-    if isinstance(group, Group):
-        return group
-    if group is False or (group is None and not (dist.is_available() and dist.is_initialized())):
-        return None
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise InputError(
-            f"group must be a torch.distributed process group, None for that of all ranks, or False for none; got "
-            f"{type(group).__name__}."
-        )
-    return Group(group) if dist.get_world_size(group) > 1 else None

@@ -1,0 +1,92 @@
+"""Commands under torchrun: the ranks join, the first one of them prints and writes, and all end in the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+from hvpspec.errors import InputError, LostRank
+from hvpspec.system.stops import holding
+
+_SECONDS_IN_A_COLLECTIVE = 300.0  # at most: all ranks are at it when it begins
+_SPREAD = ("spectrum", "check", "demo")  # commands that ranks work on together
+_ALONE = ("compare",)  # commands that read files only
+
+
+def is_under_torchrun() -> bool:
+    """Whether this process is one of several that torchrun, or something like it, has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def leads() -> bool:
+    """Whether this process prints and writes."""
+    return not is_under_torchrun() or os.environ["RANK"] == "0"
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the first rank may not say what has happened."""
+    return isinstance(error, LostRank) and error.rank in (0, None)
+
+
+@contextlib.contextmanager
+def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """The process group, while a command runs; the arguments of this rank's command.
+
+    Ranks but the first print nothing, and write to a folder that is removed. An error on one rank ends all of them.
+    Signals are noted, and raised in the next product, on all ranks at once.
+    """
+    import torch.distributed as dist
+
+    from hvpspec.distributed.group import group_of
+
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    if command in _ALONE:
+        if leads():
+            yield list(arguments)
+        return
+    if command is not None and command not in _SPREAD:
+        raise InputError(f"hvpspec {command} runs as one process; start it without torchrun.")
+    backend = _backend(arguments)
+    dist.init_process_group(backend, timeout=timedelta(seconds=_SECONDS_IN_A_COLLECTIVE))
+    group = group_of(None)
+    assert group is not None
+    with contextlib.ExitStack() as stack:
+        own = [*arguments, *(["--no-journal"] if command in ("spectrum", "demo") else [])]
+        if not leads():
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hvpspec-rank-"))
+            own += ["--out", folder, *(["--force"] if command in ("spectrum", "demo") else [])]
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        stack.enter_context(holding())
+        try:
+            group.same("command line", list(arguments))
+            yield own
+            group.together(lambda: None)  # the first rank has written all files
+        except BaseException as error:
+            group.leave(error)
+            raise
+    dist.destroy_process_group()
+
+
+def _backend(arguments: Sequence[str]) -> str:
+    """NCCL where the command asks for a GPU, one for each rank of a machine; else gloo."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    given = next((value for word, value in itertools.pairwise(words) if word == "--device"), "cpu")
+    if not given.startswith("cuda"):
+        return "gloo"
+    import torch
+
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        here = os.environ.get("LOCAL_WORLD_SIZE", str(number + 1))
+        raise InputError(
+            f"{here} ranks on this machine have {count} GPUs, and each needs one; start {max(count, 1)} "
+            "(torchrun --nproc-per-node), or leave out --device cuda."
+        )
+    torch.cuda.set_device(number)
+    return "nccl"

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "hvpspec"
 # From the ground up: a module may import from its own floor and from those below.
 FLOORS = (
     "ground",  # the files of the package itself
-    "system", "distributed", "results", "demo", "checkpoint", "kernels", "objective", "oracle", "operators", "krylov", "bounds",
-    "estimators", "preflight", "plots", "report", "runs", "cli",
+    "system", "distributed", "results", "demo", "checkpoint", "kernels", "objective", "oracle", "operators", "krylov",
+    "bounds", "estimators", "preflight", "plots", "report", "runs", "cli",
 )  # fmt: skip
 TOP = ("hvpspec", "hvpspec.__main__")  # these two may import from everywhere; nothing imports them
 NUMERICS = ("krylov", "bounds", "estimators")  # for any symmetric operator

@@ -27,7 +27,7 @@ DEFAULT_PATIENCE = 40.0  # seconds without a sign of life after which a rank is 
 _NUMBER = "="  # begins a message that is no error
 _SECONDS_TO_STOP = 4.0  # without a sign of life, once a signal has asked this process to stop
 _SECONDS_BETWEEN_LOOKS = 0.5  # for signs of life, and for signals, during a wait
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 5e-5, 1e-2  # seconds between looks for what is waited for
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 5e-5, 2e-3  # seconds between looks for what is waited for
 
 Result = TypeVar("Result")
 
@@ -48,7 +48,7 @@ class Group:
         self._store = dist.distributed_c10d.PrefixStore(f"hvpspec/{members}", store)
         self._pulse = Pulse(self._store, self.rank)
         self._round = 0
-        self._has_left = False
+        self._has_left, self._epoch = False, 0
         self._told_of: BaseException | None = None  # an error that all ranks know of
         self.bytes_sent = 0  # of this rank, in collectives of long vectors
 
@@ -145,17 +145,18 @@ class Group:
 
     def told(self, words: str) -> list[str]:
         """What each rank says, in their order."""
+        self._come_back()
         number, self._round = self._round, self._round + 1
-        self._store.set(f"{number}/{self.rank}", words)
+        self._store.set(f"{self._epoch}/{number}/{self.rank}", words)
         if self.rank == 0:
-            said = [self._heard(f"{number}/{rank}", rank) for rank in range(self.size)]
-            self._store.set(f"{number}/all", json.dumps(said))
+            said = [self._heard(f"{self._epoch}/{number}/{rank}", rank) for rank in range(self.size)]
+            self._store.set(f"{self._epoch}/{number}/all", json.dumps(said))
             for rank in range(self.size) if number else ():  # all have read what was said in the last round
-                self._store.delete_key(f"{number - 1}/{rank}")
+                self._store.delete_key(f"{self._epoch}/{number - 1}/{rank}")
             if number > 1:
-                self._store.delete_key(f"{number - 2}/all")
+                self._store.delete_key(f"{self._epoch}/{number - 2}/all")
             return said
-        verdict: list[str] = json.loads(self._heard(f"{number}/all", 0))
+        verdict: list[str] = json.loads(self._heard(f"{self._epoch}/{number}/all", 0))
         return verdict
 
     def agreed(self, value: Any) -> Any:
@@ -177,14 +178,15 @@ class Group:
         """Says that this rank goes no further, so that the others need not wait for it."""
         if error is not self._told_of:
             with contextlib.suppress(Exception):
-                self._store.set(f"left/{self.rank}", as_told(error))
+                self._store.set(f"{self._epoch}/left/{self.rank}", as_told(error))
                 self._has_left = True
 
     def _come_back(self) -> None:
-        """Whoever has caught an error, on all ranks, may go on."""
+        """Whoever has caught an error may go on, once all ranks have it: what each says then is of the same call."""
         if self._has_left:
-            self._store.delete_key(f"left/{self.rank}")
-            self._has_left = False
+            for rank in range(self.size):
+                self._heard(f"{self._epoch}/left/{rank}", rank)
+            self._epoch, self._round, self._has_left = self._epoch + 1, 0, False
 
     def _heard(self, key: str, rank: int) -> str:
         """What is under the key, once it is there. Raises LostRank where the rank does not show any life."""
@@ -207,8 +209,9 @@ class Group:
             if (now := self._pulse.of(rank)) != last:
                 last, since = now, looked
             error: BaseException | None = None
-            if self._store.check([f"left/{rank}"]) and not self._store.check([key]):
-                error = raised_again(self._store.get(f"left/{rank}").decode(), rank)
+            left = f"{self._epoch}/left/{rank}"
+            if self._store.check([left]) and not self._store.check([key]):
+                error = raised_again(self._store.get(left).decode(), rank)
             elif (stop := asked()) is not None and looked > since + _SECONDS_TO_STOP:
                 error = stop
             elif looked > since + self.patience:

@@ -14,7 +14,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hvpspec.distributed.group import Group, shares
@@ -56,6 +58,11 @@ class Shard:
         """The whole vectors (n, b) of which each rank gives its rows. On every rank; n b numbers are received."""
         return self.group.gathered(part, self.lengths)
 
+    def whole_array(self, part: NDArray[Any]) -> NDArray[Any]:
+        """`whole` for an array, on the CPU."""
+        device = "cuda" if self.group.backend == "nccl" else "cpu"
+        return self.whole(torch.from_numpy(np.ascontiguousarray(part)).to(device)).cpu().numpy()
+
     def added_part(self, whole: Tensor) -> Tensor:
         """This rank's rows of the sum over the ranks of `whole` (n, b)."""
         return self.group.scattered(whole, self.lengths)
@@ -90,6 +97,8 @@ def over_ranks(estimator: Callable[P, Result]) -> Callable[P, Result]:
         shard = getattr(getattr(operator, "spread", operator), "shard", None)
         if shard is None:
             return estimator(*args, **kwargs)
+        if (callback := kwargs.get("callback")) is not None:  # what it raises on one rank is raised on all
+            kwargs["callback"] = lambda found: shard.group.together(lambda: callback(found))  # type: ignore[operator]
         with sharded(shard):
             return estimator(*args, **kwargs)
 

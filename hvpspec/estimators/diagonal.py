@@ -24,7 +24,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from hvpspec.distributed.shard import over_ranks
+from hvpspec.distributed.shard import over_ranks, whole
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.extend_or_probe import choose, ends
 from hvpspec.estimators.passes.shared_pass import SharedPass

@@ -238,7 +238,9 @@ def with_zero_rows(krylov: Krylov, pairs: Eigenpairs, wanted: Wanted) -> Eigenpa
     """
     if not krylov.zeros:
         return pairs
-    zero = np.ones(krylov.zeros, bool) if krylov.zero is None else whole(krylov.zero[:, None])[:, 0].cpu().numpy()
+    zero = np.ones(krylov.zeros)
+    if krylov.zero is not None:
+        zero = whole(krylov.zero[:, None].byte())[:, 0].cpu().numpy()
     k = len(pairs.values) if wanted.which == "LM" and krylov.m < krylov.n else wanted.k
     return pairs_with_zeros(pairs, zero, k, wanted.choose, krylov.positions.start)
 
@@ -247,7 +249,7 @@ def finish(shared: SharedPass, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz
     """The eigenpairs with vectors and, if they are to be verified, with measured residuals."""
     krylov = shared.krylov
     vectors = krylov.vectors(ritz.coefficients[:, chosen])
-    pairs = replace(pairs, vectors=vectors.cpu().numpy())
+    pairs = replace(pairs, vectors=vectors.cpu().numpy(), shard=shared.A.shard)
     if verify is None:
         return pairs
     # By the Krylov relation H v = θ v + F Cᵀs. The difference between this and the product is the noise of the HVP.

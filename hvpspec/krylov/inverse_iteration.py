@@ -90,7 +90,7 @@ def nearest(
             report()
     except BudgetSpent:
         pass
-    return None if found is None else replace(found, vectors=known[0][0].cpu().numpy())
+    return None if found is None else replace(found, vectors=known[0][0].cpu().numpy(), shard=A.shard)
 
 
 def orthonormal(V: Tensor, smallest: float = 0.0) -> tuple[Tensor, np.ndarray]:

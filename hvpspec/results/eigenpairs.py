@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -55,6 +55,8 @@ class Eigenpairs(Stored):
         Of λ_max of the population that the data are a sample of, if the batches are a random sample of it.
     population_reason : str or None
         Why there is no such interval; None where there is one, and for an operator without data.
+    shard : Shard or None
+        Where ranks share the work: which rows of the `vectors` this one has; see `gather`.
 
     Examples
     --------
@@ -83,11 +85,24 @@ class Eigenpairs(Stored):
     reached: Annotated[NDArray[np.bool_] | None, Column("eigenvalues", "converged"), LEFT_OUT] = None
     population: Annotated[Bracket | None, LEFT_OUT] = None
     population_reason: Annotated[str | None, LEFT_OUT] = None
+    shard: Any = None
 
     json_order: ClassVar = (
         "values", "error", "residuals", "data_error", "reached", "converged", "all_copies", "hvps", "verified",
         "largest", "smallest", "population", "population_reason",
     )  # fmt: skip
+
+    def gather(self) -> Eigenpairs:
+        """The same with whole vectors on every rank: to be called on all that share the work.
+
+        Returns
+        -------
+        Eigenpairs
+            With ``vectors`` of shape (n, k); the same ones where they are whole already. Receives n k numbers.
+        """
+        if self.shard is None or self.vectors is None:
+            return self
+        return replace(self, vectors=self.shard.whole_array(self.vectors), shard=None)
 
     @property
     def lambda_max(self) -> Bracket | None:

@@ -97,7 +97,7 @@ def track(
         cold = None
         if measure_savings:
             cold = found.hvps if start is None else spectrum(A, k, **own).hvps
-        vectors = None if found.eigenpairs is None else found.eigenpairs.vectors
+        vectors = None if found.eigenpairs is None else found.eigenpairs.gather().vectors
         if vectors is None:  # a time limit has ended the run before its first product
             yield Tracked(found, None, cold, eigenvalue_hvps)
             continue

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from hvpspec.errors import InputError
-from hvpspec.objective.batches import check_data
+from hvpspec.objective.batches import Batches, check_data
 from hvpspec.objective.subsets.sampled_batches import SampledBatches, number_of
 
 _COMPARED_BATCHES = 2  # of all data, with which each rank begins to measure what the loss is a mean over
@@ -61,6 +61,7 @@ def share_of(data: Iterable[Any], rank: int, size: int) -> Share:
     if isinstance(data, Share):
         return data
     data = check_data(data)
+    data = data.all_data if type(data) is Batches else data
     if (sampler := _own_sampler(data)) is not None:
         return _given_share(data, sampler, rank, size)
     of = number_of(data)

@@ -52,7 +52,7 @@ class Ranks:
 
     def local(self, product: Product, columns: Tensor) -> Tensor:
         """This rank's rows of the product, for its rows of the vectors."""
-        whole = self.shard.whole(columns)
+        whole = self._gathered(columns)
         own, weight = self._own(product, whole, lambda *batch: None)
         total = self._total(weight)
         return self.shard.added_part(own * weight) / total
@@ -65,7 +65,7 @@ class Ranks:
 
     def local_by_folds(self, product: Product, columns: Tensor, folds: int, receive: Receive) -> Tensor:
         """As `local`; `receive` gets this rank's rows of the product of each fold of all ranks' batches."""
-        whole = self.shard.whole(columns)
+        whole = self._gathered(columns)
 
         def close(fold: int, weight: float, total: Tensor) -> None:
             together = sum(self.group.met(weight))
@@ -83,7 +83,7 @@ class Ranks:
     ) -> tuple[Tensor, Any] | None:
         """What `HessianOperator.recompute` returns, of all ranks' batches and for this rank's rows."""
         self.settle()
-        whole = self.shard.whole(columns)
+        whole = self._gathered(columns)
         has_data = bool(self._share.numbers)
         found = self.group.together(lambda: again(whole) if has_data else (torch.zeros_like(whole), "float64"))
         known = self.group.told("" if found is None else found[1])
@@ -93,6 +93,11 @@ class Ranks:
         product = found[0].to(torch.float64) * weight
         how = "float64" if set(known) == {"float64"} else "other rounding"
         return self.shard.added_part(product) / self._total(weight), how
+
+    def _gathered(self, columns: Tensor) -> Tensor:
+        """The whole vectors; where a rank was interrupted since the last product, all are."""
+        self.group.together(_check_stops)
+        return self.shard.whole(columns)
 
     def described(self) -> RankList:
         """Who they are; to be called on all of them the first time."""
@@ -171,8 +176,7 @@ class Ranks:
 
         def each(*batch: Any) -> None:
             check_time()
-            if (stop := asked()) is not None:
-                raise stop
+            _check_stops()
             with self.group.passing_on():
                 on_batch(*batch)
 
@@ -191,6 +195,11 @@ class Ranks:
         if total == 0:
             raise NoWeight
         return total
+
+
+def _check_stops() -> None:
+    if (stop := asked()) is not None:
+        raise stop
 
 
 class Spread:

@@ -315,7 +315,8 @@ class Linearized:
         self.together = 1
         if self._saved is None or not self._saved.batches:
             return 1
-        batch, n, device = self._saved.batches[0], self.objective.space.n, self.objective.device
+        first = next(iter(self._saved.batches.values()))
+        batch, n, device = first, self.objective.space.n, self.objective.device
         # About as much as is saved where nothing is repeated.
         each, limit = batch.program.recording.levels[0].size, self._limit or SAVED_SHARE * free_memory(device)
         # Of its own: the global one may still be held by a capture that has failed.

@@ -1,0 +1,33 @@
+"""A rank's part of a random vector is that part of the whole one."""
+
+import pytest
+import torch
+
+from hvpspec.distributed.group import shares
+from hvpspec.krylov.blocks import BlockRows
+from hvpspec.krylov.vectors import CHUNK, gaussian, probes, rademacher
+
+N = 70 * CHUNK + 13  # more than is filled at once
+ROWS = [range(10), range(7, 99), range(CHUNK - 6, CHUNK + 9), range(64 * CHUNK - 5, N), range(N - 1, N)]
+OPTIONS = {"seed": 3, "dtype": torch.float64, "device": torch.device("cpu")}
+
+
+@pytest.mark.parametrize("draw", [rademacher, probes, lambda rows, numbers, **of: gaussian(rows, numbers[0], **of)])
+def test_random_vectors(draw):
+    whole = draw(N, [2, 5], **OPTIONS)
+    for rows in ROWS:
+        assert torch.equal(draw(rows, [2, 5], **OPTIONS), whole[rows.start : rows.stop])
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 1), (10, 3), (3, 3), (1000, 7)])
+def test_parts_are_as_equal_as_possible(n, size):
+    found = shares(n, size)
+    assert sum(found) == n
+    assert max(found) - min(found) <= 1
+
+
+@pytest.mark.parametrize("positions", [(slice(2, 5), slice(7, 9)), torch.tensor([8, 1, 4])])
+def test_rows_of_a_block(positions):
+    block, X = BlockRows("b", 0, positions), torch.arange(10.0)[:, None]
+    parts = [block.within(rows).take(X[rows.start : rows.stop]) for rows in (range(4), range(4, 6), range(6, 10))]
+    assert sorted(torch.cat(parts)[:, 0].tolist()) == sorted(block.take(X)[:, 0].tolist())

@@ -64,19 +64,27 @@ class Ranks:
         return self.group.added(own * weight) / total
 
     def local_by_folds(self, product: Product, columns: Tensor, folds: int, receive: Receive) -> Tensor:
-        """As `local`; `receive` gets this rank's rows of the product of each fold of all ranks' batches."""
+        """As `local`; `receive` gets this rank's rows of the product of each fold of all ranks' batches.
+
+        The product is the sum over the folds, each of which has been spread over the ranks already.
+        """
         whole = self._gathered(columns)
+        found, all_weights = torch.zeros_like(columns), 0.0
 
         def close(fold: int, weight: float, total: Tensor) -> None:
+            nonlocal all_weights
             together = sum(self.group.met(weight))
             part = self.shard.added_part(total)
             if together > 0:
+                all_weights += together
+                found.add_(part)
                 receive(fold, together, part / together)
 
         parts = Folds(whole, folds, self.batch_count, close)
-        own, weight = self._own(product, whole, parts.add, parts.end)
-        total = self._total(weight)
-        return self.shard.added_part(own * weight) / total
+        self._own(product, whole, parts.add, parts.end)
+        if all_weights == 0:
+            raise NoWeight
+        return found / all_weights
 
     def recomputed(
         self, again: Callable[[Tensor], tuple[Tensor, Any] | None], columns: Tensor

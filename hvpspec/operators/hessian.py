@@ -16,7 +16,8 @@ from hvpspec.objective.losses.loss import LossFunction, LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import fingerprint
-from hvpspec.operators.tensors import TensorOperator, torch_dtype
+from hvpspec.operators.first_order import FirstOrder
+from hvpspec.operators.tensors import torch_dtype
 from hvpspec.options import MATRIX_NAMES, Engine, Matrix, Reduction
 from hvpspec.oracle import Chooser, autograd
 from hvpspec.results.estimate import Recomputed
@@ -26,7 +27,7 @@ from hvpspec.validation import check_flag
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
-class HessianOperator(TensorOperator):
+class HessianOperator(FirstOrder):
     """The Hessian of a training loss, as a symmetric matrix that is never stored.
 
     The loss is the weighted mean of `loss` over `data`, in eval mode, as a function of the chosen parameters of
@@ -156,8 +157,7 @@ class HessianOperator(TensorOperator):
             measure=verify, train_mode=check_flag("train_mode", train_mode), reduction=reduction, matrix=self.matrix,
         )  # fmt: skip
         self._product = Chooser(self.objective, engine, limit, verified=not verify)
-        self.torch_dtype = self.objective.dtype
-        self.device = self.objective.device
+        self.torch_dtype, self.device = self.objective.dtype, self.objective.device
         self.hvps = 0
         n = self.objective.space.n
         super().__init__(dtype=_DTYPES[self.torch_dtype], shape=(n, n))

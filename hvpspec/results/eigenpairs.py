@@ -55,6 +55,9 @@ class Eigenpairs(Stored):
         Of λ_max of the population that the data are a sample of, if the batches are a random sample of it.
     population_reason : str or None
         Why there is no such interval; None where there is one, and for an operator without data.
+    gaps : ndarray of float64, shape (k, 2), or None
+        How far below and above each value it is shown that there is no eigenvalue but those at the value itself; 0
+        where an eigenvalue may be next to it. None in a callback and when read from a file.
 
     Examples
     --------
@@ -83,6 +86,7 @@ class Eigenpairs(Stored):
     reached: Annotated[NDArray[np.bool_] | None, Column("eigenvalues", "converged"), LEFT_OUT] = None
     population: Annotated[Bracket | None, LEFT_OUT] = None
     population_reason: Annotated[str | None, LEFT_OUT] = None
+    gaps: NDArray[np.float64] | None = None
 
     json_order: ClassVar = (
         "values", "error", "residuals", "data_error", "reached", "converged", "all_copies", "hvps", "verified",

@@ -69,14 +69,14 @@ class Gradient(Stored):
     noise_scale : Estimate or None
         tr Σ / ‖g‖², with the covariance Σ of the samples' gradients: of about so many samples the gradient is as much
         signal as noise.
-    update : Update or None
-        That of the optimizer, where its moments are known.
     batches : int
         Of the data, as many as had a weight.
     samples : float
         What the data have of what `noise_scale` counts: samples, or else units of the weights (tokens, say).
     hvps : int
         Matrix-vector products that it cost.
+    update : Update or None
+        That of the optimizer, where its moments are known.
     reasons : mapping of str to str
         Why "share", "noise_scale" or "update" is None, or not better known.
 
@@ -100,10 +100,10 @@ class Gradient(Stored):
     parts: Annotated[NDArray[np.float64], Column("parts", "share"), AtLeast(0)]
     parts_error: Annotated[NDArray[np.float64], Column("parts", "error"), NonFinite(1.0), AtLeast(0)]
     noise_scale: Estimate | None
-    update: Annotated[Update | None, LEFT_OUT]
     batches: Count
     samples: Size
     hvps: Count
+    update: Annotated[Update | None, LEFT_OUT] = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     json_order: ClassVar = (

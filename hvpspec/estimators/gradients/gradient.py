@@ -18,6 +18,7 @@ from hvpspec.krylov.vectors import column_inner, inner, times
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.gradient import Gradient, Update
+from hvpspec.results.spectrum import Spectrum
 from hvpspec.system.time_limit import interruptible
 from hvpspec.validation import check_confidence
 
@@ -98,14 +99,29 @@ def gradient(
     >>> print(f"{found.norm.value:.4f}, {found.curvature.value:.4f}, {found.share.value:.4f}")
     4.1231, 3.8235, 0.9412
     """
-    if not isinstance(H, LossOperator):
-        raise InputError(
-            f"the gradient needs an operator of a loss, such as a HessianOperator; got {type(H).__name__}."
-        )
     check_confidence(confidence)
-    operator = as_symmetric(H)
+    operator = as_symmetric(check_loss(H))
     _check_pairs(pairs, operator.n)
     return measured(H, operator, pairs, preconditioner=preconditioner, fisher_trace=fisher_trace, confidence=confidence)
+
+
+def check_loss(A: Any) -> LossOperator:
+    """The operator itself. Raises InputError for one that is of no loss."""
+    if not isinstance(A, LossOperator):
+        raise InputError(
+            f"the gradient needs an operator of a loss, such as a HessianOperator; got {type(A).__name__}."
+        )
+    return A
+
+
+def in_spectrum(H: LossOperator, operator: Symmetric, known: Spectrum, confidence: float) -> Gradient:
+    """The same among what a run has found."""
+    pairs = known.eigenpairs
+    fisher = known.trace if known.matrix == "empirical-fisher" and known.preconditioned is None else None
+    return measured(
+        H, operator, None if pairs is None or pairs.vectors is None else pairs, confidence=confidence,
+        fisher_trace=fisher if fisher is not None and math.isfinite(fisher.error) else None,
+    )  # fmt: skip
 
 
 def _check_pairs(pairs: Any, n: int) -> None:
@@ -141,21 +157,26 @@ def measured(
     known = _Known(g, found, batches, operator, confidence)
     if known.norm == 0:
         return known.zero(pairs)
-    update = H.next_update(g[:, 0], preconditioner)
+    reasons: dict[str, str] = {}
+    update = None
+    try:
+        update = H.next_update(g[:, 0], preconditioner)
+    except InputError as error:
+        if preconditioner is not None:
+            raise
+        reasons["update"] = str(error)
     along = None if update is None else update.vector[:, None].to(g)
     length = 0.0 if along is None else math.sqrt(float(column_inner(along, along)))
     units = [g / known.norm] if along is None or length == 0 else [g / known.norm, along / length]
     products = _Products(operator, torch.cat(units, 1), pairs)
-    reasons: dict[str, str] = {}
     noise = known.noise if fisher_trace is None else known.noise_by(fisher_trace)
     if noise is None:
         reasons["noise_scale"] = known.spread.reason
     share, parts, errors = known.share(pairs, products, reasons)
     return Gradient(
         known.estimated_norm, known.curvature(products), share,
-        np.zeros(0) if pairs is None else pairs.values, parts, errors, noise,
-        None if update is None else _update(update, g, length, products, known),
-        len(batches.weights), known.samples, products.count, reasons,
+        np.zeros(0) if pairs is None else pairs.values, parts, errors, noise, len(batches.weights), known.samples,
+        products.count, None if update is None else _update(update, g, length, products, known), reasons,
     )  # fmt: skip
 
 
@@ -294,8 +315,8 @@ class _Known:
         values = np.zeros(0) if pairs is None else pairs.values
         unknown, why = np.zeros(len(values)), "the gradient is exactly zero"
         return Gradient(
-            self.estimated_norm, None, None, values, unknown, unknown + 1.0, None, None, len(self.batches.weights),
-            self.samples, 0, {"curvature": why, "share": why, "noise_scale": why},
+            self.estimated_norm, None, None, values, unknown, unknown + 1.0, None, len(self.batches.weights),
+            self.samples, 0, None, {"curvature": why, "share": why, "noise_scale": why},
         )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ gives ‖sin(V, U)‖_F ≤ ‖R‖_F / δ, where U is the eigenspace itself. (d
 Perturbation Theory, section V.3.) For several groups the squares of the sines add up.
 
 A unit vector g at an angle φ to the span of V is then at an angle between φ − θ and φ + θ to U, so that its share lies
-between cos²(φ + θ) and cos²(φ − θ). Eigenvalues that are equal, as far as their errors tell, are one group: in it, a single
-vector means nothing. A group that is not shown to be apart from all others adds nothing to the lower end.
+between cos²(φ + θ) and cos²(φ − θ). Eigenvalues that are equal, as far as their errors tell, are one group: in it, a
+single vector means nothing. A group that is not shown to be apart from all others adds nothing to the lower end.
 
 The upper end needs no gap. Let P project onto all eigenspaces of the values found, copies that were missed included,
 and g = V c + g'. Where c₀ is any number from which these values are d away,

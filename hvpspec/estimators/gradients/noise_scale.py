@@ -32,6 +32,7 @@ from hvpspec.krylov.vectors import column_inner
 
 _SEED = 0  # of the signs, which mean nothing
 _MOST_COMPARED = 32  # groups of neighbouring batches whose order is looked at
+_NOTHING = 1e-12
 _CAUTION = 3.0  # 1/d is not taken to be less than this over the square of the number of batches
 
 
@@ -80,16 +81,16 @@ def noise_of(batches: Batches, square: float, across: float, samples: float, con
     together = float(shares @ shares)  # Σ n_b² / N²
     sketches = np.array([*batches.sketches.values()])
     noise = shares[:, None] * (sketches - shares @ sketches)
+    spread = float(shares**2 @ np.array([*batches.squares.values()])) + together * (square - 2 * across)
+    trace = max(spread, 0.0) * max(samples - 1, 0.0) / (1 - together)
+    within = 1 - 1 / (samples * together)  # of all pairs of a batch's samples, those of two different ones
+    if within <= _NOTHING:  # single samples, which leave nothing to chance
+        return Noise(trace, trace, trace)
     if not _random_order(noise / shares[:, None], shares):
         return Noise(
             reason="neighbouring batches are more alike than they would be in random order, so that their spread is "
             "not that of samples; shuffle the samples before they are put into batches"
         )
-    spread = float(shares**2 @ np.array([*batches.squares.values()])) + together * (square - 2 * across)
-    trace = max(spread, 0.0) * max(samples - 1, 0.0) / (1 - together)
-    within = 1 - 1 / (samples * together)  # of all pairs of a batch's samples, those of two different ones
-    if within <= 1e-12:  # single samples, which leave nothing to chance
-        return Noise(trace, trace, trace)
     freedom = _freedom(noise, 1 / together - 1) / within
     low, high = (chi_squared((1 - side * confidence) / 2, freedom) / freedom for side in (1, -1))
     return Noise(trace, trace / high, trace / low if low > 0 else math.inf)
@@ -109,8 +110,9 @@ def _freedom(noise: np.ndarray, batches: float) -> float:
 
 
 def _random_order(noise: np.ndarray, shares: np.ndarray) -> bool:
-    """Whether the batches may be in random order, as far as sums over neighbours show."""
-    groups = np.array_split(np.arange(len(shares)), min(len(shares), _MOST_COMPARED))
+    """Whether the batches may be in random order, as far as means over as many neighbours each show."""
+    size = -(-len(shares) // _MOST_COMPARED)
+    groups = [slice(start, start + size) for start in range(0, len(shares), size)]
     if len(groups) < MIN_FOLDS:
         return True
     weights = np.array([shares[group].sum() for group in groups])

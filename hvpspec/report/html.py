@@ -94,7 +94,9 @@ def report_html(record: Record) -> str:
         steps_about=explanations(row.quantity for row in steps),
         gradient=[Line(row.name, [_together(row.value, row.error)], row.note, _about(row)) for row in along],
         gradient_about=explanations(row.quantity for row in along),
-        gradient_notes=[] if spectrum.gradient is None else gradient_notes(spectrum.gradient),
+        gradient_notes=[]
+        if spectrum.gradient is None
+        else gradient_notes(spectrum.gradient, preconditioned=spectrum.preconditioned is not None),
         condition=condition_tables(spectrum.condition, with_step=not steps),
         condition_about=explanations(_shown_in_condition(spectrum.condition, with_step=not steps)),
         condition_notes=[] if spectrum.condition is None else condition_notes(spectrum.condition),

@@ -29,7 +29,6 @@ from hvpspec.report.table import Row, Table
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Estimate
-from hvpspec.results.gradient import Gradient
 from hvpspec.results.preflight import Preflight, agree
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted
@@ -72,7 +71,7 @@ def report_sections(
         Section(spectrum_table(spectrum), quantities=_in_spectrum(spectrum)),
         Section(None, spectrum_notes(spectrum), ["density"] if spectrum.density is not None else []),
         *_stability_sections(spectrum, steps),
-        *_gradient_sections(spectrum.gradient),
+        *_gradient_sections(spectrum),
         *_condition_sections(spectrum.condition, with_step=steps is None),
     ]
     if spectrum.blocks is not None and spectrum.blocks.blocks:
@@ -187,14 +186,15 @@ def _stability_sections(spectrum: Spectrum, found: Stability | None) -> list[Sec
     return [Section(table, quantities=[row.quantity for row in rows])]
 
 
-def _gradient_sections(found: Gradient | None) -> list[Section]:
-    if found is None:
+def _gradient_sections(spectrum: Spectrum) -> list[Section]:
+    if (found := spectrum.gradient) is None:
         return []
     table = Table(("gradient g", "value", "± error", "note"), notes=True, gap=2)
     rows = gradient_rows(found)
     for row in rows:
         table.add(row.name, row.value, row.error, row.note)
-    return [Section(table, gradient_notes(found), [row.quantity for row in rows])]
+    notes = gradient_notes(found, preconditioned=spectrum.preconditioned is not None)
+    return [Section(table, notes, [row.quantity for row in rows])]
 
 
 def _condition_sections(found: Condition | None, *, with_step: bool) -> list[Section]:

@@ -43,8 +43,7 @@ def values_of(spectrum: Spectrum) -> dict[str, Value]:
         for key, estimate in parts.items():
             found |= _estimate(QUANTITY_NAMES[key], estimate, about=key)
         if along.share is not None:
-            name = f"share of g in {len(along.parts)} eigenvectors"
-            found |= _estimate(name, along.share, about="gradient_share")
+            found |= _estimate(f"share of g, k = {len(along.parts)}", along.share, about="gradient_share")
     if known is not None:
         found |= _of_condition(known, spectrum.which)
     for block in spectrum.blocks.blocks if spectrum.blocks is not None else ():

@@ -30,10 +30,15 @@ def gradient_rows(found: Gradient) -> list[Row]:
     return rows if found.update is None else rows + _update_rows(found.update)
 
 
-def gradient_notes(found: Gradient) -> list[str]:
-    """Why something is missing, and what the noise means where it is large."""
+def gradient_notes(found: Gradient, *, preconditioned: bool) -> list[str]:
+    """What g is, why something is missing, and what the noise means where it is large."""
     names = {"share": "gradient_share", "noise_scale": "noise_scale", "curvature": "gradient_curvature"}
     notes = []
+    if preconditioned:
+        notes.append(
+            "g is the gradient in the coordinates of this matrix, D^(-1/2) times that of the loss"
+            + ("; u is the step of the parameters, and its curvature that of the loss" if found.update else "")
+        )
     for name, reason in found.reasons.items():
         known = name == "share" and found.share is not None
         what = "next update" if name == "update" else QUANTITY_NAMES[names[name]]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hvpspec.estimators.density import spectral_density
     from hvpspec.estimators.diagonal import diagonal
     from hvpspec.estimators.eigsh import eigsh
+    from hvpspec.estimators.gradients.gradient import gradient
     from hvpspec.estimators.solve import solve
     from hvpspec.estimators.spectrum import spectrum
     from hvpspec.estimators.trace import frobenius_norm, trace
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from hvpspec.results.diagonal import Diagonal
     from hvpspec.results.eigenpairs import Eigenpairs
     from hvpspec.results.estimate import Bound, Bracket, Estimate
+    from hvpspec.results.gradient import Gradient
     from hvpspec.results.runs.tracked import Tracked
     from hvpspec.results.solution import Solution
     from hvpspec.results.spectrum import Preconditioned, Progress, Spectrum
@@ -63,6 +65,7 @@ _PLACES = {
     "EmpiricalFisherOperator": "operators.fisher",
     "Estimate": "results.estimate",
     "GGNOperator": "operators.gauss_newton",
+    "Gradient": "results.gradient",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
     "LossValue": "objective.losses.loss",
@@ -85,6 +88,7 @@ _PLACES = {
     "diagonal": "estimators.diagonal",
     "eigsh": "estimators.eigsh",
     "frobenius_norm": "estimators.trace",
+    "gradient": "estimators.gradients.gradient",
     "hessian": "operators.dense",
     "load_checkpoint": "checkpoint.load",
     "load_spectrum": "report.documents",
@@ -110,6 +114,7 @@ __all__ = [
     "EmpiricalFisherOperator",
     "Estimate",
     "GGNOperator",
+    "Gradient",
     "HessianOperator",
     "InputError",
     "LossValue",
@@ -133,6 +138,7 @@ __all__ = [
     "diagonal",
     "eigsh",
     "frobenius_norm",
+    "gradient",
     "hessian",
     "load_checkpoint",
     "load_spectrum",

@@ -112,6 +112,8 @@ class SpectrumOptions:
         Budget of products for this search.
     blocks : str, iterable of str, or mapping, optional
         The diagonal blocks asked for; several globs are stored as a tuple.
+    gradient : bool, default False
+        Whether to look where the gradient of the loss lies in the spectrum.
     basis_memory : int or str, optional
         Memory limit for long vectors; stored in bytes.
     basis_on : {"device", "cpu", "disk"}, default "device"
@@ -151,6 +153,7 @@ class SpectrumOptions:
     basis_memory: int | str | None = None
     basis_on: Place = "device"
     time_limit: float | str | None = None
+    gradient: bool = False
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -166,7 +169,7 @@ class SpectrumOptions:
         put("max_hvps", check_budget(self.max_hvps))
         put("time_limit", check_duration("time_limit", self.time_limit))
         put("only", check_only(self.only))
-        for name in ("verify", "refine"):
+        for name in ("verify", "refine", "gradient"):
             put(name, check_flag(name, getattr(self, name)))
         put("block_size", check_count("block_size", self.block_size))
         put("damping", check_damping(self.damping))
@@ -269,6 +272,11 @@ def checking_hvps(options: SpectrumOptions) -> int:
     return int(options.max_hvps is None or options.max_hvps > LEAST_HVPS_TO_CHECK)
 
 
+def gradient_hvps(options: SpectrumOptions) -> int:
+    """Products that are reserved for the curvature along the gradient."""
+    return int(options.gradient) * checking_hvps(options)
+
+
 def verification_hvps(options: SpectrumOptions, n: int) -> int:
     """Products that are reserved for measuring the residuals at the end."""
     k = min(options.k, n)
@@ -279,7 +287,8 @@ def verification_hvps(options: SpectrumOptions, n: int) -> int:
 def _planned_without_refinement(options: SpectrumOptions, n: int, block_sizes: Sequence[int]) -> int:
     pilots = PILOT_PROBES if options.sampled else 0
     shared = min(planned_steps(options, n) + planned_probes(options), n + pilots)  # n steps span the whole space
-    return int(shared + verification_hvps(options, n) + planned_for_blocks(options, block_sizes))
+    last = verification_hvps(options, n) + gradient_hvps(options)
+    return int(shared + last + planned_for_blocks(options, block_sizes))
 
 
 def planned_for_blocks(options: SpectrumOptions, block_sizes: Sequence[int]) -> int:

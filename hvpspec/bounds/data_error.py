@@ -33,6 +33,25 @@ _LEAST_ACCURACY = 0.5  # of λ_max of the data, relative to the half-width that 
 _TOP_VECTORS = 64  # Ritz vectors, of the largest values, among which the folds' top eigenvectors are looked for
 
 
+def signs_of_sketches(rows: int | range, seed: int, device: torch.device) -> Tensor:
+    """The signs that `sketched` needs, shape (n, 1). rows: see `rademacher`."""
+    return rademacher(rows, [_SKETCH_NUMBER], seed=seed, dtype=torch.int8, device=device)
+
+
+def sketched(X: Tensor, signs: Tensor) -> Tensor:
+    """Random signed sums of the entries of each column: an estimate of inner products, shape (d, b)."""
+    sums = torch.zeros(_SKETCH_SUMS, X.shape[1], dtype=torch.float64, device=X.device)
+    entries = _CACHED_ENTRIES if X.device.type == "cpu" else _COPIED_ENTRIES
+    most = max(entries // X.shape[1] // _SKETCH_SUMS, 1) * _SKETCH_SUMS
+    for rows in pieces(len(X), most):  # in pieces: a copy of the whole would be another vector
+        signed = X[rows] * signs[rows]
+        whole = len(signed) - len(signed) % _SKETCH_SUMS
+        sums += signed[:whole].reshape(-1, *sums.shape).sum(0, dtype=torch.float64)
+        if whole < len(signed):
+            sums[: len(signed) - whole] += signed[whole:]
+    return sums
+
+
 class BatchSpread:
     """The small matrices of each fold: on the basis (G, m, m) and on the probes (G, N, N), and sketches (G, d, m)."""
 
@@ -75,24 +94,11 @@ class BatchSpread:
         self._latest_sketches = self._latest_sketches * factor
 
     def _sketched(self, X: Tensor) -> Tensor:
-        """Random signed sums of the entries of each column: an estimate of inner products, shape (d, b).
-
-        Of the rows that this rank has.
-        """
+        """The sums of the rows that this rank has."""
+        positions = self._krylov.positions
         if not len(self._signs):
-            seed = self._krylov.seed
-            own = self._krylov.positions
-            self._signs = rademacher(own, [_SKETCH_NUMBER], seed=seed, dtype=torch.int8, device=X.device)
-        sums = torch.zeros(_SKETCH_SUMS, X.shape[1], dtype=torch.float64, device=X.device)
-        entries = _CACHED_ENTRIES if X.device.type == "cpu" else _COPIED_ENTRIES
-        most = max(entries // X.shape[1] // _SKETCH_SUMS, 1) * _SKETCH_SUMS
-        for rows in pieces(len(X), most):  # in pieces: a copy of the whole would be another vector
-            signed = X[rows] * self._signs[rows]
-            whole = len(signed) - len(signed) % _SKETCH_SUMS
-            sums += signed[:whole].reshape(-1, *sums.shape).sum(0, dtype=torch.float64)
-            if whole < len(signed):
-                sums[: len(signed) - whole] += signed[whole:]
-        return sums.roll(self._krylov.positions.start, 0)
+            self._signs = signs_of_sketches(positions, self._krylov.seed, X.device)
+        return sketched(X, self._signs).roll(positions.start, 0)
 
     def extended(self, step: Step) -> None:
         """Adds what `multiply` recorded of a Krylov step. To be called before the pool follows the step."""

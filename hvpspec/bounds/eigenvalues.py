@@ -19,7 +19,9 @@ conclusions therefore hold whatever vectors a start is given.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from scipy import special
@@ -29,7 +31,18 @@ from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.results.estimate import Bracket
 
 _EXTREME_COMPONENT_RATIO = 3.0  # of the start's components: extreme Ritz vector to any eigenvector beyond it, at most
+_WAYS = np.array(
+    [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99]
+)  # from one Ritz value to the next, where eigenvalues are counted
 _PROBABILITY_OF_FALSE_GAP = 1e-3  # that any of the n eigenvalues lies in a gap that is taken to be empty
+
+
+class Counted(Protocol):
+    """How many eigenvalues H has beyond t: above for side 1, below for side −1."""
+
+    side: int
+    t: float
+    number: int
 
 
 @dataclass(frozen=True)
@@ -203,6 +216,65 @@ def none_beyond(ritz: Ritz, coupled: np.ndarray, t: float, side: int, end: float
         return False
     raised = float(np.linalg.eigvalsh(-(coupled / distances) @ coupled.T)[-1]) if len(coupled) else 0.0
     return side * (t - end) > max(raised, 0.0)
+
+
+def proven_gaps(
+    exclusion: Exclusion | None,
+    ritz: Ritz,
+    coupling: np.ndarray,
+    chosen: np.ndarray,
+    rest: tuple[float, float],
+    counts: Sequence[Counted] = (),
+) -> np.ndarray:
+    """How far below and above each chosen Ritz value there is shown to be no eigenvalue but those at the value itself,
+    (k, 2); 0 where none of it is shown.
+
+    exclusion: None where the Ritz values are all eigenvalues. rest: where the spectrum of B lies. counts: of H's
+    eigenvalues.
+    """
+    values = ritz.values
+    if exclusion is None:
+        apart = np.diff(values, prepend=-math.inf, append=math.inf)
+        return np.stack([apart[:-1], apart[1:]], 1)[chosen]
+    gaps = np.zeros((len(values), 2))
+    far = max(float(np.ptp(values)), float(np.abs(exclusion.coupled).max()))
+    ends = np.concatenate([[values[0] - far], values, [values[-1] + far]])
+    for i in chosen:
+        gaps[i] = [exclusion.gap(float(values[i]), float(ends[i])), exclusion.gap(float(values[i]), float(ends[i + 2]))]
+    for side in (1, -1):
+        gaps = np.maximum(gaps, _counted_gaps(ritz, coupling.T @ ritz.coefficients, chosen, side, rest, counts))
+    return gaps[chosen]
+
+
+def _counted_gaps(
+    ritz: Ritz, coupled: np.ndarray, chosen: np.ndarray, side: int, rest: tuple[float, float], counts: Sequence[Counted]
+) -> np.ndarray:
+    """The same by numbers of eigenvalues.
+
+    Where H has as many eigenvalues beyond t as T, none of these lies nearer to t than the Ritz values do: each of T's
+    values is exceeded by one of H's (Cauchy). On the other side of t there is one next to the Ritz value, within its
+    residual, and no further one that would be nearer to the first.
+    """
+    values, gaps = side * ritz.values[::side], np.zeros((len(ritz.values), 2))
+    wanted, known = (
+        {int(i) if side > 0 else len(values) - 1 - int(i) for i in chosen},
+        [c for c in counts if c.side == side],
+    )
+    for i in range(len(values) - 1):
+        low, high = float(values[i]), float(values[i + 1])
+        if not {i, i + 1} & wanted:
+            continue
+        beyond = len(values) - 1 - i
+        points = sorted([*(low + (high - low) * _WAYS), *(side * c.t for c in known if c.number == beyond)])
+        for t in points:
+            if low < t < high and (
+                any(c.number == beyond and c.t == side * t for c in known)
+                or none_beyond(ritz, coupled, side * t, side, rest[1] if side > 0 else rest[0])
+            ):
+                gaps[i + 1, 0], gaps[i, 1] = high - t, high - low
+                break
+    gaps = gaps - np.where(gaps > 0, np.abs(ritz.noise[::side])[:, None], 0.0)
+    return np.maximum(gaps if side > 0 else gaps[::-1, ::-1], 0.0)
 
 
 def isolated_errors(

@@ -81,5 +81,6 @@ def pairs_with_zeros(
         largest=None if pairs.largest is None else bracket_with_zero(pairs.largest, 1),
         smallest=None if pairs.smallest is None else bracket_with_zero(pairs.smallest, -1),
         data_error=None if spread is None else np.concatenate([spread, nothing])[chosen],
+        gaps=None if pairs.gaps is None else np.concatenate([pairs.gaps, np.zeros((len(places), 2))])[chosen],
         reached=None if pairs.reached is None else np.concatenate([pairs.reached, nothing == 0])[chosen],
     )

@@ -55,7 +55,7 @@ def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str]]:
     group = group_of(None)
     assert group is not None
     with contextlib.ExitStack() as stack:
-        own = [*arguments, *(["--no-journal"] if command in ("spectrum", "demo") else [])]
+        own = [*arguments, *(["--no-journal", "--no-gradient"] if command in ("spectrum", "demo") else [])]
         if not leads():
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hvpspec-rank-"))
             own += ["--out", folder, *(["--force"] if command in ("spectrum", "demo") else [])]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors
+from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors, proven_gaps
 from hvpspec.bounds.missed import Count, beyond, block_shows_all_copies, no_copies, nothing_missed
 from hvpspec.bounds.zero_rows import pairs_with_zeros
 from hvpspec.distributed.shard import over_ranks, whole
@@ -225,6 +225,7 @@ def current(
             reached=_within(krylov, ritz, chosen, wanted.tol),
             population=population,
             population_reason=reason,
+            gaps=proven_gaps(exclusion, ritz, krylov.projection.coupling, chosen, rest, counts),
         ),
         chosen,
         ritz,

@@ -17,16 +17,8 @@ from hvpspec.errors import InputError
 from hvpspec.estimators.blocks import BlockProbes, measured_blocks
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.density import SharedDensity
-from hvpspec.estimators.eigsh import (
-    Wanted,
-    check,
-    converged,
-    finish,
-    relative_residuals,
-    steps_to_tolerance,
-    with_zero_rows,
-    worth_checking,
-)
+from hvpspec.estimators.eigsh import Wanted, check, finish, with_zero_rows
+from hvpspec.estimators.gradients.gradient import check_loss, in_spectrum
 from hvpspec.estimators.passes.extend_or_probe import choose, ends
 from hvpspec.estimators.passes.search import Search
 from hvpspec.estimators.passes.shared_pass import Budget, SharedPass
@@ -45,6 +37,7 @@ from hvpspec.options import (
     SpectrumOptions,
     Which,
     checking_hvps,
+    gradient_hvps,
     planned_hvps,
     refinement_hvps,
     verification_hvps,
@@ -80,6 +73,7 @@ def spectrum(
     blocks: str | Iterable[str] | Mapping[str, Any] | None = None,
     refine: bool = False,
     refine_hvps: int = DEFAULT_REFINE_HVPS,
+    gradient: bool = False,
     basis_memory: int | str | None = None,
     basis_on: Place = "device",
     journal: Where | None = None,
@@ -129,6 +123,9 @@ def spectrum(
         Search for the eigenvalue nearest to −`damping`, with products of its own; see `hvpspec.condition`.
     refine_hvps : int, default 500
         Budget of products for this search, beyond `max_hvps`.
+    gradient : bool, default False
+        Where the gradient of the loss lies in this spectrum, for one gradient and one product more; two where the
+        optimizer of a PreconditionedOperator is known. See `hvpspec.gradient`; none where the budget is 10 or less.
     seed, verify, block_size, basis_memory, basis_on
         As for `hvpspec.eigsh`.
     journal : path, optional
@@ -143,7 +140,7 @@ def spectrum(
     Returns
     -------
     Spectrum
-        ``eigenpairs``, ``trace``, ``frobenius_norm``, ``density``, ``condition`` and ``blocks``.
+        ``eigenpairs``, ``trace``, ``frobenius_norm``, ``density``, ``condition``, ``blocks`` and ``gradient``.
 
     Raises
     ------
@@ -173,13 +170,15 @@ def spectrum(
     options = SpectrumOptions(
         k=k, which=which, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps,
         time_limit=time_limit, only=only, verify=verify, block_size=block_size, damping=damping, refine=refine,
-        refine_hvps=refine_hvps, blocks=blocks, basis_memory=basis_memory, basis_on=basis_on,
+        refine_hvps=refine_hvps, blocks=blocks, gradient=gradient, basis_memory=basis_memory, basis_on=basis_on,
     )  # fmt: skip
     with allowed_time(options.seconds):
         timed, pace = within_time(as_symmetric(A))
         with keeping(journal, timed, options, start) as (operator, log):
             run = Pass(A, operator, options, start, callback, log, pace)
             run.measure()
+            if options.gradient:
+                run.measure_gradient()
             if options.refine:
                 run.refine()
             if run.blocks:
@@ -201,6 +200,7 @@ class Pass:
         if start is not None and options.block_size > 1:
             raise InputError("start needs block_size=1; leave out one of the two.")
         self.options, self.tolerance, self.callback = options, options.tolerance, callback
+        self.A = check_loss(A) if options.gradient else A
         self.k, self.wanted = min(options.k, operator.n), Wanted(options.k, options.which, options.tol)
         self.storage = check_storage(options.basis_memory, options.basis_on)
         self.blocks = () if options.blocks is None else find_blocks(A, options.blocks)
@@ -212,7 +212,8 @@ class Pass:
         if options.sampled and options.time_limit is None and not ends(self.shared, self.tolerance, options.max_hvps):
             raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
         self.to_check = self.shared.checks * checking_hvps(options)
-        self.checks = verification_hvps(options, operator.n) + self.to_check
+        self.along = gradient_hvps(options) * (1 if preconditioned_by(A) is None else 2)
+        self.checks = verification_hvps(options, operator.n) + self.to_check + self.along
         self.budget = Budget(self.shared, options.max_hvps, self.checks, pace or Pace())
         self.search = Search(self.shared, self.wanted, self.tolerance.confidence, lambda: self.left, self.report_missed)
         self.block_probes = BlockProbes(self.shared, self.blocks)
@@ -324,10 +325,18 @@ class Pass:
         """With vectors, and verified where that is asked for."""
         shared, (pairs, chosen, ritz) = self.shared, self.search.current()
         found = None
-        if self.checks > self.to_check and len(chosen) == self.k:
+        if verification_hvps(self.options, shared.A.n) and len(chosen) == self.k:
             with self.budget.within_time():
                 found = finish(shared, pairs, chosen, ritz, self.wanted)
         return with_zero_rows(shared.krylov, found or finish(shared, pairs, chosen, ritz, None), self.wanted)
+
+    def measure_gradient(self) -> None:
+        """Where the gradient lies in what has been found."""
+        if self.along and self.along <= self.budget.unspent and not self.budget.out_of_time:
+            self.report("gradient", self.along - self.checks)
+            with self.budget.within_time():
+                found = in_spectrum(self.A, self.shared.A, self.known, self.options.confidence)
+                self.known = replace(self.known, gradient=found)
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""
@@ -351,22 +360,12 @@ class Pass:
                 self.report("blocks", further, blocks=blocks)
 
     def _find_eigenpairs(self) -> None:
-        shared = self.shared
-        history: list[tuple[int, float]] = []  # products, and the largest relative residual at that point
-        before, for_probes = shared.hvps, _RESERVED_HVPS if self.options.sampled else 0
-        while (left := self.budget.left_besides(for_probes, before)) > 0:
-            shared.extend(int(min(left, shared.A.n)), self.wanted.choose)
-            worth = worth_checking(shared.krylov) and (self.callback or converged(shared.krylov, self.wanted))
-            if left > 1 and not worth:
-                continue
-            pairs, _, _ = self.search.current()
-            if len(pairs.values) == self.k:
-                history.append((shared.hvps, float(relative_residuals(pairs).max())))
-            steps = steps_to_tolerance(history, self.wanted.tol)
+        def report(pairs: Eigenpairs, steps: int | None, left: float) -> None:
             after = 2 * PILOT_PROBES if self.options.sampled else 0
             self.report("eigenvalues", None if steps is None else min(steps, left - 1) + after, eigenpairs=pairs)
-            if pairs.converged:
-                return
+
+        for_probes = _RESERVED_HVPS if self.options.sampled else 0
+        self.search.until_converged(self.budget, for_probes, report, watched=self.callback is not None)
 
     def _make_pilot_probes(self) -> None:
         """The first probes, unless the basis will span the whole space before these pay off."""

@@ -168,8 +168,7 @@ class HessianOperator(OverEngine):
             measure=verify, train_mode=check_flag("train_mode", train_mode), reduction=reduction, matrix=self.matrix,
         )  # fmt: skip
         self._product = Chooser(self.objective, engine, limit, verified=not verify)
-        self.torch_dtype = self.objective.dtype
-        self.device = self.objective.device
+        self.torch_dtype, self.device = self.objective.dtype, self.objective.device
         self.hvps = 0
         self._ranks = None if ranks is None else Ranks(ranks, self.objective)
         self.spread = None if self._ranks is None else Spread(self._ranks, self._product, self)

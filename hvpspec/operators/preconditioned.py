@@ -17,11 +17,13 @@ from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import content
+from hvpspec.operators.first_order import NextUpdate, of_optimizer
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.operators.parts.ranks import Spread
 from hvpspec.operators.preconditioner import Preconditioner
 from hvpspec.operators.tensors import TensorOperator, _product
 from hvpspec.options import Matrix
+from hvpspec.oracle.loss_gradient import LossGradient, Receive
 from hvpspec.results.estimate import Recomputed
 from hvpspec.results.spectrum import Preconditioned
 from hvpspec.wording import listed
@@ -85,12 +87,13 @@ class PreconditionedOperator(TensorOperator):
     def __init__(self, A: Any, scale: Preconditioner | Diagonal, shift: Diagonal = 0.0) -> None:
         self.A = A if isinstance(A, LinearOperator) else aslinearoperator(_array(A))
         self.preconditioned = Preconditioned()
+        self.by: Preconditioner | None = None  # the optimizer, with the names of this operator alone
         if isinstance(scale, Preconditioner):
             if not (isinstance(shift, (int, float)) and shift == 0):
                 raise InputError("the preconditioner of an optimizer has a shift of its own; leave shift out.")
             names = getattr(A, "parameters", None)
             of = scale if names is None else scale.of(names.names)
-            self.preconditioned = of.described()
+            self.preconditioned, self.by = of.described(), of
             scale, shift = of.scale, of.shift
         if self.A.ndim != 2 or self.A.shape[0] != self.A.shape[1]:
             raise InputError(f"the matrix must be square; got shape {tuple(self.A.shape)}.")
@@ -240,6 +243,37 @@ class PreconditionedOverData(PreconditionedOperator):
     def batch_count(self) -> int:
         """See `HessianOperator`."""
         return self.A.batch_count()
+
+    def values(self) -> Tensor:
+        """The parameters in the operator's own coordinates: D^(1/2) p."""
+        return self.A.values() / self.scale
+
+    def loss_gradient(self, receive: Receive) -> LossGradient:
+        """In the operator's own coordinates D^(1/2) p, with the gradient of the decay that the shift stands for."""
+        decay = (self.shift * self.A.values())[:, None]
+
+        def scaled(number: int, weight: float, gradient: Tensor) -> None:
+            receive(number, weight, self._times_scale(gradient + decay))
+
+        found = self.A.loss_gradient(scaled)
+        return found._replace(columns=self._times_scale(found.columns + decay))
+
+    def next_update(self, gradient: Tensor, preconditioner: Preconditioner | None = None) -> NextUpdate | None:
+        """That of the optimizer whose preconditioner it is, where it is one's; `gradient` is as `loss_gradient` has it.
+
+        The update is D^(1/2) u in the operator's own coordinates.
+        """
+        by = preconditioner or self.by
+        if by is None or not isinstance(self.A, HessianOperator):
+            return None
+        values = self.A.values()
+        found = of_optimizer(self.A, gradient / self.scale - self.shift * values, by)
+        decayed = self.shift.double() * found.vector
+        return found._replace(
+            vector=found.vector / self.scale,
+            decay_slope=float((values.double() * decayed).sum()),
+            decay_curvature=float((found.vector * decayed).sum()),
+        )
 
     def multiply_by_folds(self, columns: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
         """See `HessianOperator`."""

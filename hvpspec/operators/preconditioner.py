@@ -17,8 +17,8 @@ from hvpspec.checkpoint.optimizers.names import keys_by_identity, keys_by_name
 from hvpspec.checkpoint.optimizers.saved import SavedOptimizer, number, saved_optimizer
 from hvpspec.errors import InputError
 from hvpspec.objective.live_model import unwrapped
-from hvpspec.objective.parameters import choose_parameters
-from hvpspec.operators.update_rules import Rule, momentum_factor, rule
+from hvpspec.objective.parameters import ParameterSpace, choose_parameters
+from hvpspec.operators.update_rules import Moments, Rule, momentum_factor, next_update, rule
 from hvpspec.results.spectrum import Preconditioned
 from hvpspec.wording import listed
 
@@ -51,6 +51,8 @@ class Preconditioner:
     shift : float or dict of str to float
         What a weight decay adds to the diagonal of H where it is part of the gradient (L2), as in all other
         optimizers; by name where groups differ.
+    moments : dict of str to Moments
+        What the next step of each parameter is made from, by name: see `next_update`.
     """
 
     scale: dict[str, Tensor] = field(repr=False)
@@ -62,6 +64,7 @@ class Preconditioner:
     momentum: float = 0.0
     decay: float = 0.0
     shift: float | dict[str, float] = 0.0
+    moments: dict[str, Moments] = field(default_factory=dict, repr=False)
 
     def of(self, names: Sequence[str]) -> Preconditioner:
         """The same for some of the parameters.
@@ -83,7 +86,35 @@ class Preconditioner:
         if unknown := [name for name in names if name not in self.scale]:
             raise InputError(f"the preconditioner has no scale for {listed(unknown, _MAX_LISTED_NAMES)}.")
         shift = {name: self.shift[name] for name in names} if isinstance(self.shift, dict) else self.shift
-        return dataclasses.replace(self, scale={name: self.scale[name] for name in names}, shift=shift)
+        moments = {name: self.moments[name] for name in names if name in self.moments}
+        return dataclasses.replace(self, scale={name: self.scale[name] for name in names}, shift=shift, moments=moments)
+
+    def next_update(self, space: ParameterSpace, gradient: Tensor, values: Tensor) -> Tensor:
+        """What the optimizer's next step adds to the parameters when it is given this gradient.
+
+        Parameters
+        ----------
+        space : ParameterSpace
+            Which parameters, and where in a vector each of them is: `parameters` of an operator.
+        gradient : Tensor, shape (n,)
+            The gradient of the loss, without any weight decay.
+        values : Tensor, shape (n,)
+            The parameters themselves, of which weight decay depends.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            In float64: as torch.optim makes the step, momentum, bias correction and weight decay included.
+
+        Raises
+        ------
+        InputError
+            For a parameter whose moments are not known.
+        """
+        if unknown := [name for name in space.names if name not in self.moments]:
+            raise InputError(f"the preconditioner has no moments of {listed(unknown, _MAX_LISTED_NAMES)}.")
+        each = zip(space.names, space.split(gradient), space.split(values), strict=True)
+        return space.flatten([next_update(self.moments[name], name, g, p) for name, g, p in each])
 
     def described(self) -> Preconditioned:
         """What a spectrum says of it.
@@ -141,7 +172,7 @@ def adam_preconditioner(
     Returns
     -------
     Preconditioner
-        With the fields `scale`, `threshold`, `step`, `kind`, `lr`, `betas`, `momentum`, `decay` and `shift`.
+        With the fields `scale`, `threshold`, `step`, `kind`, `lr`, `betas`, `momentum`, `decay`, `shift` and `moments`.
 
     Raises
     ------
@@ -216,7 +247,9 @@ def find_preconditioner(
         keys = keys_by_name(saved, model, chosen, order)
     _check_moments(saved, keys, chosen, needed=found != "SGD")
     rules = {name: rule(found, saved.group(keys[name]), saved.moments(keys[name]), name) for name in chosen}
-    return _assembled(found, saved, rules, [saved.group(keys[name]) for name in chosen], model)
+    made = _assembled(found, saved, rules, [saved.group(keys[name]) for name in chosen], model)
+    moments = {name: Moments.copied(found, saved.group(keys[name]), saved.moments(keys[name])) for name in chosen}
+    return dataclasses.replace(made, moments=moments)
 
 
 def _with_options(

@@ -13,7 +13,7 @@ inside the unit circle up to there, as their product is β (1 − p) < 1, or les
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,71 @@ def rule(kind: Kind, group: Mapping[str, Any], state: Mapping[str, Any], name: s
     return Rule(denominator, lr, lr / (1 - beta1**step), step=step, **decoupled)
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What the next step for one parameter is made from: the options of its group, and its state."""
+
+    kind: Kind
+    group: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+    @classmethod
+    def copied(cls, kind: Kind, group: Mapping[str, Any], state: Mapping[str, Any]) -> Moments:
+        """With a copy of the state, which a live optimizer goes on changing."""
+        own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+        return cls(kind, group, own)
+
+
+def next_update(of: Moments, name: str, gradient: Tensor, parameter: Tensor) -> Tensor:
+    """What the optimizer's next step adds to parameter `name` when it is given this gradient, in float64.
+
+    As torch.optim computes it: with the gradient in the moments already, and all weight decay. Raises InputError where
+    the state lacks a moment.
+    """
+    group, state, p = of.group, of.state, parameter.detach().double()
+    g, lr, decay = gradient.detach().double(), _option(group, "lr"), _option(group, "weight_decay")
+
+    def moment(entry: str) -> Tensor:
+        return _moment(state, entry, name).to(p.device)
+
+    if decay and of.kind != "AdamW":
+        g = g + decay * p
+    if of.kind in ("Adam", "AdamW"):
+        return _adam(group, _step(state, name) + 1, g, moment) - (lr * decay * p if of.kind == "AdamW" else 0)
+    if of.kind == "SGD":
+        return -lr * _heavy_ball(group, state.get("momentum_buffer") is not None, g, moment)
+    if of.kind == "Adagrad":
+        rate = lr / (1 + _step(state, name) * _option(group, "lr_decay"))
+        return -rate * g / ((moment("sum") + g**2).sqrt() + _option(group, "eps"))
+    alpha = _option(group, "alpha")
+    variance = alpha * moment("square_avg") + (1 - alpha) * g**2
+    if group.get("centered"):
+        variance = variance - (alpha * moment("grad_avg") + (1 - alpha) * g) ** 2
+    scaled = g / (variance.sqrt() + _option(group, "eps"))
+    if momentum := _option(group, "momentum"):
+        scaled = momentum * moment("momentum_buffer") + scaled
+    return -lr * scaled
+
+
+def _adam(group: Mapping[str, Any], step: int, g: Tensor, moment: Callable[[str], Tensor]) -> Tensor:
+    beta1, beta2 = _betas(group)
+    mean = beta1 * moment("exp_avg") + (1 - beta1) * g
+    variance = beta2 * moment("exp_avg_sq") + (1 - beta2) * g**2
+    if group.get("amsgrad"):
+        variance = torch.maximum(variance, moment("max_exp_avg_sq"))
+    denominator = variance.sqrt() / math.sqrt(1 - beta2**step) + _option(group, "eps")
+    return -_option(group, "lr") / (1 - beta1**step) * mean / denominator
+
+
+def _heavy_ball(group: Mapping[str, Any], moving: bool, g: Tensor, moment: Callable[[str], Tensor]) -> Tensor:
+    """moving: whether there is a momentum buffer already; the first step puts the gradient into it as it is."""
+    momentum = _option(group, "momentum")
+    if not momentum:
+        return g
+    buffer = momentum * moment("momentum_buffer") + (1 - _option(group, "dampening")) * g if moving else g
+    return g + momentum * buffer if group.get("nesterov") else buffer
+
+
 def _step(state: Mapping[str, Any], name: str) -> int:
     step = number(state.get("step"))
     if step is None:
@@ -94,7 +159,7 @@ def _step(state: Mapping[str, Any], name: str) -> int:
 
 
 def _moment(state: Mapping[str, Any], entry: str, name: str) -> Tensor:
-    """A second moment, or the first one of a centered RMSprop, in float64."""
+    """A moment, in float64."""
     moment = state.get(entry)
     if not isinstance(moment, Tensor):
         raise InputError(f"the optimizer's state for {name} has no {entry}.")

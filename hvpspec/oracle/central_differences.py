@@ -95,7 +95,7 @@ def _one_pass(
         if weight == 0:
             continue
         centre = gradient(objective, loss, parameters)
-        _check_finite(objective, index, "the gradient", centre, deferred)
+        check_finite(objective, index, "the gradient", centre, deferred)
         del loss  # frees memory for the next
         shares = torch.zeros_like(units) if on_batch is not None else None
         for row, v in enumerate(units):
@@ -111,7 +111,7 @@ def _one_pass(
             found, off = estimate(step)
             loudest = torch.maximum(loudest, noise(found, off))
             found, off = improve(estimate, found, off)
-            _check_finite(objective, index, "the gradient near the parameters", found[0], deferred)
+            check_finite(objective, index, "the gradient near the parameters", found[0], deferred)
             total[:, row].add_(found, alpha=weight)
             least[row] += weight * off
             if shares is not None:
@@ -123,7 +123,8 @@ def _one_pass(
     return Differences(step, total[0], error(total) + least / weights, loudest)
 
 
-def _check_finite(objective: Objective, index: int, what: str, vector: Tensor, deferred: Deferred | None) -> None:
+def check_finite(objective: Objective, index: int, what: str, vector: Tensor, deferred: Deferred | None = None) -> None:
+    """Raises InputError, naming batch and parameter, where it is not; later where that is deferred."""
     if deferred is not None:
         return deferred.forbid(not_finite(vector))
     if all_finite(vector):

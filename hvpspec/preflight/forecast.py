@@ -33,6 +33,7 @@ from hvpspec.options import (
     SpectrumOptions,
     checking_hvps,
     fewest,
+    gradient_hvps,
     planned_for_blocks,
     planned_hvps,
     planned_probes,
@@ -118,7 +119,8 @@ def forecast(
     beyond = refinement_hvps(options)  # the budget
     plan, planned = planned_hvps(options, rows, block_sizes) - beyond, planned_steps(options, rows)
     steps, further, probes = float(planned), planned_probes(options), planned_probes(options)
-    others = checking_hvps(options) + verification_hvps(options, rows) + planned_for_blocks(options, block_sizes)
+    others = checking_hvps(options) + verification_hvps(options, rows) + gradient_hvps(options)
+    others += planned_for_blocks(options, block_sizes)
     most = math.inf if options.sampled else 0.0
     if moments is not None and options.pairs:
         steps *= _edge_of_bulk(moments)

@@ -51,6 +51,18 @@ EXPLANATIONS = {
     "log₁₀ κ.",
     "finite_difference": "Error of a Hessian from finite differences of the gradient in this number format, relative "
     "to the smallest |λ|. From 1 on, such a Hessian says nothing about the smallest eigenvalues, not even their signs.",
+    "gradient_norm": "Length of the gradient of the loss on these data.",
+    "gradient_curvature": "Curvature of the loss along its gradient, gᵀHg/‖g‖²: a gradient step larger than 2 divided "
+    "by it raises the loss. Near λ_max, the gradient lies along the sharpest directions.",
+    "gradient_step": "The step of gradient descent that minimises the quadratic model of the loss, ‖g‖²/gᵀHg.",
+    "gradient_share": "How much of the squared length of the gradient lies in the span of the eigenvectors found. Near "
+    "1, training moves along a few sharp directions.",
+    "noise_scale": "Variance of the gradients of single samples over the squared length of the gradient. Batches much "
+    "smaller than that are mostly noise; much larger ones add little (arXiv:1812.06162).",
+    "update_length": "Length of the next step u of the optimizer, if it is given this gradient.",
+    "update_slope": "Change of the loss by that step, to first order; negative where the step goes downhill.",
+    "update_curvature": "Curvature of the loss along that step, uᵀHu/‖u‖².",
+    "update_change": "Change of the loss by that step, to second order: gᵀu + ½ uᵀHu.",
     "block": "Of the Hessian with respect to this group's parameters only, with all others held fixed.",
 }
 

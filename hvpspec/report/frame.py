@@ -46,6 +46,11 @@ def _rows(spectrum: Spectrum) -> Iterator[Row]:
         yield from _row("population_lambda_max", pairs.population)
     for name in ("trace", "frobenius_norm"):
         yield from _row(name, getattr(spectrum, name))
+    if (along := spectrum.gradient) is not None:
+        yield from _row("gradient_norm", along.norm)
+        yield from _row("gradient_curvature", along.curvature)
+        yield from _row("gradient_share", along.share)
+        yield from _row("noise_scale", along.noise_scale)
     if known is not None:
         yield from _conditioning(known)
     for block in spectrum.blocks.values() if spectrum.blocks is not None else ():

@@ -33,6 +33,7 @@ from hvpspec.report.numbers import (
 )
 from hvpspec.report.rows.blocks import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, extreme_rows, stability_rows, stepper
+from hvpspec.report.rows.gradient import gradient_notes, gradient_rows
 from hvpspec.report.sentences import sentences
 from hvpspec.report.table import Row
 from hvpspec.report.terminal import measured_lines, report_sections, without_step
@@ -71,6 +72,7 @@ def report_html(record: Record) -> str:
         trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     options = provenance.options
+    along = [] if spectrum.gradient is None else gradient_rows(spectrum.gradient)
     steps = stability_rows(stability(spectrum, options.get("lr"), options.get("momentum")))
     return environment.get_template("report.html.jinja").render(
         title=_title(record),
@@ -90,6 +92,11 @@ def report_html(record: Record) -> str:
         stepper=stepper(spectrum),
         steps=[Line(row.name, [row.value], row.note, _about(row)) for row in steps],
         steps_about=explanations(row.quantity for row in steps),
+        gradient=[Line(row.name, [_together(row.value, row.error)], row.note, _about(row)) for row in along],
+        gradient_about=explanations(row.quantity for row in along),
+        gradient_notes=[]
+        if spectrum.gradient is None
+        else gradient_notes(spectrum.gradient, preconditioned=spectrum.preconditioned is not None),
         condition=condition_tables(spectrum.condition, with_step=not steps),
         condition_about=explanations(_shown_in_condition(spectrum.condition, with_step=not steps)),
         condition_notes=[] if spectrum.condition is None else condition_notes(spectrum.condition),

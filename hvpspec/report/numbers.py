@@ -38,6 +38,15 @@ QUANTITY_NAMES = {
     "digits_lost": "digits lost in a solve",
     "finite_difference": "finite differences",
     "block": "figures of a group",
+    "gradient_norm": "‖g‖",
+    "gradient_curvature": "curvature along g",
+    "gradient_step": "best step along −g",
+    "gradient_share": "share in eigenvectors",
+    "noise_scale": "noise scale",
+    "update_length": "‖u‖",
+    "update_slope": "slope gᵀu",
+    "update_curvature": "curvature along u",
+    "update_change": "change of the loss",
 }
 
 DATA_HEADING = "± data (1 s.e.)"

@@ -24,6 +24,7 @@ from hvpspec.report.numbers import (
 )
 from hvpspec.report.rows.blocks import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, stability_rows, stepper
+from hvpspec.report.rows.gradient import gradient_notes, gradient_rows
 from hvpspec.report.table import Row, Table
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
@@ -70,6 +71,7 @@ def report_sections(
         Section(spectrum_table(spectrum), quantities=_in_spectrum(spectrum)),
         Section(None, spectrum_notes(spectrum), ["density"] if spectrum.density is not None else []),
         *_stability_sections(spectrum, steps),
+        *_gradient_sections(spectrum),
         *_condition_sections(spectrum.condition, with_step=steps is None),
     ]
     if spectrum.blocks is not None and spectrum.blocks.blocks:
@@ -182,6 +184,17 @@ def _stability_sections(spectrum: Spectrum, found: Stability | None) -> list[Sec
     for row in rows:
         table.add(row.name, row.value, row.note)
     return [Section(table, quantities=[row.quantity for row in rows])]
+
+
+def _gradient_sections(spectrum: Spectrum) -> list[Section]:
+    if (found := spectrum.gradient) is None:
+        return []
+    table = Table(("gradient g", "value", "± error", "note"), notes=True, gap=2)
+    rows = gradient_rows(found)
+    for row in rows:
+        table.add(row.name, row.value, row.error, row.note)
+    notes = gradient_notes(found, preconditioned=spectrum.preconditioned is not None)
+    return [Section(table, notes, [row.quantity for row in rows])]
 
 
 def _condition_sections(found: Condition | None, *, with_step: bool) -> list[Section]:

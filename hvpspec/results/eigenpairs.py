@@ -57,6 +57,9 @@ class Eigenpairs(Stored):
         Why there is no such interval; None where there is one, and for an operator without data.
     shard : Shard or None
         Where ranks share the work: which rows of the `vectors` this one has; see `gather`.
+    gaps : ndarray of float64, shape (k, 2), or None
+        How far below and above each value it is shown that there is no eigenvalue but those at the value itself; 0
+        where an eigenvalue may be next to it. None in a callback and when read from a file.
 
     Examples
     --------
@@ -86,6 +89,7 @@ class Eigenpairs(Stored):
     population: Annotated[Bracket | None, LEFT_OUT] = None
     population_reason: Annotated[str | None, LEFT_OUT] = None
     shard: Any = None
+    gaps: NDArray[np.float64] | None = None
 
     json_order: ClassVar = (
         "values", "error", "residuals", "data_error", "reached", "converged", "all_copies", "hvps", "verified",

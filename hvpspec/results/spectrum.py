@@ -16,6 +16,7 @@ from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.estimate import Estimate, Rounding
+from hvpspec.results.gradient import Gradient
 from hvpspec.wording import abridged, counted, listed
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class Spectrum(Stored):
     lanczos : Lanczos or None
         The small matrices from which ``hvpspec verify`` computes the figures again; None for a run that was
         interrupted, and where they are too large.
+    gradient : Gradient or None
+        Where the gradient of the loss lies in this spectrum, where that was asked for.
 
     Examples
     --------
@@ -129,10 +132,11 @@ class Spectrum(Stored):
     out_of_time: bool = False
     matrix: Annotated[Matrix | None, LEFT_OUT] = None
     preconditioned: Annotated[Preconditioned | None, LEFT_OUT] = None
+    gradient: Annotated[Gradient | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "preconditioned", "asked",
-        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "rounding",
+        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "gradient", "rounding",
         "rounding_reason", "lanczos", "hvps", "predicted", "seconds", "stopped",
     )  # fmt: skip
 
@@ -178,6 +182,8 @@ class Spectrum(Stored):
             lines.append(f"  condition       kappa {self.condition.kappa}, {self.condition.definiteness}")
         if self.blocks is not None:
             lines.append(f"  blocks          {len(self.blocks)}: {listed(self.blocks, 3)}")
+        if self.gradient is not None:
+            lines.append(f"  gradient        length {self.gradient.norm}, curvature {self.gradient.curvature}")
         return "\n".join(lines) + ">"
 
     @staticmethod

@@ -38,6 +38,12 @@ def values_of(spectrum: Spectrum) -> dict[str, Value]:
             found |= _bracket(QUANTITY_NAMES[key], bracket, side, about=key)
     for key in ("trace", "frobenius_norm"):
         found |= _estimate(QUANTITY_NAMES[key], getattr(spectrum, key), about=key)
+    if (along := spectrum.gradient) is not None:
+        parts = {"gradient_norm": along.norm, "gradient_curvature": along.curvature, "noise_scale": along.noise_scale}
+        for key, estimate in parts.items():
+            found |= _estimate(QUANTITY_NAMES[key], estimate, about=key)
+        if along.share is not None:
+            found |= _estimate(f"share of g, k = {len(along.parts)}", along.share, about="gradient_share")
     if known is not None:
         found |= _of_condition(known, spectrum.which)
     for block in spectrum.blocks.blocks if spectrum.blocks is not None else ():

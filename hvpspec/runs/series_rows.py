@@ -36,7 +36,7 @@ COLUMNS = (
     "lambda_min_error", "lambda_min_lower", "trace", "trace_error", "frobenius_norm", "frobenius_norm_error", "edge",
     "lambda_max_over_edge", "overlap", "hvps", "eigenvalue_hvps", "cold_hvps", "hvps_saved",
     "hvps_saved_estimate", "converged", "seconds", "sha256", "eigenvalues_converged", "trace_converged",
-    "frobenius_norm_converged",
+    "frobenius_norm_converged", "gradient_norm", "gradient_curvature", "gradient_share", "noise_scale",
 )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def row(
     hvps_saved: how many fewer were needed here (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues
     took than `first`, which is what they took at the first checkpoint, from a random start; None there. converged:
     whether every quantity is within its tolerance; otherwise the errors of λ_max and λ_min are those of the brackets;
-    eigenvalues_converged and so on: whether this one is.
+    eigenvalues_converged and so on: whether this one is. gradient_norm and so on: see `hvpspec.gradient`.
     """
     spectrum, cold = found.spectrum, found.cold_hvps
     columns = {
@@ -116,6 +116,7 @@ def row(
         "seconds": spectrum.seconds,
         "sha256": sha256,
     }
+    columns |= _along_gradient(spectrum)
     columns |= edge(columns["lambda_max"], lr, momentum, spectrum.preconditioned)
     for name in ("trace", "frobenius_norm"):
         estimate = getattr(spectrum, name)
@@ -150,6 +151,18 @@ def _extremes(spectrum: Spectrum) -> dict[str, Any]:
         "lambda_min_error": low_error,
         "lambda_min_lower": None if smallest is None else smallest.lower,
     }
+
+
+def _along_gradient(spectrum: Spectrum) -> dict[str, float | None]:
+    """The columns of the gradient, without their errors."""
+    along = spectrum.gradient
+    if along is None:
+        return dict.fromkeys(("gradient_norm", "gradient_curvature", "gradient_share", "noise_scale"))
+    found = {
+        "gradient_norm": along.norm, "gradient_curvature": along.curvature, "gradient_share": along.share,
+        "noise_scale": along.noise_scale,
+    }  # fmt: skip
+    return {name: None if estimate is None else estimate.value for name, estimate in found.items()}
 
 
 def edge(

@@ -88,6 +88,14 @@ class Options:
         bool,
         flag(WANTED, "Search for the eigenvalue of H + δI nearest to 0, with products of its own.", "--refine"),
     ] = SpectrumOptions.refine
+    no_gradient: Annotated[
+        bool,
+        flag(
+            WANTED,
+            "Leave out where the gradient lies in the spectrum, which takes one gradient and one product.",
+            "--no-gradient",
+        ),
+    ] = False
     rtol: Annotated[
         float,
         option(ACCURACY, "Relative half-width that the intervals of trace and norm should have."),
@@ -198,6 +206,11 @@ class Options:
             )
 
     @property
+    def gradient(self) -> bool:
+        """Whether the gradient is looked at: wherever there are eigenvalues, unless that is declined."""
+        return not self.no_gradient and (self.only is None or "eigenvalues" in self.only)
+
+    @property
     def one_matrix(self) -> MatrixChoice:
         """The matrix, where there can be only one. Raises InputError."""
         if "," in self.matrix:
@@ -235,6 +248,7 @@ class Options:
         of = "ggn" if self.matrix == "fisher" else self.matrix
         more = {
             "matrix": None if of == "hessian" else of,
+            "gradient": None if self.gradient else False,
             "noise_seed": self.noise_seed,
             "time_limit": run["time_limit"],
         }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hvpspec.operators.tensors import TensorOperator
+from hvpspec.operators.first_order import FirstOrder
 from hvpspec.oracle import Chooser
 
 
-class OverEngine(TensorOperator):
+class OverEngine(FirstOrder):
     """An operator whose products a `Chooser` computes."""
 
     _product: Chooser

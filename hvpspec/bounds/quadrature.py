@@ -203,10 +203,11 @@ def _samples(
         if rest.sum() > 0:
             rest *= (left / n - counted.sum()) / rest.sum()
         exclusion = None if segment.ended else Exclusion.of(krylov)
+        rounding = ROUNDOFFS_PER_PRODUCT * krylov.eps * krylov.of_start.norm
         if exclusion is not None:
-            exclusion = exclusion.rounded(ROUNDOFFS_PER_PRODUCT * krylov.eps * krylov.of_start.norm)
+            exclusion = exclusion.rounded(rounding)
         points, below, above = bounds_of_rest(
-            values, segment.radii, rest, segment.weights, exact, counted, (low, high), exclusion, n
+            values, segment.radii, rest, segment.weights, exact, counted, (low, high), exclusion, n, rounding
         )
         mass = rest + counted
         if likely:  # the bounds remain those of the weights that were sampled

@@ -269,7 +269,7 @@ class Pass:
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""
         shared, predicted = self.shared, int(min(self.known.predicted or 0, self.budget.whole + self.afterwards))
-        shared.promise(FURTHER_HVPS + self.checks)
+        shared.promise(FURTHER_HVPS, self.checks)
         shared.A.expect(predicted)
         self.report("plan", predicted - self.checks - self.afterwards)
         with self.budget.within_time():

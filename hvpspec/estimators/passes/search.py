@@ -102,11 +102,12 @@ class Search:
             found = self._suspect(pairs)
             if found is None:
                 return
-            if shared.dimension <= SMALL_COMPLEMENT and 0 <= shared.spare <= PILOT_PROBES:
-                self._span_whole_space()  # while that is still possible
+            if self._spans_rest(SMALL_COMPLEMENT):
                 return
             if not proved(shared.A, shared.krylov, *found):
                 searches += 1
+                if self._spans_rest(shared.hvps):  # rather than perhaps probe in vain again
+                    return
                 shared.probe(int(min(PILOT_PROBES, self._left())))  # to make the next suspicion more reliable
                 continue
             self._add(pairs, PILOT_PROBES)
@@ -118,8 +119,7 @@ class Search:
             pairs = self._reached()
             if len(pairs.values) < self._wanted.k or not pairs.converged or pairs.all_copies:
                 break
-            if shared.dimension <= min(PILOT_PROBES, self._left()) and shared.spare < math.inf:
-                self._span_whole_space()  # Lanczos on B would take as many products
+            if self._spans_rest(PILOT_PROBES):  # Lanczos on B would take as many products
                 break
             before = shared.hvps
             missed = self._by_lanczos(pairs)
@@ -145,9 +145,14 @@ class Search:
             self._report(pairs)
         return pairs
 
-    def _span_whole_space(self) -> None:
-        while self._left() > 0 and self._shared.can_extend:
-            self._shared.extend(1)
+    def _spans_rest(self, most: float) -> bool:
+        """Extends the basis to the whole space where that takes `most` products, and probes would soon leave too few."""
+        shared = self._shared
+        if shared.dimension > min(most, self._left()) or not 0 <= shared.spare <= PILOT_PROBES:
+            return False
+        while self._left() > 0 and shared.can_extend:
+            shared.extend(1)
+        return True
 
     def _favour_worst(self, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz) -> None:
         """Puts the frontier vector first that reduces the largest residual most."""

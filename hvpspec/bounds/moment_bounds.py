@@ -34,19 +34,19 @@ def bounds_of_rest(
     ends: tuple[float, float],
     exclusion: Exclusion | None,
     n: int,
-    rounding: float = 0.0,
+    rounding: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Further points, and the steps at all nodes and these points of the lower and of the upper bound.
 
     values, weights: the Gauss rule. exact: nodes that are known eigenvalues, with the share `counted` of all; `rest`
     are the shares of the others. radii: how near to a node nothing is known of where its weight lies. ends: of the
-    spectrum. Without an exclusion the space is invariant, and both bounds are the weights. rounding: the exclusion takes
-    nodes with a smaller radius for eigenvalues, so that there is a point as near to them as that.
+    spectrum. Without an exclusion the space is invariant, and both bounds are the weights. rounding: Ritz vectors with
+    no larger residuals are taken for eigenvectors, and there are points as near to their nodes as that.
     """
     if exclusion is None:
         return np.zeros(0), rest + counted, rest + counted
     points = _points(values, radii, np.where(radii <= rounding, rounding, _NEAREST_POINT * radii), ends)
-    reach = exclusion.overlap(points) ** 2
+    reach = exclusion.rounded(rounding).overlap(points) ** 2
     scale = float(rest.sum()) / max(float(weights[~exact].sum()), np.finfo(float).tiny)
     blur = scale * _beside(values, exact, points, reach)
     sums = np.concatenate([[0.0], np.cumsum(rest)])

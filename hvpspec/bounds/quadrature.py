@@ -204,8 +204,6 @@ def _samples(
             rest *= (left / n - counted.sum()) / rest.sum()
         exclusion = None if segment.ended else Exclusion.of(krylov)
         rounding = ROUNDOFFS_PER_PRODUCT * krylov.eps * krylov.of_start.norm
-        if exclusion is not None:
-            exclusion = exclusion.rounded(rounding)
         points, below, above = bounds_of_rest(
             values, segment.radii, rest, segment.weights, exact, counted, (low, high), exclusion, n, rounding
         )

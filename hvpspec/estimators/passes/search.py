@@ -146,7 +146,7 @@ class Search:
         return pairs
 
     def _spans_rest(self, most: float) -> bool:
-        """Extends the basis to the whole space where that takes `most` products, and probes would soon leave too few."""
+        """Extends the basis to the whole space where that takes `most` products and few are left besides."""
         shared = self._shared
         if shared.dimension > min(most, self._left()) or not 0 <= shared.spare <= PILOT_PROBES:
             return False

@@ -148,7 +148,8 @@ class SharedPass:
     @property
     def can_extend(self) -> bool:
         """Whether the basis can grow without a restart."""
-        return self._grows and not self.pool.frozen and self.krylov.m < min(self.capacity, self.krylov.n) and self.A.left > 0
+        room = self.krylov.m < min(self.capacity, self.krylov.n)
+        return self._grows and room and not self.pool.frozen and self.A.left > 0
 
     @property
     def spare(self) -> float:
@@ -157,7 +158,7 @@ class SharedPass:
         return self.A.left - self._kept - (self.A.n - self.krylov.m) if whole else math.inf
 
     def promise(self, further: float, kept: float) -> None:
-        """Limits the products to those that a basis of the whole space takes, `further` ones, and those kept for checks.
+        """Limits the products to n for a basis of the whole space, `further` ones, and those kept for checks.
 
         There is no limit where memory does not hold such a basis: only probes can then reach a tolerance.
         """
@@ -368,8 +369,7 @@ class Budget:
 
     def left_besides(self, others: float, before: int) -> float:
         """Those that may be made now where `others` are to follow: these get half of all since `before` at most."""
-        left = self.left
-        together = left + self._shared.hvps - before  # the same after each product, unless a clock has its say
+        together = (left := self.left) + self._shared.hvps - before  # the same after each product, clocks apart
         return left - min(others, together // 2)
 
     @property

@@ -34,17 +34,19 @@ def bounds_of_rest(
     ends: tuple[float, float],
     exclusion: Exclusion | None,
     n: int,
+    rounding: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Further points, and the steps at all nodes and these points of the lower and of the upper bound.
 
     values, weights: the Gauss rule. exact: nodes that are known eigenvalues, with the share `counted` of all; `rest`
     are the shares of the others. radii: how near to a node nothing is known of where its weight lies. ends: of the
-    spectrum. Without an exclusion the space is invariant, and both bounds are the weights.
+    spectrum. Without an exclusion the space is invariant, and both bounds are the weights. rounding: Ritz vectors with
+    no larger residuals are taken for eigenvectors, and there are points as near to their nodes as that.
     """
     if exclusion is None:
         return np.zeros(0), rest + counted, rest + counted
-    points = _points(values, radii, ends)
-    reach = exclusion.overlap(points) ** 2
+    points = _points(values, radii, np.where(radii <= rounding, rounding, _NEAREST_POINT * radii), ends)
+    reach = exclusion.rounded(rounding).overlap(points) ** 2
     scale = float(rest.sum()) / max(float(weights[~exact].sum()), np.finfo(float).tiny)
     blur = scale * _beside(values, exact, points, reach)
     sums = np.concatenate([[0.0], np.cumsum(rest)])
@@ -71,12 +73,15 @@ def bounds_of_rest(
     return places[np.sort(order)][len(values) :], below, above
 
 
-def _points(values: np.ndarray, radii: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-    """Points in the gaps between nodes and up to the ends, more closely spaced near nodes that are known accurately."""
+def _points(values: np.ndarray, radii: np.ndarray, nearest: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """Points in the gaps between nodes and up to the ends, more closely spaced near nodes that are known accurately.
+
+    nearest: the distance of the first points to each node.
+    """
     far = float(np.abs(values).max()) or 1.0
     first, last = (end if math.isfinite(end) else value for end, value in zip(ends, (-far, far), strict=True))
     edges = np.concatenate([[min(first, values[0])], values, [max(last, values[-1])]])
-    near = np.concatenate([[math.inf], _NEAREST_POINT * radii, [math.inf]])
+    near = np.concatenate([[math.inf], nearest, [math.inf]])
     found: list[np.ndarray] = []
     for left, right, after, before in zip(edges[:-1], edges[1:], near[:-1], near[1:], strict=True):
         half = (right - left) / 2

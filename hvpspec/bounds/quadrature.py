@@ -203,10 +203,9 @@ def _samples(
         if rest.sum() > 0:
             rest *= (left / n - counted.sum()) / rest.sum()
         exclusion = None if segment.ended else Exclusion.of(krylov)
-        if exclusion is not None:
-            exclusion = exclusion.rounded(ROUNDOFFS_PER_PRODUCT * krylov.eps * krylov.of_start.norm)
+        rounding = ROUNDOFFS_PER_PRODUCT * krylov.eps * krylov.of_start.norm
         points, below, above = bounds_of_rest(
-            values, segment.radii, rest, segment.weights, exact, counted, (low, high), exclusion, n
+            values, segment.radii, rest, segment.weights, exact, counted, (low, high), exclusion, n, rounding
         )
         mass = rest + counted
         if likely:  # the bounds remain those of the weights that were sampled

@@ -271,7 +271,7 @@ class Pass:
     def measure(self) -> None:
         """Everything except the refinement and the blocks."""
         shared, predicted = self.shared, int(min(self.known.predicted or 0, self.budget.whole + self.afterwards))
-        shared.promise(FURTHER_HVPS + self.checks)
+        shared.promise(FURTHER_HVPS, self.checks)
         shared.A.expect(predicted)
         self.report("plan", predicted - self.checks - self.afterwards)
         with self.budget.within_time():
@@ -296,7 +296,7 @@ class Pass:
             self._estimate_trace_and_norm()
         if options.density:
             self._find_density()
-        if options.pairs and options.sampled and self.search.to_the_end() and options.density:
+        if options.pairs and options.sampled and self.search.to_the_end() and options.density and self.density.grown:
             self._find_density()
 
     def _conclude(self) -> None:
@@ -386,7 +386,7 @@ class Pass:
             if move.action == "extend":
                 shared.extend(int(min(max(move.count, shared.block), self.left)))
             elif self.options.pairs and shared.pool.full(move.count) and self.search.to_the_end():
-                continue  # the basis can still grow as long as all probes are kept as vectors
+                continue  # while all probes are kept as vectors, so that the basis can grow; fewer products are left
             else:
                 shared.probe(move.count)
 

@@ -145,7 +145,7 @@ class Density(Stored):
             Of the shape of x. At each x they hold with probability ≥ `confidence`.
         """
         x = np.asarray(x, float)
-        outside = (x < self.support[0]) | (x > self.support[1])
+        outside = (x < self.support[0]) | (x > self.support[1]) | np.isnan(x)
         lower = self._step(self.cdf_lower, x)
         upper = self._step(self.cdf_upper, x)
         sure = np.where(self.exact, self.weights, 0.0)  # the exact part, in which nothing is random
@@ -183,8 +183,18 @@ class Density(Stored):
             raise InputError(f"expected an interval from a to b with a ≤ b; got {a!r} and {b!r}.")
         (low_a, high_a), (low_b, high_b) = (tuple(map(float, self.cdf_bounds(x))) for x in (a, b))
         value = self.n * float(self.cdf(b) - self.cdf(a))
-        most, least = min(self.n * (high_b - low_a), self.n), max(self.n * (low_b - high_a), 0.0)
+        within, beyond = self._known(a, b)
+        most = min(self.n * (high_b - low_a), self.n - beyond)
+        least = min(max(self.n * (low_b - high_a), within), most)
         return Estimate.between(value, least, most, self.confidence, self.hvps, "slq")
+
+    def _known(self, a: float, b: float) -> tuple[float, float]:
+        """How many of the eigenvalues that are known one by one lie in (a, b], and how many beyond it."""
+        errors = 0.0 if self.node_errors is None else self.node_errors
+        low, high = self.nodes - errors, self.nodes + errors
+        within, beyond = (low > a) & (high <= b), (high <= a) | (low > b)
+        known = np.where(self.exact, self.n * self.weights, 0.0)
+        return float(known[within].sum()), float(known[beyond].sum())
 
     def grid(
         self, smoothing: float | None = None, points: int = 1000, limits: tuple[float, float] | None = None
@@ -304,7 +314,8 @@ class Density(Stored):
         """A function that is 0 up to the first node, `values[i]` from node i on, and 1 beyond the support."""
         x = np.asarray(x, float)
         found = np.concatenate([[0.0], values])[np.searchsorted(self.nodes, x, side="right")]
-        return np.where(x > self.support[1], 1.0, np.where(x < self.support[0], 0.0, found))
+        found = np.where(x > self.support[1], 1.0, np.where(x < self.support[0], 0.0, found))
+        return np.where(np.isnan(x), np.nan, found)
 
     def _true_share(self, share: NDArray[np.float64], side: int) -> NDArray[np.float64]:
         """How small (side −1) or large (side 1) the true share may be, where random vectors have this weight.

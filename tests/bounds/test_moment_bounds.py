@@ -106,3 +106,21 @@ def test_the_zero_matrix_has_no_negative_eigenvalue(n):
     assert found.negative.interval == (0, 0)
     assert found.negative_mass.value == 0
     assert found.rank.value == 0
+
+
+@pytest.mark.parametrize("values", [NULL_SPACE[:45], np.geomspace(50, 0.5, 60), -np.linspace(0.3, 2, 60)])
+def test_a_null_space_found_to_within_rounding_leaves_no_sign_open(values):
+    """The first point at which the bounds were evaluated was at four residuals: beyond what rounding is taken to be."""
+    values = np.r_[values, np.zeros(240)]
+    for seed in range(3):
+        found = hvpspec.spectrum(rotated(values), seed=seed).condition
+        for count, true in ((found.negative, (values < 0).sum()), (found.rank, (values != 0).sum())):
+            low, high = count.interval
+            assert low - 1e-6 <= true <= high + 1e-6
+            assert high - low < 40
+
+
+def test_eigenvalues_about_as_small_as_rounding_are_open():
+    values = np.r_[np.geomspace(50, 0.5, 60), np.full(120, 1e-12), np.full(120, -1e-12)]
+    low, high = hvpspec.spectrum(rotated(values)).condition.negative.interval
+    assert low <= 120 <= high

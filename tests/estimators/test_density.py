@@ -164,6 +164,8 @@ def test_counts_need_an_interval(a, b):
         found.count(a, b)
     assert found.count(-np.inf, np.inf).value == 3
     assert found.count(1.5, 1.5).value == 0
+    assert np.isnan(found.cdf(np.nan))
+    assert all(np.isnan(end[1]) and end[0] == pytest.approx(1 / 3) for end in found.cdf_bounds([1.5, np.nan]))
 
 
 def semicircle(n):

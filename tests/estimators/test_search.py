@@ -143,3 +143,30 @@ def test_copies_are_shown_to_be_complete_by_counts_where_random_vectors_were_add
             complete += 1
             np.testing.assert_allclose(pairs.values, values[:-7:-1], rtol=2e-3)
     assert complete >= 3
+
+
+def test_a_search_in_vain_leaves_products_for_the_whole_space():
+    """Probes were added until the ceiling left four products, and then eight more were asked for."""
+    values = 2 - 2 * np.cos(2 * np.pi * np.arange(151) / 151)
+    found = hvpspec.spectrum(rotated(values, 1), 6, seed=9)
+    assert found.hvps <= 151 + 16
+    assert found.eigenpairs.converged
+    assert found.eigenpairs.values == pytest.approx(np.sort(values)[:-7:-1])
+
+
+@pytest.mark.parametrize(("n", "seed"), [(51, 0), (151, 0), (151, 4)])
+def test_a_rest_of_a_few_dimensions_is_spanned(n, seed):
+    """A run ended without convergence one product before the whole space was known."""
+    found = hvpspec.spectrum(rotated(2 - 2 * np.cos(2 * np.pi * np.arange(n) / n)), 6, seed=seed)
+    assert found.hvps <= n + 8
+    assert found.eigenpairs.converged
+
+
+@pytest.mark.parametrize(("turn", "seed"), [(1, 1), (1, 0), (1, 10), (5, 0)])
+def test_a_copy_of_which_the_basis_has_a_part_is_not_looked_for_in_new_vectors(turn, seed):
+    """The rest of its eigenvector was in the frontier, to which every new start is orthogonal."""
+    values = np.r_[np.repeat([5.0, 4.0, 3.0], 3), np.linspace(0, 1, 191)]
+    found = hvpspec.spectrum(rotated(values, turn), 7, seed=seed)
+    assert found.eigenpairs.converged
+    assert found.eigenpairs.values == pytest.approx([5, 5, 5, 4, 4, 4, 3], rel=1e-4)
+    assert found.hvps < 150

@@ -134,3 +134,24 @@ def test_refinement_and_blocks_know_them():
     block = found.blocks.blocks[0]
     assert abs(block.trace.value - np.trace(own)) <= block.trace.error
     assert block.largest.lower - 1e-9 <= np.linalg.eigvalsh(own).max() <= block.largest.upper + 1e-9
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+def test_a_space_of_the_other_rows_cannot_be_extended_once_it_is_whole(which):
+    """With room for all rows in memory, one more step was made there, with no vector."""
+    A = np.diag(np.r_[np.repeat(np.arange(1.0, 20), 11)[:19], np.zeros(16)])
+    for seed in range(1, 4):
+        found = hvpspec.spectrum(A, 2, which=which, seed=seed)
+        assert found.hvps <= 19 + 16
+        assert found.eigenpairs.converged
+
+
+def test_counts_hold_all_zeros_that_are_known():
+    """An interval around zero has at least as many eigenvalues as there are zero rows, and others the less."""
+    values = np.r_[np.linspace(-1, 2, 60) + 0.001, np.zeros(240)]
+    density = hvpspec.spectrum(np.diag(values)[::-1, ::-1], 3, seed=0, max_hvps=20).density
+    low, high = density.count(-1e-6, 1e-6).interval
+    assert low + 1e-9 >= 240
+    assert low <= (np.abs(values) <= 1e-6).sum() <= high
+    low, high = density.count(0.1, 3).interval
+    assert low <= (values > 0.1).sum() <= high <= 60 + 1e-9

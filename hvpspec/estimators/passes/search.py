@@ -46,6 +46,7 @@ from hvpspec.results.eigenpairs import Eigenpairs
 
 _MAX_VAIN_SEARCHES = 8  # for missed eigenvalues, by probes
 _RESERVED_GAUSSIANS = 2000  # of the seed, after those drawn so far, for Lanczos on B
+_RESIDUALS_TO_EIGENVALUE = 2  # from a Ritz value whose vector is a fifth of an eigenvector, and its image orthogonal
 _LEAST_STEPS = 20  # of Lanczos on B that are allowed, however few there were on H
 
 Interval = tuple[float, float]
@@ -124,22 +125,24 @@ class Search:
             found = self._suspect(pairs)
             if found is None:
                 return
-            if shared.dimension <= SMALL_COMPLEMENT and 0 <= shared.spare <= PILOT_PROBES:
-                while self._left() > 0 and shared.can_extend:  # the whole space, while that is still possible
-                    shared.extend(1)
+            if self._spans_rest(SMALL_COMPLEMENT):
                 return
             if not proved(shared.A, shared.krylov, *found):
                 searches += 1
+                if self._spans_rest(shared.hvps):  # rather than perhaps probe in vain again
+                    return
                 shared.probe(int(min(PILOT_PROBES, self._left())))  # to make the next suspicion more reliable
                 continue
             self._add(pairs, PILOT_PROBES)
 
     def to_the_end(self) -> bool:
-        """Searches until it is shown that nothing is missing, or cannot be; whether the basis has grown."""
-        shared, added = self._shared, 0
-        while not self._given_up and shared.dimension > 1 and self._left() > 1:
+        """Searches until it is shown that nothing is missing, or cannot be; whether that has taken products."""
+        shared, added, already = self._shared, 0, self._shared.hvps
+        while not self._given_up and shared.dimension and self._left() > 0:
             pairs = self._reached()
             if len(pairs.values) < self._wanted.k or not pairs.converged or pairs.all_copies:
+                break
+            if self._spans_rest(PILOT_PROBES):  # Lanczos on B would take as many products
                 break
             before = shared.hvps
             missed = self._by_lanczos(pairs)
@@ -152,7 +155,7 @@ class Search:
                 break
             self._add(pairs, 2 * (shared.hvps - before) + PILOT_PROBES)
             added += 1
-        return added > 0
+        return shared.hvps > already
 
     def _reached(self) -> Eigenpairs:
         """The pairs, once they have converged: after others were added, further ones may be among them."""
@@ -165,9 +168,35 @@ class Search:
             self._report(pairs)
         return pairs
 
+    def _spans_rest(self, most: float) -> bool:
+        """Extends the basis to the whole space where that takes `most` products and few are left besides."""
+        shared = self._shared
+        if shared.dimension > min(most, self._left()) or not 0 <= shared.spare <= PILOT_PROBES:
+            return False
+        while self._left() > 0 and shared.can_extend:
+            shared.extend(1)
+        return True
+
     def _favour_worst(self, pairs: Eigenpairs, chosen: np.ndarray, ritz: Ritz) -> None:
         """Puts the frontier vector first that reduces the largest residual most."""
         favour(self._shared.krylov, ritz.coefficients[:, chosen[np.argmax(relative_residuals(pairs))]])
+
+    def _favour_approaching(self) -> bool:
+        """Whether a Ritz value that has not converged may belong among those found; its frontier vector is then first.
+
+        Of several sequences, one may have been left in the middle of an eigenvector. The rest of that is then in the
+        frontier, to which every new random vector is orthogonal.
+        """
+        krylov, (pairs, chosen, ritz) = self._shared.krylov, self.current()
+        low, high = least_to_exclude(pairs.values, self._wanted.which, self._interval(pairs))
+        further = _RESIDUALS_TO_EIGENVALUE * ritz.residuals
+        reach = np.maximum(ritz.values + further - high, low - ritz.values + further)
+        reach[chosen] = -math.inf
+        reach[ritz.residuals <= ritz.noise] = -math.inf
+        if krylov.frontier.shape[1] < 2 or reach.max() <= 0:
+            return False
+        favour(krylov, ritz.coefficients[:, reach.argmax()])
+        return True
 
     def _interval(self, pairs: Eigenpairs) -> Interval:
         """Where all other eigenvalues lie if nothing is missing."""
@@ -190,7 +219,8 @@ class Search:
         direction in which something was found: the basis must remain independent of the probes.
         """
         shared = self._shared
-        shared.add_random()
+        if not self._favour_approaching():
+            shared.add_random()
         added = shared.krylov.m
         while self._left() > 0 and shared.can_extend:
             shared.extend(1)

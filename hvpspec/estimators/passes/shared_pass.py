@@ -114,7 +114,7 @@ class SharedPass:
             needed = _VECTORS_PER_PROBE * _LEAST_PROBES_TOGETHER
             raise InputError(too_little_room(room, needed, A.n, A.dtype.itemsize))
         self._start = partial(start, A, seed=seed, block=self.block, place=storage.place, drawn=first_draw)
-        self._live, self._together = live, min(_BASIS_VECTORS_TOGETHER, 1 + room // 64)
+        self._live, self._together, self._kept = live, min(_BASIS_VECTORS_TOGETHER, 1 + room // 64), 0.0
         self._zero, self._finds_zero = zero, find_zero and block == 1
         self._begin(warm_direction(towards, A.n, A.dtype, A.device))
 
@@ -148,19 +148,22 @@ class SharedPass:
     @property
     def can_extend(self) -> bool:
         """Whether the basis can grow without a restart."""
-        return self._grows and not self.pool.frozen and self.krylov.m < self.capacity and self.A.left > 0
+        room = self.krylov.m < min(self.capacity, self.krylov.n)
+        return self._grows and room and not self.pool.frozen and self.A.left > 0
 
     @property
     def spare(self) -> float:
         """How many products may be spent on probes such that a basis of the whole space is still within the limit."""
-        return self.A.left - self.dimension if self.can_extend and self.capacity >= self.krylov.n else math.inf
+        whole = self.can_extend and self.capacity >= self.krylov.n
+        return self.A.left - self._kept - (self.A.n - self.krylov.m) if whole else math.inf
 
-    def promise(self, further: float) -> None:
-        """Limits the products to those that a basis of the whole space takes, and `further` ones.
+    def promise(self, further: float, kept: float) -> None:
+        """Limits the products to n for a basis of the whole space, `further` ones, and those kept for checks.
 
         There is no limit where memory does not hold such a basis: only probes can then reach a tolerance.
         """
-        self.A.limit = self._already + self.A.n + further if self.capacity >= self.A.n else math.inf
+        self._kept = kept
+        self.A.limit = self._already + self.A.n + further + kept if self.capacity >= self.A.n else math.inf
 
     # --- actions ------------------------------------------------------------------------------------------------
 
@@ -220,13 +223,12 @@ class SharedPass:
 
         chosen: coefficients of the Ritz vectors of interest; by default all. Errors include from now on what it shows.
         """
-        krylov = self.krylov
         with self._explaining():
             if self.checks <= left and not self.A.explicit:
-                check_products(self.A, krylov)
+                check_products(self.A, self.krylov)
         if self.rounding is None:
-            mixed = np.eye(krylov.m) if chosen is None else chosen
-            self.rounding, self.sampled_rounding = measure_rounding(self.A, krylov, mixed, self._sample)
+            mixed = np.eye(self.krylov.m) if chosen is None else chosen
+            self.rounding, self.sampled_rounding = measure_rounding(self.A, self.krylov, mixed, self._sample)
             self._sample = None
 
     @contextlib.contextmanager
@@ -308,12 +310,11 @@ class SharedPass:
         else:
             value, error = self._trace(remainder, tolerance.confidence, norm)
             least, data_error = norm, self.spread.trace()
-        exact = self.dimension == 0
         return Estimate(
             value,
             error,
             tolerance.confidence,
-            converged=exact or error <= tolerance.allowed(value, least),
+            converged=self.dimension == 0 or error <= tolerance.allowed(value, least),
             hvps=self.hvps,
             method=self.method,
             relative_to=tolerance.relative_to(value, least),
@@ -368,8 +369,7 @@ class Budget:
 
     def left_besides(self, others: float, before: int) -> float:
         """Those that may be made now where `others` are to follow: these get half of all since `before` at most."""
-        left = self.left
-        together = left + self._shared.hvps - before  # the same after each product, unless a clock has its say
+        together = (left := self.left) + self._shared.hvps - before  # the same after each product, clocks apart
         return left - min(others, together // 2)
 
     @property

@@ -77,6 +77,27 @@ class Batches:
             yield batch
 
 
+class OneBatch(Batches):
+    """One of the batches, with its number among them all, on which the noise of a random loss depends."""
+
+    def __init__(self, number: int, batch: Any) -> None:
+        super().__init__([batch])
+        self.number = number
+
+
+def number_of(data: Iterable[Any]) -> int:
+    """How many batches there are: counted in a pass over the data where these have no length."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except Exception:  # it has no length, whatever it raises to say so
+        return sum(1 for _ in data)
+
+
+def numbered(data: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """The batches of one pass over the data, each with its number."""
+    return enumerate(data, data.number if isinstance(data, OneBatch) else 0)
+
+
 def check_data(data: Iterable[Any]) -> Iterable[Any]:
     """The data, if it can be iterated over repeatedly; else InputError, which says what to give instead."""
     if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping)) or not hasattr(data, "__iter__"):

@@ -26,7 +26,7 @@ from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.kernels.placed import Placed
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
-from hvpspec.objective.batches import check_data, move_numbered
+from hvpspec.objective.batches import OneBatch, check_data, move_numbered, number_of, numbered
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
     differentiated_in,
@@ -111,8 +111,7 @@ class Objective:
         self.loss: Loss = resolve_loss(loss)
         self._inner = InnerDerivatives()
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
-        self._measure = measure
-        self._train_mode = train_mode
+        self._measure, self._train_mode = measure, train_mode
         self.reduction: Reduction = chosen_reduction(reduction, self.loss.reduction, matrix)
         self._factor = 1.0 if self.reduction == "mean" else None  # of each loss; known within evaluations
         self.matrix: Matrix = matrix
@@ -125,7 +124,7 @@ class Objective:
         self._weight: float | None = None
         self._values = Placed(self.device)  # the model's, where it is on another device
         self._moved = Placed(self.device, limited=True)  # batches
-        self._weights: list[float] = []  # of the batches, in the last pass
+        self._weights: dict[int, float] = {}  # of the batches, in the last pass
         self.last_pass: tuple[float, float] | None = None  # at which parameters, by a sum of norms, and the loss
         self._batches: int | None = None
         self._samples: int | None = None
@@ -201,15 +200,15 @@ class Objective:
         For evaluating each batch at several points, with other values in the parameters, or not at all where its weight
         is known; otherwise used as `losses`, with the same errors.
         """
-        weights, samples = list[float](), 0.0
-        for index, batch in enumerate(self.data):
+        weights, samples = dict[int, float](), 0.0
+        for index, batch in numbered(self.data):
             samples += samples_or_nan(batch, self.counting.axis)
             one = BatchLoss(partial(self._batch_loss, index, batch, deferred), batch)
             yield index, one
             assert one.weight is not None, "a batch is evaluated, or its weight is set"
-            weights.append(one.weight)
-        check_pass(weights, self._weight)
-        if (total := sum(weights)) == 0:
+            weights[index] = one.weight
+        check_pass([*weights.values()], self._weight)
+        if (total := sum(weights.values())) == 0:
             raise InputError(NO_WEIGHT)
         self._weight, self._weights, self._batches = total, weights, len(weights)
         self._samples = int(samples) if math.isfinite(samples) else None
@@ -234,10 +233,7 @@ class Objective:
     def batch_count(self) -> int:
         """Number of batches: from the last pass, from len(data), or else by counting them."""
         if self._batches is None:
-            try:
-                self._batches = len(self.data)  # type: ignore[arg-type]
-            except Exception:  # it has no length, whatever it raises to say so
-                self._batches = sum(1 for _ in self.data)
+            self._batches = number_of(self.data)
         return self._batches
 
     def in_float64(self) -> Objective:
@@ -266,6 +262,13 @@ class Objective:
     def on_first_batch(self) -> Objective:
         """The same objective on the first batch only; on no data where there is none."""
         return self.with_(data=list(islice(self.data, 1)))
+
+    def on_batch(self, number: int, batch: Any) -> Objective:
+        """The same objective on one of its batches only, so that the mean over all by their weights is this one."""
+        self.settle()
+        one = self.with_(data=OneBatch(number, batch))
+        one._factor, one._modes_are_safe = self._factor, self._modes_are_safe
+        return one
 
     # --- weights ---
 
@@ -372,11 +375,9 @@ class Objective:
         except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
-            hints = precision_hint(error, self.dtype) + self._training_hint(batch)
+            hints = precision_hint(error, self.dtype)
+            hints += "" if self._train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
             raise InputError(f"batch {index}: {said_by(self.model, error)}{hints}") from error
-
-    def _training_hint(self, batch: Any) -> str:
-        return "" if self._train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
 
     def weighed(self, index: int, result: Any, batch: Any, deferred: Deferred | None = None) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch.
@@ -386,9 +387,8 @@ class Objective:
         loss, given = returned_unread(index, result)
         count = self.counting(index, batch, given)
         given = count if given is None else given
-        if deferred is None or index >= len(self._weights):
-            weight = float(count)
-            check_weights(index, float(given), weight)
+        if deferred is None or index not in self._weights:
+            check_weights(index, float(given), weight := float(count))
             if weight > 0:
                 refuse_not_finite(self.model, index, float(loss.detach()))
             return loss, weight

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from hvpspec.objective.batches import Batches, check_data, frozen
+from hvpspec.objective.batches import Batches, check_data, frozen, number_of
 from hvpspec.validation import check_count, check_seed
 
 
@@ -81,16 +81,9 @@ def sample_batches(data: Iterable[Any], count: int, *, seed: int = 0) -> Sampled
     (2, 5, True)
     """
     count, seed = check_count("count", count), check_seed(seed)
-    of = _number_of(check_data(data))
+    of = number_of(check_data(data))
     numbers = np.random.default_rng(seed).permutation(of)[:count]
     return SampledBatches(data, sorted(map(int, numbers)), of, seed)
-
-
-def _number_of(data: Iterable[Any]) -> int:
-    try:
-        return len(data)  # type: ignore[arg-type]
-    except TypeError:
-        return sum(1 for _ in data)
 
 
 def _loader_of(data: Iterable[Any], numbers: Sequence[int]) -> DataLoader[Any] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -233,6 +234,13 @@ class PreconditionedOverData(PreconditionedOperator):
     def batch_count(self) -> int:
         """See `HessianOperator`."""
         return self.A.batch_count()
+
+    def batch_operators(self, numbers: Collection[int]) -> Iterator[tuple[int, float, PreconditionedOverData]]:
+        """See `HessianOperator`; with the same preconditioner for each batch."""
+        for number, weight, A in self.A.batch_operators(numbers):
+            one = copy.copy(self)
+            one.A = A
+            yield number, weight, one
 
     def multiply_by_folds(self, columns: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
         """See `HessianOperator`."""

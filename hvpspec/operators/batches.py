@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
-from typing import Self
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Any, Self
 
 from hvpspec.errors import InputError
 from hvpspec.objective.batches import numbered
@@ -30,7 +31,9 @@ class OverBatches(TensorOperator):
         """
         return self.objective.batch_count()
 
-    def batch_operators(self, numbers: Collection[int]) -> Iterator[tuple[int, float, Self]]:
+    def batch_operators(
+        self, numbers: Collection[int]
+    ) -> Iterator[tuple[int, Callable[[], tuple[float, Self | None]]]]:
         """The operators of single batches, for one pass over the data.
 
         Parameters
@@ -40,26 +43,25 @@ class OverBatches(TensorOperator):
 
         Yields
         ------
-        tuple of int, float and operator
-            The batch's number, its weight, and the operator of that batch alone; of a weight of 0, this operator
-            instead. Each makes its products by the engine in use, costs nothing before the first one, and is to be
-            dropped before the next one is asked for, so that what it saves is freed.
+        tuple of int and callable
+            The batch's number, and what gives its weight and the operator of that batch alone, or None where the weight
+            is 0. That costs one forward pass of the batch. The operator makes its products by the engine in use, and is
+            to be dropped before the next batch is asked for, so that what it saves is freed.
         """
         for number, batch in numbered(self.objective.data):
-            if number not in numbers:
-                continue
-            alone = self.objective.on_batch(number, batch)
-            try:
-                weight = alone.value().weight
-            except InputError as error:
-                if str(error) != NO_WEIGHT:
-                    raise
-                yield number, 0.0, self
-                continue
-            yield number, weight, self._on(alone)
+            if number in numbers:
+                yield number, partial(self._on_batch, number, batch)
+            if number >= max(numbers, default=-1):
+                return
 
-    def _on(self, objective: Objective) -> Self:
-        """The same operator for other data, by the engine in use."""
+    def _on_batch(self, number: int, batch: Any) -> tuple[float, Self | None]:
+        objective = self.objective.on_batch(number, batch)
+        try:
+            weight = objective.value().weight
+        except InputError as error:
+            if str(error) != NO_WEIGHT:
+                raise
+            return 0.0, None
         one = copy.copy(self)
         one.objective, one._product, one.hvps = objective, self._product.on(objective), 0
-        return one
+        return weight, one

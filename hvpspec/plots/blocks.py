@@ -10,8 +10,8 @@ import numpy as np
 
 from hvpspec.escaping import in_picture
 from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, Panel
-from hvpspec.results.blocks import Block, Blocks
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.parts import Block, Blocks
 from hvpspec.wording import shortened
 
 if TYPE_CHECKING:

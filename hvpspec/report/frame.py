@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hvpspec.results.blocks import Block
 from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket, Estimate
+from hvpspec.results.parts import Block
 from hvpspec.results.spectrum import Spectrum
 
 if TYPE_CHECKING:

@@ -36,8 +36,8 @@ from hvpspec.report.rows.condition import condition_notes, condition_parts, extr
 from hvpspec.report.sentences import sentences
 from hvpspec.report.table import Row
 from hvpspec.report.terminal import measured_lines, report_sections, without_step
-from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
+from hvpspec.results.parts import Blocks
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import percent

@@ -25,9 +25,9 @@ from hvpspec.report.numbers import (
 from hvpspec.report.rows.blocks import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, stability_rows, stepper
 from hvpspec.report.table import Row, Table
-from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.parts import Blocks
 from hvpspec.results.preflight import Preflight, agree
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted

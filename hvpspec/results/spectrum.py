@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, overload
 from hvpspec.entries import AtLeast, Count, Size
 from hvpspec.options import MATRIX_NAMES, QUANTITIES, Matrix, Quantity, Which
 from hvpspec.presentation import presented
-from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.estimate import Estimate, Rounding
+from hvpspec.results.parts import Blocks
 from hvpspec.wording import abridged, counted, listed
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 from hvpspec.report.documents import from_document, to_document
-from hvpspec.results.blocks import Blocks
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.parts import Blocks
 from hvpspec.results.record import Provenance, Record
 from hvpspec.results.spectrum import Spectrum
 

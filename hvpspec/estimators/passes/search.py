@@ -35,7 +35,14 @@ from hvpspec.bounds.missed import (
     sides_to_count,
     suspect,
 )
-from hvpspec.estimators.eigsh import Wanted, current, relative_residuals, worth_checking
+from hvpspec.estimators.eigsh import (
+    Wanted,
+    converged,
+    current,
+    relative_residuals,
+    steps_to_tolerance,
+    worth_checking,
+)
 from hvpspec.estimators.passes.extend_or_probe import SMALL_COMPLEMENT
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov, Ritz, confine, extend, favour, start
@@ -75,6 +82,29 @@ class Search:
     def current(self) -> tuple[Eigenpairs, np.ndarray, Ritz]:
         """See `hvpspec.estimators.eigsh.current`; with what is known of B."""
         return current(self._shared, self._wanted, self._confidence, rest=self.rest(), counts=self._counts)
+
+    def eigenpairs(
+        self, left: Callable[[], float], *, watched: bool, after: int
+    ) -> Iterator[tuple[float | None, Eigenpairs]]:
+        """The products still to come, if that can be estimated, and the pairs; the basis grows until these are found.
+
+        left: products that may be made now. watched: whether the pairs are of interest before that. after: products
+        that follow.
+        """
+        shared, wanted = self._shared, self._wanted
+        history: list[tuple[int, float]] = []  # products, and the largest relative residual at that point
+        while (allowed := left()) > 0:
+            shared.extend(int(min(allowed, shared.A.n)), wanted.choose)
+            worth = worth_checking(shared.krylov) and (watched or converged(shared.krylov, wanted))
+            if allowed > 1 and not worth:
+                continue
+            pairs, _, _ = self.current()
+            if len(pairs.values) == min(wanted.k, shared.A.n):
+                history.append((shared.hvps, float(relative_residuals(pairs).max())))
+            steps = steps_to_tolerance(history, wanted.tol)
+            yield None if steps is None else min(steps, allowed - 1) + after, pairs
+            if pairs.converged:
+                return
 
     def rest(self) -> Interval:
         """Bounds on the spectrum of B. As the basis grows they remain valid; a restart ends that."""

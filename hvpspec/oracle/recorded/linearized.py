@@ -60,10 +60,7 @@ class Linearized:
         self._unchecked = False  # whether these have been made again and not been compared with the reference
 
     def on(self, objective: Objective) -> Linearized:
-        """The same engine, with all that was recorded and compiled, for some of the batches: these have the same shapes.
-
-        Without CUDA graphs, which are of one batch each.
-        """
+        """The same engine for one of the batches, with all that was recorded and compiled; without CUDA graphs."""
         other = Linearized(objective, memory_limit=self._limit)
         other._recordings, other._programs, other._frozen = self._recordings, self._programs, self._frozen
         other.level, other.compiled_whole, other._made = self.level, self.compiled_whole, self._made

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from hvpspec.report.numbers import rounded, with_error
-from hvpspec.results.blocks import BRACKET_WIDTH, Block, Blocks
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.parts import BRACKET_WIDTH, Block, Blocks
 from hvpspec.wording import counted, percent
 
 HEADINGS = {"trace": "trace", "frobenius_norm": "norm", "largest": "λ_max"}

@@ -200,7 +200,8 @@ class _Run:
         sides = _SIDES[self.options.which]
         if pairs is not None and all(_known(pairs, side) for side in sides):
             self.rounding = 0.0 if pairs.rounding is None else pairs.rounding.relative
-            return replace(whole, **{_end(side): self._from_pairs(pairs, side) for side in sides}), 0
+            found = {side: self._from_pairs(pairs, side) for side in sides}
+            return replace(whole, largest=found.get(1), smallest=found.get(-1)), 0
         ends = self._ends(self.A)
         for _ in self._steps(ends, _MAX_STEPS):
             pass
@@ -226,12 +227,12 @@ class _Run:
 
     def _with_ends(self, batch: Batch, ends: Ends) -> Batch:
         ends.rounding = self.rounding * ends.norm
-        found = {}
+        found: dict[Side, Estimate] = {}
         for side in _SIDES[self.options.which]:
             bounds = ends.bracket(side)
             fine = ends.within(side, self.options.rtol * ends.norm)
-            found[_end(side)] = _estimate(ends.value(side), bounds, ends.shared.hvps, fine)
-        return replace(batch, **found)
+            found[side] = _estimate(ends.value(side), bounds, ends.shared.hvps, fine)
+        return replace(batch, largest=found.get(1), smallest=found.get(-1))
 
     def _from_pairs(self, pairs: Eigenpairs, side: Side) -> Estimate:
         bounds: Bracket = getattr(pairs, _end(side))

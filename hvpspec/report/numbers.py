@@ -38,6 +38,7 @@ QUANTITY_NAMES = {
     "digits_lost": "digits lost in a solve",
     "finite_difference": "finite differences",
     "block": "figures of a group",
+    "per_batch": "figures of a batch",
 }
 
 DATA_HEADING = "± data (1 s.e.)"

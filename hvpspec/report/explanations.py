@@ -52,8 +52,8 @@ EXPLANATIONS = {
     "finite_difference": "Error of a Hessian from finite differences of the gradient in this number format, relative "
     "to the smallest |λ|. From 1 on, such a Hessian says nothing about the smallest eigenvalues, not even their signs.",
     "block": "Of the Hessian with respect to this group's parameters only, with all others held fixed.",
-    "per_batch": "Of the loss on one mini-batch alone, as a step of stochastic gradient descent meets it. λ_max is larger "
-    "there on average than that of all data, the more so the smaller the batches are.",
+    "per_batch": "Of the loss on one mini-batch alone, as a step of stochastic gradient descent meets it. λ_max is "
+    "larger there on average than that of all data, the more so the smaller the batches are.",
 }
 
 

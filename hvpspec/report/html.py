@@ -189,7 +189,10 @@ def block_table(found: Blocks | None) -> dict[str, Any] | None:
 
 
 def _batch_lines(found: Batches) -> list[Line]:
-    return [Line(row.name.strip(), [_signed(row.value)], _signed(row.note), _about(row)) for row in batch_rows(found)]
+    return [
+        Line(row.name.strip(), [_together(row.value, row.error)], _signed(row.note), _about(row))
+        for row in batch_rows(found)
+    ]
 
 
 def breakable(name: str) -> Markup:

@@ -174,9 +174,9 @@ def blocks_table(found: Blocks) -> Table:
 
 
 def _batches_section(found: Batches) -> Section:
-    table = Table(("mini-batches", "value", "note"), notes=True)
+    table = Table(("mini-batches", "value", "± error", "note"), notes=True, gap=2)
     for row in batch_rows(found):
-        table.add(row.name, row.value, row.note)
+        table.add(row.name, row.value, row.error, row.note)
     return Section(table if table.rows else None, batch_notes(found), ["per_batch"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -218,6 +219,39 @@ class Batches(Stored):
             In the order of the data.
         """
         return np.array([estimate.value for estimate in self.estimates(end)], float)
+
+    def mean(self, end: End = "largest") -> float:
+        """The mean over the batches, by their weights; of λ_max of all batches, at least that of the whole matrix.
+
+        Parameters
+        ----------
+        end : {"largest", "smallest"}
+            Of λ_max or λ_min.
+
+        Returns
+        -------
+        float
+            NaN where no batch has a value.
+        """
+        weights = [batch.weight for batch in self.batches if getattr(batch, end) is not None]
+        return float(np.average(self.values(end), weights=weights)) if weights else math.nan
+
+    def deviation(self, end: End = "largest") -> float:
+        """The standard deviation over the batches, by their weights.
+
+        Parameters
+        ----------
+        end : {"largest", "smallest"}
+            Of λ_max or λ_min.
+
+        Returns
+        -------
+        float
+            NaN where no batch has a value.
+        """
+        weights = [batch.weight for batch in self.batches if getattr(batch, end) is not None]
+        squares = (self.values(end) - self.mean(end)) ** 2
+        return math.sqrt(np.average(squares, weights=weights)) if weights else math.nan
 
     def __repr__(self) -> str:
         known = counted(len(self.batches), "batch", "batches")

@@ -89,7 +89,7 @@ class Options:
         bool,
         flag(
             WANTED,
-            "λ_min and the density of each block of --blocks as well, with products of its own.",
+            "λ_min and the density of each block of --blocks, with products of their own.",
             "--block-density",
         ),
     ] = SpectrumOptions.block_density

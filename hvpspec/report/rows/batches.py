@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hvpspec.report.numbers import plus_minus, rounded
+from hvpspec.report.numbers import rounded, with_error
 from hvpspec.report.table import Row
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.parts import Batches, End
@@ -19,21 +19,17 @@ def batch_rows(found: Batches) -> list[Row]:
 
 
 def _rows_of(found: Batches, end: End) -> list[Row]:
-    name, values = END_NAMES[end], found.values(end)
+    name, values, estimates = END_NAMES[end], found.values(end), found.estimates(end)
     numbers = [batch.number for batch in found.batches if getattr(batch, end) is not None]
-    weights = [batch.weight for batch in found.batches if getattr(batch, end) is not None]
-    mean = float(np.average(values, weights=weights))
-    deviation = float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
-    rows = []
     whole: Estimate | None = None if found.whole is None else getattr(found.whole, end)
-    if whole is not None:
-        value, error = plus_minus(whole.value, whole.error).split(" ± ")
-        rows.append((f"{name} of all data", value, f"± {error}"))
-    rows.append((f"{name} of a batch: mean", rounded(mean, 4), f"standard deviation {rounded(deviation, 2)}"))
+    rows = [] if whole is None else [(f"{name} of all data", *with_error(whole.value, whole.error), "")]
+    spread = f"standard deviation {rounded(found.deviation(end), 2)}"
+    rows.append((f"{name} of a batch: mean", rounded(found.mean(end), 4), "", spread))
     for which, place in (("smallest", int(values.argmin())), ("largest", int(values.argmax()))):
-        rows.append((f"  {which}", rounded(float(values[place]), 4), f"batch {numbers[place]:,}"))
-    rows.insert(-1, ("  median", rounded(float(np.median(values)), 4), ""))
-    return [Row(*cells[:2], note=cells[2], quantity="per_batch") for cells in rows]
+        one = estimates[place]
+        rows.append((f"  {which}", *with_error(one.value, one.error), f"batch {numbers[place]:,}"))
+    rows.insert(-1, ("  median", rounded(float(np.median(values)), 4), "", ""))
+    return [Row(*cells, quantity="per_batch") for cells in rows]
 
 
 def batch_notes(found: Batches) -> list[str]:
@@ -56,7 +52,7 @@ def batch_notes(found: Batches) -> list[str]:
     if "largest" in found.ends:
         notes.append("the mean over all batches is never less than λ_max of all data: smaller batches are sharper")
     confidence = min(estimate.confidence for estimate in estimates)
-    return [*notes, f"each value is within its tolerance of the true one with {percent(confidence)} probability"]
+    return [*notes, f"each error holds with {percent(confidence)} probability"]
 
 
 def _which(found: Batches) -> str:

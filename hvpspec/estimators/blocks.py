@@ -41,6 +41,7 @@ from hvpspec.results.parts import BRACKET_WIDTH, Block, Blocks
 from hvpspec.validation import Tolerance
 
 _MAX_STEPS_PER_BLOCK = 100  # products for one λ_max
+_FEW_ROWS = 50  # whose eigenvalues are all computed, where the density is asked for
 
 _ValueAndError = tuple[float, float]
 
@@ -222,9 +223,13 @@ class OwnSpace:
             yield found(latest)
         if density.rest is None:
             return
-        fine = density.rest.converged
-        for _ in ends.steps(before + budget, -1) if not ends.within(-1, BRACKET_WIDTH * ends.norm) else ():
-            if ends.within(-1, BRACKET_WIDTH * ends.norm):
+        fine, few = density.rest.converged, shared.A.n <= _FEW_ROWS
+
+        def done() -> bool:
+            return shared.dimension == 0 or (not few and ends.within(-1, BRACKET_WIDTH * ends.norm))
+
+        for _ in () if done() else ends.steps(before + budget, -1):
+            if done():
                 break
         if density.grown:
             yield found(density.read(fine))

@@ -99,20 +99,20 @@ class Mean:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_intervals_hold_as_often_as_they_promise(dtype):
-    """Both ends of 10 batches over 20 seeds: of 400 at 95 %, 380 are expected, and 366 are three deviations fewer."""
+    """Both ends of 10 batches over 6 seeds: of 120 at 95 %, 114 are expected, and 107 are three deviations fewer."""
     kinds = ("polynomial", "indefinite with outliers")
     dense = [matrix(kind, 60) * (1 + seed) for kind in kinds for seed in range(5)]
     true = np.array([np.linalg.eigvalsh(A)[[0, -1]] for A in dense])
     A = Mean([torch.from_numpy(A).to(dtype) for A in dense])
     held = 0
-    for seed in range(20):
+    for seed in range(6):
         found = hvpspec.per_batch(A, which="BE", rtol=0.3, seed=seed)
         for end, of, side in (("largest", true[:, 1], 1), ("smallest", true[:, 0], -1)):
             inner, outer = np.array([estimate.interval[::side] for estimate in found.estimates(end)]).T
             slack = 1e-5 * np.abs(true).max(1)
             assert (side * (of - inner) >= -slack).all()  # for certain
             held += int((side * (outer - of) >= -slack).sum())
-    assert held >= 366
+    assert held >= 107
 
 
 def test_products_are_counted_and_are_within_the_budget():
@@ -174,6 +174,13 @@ def test_batches_without_weight_are_left_out():
     found = hvpspec.per_batch(hvpspec.HessianOperator(nn.Linear(3, 2), "cross_entropy", data))
     assert [batch.number for batch in found.batches] == [0, 2, 3]
     assert (found.of, found.asked) == (4, 4)
+
+
+def test_each_batch_has_a_start_of_its_own():
+    """So that intervals do not all fail together."""
+    A = torch.from_numpy(matrix("polynomial", 60))
+    found = hvpspec.per_batch(Mean([A, A, A]), rtol=0.3)
+    assert len({batch.largest.interval for batch in found.batches}) == 3
 
 
 def test_a_batch_whose_matrix_is_zero():

@@ -171,6 +171,7 @@ def test_recordings_are_shared_by_shape():
     for _, _, operator in each(H):
         operator @ v
         assert operator._product._fast._recordings is recordings
+        assert operator._product._fast._saved.complete  # so that the next product needs no forward pass
     assert len(recordings) == before
 
 

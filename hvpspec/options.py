@@ -191,7 +191,9 @@ class SpectrumOptions:
                 "refine sharpens the conditioning, which needs the density: add it to the quantities asked for (only)."
             )
         if self.block_density and self.blocks is None:
-            raise InputError('block_density needs blocks: name groups of parameters, such as "*" for each module.')
+            raise InputError(
+                'block_density is of diagonal blocks: name groups of parameters (blocks), such as "*" for each module.'
+            )
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:

@@ -219,7 +219,9 @@ def test_what_is_known_is_kept_by_whoever_follows(at, error):
     with pytest.raises(error):
         hvpspec.per_batch(H, pairs=pairs, callback=stop)
     known = steps[-1]
-    done = [batch for batch in complete.batches if sum(b.largest.hvps for b in complete.batches[: batch.number + 1]) < at]
+    done = [
+        batch for batch in complete.batches if sum(b.largest.hvps for b in complete.batches[: batch.number + 1]) < at
+    ]
     assert known.batches[: len(done)] == tuple(done)
     assert known.whole == complete.whole
 
@@ -269,8 +271,8 @@ def test_a_journal_goes_on_where_a_run_was_interrupted(tmp_path, at):
 def test_a_recorded_engine_is_resumed_too(tmp_path):
     model, data = problem()
     expected = hvpspec.per_batch(hvpspec.HessianOperator(model, "cross_entropy", data, engine="linearized"))
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="linearized")
     with pytest.raises(Stop), Journal(tmp_path / "journal", {}) as journal:
-        H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="linearized")
         hvpspec.per_batch(H, journal=journal, callback=raising_at(10))
     H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="linearized")
     with Journal(tmp_path / "journal", {}) as journal:

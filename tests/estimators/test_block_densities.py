@@ -186,7 +186,7 @@ def test_the_time_is_up(monkeypatch):
 
 def test_bad_input():
     A = matrix("polynomial", 50)
-    with pytest.raises(InputError, match="block_density needs blocks"):
+    with pytest.raises(InputError, match=r"block_density is of diagonal blocks: name groups of parameters \(blocks\)"):
         hvpspec.spectrum(A, block_density=True)
     with pytest.raises(InputError, match="block_hvps must be a whole number ≥ 1"):
         hvpspec.spectrum(A, blocks={"a": slice(0, 9)}, block_density=True, block_hvps=0)

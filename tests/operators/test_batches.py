@@ -83,7 +83,9 @@ def test_some_parameters_preconditioned():
     rows = np.arange(sum(p.numel() for p in case.model.parameters()))[-H.shape[0] :]
     for number, _, operator in each(P):
         part = explicit_hessian(alone(case, number))[np.ix_(rows, rows)]
-        expected = scale.diag() @ (torch.from_numpy(part) + 0.3 * torch.eye(len(part), dtype=torch.float64)) @ scale.diag()
+        expected = (
+            scale.diag() @ (torch.from_numpy(part) + 0.3 * torch.eye(len(part), dtype=torch.float64)) @ scale.diag()
+        )
         torch.testing.assert_close(dense(operator), expected, rtol=1e-12, atol=1e-13)
         assert operator.hvps == operator.A.hvps == len(part)
 
@@ -206,5 +208,5 @@ def test_another_error_names_the_batch_by_its_number():
     H = hvpspec.HessianOperator(nn.Linear(3, 1), loss, data)
     H @ torch.ones(4)
     broken = True
-    with pytest.raises(hvpspec.InputError, match="batch 1: .*no such thing"):
+    with pytest.raises(hvpspec.InputError, match=r"batch 1: .*no such thing"):
         list(each(H, [1]))

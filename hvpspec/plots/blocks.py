@@ -102,6 +102,7 @@ def _draw_densities(axes: Axes, *, part: Sequence[Block], rows: int, bins: Mappi
         name = in_picture(shortened(block.name, 24))
         small.set_title(f"{name} ({block.parameters:,})", fontsize=9.5)
     axes.figure.supxlabel("eigenvalue", fontsize=10)
+    axes.figure.supylabel("eigenvalues per bar", fontsize=10)
 
 
 def _spread(block: Block) -> float:

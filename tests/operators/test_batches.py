@@ -83,9 +83,7 @@ def test_some_parameters_preconditioned():
     rows = np.arange(sum(p.numel() for p in case.model.parameters()))[-H.shape[0] :]
     for number, _, operator in each(P):
         part = explicit_hessian(alone(case, number))[np.ix_(rows, rows)]
-        expected = (
-            scale.diag() @ (torch.from_numpy(part) + 0.3 * torch.eye(len(part), dtype=torch.float64)) @ scale.diag()
-        )
+        expected = scale.diag() @ torch.from_numpy(part + 0.3 * np.eye(len(part))) @ scale.diag()
         torch.testing.assert_close(dense(operator), expected, rtol=1e-12, atol=1e-13)
         assert operator.hvps == operator.A.hvps == len(part)
 

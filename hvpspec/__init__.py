@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         NotTwiceDifferentiable,
         ZeroHessianWarning,
     )
+    from hvpspec.estimators.batches import per_batch
     from hvpspec.estimators.condition import condition
     from hvpspec.estimators.density import spectral_density
     from hvpspec.estimators.diagonal import diagonal
@@ -37,13 +38,13 @@ if TYPE_CHECKING:
     from hvpspec.operators.preconditioner import Preconditioner, adam_preconditioner
     from hvpspec.options import SpectrumOptions
     from hvpspec.report.documents import load_spectrum
-    from hvpspec.results.blocks import Block, Blocks
     from hvpspec.results.condition import Condition
     from hvpspec.results.density import Density
     from hvpspec.results.diagonal import Diagonal
     from hvpspec.results.eigenpairs import Eigenpairs
     from hvpspec.results.estimate import Bound, Bracket, Estimate
     from hvpspec.results.gradient import Gradient
+    from hvpspec.results.parts import Batch, Batches, Block, Blocks
     from hvpspec.results.runs.tracked import Tracked
     from hvpspec.results.solution import Solution
     from hvpspec.results.spectrum import Preconditioned, Progress, Spectrum
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
     __version__: str
 
 _PLACES = {
-    "Block": "results.blocks",
-    "Blocks": "results.blocks",
+    "Batch": "results.parts",
+    "Batches": "results.parts",
+    "Block": "results.parts",
+    "Blocks": "results.parts",
     "Bound": "results.estimate",
     "Bracket": "results.estimate",
     "CheckpointError": "errors",
@@ -93,6 +96,7 @@ _PLACES = {
     "load_checkpoint": "checkpoint.load",
     "load_spectrum": "report.documents",
     "sample_batches": "objective.subsets.sampled_batches",
+    "per_batch": "estimators.batches",
     "solve": "estimators.solve",
     "spectral_density": "estimators.density",
     "spectrum": "estimators.spectrum",
@@ -101,6 +105,8 @@ _PLACES = {
 }
 
 __all__ = [
+    "Batch",
+    "Batches",
     "Block",
     "Blocks",
     "Bound",
@@ -142,6 +148,7 @@ __all__ = [
     "hessian",
     "load_checkpoint",
     "load_spectrum",
+    "per_batch",
     "sample_batches",
     "solve",
     "spectral_density",

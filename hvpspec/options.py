@@ -28,6 +28,7 @@ from hvpspec.validation import (
 Quantity = Literal["eigenvalues", "trace", "frobenius_norm", "density"]
 SampledQuantity = Literal["trace", "frobenius_norm"]
 Which = Literal["LM", "LA", "SA", "BE"]
+BatchWhich = Literal["LA", "SA", "BE"]
 Place = Literal["device", "cpu", "disk"]
 Reduction = Literal["mean", "sum"]
 Matrix = Literal["hessian", "ggn", "empirical-fisher", "residual"]
@@ -55,6 +56,9 @@ EIGENVALUE_KINDS: dict[Which, str] = {
 }
 DEFAULT_MAX_HVPS = 1000  # of a call without a budget that might otherwise not end
 DEFAULT_REFINE_HVPS = 500
+DEFAULT_BLOCK_HVPS = 500
+DEFAULT_MAX_BATCHES = 1000  # of which λ_max is found, each by itself
+HVPS_PER_BATCH = 20  # of the default budget for these
 SMALLEST_PLANNED_RTOL = 1e-9  # plans for smaller tolerances are those for this one
 _SMALLEST_PLANNED_TOL = 1e-9
 LEAST_HVPS_TO_CHECK = 10  # a smaller budget has no product to spare for checking the others
@@ -74,6 +78,7 @@ _STEPS_FOR_DENSITY = 25  # planned Lanczos steps if no eigenvalues are asked for
 _PROBES_FOR_BULK = 46.0  # for 1 % of the trace, once the outliers are in the basis, as measured
 RANK_OF_BULK = 60.0  # steps that reduce what is left then by a factor of e
 _HVPS_PER_BLOCK = 15  # planned for the largest eigenvalue of one block
+_HVPS_PER_BLOCK_DENSITY = 25  # and beyond that for its density
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +119,10 @@ class SpectrumOptions:
         The diagonal blocks asked for; several globs are stored as a tuple.
     gradient : bool, default False
         Whether to look where the gradient of the loss lies in the spectrum.
+    block_density : bool, default False
+        Whether λ_min and the density of each block are asked for as well.
+    block_hvps : int, default 500
+        Budget of products for these, for all blocks together.
     basis_memory : int or str, optional
         Memory limit for long vectors; stored in bytes.
     basis_on : {"device", "cpu", "disk"}, default "device"
@@ -122,7 +131,7 @@ class SpectrumOptions:
     Raises
     ------
     InputError
-        For an option that is out of range, and for `refine` without the density.
+        For an option that is out of range, for `refine` without the density, and for `block_density` without blocks.
 
     Notes
     -----
@@ -154,6 +163,8 @@ class SpectrumOptions:
     basis_on: Place = "device"
     time_limit: float | str | None = None
     gradient: bool = False
+    block_density: bool = False
+    block_hvps: int = DEFAULT_BLOCK_HVPS
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -169,17 +180,22 @@ class SpectrumOptions:
         put("max_hvps", check_budget(self.max_hvps))
         put("time_limit", check_duration("time_limit", self.time_limit))
         put("only", check_only(self.only))
-        for name in ("verify", "refine", "gradient"):
+        for name in ("verify", "refine", "gradient", "block_density"):
             put(name, check_flag(name, getattr(self, name)))
         put("block_size", check_count("block_size", self.block_size))
         put("damping", check_damping(self.damping))
-        put("refine_hvps", check_count("refine_hvps", self.refine_hvps))
+        for name in ("refine_hvps", "block_hvps"):
+            put(name, check_count(name, getattr(self, name)))
         put("blocks", _blocks(self.blocks))
         put("basis_memory", check_size("basis_memory", self.basis_memory))
         check_choice("basis_on", self.basis_on, Place)
         if self.refine and "density" not in self.quantities:
             raise InputError(
                 "refine sharpens the conditioning, which needs the density: add it to the quantities asked for (only)."
+            )
+        if self.block_density and self.blocks is None:
+            raise InputError(
+                'block_density is of diagonal blocks: name groups of parameters (blocks), such as "*" for each module.'
             )
 
     @property
@@ -219,21 +235,52 @@ class SpectrumOptions:
         return {**values, "blocks": blocks, "only": list(self.quantities)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """What is asked of the matrices of single batches, checked when it is given; see `hvpspec.per_batch`."""
+
+    which: BatchWhich = "LA"
+    rtol: float = 0.01
+    confidence: float = 0.95
+    seed: int = 0
+    max_hvps: int | None = None
+    max_batches: int = DEFAULT_MAX_BATCHES
+
+    def __post_init__(self) -> None:
+        check_choice("which", self.which, BatchWhich)
+        tolerance = Tolerance(self.rtol, 0.0, self.confidence)
+        if tolerance.rtol == 0:
+            raise InputError("rtol must be > 0: λ_max of a batch is known to a tolerance.")
+        check_seed(self.seed)
+        check_budget(self.max_hvps)
+        check_count("max_batches", self.max_batches)
+
+    def budget(self, batches: int) -> int:
+        """Products of one batch each, for so many batches together."""
+        return HVPS_PER_BATCH * batches if self.max_hvps is None else self.max_hvps
+
+
 def planned_hvps(options: SpectrumOptions, n: int, block_sizes: Sequence[int] = ()) -> int:
     """Products that a spectrum of an n × n matrix is expected to take if it has some outliers over a bulk.
 
-    block_sizes: rows of each block that is asked for. The products of a refinement are beyond the budget. What
-    is done once before the first product is not counted.
+    block_sizes: rows of each block that is asked for. The products of a refinement and of the blocks' densities are
+    beyond the budget. What is done once before the first product is not counted.
     """
     within_budget = _planned_without_refinement(options, n, block_sizes)
     if options.max_hvps is not None:
         within_budget = min(within_budget, options.max_hvps)
-    return within_budget + refinement_hvps(options)
+    return within_budget + refinement_hvps(options) + density_of_blocks_hvps(options, block_sizes)
 
 
 def refinement_hvps(options: SpectrumOptions) -> int:
     """Products that are planned for a refinement: half of its budget with damping, where it is faster."""
     return options.refine_hvps // (2 if options.damping else 1) if options.refine else 0
+
+
+def density_of_blocks_hvps(options: SpectrumOptions, block_sizes: Sequence[int]) -> int:
+    """Products that are planned for the densities of blocks."""
+    planned = sum(min(_HVPS_PER_BLOCK_DENSITY, size) for size in block_sizes)
+    return min(planned, options.block_hvps) if options.block_density else 0
 
 
 def planned_steps(options: SpectrumOptions, n: int) -> int:

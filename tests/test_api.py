@@ -20,9 +20,9 @@ from hvpspec import presentation
 from hvpspec.errors import InputError
 from hvpspec.report.documents import schema
 from hvpspec.report.terminal import report_sections
-from hvpspec.results.blocks import Block, Blocks
 from hvpspec.results.density import Density
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.parts import Block, Blocks
 from hvpspec.runs.compare import compared, read_runs
 
 MATRIX = np.diag(np.concatenate([[50.0, -20.0], np.linspace(-1, 1, 198)]))

@@ -48,6 +48,9 @@ def test_they_come_out_checked_and_in_one_form():
         ({"verify": "yes"}, "verify must be True or False"),
         ({"damping": -0.1}, "damping must be"),
         ({"refine_hvps": 0}, "refine_hvps must be"),
+        ({"block_hvps": 0}, "block_hvps must be"),
+        ({"block_density": True}, "block_density is of diagonal blocks"),
+        ({"block_density": 1, "blocks": "*"}, "block_density must be"),
         ({"basis_memory": "much"}, "basis_memory must be"),
         ({"basis_on": "moon"}, "basis_on must be one of"),
         ({"refine": True, "only": "trace"}, "refine sharpens the conditioning, which needs the density"),
@@ -84,6 +87,8 @@ def test_quantities_that_are_not_known():
         ({"refine": True}, 10_000, (), 572),
         ({"refine": True, "damping": 0.1, "refine_hvps": 200, "max_hvps": 50}, 10_000, (), 150),
         ({"k": 7, "only": "eigenvalues"}, 3, (), 3),
+        ({"blocks": "*", "block_density": True}, 10_000, (200, 3), 72 + 15 + 3 + 25 + 3),
+        ({"blocks": "*", "block_density": True, "block_hvps": 9, "max_hvps": 50}, 10_000, (200, 3), 50 + 9),
     ],
 )
 def test_the_plan(options, n, blocks, planned):

@@ -20,6 +20,7 @@ from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_h
 from hvpspec.cli.run_folder import RunFolder, held
 from hvpspec.distributed.launch import leads
 from hvpspec.errors import InputError, OutputError
+from hvpspec.estimators.batches import per_batch
 from hvpspec.estimators.spectrum import spectrum
 from hvpspec.krylov.journal import Journal
 from hvpspec.memory import readable
@@ -29,6 +30,7 @@ from hvpspec.report.notes import draw_notes
 from hvpspec.report.numbers import QUANTITY_NAMES, duration
 from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
 from hvpspec.report.write_report import FILES, write_report
+from hvpspec.results.parts import Batches
 from hvpspec.results.preflight import Preflight
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Progress, Spectrum
@@ -215,6 +217,30 @@ class _Course:
             self.known = spectrum(
                 self.opened.A, **self.options.estimators(), journal=self.journal, callback=self.follow
             )
+            if self.options.per_batch:
+                self._measure_batches(self.known)
+
+    def _measure_batches(self, found: Spectrum) -> None:
+        """The matrices of single batches, whose products are counted by themselves."""
+        began, options = time.perf_counter(), self.options
+        self.known = dataclasses.replace(found, complete=False)
+        asked = options.batches()
+        budget = asked.budget(min(self.opened.H.batch_count(), asked.max_batches))
+
+        def follow(batches: Batches) -> None:
+            check_stops()
+            seconds = found.seconds + time.perf_counter() - began
+            self.known = dataclasses.replace(found, per_batch=batches, complete=False, seconds=seconds)
+            done = max(len(batches.batches), 1)
+            expected = min(math.ceil(batches.hvps * batches.asked / done), budget)
+            self.show(Progress(f"batches {len(batches.batches)}/{batches.asked}", batches.hvps, expected, self.known))
+
+        batches = per_batch(
+            self.opened.A, **vars(asked), pairs=found.eigenpairs, basis_memory=options.basis_memory,
+            basis_on=options.basis_on, journal=self.journal, callback=follow,
+        )  # fmt: skip
+        seconds, late = found.seconds + time.perf_counter() - began, found.out_of_time or batches.out_of_time
+        self.known = dataclasses.replace(found, per_batch=batches, seconds=seconds, out_of_time=late)
 
     def known_by(self, end: BaseException | None) -> Spectrum | None:
         """What was known when that ended the run; None before the first product."""
@@ -247,6 +273,8 @@ class _Course:
         parts = [self._named(name) for name in step.spectrum.asked]
         if self.opened.blocks:
             parts.append(counted(self.opened.blocks, "block"))
+        if options.per_batch:
+            parts.append(f"λ of {counted(self.opened.H.batch_count(), 'batch', 'batches')}, each by itself")
         if options.refine:
             parts.append(f"the eigenvalue nearest to {-options.damping:g}")
         self.screen.sentence(f"plan: {', '.join(parts)}")
@@ -255,6 +283,8 @@ class _Course:
             budget += f", --time-limit {options.time_limit}"
         if options.refine:
             budget += f", --refine-hvps {options.refine_hvps:,}"
+        if options.block_density:
+            budget += f", --block-hvps {options.block_hvps:,}"
         expected = f"expected: about {step.expected:,} HVPs ({budget}){expected_costs(preflight)}"
         if too_many := (affordable := self._affordable()) < (step.expected or 0):
             expected += f"; there is time for about {affordable:,.0f}"

@@ -1,4 +1,4 @@
-"""Trace, Frobenius norm and λ_max of diagonal blocks H_bb. Traces and norms come from the probes of the whole matrix.
+"""Trace, norm, both ends and density of diagonal blocks H_bb. The first two come from the probes of the whole matrix.
 
 With W = [Q F] and S = [[T, C], [Cᵀ, 0]], H is W S Wᵀ + B. The first term is known, and so are its diagonal blocks K_bb;
 only B_bb is estimated. For a normal probe ω, of which every block has a part ω_b, and the image y = B ω:
@@ -11,22 +11,24 @@ Entries of B outside the block are multiplied by independent numbers from outsid
 serves all blocks. (For the norm, ω_bᵀ y'_b = Σ B_ij ω_i ω'_j over i in b and all j; only terms with j in b have equal
 terms in the second factor.)
 
-The largest eigenvalue cannot be estimated in this way: Lanczos on the block makes products of its own.
+The eigenvalues cannot be estimated in this way: Lanczos on the block makes products of its own. The space that gives
+λ_max gives λ_min and the density as well, with some more steps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.bounds.probe_intervals import Remainder, student
 from hvpspec.distributed.shard import part, rows_of, sharded, whole
+from hvpspec.estimators.density import SharedDensity
+from hvpspec.estimators.passes.ends import Ends
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.blocks import BlockRows
@@ -34,11 +36,13 @@ from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Grams
 from hvpspec.krylov.vectors import probes
 from hvpspec.options import SampledQuantity, SpectrumOptions
-from hvpspec.results.blocks import BRACKET_WIDTH, Block, Blocks
+from hvpspec.results.density import Density
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.parts import BRACKET_WIDTH, Block, Blocks
 from hvpspec.validation import Tolerance
 
 _MAX_STEPS_PER_BLOCK = 100  # products for one λ_max
+_FEW_ROWS = 50  # whose eigenvalues are all computed, where the density is asked for
 
 _ValueAndError = tuple[float, float]
 
@@ -164,38 +168,74 @@ def _trace_and_norm(
     return trace, (norm, max(upper - norm, norm - lower))
 
 
-def largest_of_block(
-    A: Symmetric, block: BlockRows, *, seed: int, storage: Storage, confidence: float, budget: float, rounding: float
-) -> Bracket | None:
-    """λ_max of one diagonal block by Lanczos, to BRACKET_WIDTH; None if the budget does not allow a single product.
+@dataclass(frozen=True)
+class _Own:
+    """What products with one block itself have shown, and how many these were: for λ_max, and beyond that."""
+
+    largest: Bracket | None = None
+    smallest: Bracket | None = None
+    density: Density | None = None
+    for_largest: int = 0
+    beyond: int = 0
+
+
+class OwnSpace:
+    """The Krylov space of one diagonal block: λ_max, and with further steps λ_min and the density.
 
     rounding: what products of the whole matrix have shown to be their error, which may be large for a small block.
-    The lower end is certain, the upper one holds with probability `confidence`.
     """
 
-    def multiply(X: Tensor, /) -> Tensor:
-        with sharded(A.shard):  # of ranks, all have the block's vectors as a whole
-            return block.take(whole(A @ part(block.embed(X, A.n))))
+    def __init__(
+        self, A: Symmetric, block: BlockRows, options: SpectrumOptions, storage: Storage, rounding: float
+    ) -> None:  # fmt: skip
+        def multiply(X: Tensor, /) -> Tensor:
+            with sharded(A.shard):  # of ranks, all have the block's vectors as a whole
+                return block.take(whole(A @ part(block.embed(X, A.n))))
 
-    masked = Symmetric(block.size, A.dtype, A.device, multiply, decide=A.decide)
-    with sharded(None):
-        return _largest(SharedPass(masked, seed=seed, storage=storage, probes=False), confidence, budget, rounding)
+        masked = Symmetric(block.size, A.dtype, A.device, multiply, decide=A.decide)
+        self._shared = SharedPass(
+            masked, seed=options.seed, storage=storage, probes=False, find_zero=options.block_density
+        )
+        self._ends = Ends(self._shared, options.confidence, rounding=rounding)
+        self._options = options
 
+    def largest(self, budget: float) -> _Own:
+        """λ_max, to BRACKET_WIDTH; nothing where the budget does not allow a single product."""
+        found: Bracket | None = None
+        for _ in self._ends.steps(min(budget, _MAX_STEPS_PER_BLOCK), 1):
+            found = self._ends.bracket(1)
+            if self._ends.within(1, BRACKET_WIDTH * max(abs(found.lower), abs(found.upper))):
+                break
+        if self._shared.hvps:
+            found = self._ends.bracket(1)
+        return _Own(found, for_largest=self._shared.hvps)
 
-def _largest(shared: SharedPass, confidence: float, budget: float, rounding: float) -> Bracket | None:
-    found: Bracket | None = None
-    while shared.hvps < min(budget, _MAX_STEPS_PER_BLOCK, shared.A.n):
-        shared.extend(1, lambda values, count: np.argsort(-values, kind="stable")[:count])
-        if shared.krylov.undisturbed is not None:
-            break  # after a restart the upper end improves no more
-        ritz = shared.krylov.ritz()
-        found = bracket(ritz, Exclusion.of(shared.krylov), 1, confidence)
-        enough = BRACKET_WIDTH * max(abs(found.lower), abs(found.upper))
-        # A start with a small component in the eigenvector can make a bracket narrow too early; then the residual is
-        # not small.
-        if found.upper - found.lower <= enough and ritz.residuals[-1] <= enough:
-            break
-    return found and Bracket(found.lower - rounding, found.upper + rounding, found.confidence)
+    def whole(self, known: _Own, budget: float) -> Iterator[_Own]:
+        """The density, and λ_min to BRACKET_WIDTH of the block's norm, with so many products more."""
+        shared, ends, before = self._shared, self._ends, self._shared.hvps
+
+        def left() -> float:
+            return before + budget - shared.hvps
+
+        def found(density: Density) -> _Own:
+            beyond = shared.hvps - before
+            return replace(known, largest=ends.bracket(1), smallest=ends.bracket(-1), density=density, beyond=beyond)
+
+        density = SharedDensity(shared, self._options.tolerance, sums=False)
+        for latest in density.found(left, None):
+            yield found(latest)
+        if density.rest is None:
+            return
+        fine, few = density.rest.converged, shared.A.n <= _FEW_ROWS
+
+        def done() -> bool:
+            return shared.dimension == 0 or (not few and ends.within(-1, BRACKET_WIDTH * ends.norm))
+
+        for _ in () if done() else ends.steps(before + budget, -1):
+            if done():
+                break
+        if density.grown:
+            yield found(density.read(fine))
 
 
 def read_blocks(
@@ -203,14 +243,13 @@ def read_blocks(
     tolerance: Tolerance,
     *,
     quantities: Sequence[SampledQuantity],
-    largest: Sequence[Bracket | None],
 ) -> tuple[Block, ...]:
-    """The results of all blocks; quantities: which of trace and norm are asked for."""
+    """What the probes say of all blocks; quantities: which of trace and norm are asked for."""
     found = []
     estimates = probes.estimates(tolerance) if quantities else [(None, None)] * len(probes.blocks)
-    for block, (trace, norm), end in zip(probes.blocks, estimates, largest, strict=True):
+    for block, (trace, norm) in zip(probes.blocks, estimates, strict=True):
         trace, norm = trace if "trace" in quantities else None, norm if "frobenius_norm" in quantities else None
-        found.append(Block(block.name, block.size, trace, norm, end))
+        found.append(Block(block.name, block.size, trace, norm))
     return tuple(found)
 
 
@@ -220,20 +259,36 @@ def measured_blocks(
     """The products that are still to come, if that can be estimated, and the blocks, as they become known.
 
     left: products that may be made now; they are divided equally among the blocks whose largest eigenvalue is to come.
+    The products of densities have a budget of their own, which is divided in the same way; they are not among those to
+    come, and those that were made count against these.
     """
     shared, count = probes.shared, len(probes.blocks)
-    before = shared.hvps
-    largest: list[Bracket | None] = [None] * count
+    before, sampled = shared.hvps, read_blocks(probes, options.tolerance, quantities=options.sampled)
+    own = [_Own()] * count
 
     def known() -> Blocks:
-        found = read_blocks(probes, options.tolerance, quantities=options.sampled, largest=largest)
-        return Blocks(found, before, shared.hvps - before)
+        found = tuple(
+            replace(block, largest=each.largest, smallest=each.smallest, density=each.density)
+            for block, each in zip(sampled, own, strict=True)
+        )
+        return Blocks(found, before, for_largest(), beyond())
+
+    def for_largest() -> int:
+        return sum(each.for_largest for each in own)
+
+    def beyond() -> int:
+        return sum(each.beyond for each in own)
 
     yield None, known()
-    for i, block in enumerate(probes.blocks if options.pairs else ()):
-        remaining = count - i
-        largest[i] = largest_of_block(
-            shared.A, block, seed=options.seed, storage=storage, confidence=options.confidence,
-            budget=left() / remaining, rounding=shared.A.shown * shared.krylov.projection.norm,
-        )  # fmt: skip
-        yield (remaining - 1) * (shared.hvps - before) / (i + 1), known()
+    rounding = shared.A.shown * shared.krylov.projection.norm
+    for i, block in enumerate(probes.blocks if options.pairs or options.block_density else ()):
+        with sharded(None):
+            space, remaining = OwnSpace(shared.A, block, options, storage, rounding), count - i
+            if options.pairs:
+                own[i] = space.largest((left() + beyond()) / remaining)
+            if options.block_density:
+                yield None, known()
+                for latest in space.whole(own[i], (options.block_hvps - beyond()) // remaining):
+                    own[i] = latest
+                    yield None, known()
+        yield (remaining - 1) * for_largest() / (i + 1) - beyond(), known()

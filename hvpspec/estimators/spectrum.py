@@ -30,6 +30,7 @@ from hvpspec.krylov.journaled import Where, keeping
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric, matrix_of, preconditioned_by, within_time
 from hvpspec.krylov.witness import witness
 from hvpspec.options import (
+    DEFAULT_BLOCK_HVPS,
     DEFAULT_REFINE_HVPS,
     PILOT_PROBES,
     Place,
@@ -37,6 +38,7 @@ from hvpspec.options import (
     SpectrumOptions,
     Which,
     checking_hvps,
+    density_of_blocks_hvps,
     gradient_hvps,
     planned_hvps,
     refinement_hvps,
@@ -71,6 +73,8 @@ def spectrum(
     start: Any = None,
     damping: float = 0.0,
     blocks: str | Iterable[str] | Mapping[str, Any] | None = None,
+    block_density: bool = False,
+    block_hvps: int = DEFAULT_BLOCK_HVPS,
     refine: bool = False,
     refine_hvps: int = DEFAULT_REFINE_HVPS,
     gradient: bool = False,
@@ -119,6 +123,12 @@ def spectrum(
         For a HessianOperator, globs over parameter names, such as ``"layer*"``: each module that a glob matches is one
         group. For any operator, ``{name: slice or positions}``. Traces and norms cost no further products; each λ_max
         costs about 10 to 20 to within 1 %.
+    block_density : bool, default False
+        Find λ_min and the density of each block as well, by further Lanczos steps from the start that gave λ_max: about
+        10 to 30 products for each block. λ_min is brought to within 1 % of the block's norm, and the quadrature error
+        of the density, as that of the whole matrix, to 2 · `rtol` times the width of the block's spectrum.
+    block_hvps : int, default 500
+        Budget of products for `block_density`, beyond `max_hvps`; divided equally among the blocks.
     refine : bool, default False
         Search for the eigenvalue nearest to −`damping`, with products of its own; see `hvpspec.condition`.
     refine_hvps : int, default 500
@@ -170,7 +180,8 @@ def spectrum(
     options = SpectrumOptions(
         k=k, which=which, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps,
         time_limit=time_limit, only=only, verify=verify, block_size=block_size, damping=damping, refine=refine,
-        refine_hvps=refine_hvps, blocks=blocks, gradient=gradient, basis_memory=basis_memory, basis_on=basis_on,
+        refine_hvps=refine_hvps, blocks=blocks, block_density=block_density, block_hvps=block_hvps, gradient=gradient,
+        basis_memory=basis_memory, basis_on=basis_on,
     )  # fmt: skip
     with allowed_time(options.seconds):
         timed, pace = within_time(as_symmetric(A))
@@ -217,9 +228,11 @@ class Pass:
         self.budget = Budget(self.shared, options.max_hvps, self.checks, pace or Pace())
         self.search = Search(self.shared, self.wanted, self.tolerance.confidence, lambda: self.left, self.report_missed)
         self.block_probes = BlockProbes(self.shared, self.blocks)
-        self.afterwards = refinement_hvps(options)
+        sizes = [block.size for block in self.blocks]
+        self.for_densities = density_of_blocks_hvps(options, sizes)
+        self.afterwards = refinement_hvps(options) + self.for_densities
         self.start, self.journal = time.perf_counter(), journal
-        predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
+        predicted = planned_hvps(options, operator.n, sizes)
         if journal is not None:
             journal.plan(predicted, operator.n * operator.dtype.itemsize)
         self.density = SharedDensity(self.shared, self.tolerance, sums=bool(options.sampled))
@@ -342,7 +355,7 @@ class Pass:
         """Sharpens the conditioning with products beyond the budget."""
         if self.known.condition is None:
             return
-        self.afterwards = 0
+        self.afterwards = self.for_densities
         self.report_refinement()
         sharper = replace(self.known.condition, reasons={**self.known.condition.reasons, "refined": _NO_TIME})
         with self.budget.within_time():
@@ -360,12 +373,12 @@ class Pass:
                 self.report("blocks", further, blocks=blocks)
 
     def _find_eigenpairs(self) -> None:
-        def report(pairs: Eigenpairs, steps: int | None, left: float) -> None:
-            after = 2 * PILOT_PROBES if self.options.sampled else 0
-            self.report("eigenvalues", None if steps is None else min(steps, left - 1) + after, eigenpairs=pairs)
-
-        for_probes = _RESERVED_HVPS if self.options.sampled else 0
-        self.search.until_converged(self.budget, for_probes, report, watched=self.callback is not None)
+        before, for_probes = self.shared.hvps, _RESERVED_HVPS if self.options.sampled else 0
+        found = self.search.eigenpairs(
+            lambda: self.budget.left_besides(for_probes, before), watched=self.callback is not None, after=for_probes
+        )
+        for further, pairs in found:
+            self.report("eigenvalues", further, eigenpairs=pairs)
 
     def _make_pilot_probes(self) -> None:
         """The first probes, unless the basis will span the whole space before these pay off."""

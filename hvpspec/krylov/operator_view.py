@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -51,6 +51,10 @@ State = dict[str, Any]
 """How an operator would compute its next product, JSON-ready: see `DataOperator`."""
 
 
+BatchOperators = Callable[[Collection[int]], Iterator[tuple[int, Callable[[], tuple[float, Any]]]]]
+"""For the batches of these numbers: the number, and what gives the batch's weight and operator; None without weight."""
+
+
 class ByFolds(Protocol):
     def __call__(self, X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]: ...
 
@@ -63,8 +67,9 @@ class DataOperator(Protocol):
     One that can compute a product with other rounding errors has `recompute`, and perhaps `fresh`: see `Symmetric`.
     For a journal it may have `fingerprint()`, all that its products depend on, by names that a message can give;
     `state()`, how it would compute the next product, where that was decided by measurements; and `resume(state)`, which
-    goes on from there. It may have `expected_seconds(products)`, how long so many will take. Where vectors are spread
-    over ranks, `spread` has `shard`, and in place of its own methods those that take this rank's rows.
+    goes on from there. It may have `expected_seconds(products)`, how long so many will take, and `batch_operators`.
+    Where vectors are spread over ranks, `spread` has `shard`, and in place of its own methods those that take a rank's
+    rows.
     """
 
     def matmat(self, X: Any) -> Any:
@@ -105,7 +110,8 @@ class Symmetric:
     see `hvpspec.bounds.rounding`. fingerprint, state, resume: see DataOperator; None where the operator has no
     fingerprint. expected_seconds: see DataOperator; NaN where that is not known. decide: what free memory decides is
     asked through it, `decide(name, find)`, and is found again in a run that is resumed. shard: which positions of the
-    vectors this process has, where they are spread over several; n is the length of the whole ones.
+    vectors this process has, where they are spread over several; n is the length of the whole ones. batch_count,
+    batch_operators: see DataOperator; 0 and None for other operators.
     """
 
     n: int
@@ -128,6 +134,8 @@ class Symmetric:
     expected_seconds: Callable[[int], float] = lambda products: math.nan
     decide: Callable[[str, Callable[[], int]], int] = lambda name, find: find()
     shard: Shard | None = None
+    batch_count: int = 0
+    batch_operators: BatchOperators | None = None
     reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
 
     @property
@@ -278,7 +286,8 @@ def refuse_asymmetric(defect: float, scale: float, limit: float = ASYMMETRY_LIMI
 
 def _from_data_operator(A: Any) -> Symmetric:
     of = getattr(A, "spread", None) or A  # what takes vectors
-    folds = min(A.batch_count(), MAX_FOLDS)
+    count = A.batch_count()
+    folds = min(count, MAX_FOLDS)
     by_folds = _reduced(of.multiply_by_folds) if folds > 1 else None
     engine_state = getattr(A, "state", dict)
     recompute = getattr(of, "recompute", None) if A.torch_dtype != torch.float64 else None
@@ -301,6 +310,8 @@ def _from_data_operator(A: Any) -> Symmetric:
         expected_seconds=getattr(A, "expected_seconds", lambda products: math.nan),
         decide=Symmetric.decide if shard is None else lambda name, find: shard.group.least(find()),
         shard=shard,
+        batch_count=count,
+        batch_operators=None if shard else getattr(A, "batch_operators", None),
     )
 
 

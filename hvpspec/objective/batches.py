@@ -15,7 +15,7 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,12 @@ _DEFINITIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.Modul
 
 
 class Batches:
-    """The user's data, whose own errors become InputErrors that name the batch."""
+    """The user's data, whose own errors become InputErrors that name the batch.
+
+    numbering: the numbers of the batches, where these are some of all; None for 0, 1, …
+    """
+
+    numbering: Sequence[int] | None = None
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
@@ -80,6 +85,28 @@ class Batches:
             except (Exception, SystemExit) as error:  # a user's data set may raise anything
                 raise InputError(f"batch {index}: the data raised {raised(error)}{_READ_EACH_TIME}") from error
             yield batch
+
+
+class OneBatch(Batches):
+    """One of the batches, with its number among them all, on which the noise of a random loss depends."""
+
+    def __init__(self, number: int, batch: Any) -> None:
+        super().__init__([batch])
+        self.numbering = (number,)
+
+
+def number_of(data: Iterable[Any]) -> int:
+    """How many batches there are: counted in a pass over the data where these have no length."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except Exception:  # it has no length, whatever it raises to say so
+        return sum(1 for _ in data)
+
+
+def numbered(data: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """The batches of one pass over the data, each with its number."""
+    numbering = data.numbering if isinstance(data, Batches) else None
+    return enumerate(data) if numbering is None else zip(numbering, data, strict=False)
 
 
 def check_data(data: Iterable[Any]) -> Iterable[Any]:

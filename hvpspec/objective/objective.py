@@ -26,7 +26,7 @@ from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.kernels.placed import Placed
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
-from hvpspec.objective.batches import check_data, move_numbered
+from hvpspec.objective.batches import OneBatch, check_data, move_numbered, number_of, numbered
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
     differentiated_in,
@@ -54,7 +54,7 @@ from hvpspec.objective.model_settings import settled
 from hvpspec.objective.modes import check_modes, in_mode, training_hint
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
-from hvpspec.objective.subsets.shares import numbered, to_measure
+from hvpspec.objective.subsets.shares import to_measure
 from hvpspec.objective.sums import chosen_reduction, counting_of_sums, times
 from hvpspec.objective.weights import BATCHES, Counting, Evaluate, measured, samples_or_nan
 from hvpspec.options import Matrix, Reduction
@@ -112,8 +112,7 @@ class Objective:
         self.loss: Loss = resolve_loss(loss)
         self._inner = InnerDerivatives()
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
-        self._measure = measure
-        self._train_mode = train_mode
+        self._measure, self._train_mode = measure, train_mode
         self.reduction: Reduction = chosen_reduction(reduction, self.loss.reduction, matrix)
         self._factor = 1.0 if self.reduction == "mean" else None  # of each loss; known within evaluations
         self.matrix: Matrix = matrix
@@ -227,10 +226,7 @@ class Objective:
     def batch_count(self) -> int:
         """Number of batches: from the last pass, from len(data), or else by counting them."""
         if self._batches is None:
-            try:
-                self._batches = len(self.data)  # type: ignore[arg-type]
-            except Exception:  # it has no length, whatever it raises to say so
-                self._batches = sum(1 for _ in self.data)
+            self._batches = number_of(self.data)
         return self._batches
 
     def in_float64(self) -> Objective:
@@ -259,6 +255,13 @@ class Objective:
     def on_first_batch(self) -> Objective:
         """The same objective on the first batch only; on no data where there is none."""
         return self.with_(data=list(islice(self.data, 1)))
+
+    def on_batch(self, number: int, batch: Any) -> Objective:
+        """The same objective on one of its batches only, so that the mean over all by their weights is this one."""
+        self.settle()
+        one = self.with_(data=OneBatch(number, batch))
+        one._factor, one._modes_are_safe = self._factor, self._modes_are_safe
+        return one
 
     # --- weights ---
 
@@ -372,11 +375,9 @@ class Objective:
         except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
-            hints = precision_hint(error, self.dtype) + self._training_hint(batch)
+            hints = precision_hint(error, self.dtype)
+            hints += "" if self._train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
             raise InputError(f"batch {index}: {said_by(self.model, error)}{hints}") from error
-
-    def _training_hint(self, batch: Any) -> str:
-        return "" if self._train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
 
     def weighed(self, index: int, result: Any, batch: Any, deferred: Deferred | None = None) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch.
@@ -387,8 +388,7 @@ class Objective:
         count = self.counting(index, batch, given)
         given = count if given is None else given
         if deferred is None or index not in self._weights:
-            weight = float(count)
-            check_weights(index, float(given), weight)
+            check_weights(index, float(given), weight := float(count))
             if weight > 0:
                 refuse_not_finite(self.model, index, float(loss.detach()))
             return loss, weight

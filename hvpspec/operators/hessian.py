@@ -18,9 +18,9 @@ from hvpspec.objective.losses.loss import LossFunction, LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.objective.subsets.shares import share_of
+from hvpspec.operators.batches import OverBatches
 from hvpspec.operators.fingerprint import fingerprint
 from hvpspec.operators.parts.folds import Folds
-from hvpspec.operators.parts.over_engine import OverEngine
 from hvpspec.operators.parts.ranks import Ranks, Spread
 from hvpspec.operators.tensors import torch_dtype
 from hvpspec.options import MATRIX_NAMES, Engine, Matrix, Reduction
@@ -32,7 +32,7 @@ from hvpspec.validation import check_flag
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
-class HessianOperator(OverEngine):
+class HessianOperator(OverBatches):
     """The Hessian of a training loss, as a symmetric matrix that is never stored.
 
     The loss is the weighted mean of `loss` over `data`, in eval mode, as a function of the chosen parameters of
@@ -317,16 +317,6 @@ class HessianOperator(OverEngine):
         return self._multiply_columns(columns) if self.spread is None else self.spread.matmat(columns)
 
     # --- products by parts of the data ---------------------------------------------------------------------------
-
-    def batch_count(self) -> int:
-        """Number of batches of the data.
-
-        Returns
-        -------
-        int
-            Counted in a pass over the data where no pass has been made and the data have no length.
-        """
-        return self.objective.batch_count() if self._ranks is None else self._ranks.batch_count
 
     def multiply_by_folds(self, columns: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
         """H times several vectors, and the same for each part of the data, at no extra cost.

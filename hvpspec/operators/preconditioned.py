@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -274,6 +275,23 @@ class PreconditionedOverData(PreconditionedOperator):
             decay_slope=float((values.double() * decayed).sum()),
             decay_curvature=float((found.vector * decayed).sum()),
         )
+
+    def batch_operators(
+        self, numbers: Collection[int]
+    ) -> Iterator[tuple[int, Callable[[], tuple[float, PreconditionedOverData | None]]]]:
+        """See `HessianOperator`; with the same preconditioner for each batch."""
+        for number, inside in self.A.batch_operators(numbers):
+            yield number, partial(self._around, inside)
+
+    def _around(
+        self, inside: Callable[[], tuple[float, HessianOperator | None]]
+    ) -> tuple[float, PreconditionedOverData | None]:
+        weight, A = inside()
+        if A is None:
+            return weight, None
+        one = copy.copy(self)
+        one.A = A
+        return weight, one
 
     def multiply_by_folds(self, columns: Tensor, folds: int, receive: Callable[[int, float, Tensor], None]) -> Tensor:
         """See `HessianOperator`."""

@@ -61,17 +61,14 @@ class Chooser:
         if name not in ENGINES:
             names = ", ".join(f"'{key}'" for key in ENGINES)
             raise InputError(f"no engine is named '{name}'; choose one of {names}.")
-        self.objective, self.name = objective, name
-        self._plan = "autograd"
-        self._plain = RetainedGraphs(objective, memory_limit)
-        self._memory_limit = memory_limit
+        self.objective, self.name, self._plan = objective, name, "autograd"
+        self._plain, self._memory_limit = RetainedGraphs(objective, memory_limit), memory_limit
         self._fast: Linearized | None = None
         self._differences = FiniteDifference(objective) if name == "finite-difference" else None
         self._settled = name in ("autograd", "finite-difference")  # no other engine is left to try
         self._most_columns = 1  # for which it was measured how many vectors are best computed together
         self._made, self._untried = 0, ""  # products; why another form of the recorded engine is not in use
-        self._verified = verified
-        self._expected = 0
+        self._verified, self._expected = verified, 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
         self._plain_seconds = float("inf")  # of one by the plain engine, next to which a new engine is tried
         self._spent = 0.0  # seconds of all products
@@ -81,8 +78,7 @@ class Chooser:
     def plan(self) -> str:
         """How products are computed, in one line."""
         if self._resumed is not None:
-            shown: str = self._resumed["shown"]
-            return shown
+            return str(self._resumed["shown"])
         return self._plan if self._fast is not None else self._plan + self._plain.describe()
 
     @property
@@ -90,8 +86,8 @@ class Chooser:
         """The name of the engine in use."""
         if self._differences is not None:
             return "finite-difference"
-        plain = self._fast is None if self._resumed is None else self._resumed["form"] is None
-        return "autograd" if plain else "linearized"
+        form = self._fast if self._resumed is None else self._resumed["form"]
+        return "autograd" if form is None else "linearized"
 
     @property
     def noise(self) -> float:
@@ -129,9 +125,18 @@ class Chooser:
     def resume(self, state: dict[str, Any]) -> None:
         """Goes on with the engine of an earlier process; costs are not compared again. It is made when it is needed."""
         self._resumed, self._plan, self._settled = state, state["plan"], state["settled"]
-        self._most_columns, self._made, self._expected, self._seconds, self._spent = (
-            state[name] for name in ("most_columns", "made", "expected", "seconds", "spent")
-        )
+        for name in ("most_columns", "made", "expected", "seconds", "spent"):
+            setattr(self, f"_{name}", state[name])
+
+    def on(self, objective: Objective) -> Chooser:
+        """For one of the batches, by the engine that is in use for all of them: found by a product where none was."""
+        if self._resumed is not None:
+            self._make(self._resumed)
+        elif not self._made:
+            self(self._vector())
+        other = Chooser(objective, self.name, self._memory_limit, verified=True)
+        other._fast, other._settled = None if self._fast is None else self._fast.on(objective), True
+        return other
 
     def verified(self) -> None:
         """Says that products have been compared with differences of the gradient by other means."""
@@ -152,9 +157,7 @@ class Chooser:
 
     def expected_saved_bytes(self, products: int, taken: int) -> int:
         """Bytes that will be saved beyond those that are, if so many products are made and one takes `taken` now."""
-        records = self.name not in ("auto", "autograd") and not self._settled
-        if self.name == "auto" and not self._settled:
-            records = self._prices().records(products)
+        records = not self._settled and (self.name != "auto" or self._prices().records(products))
         keeps = self._differences is None and self._plain.can_keep_more and products > 1
         if self._fast is not None or not (records or keeps):
             return 0  # none, or they are already saved
@@ -171,12 +174,9 @@ class Chooser:
         plain, known = self._plain, are_known(self.objective)
         nodes = plain.nodes * max(len(plain.shapes), 1)
         return Prices(
-            product=self._seconds_of_next(),
-            graphs=plain.graphs,
+            product=self._seconds_of_next(), graphs=plain.graphs, nodes=nodes, costs=costs_on(self.objective.device),
             recording=0.0 if known else seconds_to_record(nodes),
-            nodes=nodes,
-            costs=costs_on(self.objective.device),
-        )
+        )  # fmt: skip
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
         if not self._verified:

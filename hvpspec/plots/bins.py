@@ -12,6 +12,7 @@ import numpy as np
 
 from hvpspec.results.density import Density
 
+LEAST_COUNT = 0.3  # eigenvalues in a bin below which its bar is left out: the logarithmic axis starts there
 _BINS = 60
 _BINS_PER_WINDOW = 3  # of densities that are compared: the width that each node is spread over
 

@@ -1,23 +1,28 @@
-"""The picture of the groups of parameters: bars of trace and norm, with the name of each group above its own."""
+"""Pictures of the groups of parameters: bars of trace and norm, each below the name of its group; and densities."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hvpspec.escaping import in_picture
-from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, Panel
-from hvpspec.results.blocks import Block, Blocks
+from hvpspec.plots.bins import LEAST_COUNT, Bins, binned_alike
+from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, Panel, points, signed_ticks
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.parts import Block, Blocks
 from hvpspec.wording import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_BLOCKS = 24  # as many as can be read in one picture
+MAX_DENSITIES = 12
+_COLUMNS, _GAP = 2, 0.06  # of small pictures side by side, and the room between them, as a share of the width
+_ROW_HEIGHT = 1.5  # inches
 _QUANTITIES = (("trace", "trace", POSITIVE), ("frobenius_norm", "Frobenius norm", FAINT))
 
 
@@ -41,6 +46,68 @@ def blocks_panel(found: Blocks) -> Panel | None:
         return piece(shown, 1)
     middle = (len(shown) + 1) // 2
     return piece(shown, len(shown), (piece(shown[:middle], middle), piece(shown[middle:], middle)))
+
+
+def densities_panel(found: Blocks) -> Panel | None:
+    """The densities of the largest groups as small multiples on the same axes; None where no group has one."""
+    known = [block for block in found.blocks if block.density is not None]
+    if not known:
+        return None
+    shown = sorted(known, key=_spread, reverse=True)[:MAX_DENSITIES]
+    rest = len(known) - len(shown)
+    title = "Eigenvalues of groups of parameters" + (f" (the {MAX_DENSITIES} largest; {rest:,} more)" if rest else "")
+    alt = f"How the eigenvalues of the diagonal blocks of {len(shown)} groups are distributed, on the same axes."
+    bins = dict(zip(shown, binned_alike([block.density for block in shown if block.density is not None]), strict=True))
+
+    def piece(part: Sequence[Block], rows: int, halves: tuple[Panel, ...] = ()) -> Panel:
+        drawing = partial(_draw_densities, part=part, rows=rows, bins=bins)
+        return Panel("block-densities", title, alt, drawing, 0.6 + _ROW_HEIGHT * rows, wide=True, halves=halves)
+
+    def rows_of(part: Sequence[Block]) -> int:
+        return -(-len(part) // _COLUMNS)
+
+    if len(shown) <= _COLUMNS:
+        return piece(shown, 1)
+    middle = _COLUMNS * (-(-rows_of(shown) // 2))
+    rows = rows_of(shown[:middle])
+    return piece(shown, rows_of(shown), (piece(shown[:middle], rows), piece(shown[middle:], rows)))
+
+
+def _draw_densities(axes: Axes, *, part: Sequence[Block], rows: int, bins: Mapping[Block, Bins]) -> None:
+    """A small picture for each block; rows: how many rows of them there is height for."""
+    most = 4 * max(float(found.counts.max()) for found in bins.values())
+    axes.set_axis_off()
+    width, height = (1 - _GAP * (_COLUMNS - 1)) / _COLUMNS, 1 / rows
+    for number, block in enumerate(part):
+        row, column = divmod(number, _COLUMNS)
+        box = (column * (width + _GAP), 1 - (row + 0.86) * height, width, 0.66 * height)
+        small, found = axes.inset_axes(box), bins[block]
+        small.set_xscale("asinh", linear_width=found.scale)
+        middles = found.edges[:-1] + found.edges[1:]
+        for side, colour in ((1, POSITIVE), (-1, NEGATIVE)):
+            mine = (np.sign(middles) == side) & (found.counts >= LEAST_COUNT)
+            small.bar(
+                found.edges[:-1][mine], found.counts[mine], np.diff(found.edges)[mine], align="edge", color=colour,
+                alpha=0.55, linewidth=0,
+            )  # fmt: skip
+        for end in (block.largest, block.smallest):
+            if end is not None and math.isfinite(end.value) and end.value:
+                points(small, end.value, 2 * LEAST_COUNT, end.error, signs=end.value, sideways=True, markersize=3)
+        small.set_yscale("log")
+        small.set_ylim(LEAST_COUNT, most)
+        small.set_xlim(float(found.edges[0]), float(found.edges[-1]))
+        small.axvline(0, color=FAINT, linewidth=0.8, linestyle=":")
+        signed_ticks(small.xaxis, found.scale, float(found.edges[0]), float(found.edges[-1]), most=5)
+        small.tick_params(labelsize=8.5, labelleft=column == 0, labelbottom=number + _COLUMNS >= len(part))
+        name = in_picture(shortened(block.name, 24))
+        small.set_title(f"{name} ({block.parameters:,})", fontsize=9.5)
+    axes.figure.supxlabel("eigenvalue", fontsize=10)
+    axes.figure.supylabel("eigenvalues per bar", fontsize=10)
+
+
+def _spread(block: Block) -> float:
+    """The largest magnitude among the nodes of the density."""
+    return 0.0 if block.density is None else float(np.abs(block.density.nodes).max())
 
 
 def _draw(axes: Axes, part: Sequence[Block], among: Sequence[Block], rows: int) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 
 from hvpspec.escaping import in_picture
 from hvpspec.options import EIGENVALUE_KINDS
-from hvpspec.plots.bins import binned_alike
-from hvpspec.plots.spectrum import LEAST_COUNT
+from hvpspec.plots.bins import LEAST_COUNT, binned_alike
 from hvpspec.plots.style import (
     FAINT,
     GRID,

@@ -8,8 +8,9 @@ import numpy as np
 
 from hvpspec.errors import InputError
 from hvpspec.options import EIGENVALUE_KINDS
-from hvpspec.plots.bins import binned
-from hvpspec.plots.blocks import blocks_panel
+from hvpspec.plots.batches import batches_panels
+from hvpspec.plots.bins import LEAST_COUNT, binned
+from hvpspec.plots.blocks import blocks_panel, densities_panel
 from hvpspec.plots.style import (
     FAINT,
     GRID,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEAST_COUNT = 0.3  # eigenvalues in a bin below which its bar is left out: the logarithmic axis starts there
-
 
 def panels(spectrum: Spectrum) -> list[Panel]:
     """The pictures that the spectrum has numbers for."""
@@ -47,8 +46,10 @@ def panels(spectrum: Spectrum) -> list[Panel]:
         kind = EIGENVALUE_KINDS[spectrum.which]
         title = kind[0].upper() + kind[1:]
         found.append(Panel("scree", title, _scree_alt(pairs, kind), lambda axes: _draw_scree(axes, pairs)))
-    if spectrum.blocks is not None and (blocks := blocks_panel(spectrum.blocks)) is not None:
-        found.append(blocks)
+    if spectrum.per_batch is not None:
+        found += batches_panels(spectrum.per_batch)
+    if spectrum.blocks is not None:
+        found += [panel for panel in (blocks_panel(spectrum.blocks), densities_panel(spectrum.blocks)) if panel]
     return found
 
 
@@ -72,8 +73,8 @@ def plot(spectrum: Spectrum, ax: Axes | None = None, *, columns: int = 1) -> Axe
     -------
     matplotlib.axes.Axes or matplotlib.figure.Figure
         `ax`, where it was given; otherwise a new figure with every picture that the spectrum has numbers for: the
-        density, the largest eigenvalues with their error bars, and the groups of parameters. Save it with
-        ``.savefig(path)``.
+        density, the largest eigenvalues with their error bars, the mini-batches, and the groups of parameters. Save it
+        with ``.savefig(path)``.
 
     Raises
     ------

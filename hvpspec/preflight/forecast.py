@@ -32,6 +32,7 @@ from hvpspec.options import (
     WEIGHING_PRODUCTS,
     SpectrumOptions,
     checking_hvps,
+    density_of_blocks_hvps,
     fewest,
     gradient_hvps,
     planned_for_blocks,
@@ -116,7 +117,7 @@ def forecast(
     block_sizes: rows of each block that is asked for.
     """
     rows = n if moments is None else moments.rows
-    beyond = refinement_hvps(options)  # the budget
+    beyond = refinement_hvps(options) + density_of_blocks_hvps(options, block_sizes)  # the budget
     plan, planned = planned_hvps(options, rows, block_sizes) - beyond, planned_steps(options, rows)
     steps, further, probes = float(planned), planned_probes(options), planned_probes(options)
     others = checking_hvps(options) + verification_hvps(options, rows) + gradient_hvps(options)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hvpspec.results.blocks import Block
 from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket, Estimate
+from hvpspec.results.parts import Block
 from hvpspec.results.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ def to_frame(spectrum: Spectrum) -> pandas.DataFrame:
     columns = ["quantity", "value", "error", "confidence", "data_standard_error", "lower", "upper", "converged"]
     if spectrum.blocks is not None:
         columns.insert(1, "block")
+    if spectrum.per_batch is not None:
+        columns.insert(1, "batch")
     frame = pandas.DataFrame(list(_rows(spectrum)), columns=columns)
-    return frame.astype({"converged": "boolean"})
+    return frame.astype({"converged": "boolean", **({"batch": "Int64"} if "batch" in columns else {})})
 
 
 def _rows(spectrum: Spectrum) -> Iterator[Row]:
@@ -55,6 +57,9 @@ def _rows(spectrum: Spectrum) -> Iterator[Row]:
         yield from _conditioning(known)
     for block in spectrum.blocks.values() if spectrum.blocks is not None else ():
         yield from _of_block(block)
+    for batch in spectrum.per_batch.batches if spectrum.per_batch is not None else ():
+        yield from ({**row, "batch": batch.number} for row in _row("lambda_max", batch.largest))
+        yield from ({**row, "batch": batch.number} for row in _row("lambda_min", batch.smallest))
 
 
 def _eigenvalues(pairs: Eigenpairs) -> Iterator[Row]:
@@ -73,7 +78,7 @@ def _conditioning(known: Condition) -> Iterator[Row]:
 
 
 def _of_block(block: Block) -> Iterator[Row]:
-    for name in ("trace", "frobenius_norm", "lambda_max"):
+    for name in ("trace", "frobenius_norm", "lambda_max", "lambda_min"):
         yield from ({**row, "block": block.name} for row in _row(name, getattr(block, name)))
 
 

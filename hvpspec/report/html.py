@@ -31,14 +31,15 @@ from hvpspec.report.numbers import (
     rounded,
     with_error,
 )
+from hvpspec.report.rows.batches import batch_notes, batch_rows
 from hvpspec.report.rows.blocks import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, extreme_rows, stability_rows, stepper
 from hvpspec.report.rows.gradient import gradient_notes, gradient_rows
 from hvpspec.report.sentences import sentences
 from hvpspec.report.table import Row
 from hvpspec.report.terminal import measured_lines, report_sections, without_step
-from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
+from hvpspec.results.parts import Batches, Blocks
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import percent
@@ -101,6 +102,9 @@ def report_html(record: Record) -> str:
         condition_about=explanations(_shown_in_condition(spectrum.condition, with_step=not steps)),
         condition_notes=[] if spectrum.condition is None else condition_notes(spectrum.condition),
         blocks=block_table(spectrum.blocks),
+        batches=[] if spectrum.per_batch is None else _batch_lines(spectrum.per_batch),
+        batch_notes=[] if spectrum.per_batch is None else batch_notes(spectrum.per_batch),
+        batches_about=explanations(["per_batch"]),
         preflight=record.preflight,
         measured=[] if record.preflight is None else measured_lines(record.preflight),
         command=shlex.join(provenance.command) if provenance.command else None,
@@ -183,12 +187,19 @@ def block_table(found: Blocks | None) -> dict[str, Any] | None:
     lines = [
         Line(
             breakable(block.name),
-            [f"{block.parameters:,}", *(_together(*shown(getattr(block, name)), stacked=True) for name in columns)],
+            [f"{block.parameters:,}", *(_together(*shown(block, name), stacked=True) for name in columns)],
         )
         for block in found.blocks
     ]
     headings = [HEADINGS[name] for name in columns]
     return {"columns": headings, "lines": lines, "notes": [_BLOCKS_LEGEND, *blocks_notes(found)]}
+
+
+def _batch_lines(found: Batches) -> list[Line]:
+    return [
+        Line(row.name.strip(), [_together(row.value, row.error)], _signed(row.note), _about(row))
+        for row in batch_rows(found)
+    ]
 
 
 def breakable(name: str) -> Markup:
@@ -268,6 +279,13 @@ def _caption(panel: Panel, spectrum: Spectrum) -> str:
         return (
             "Each error bar contains an eigenvalue; where none is visible, it is shorter than the marker. Circles are "
             "positive, triangles negative."
+        )
+    if panel.name.startswith("batches"):
+        return "Each mini-batch by itself: the matrix of its own loss. The shaded strip is the error of all data."
+    if panel.name == "block-densities":
+        return (
+            "Bars: how many eigenvalues of the group's diagonal block lie there, on the same axes for all groups. "
+            "Markers: λ_max and λ_min of the block, with their errors."
         )
     return "Error bars are those of the table, half-widths of intervals."
 

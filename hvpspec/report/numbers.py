@@ -47,6 +47,7 @@ QUANTITY_NAMES = {
     "update_slope": "slope gᵀu",
     "update_curvature": "curvature along u",
     "update_change": "change of the loss",
+    "per_batch": "figures of a batch",
 }
 
 DATA_HEADING = "± data (1 s.e.)"

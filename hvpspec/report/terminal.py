@@ -22,13 +22,14 @@ from hvpspec.report.numbers import (
     rounded,
     with_error,
 )
+from hvpspec.report.rows.batches import batch_notes, batch_rows
 from hvpspec.report.rows.blocks import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, stability_rows, stepper
 from hvpspec.report.rows.gradient import gradient_notes, gradient_rows
 from hvpspec.report.table import Row, Table
-from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.parts import Batches, Blocks
 from hvpspec.results.preflight import Preflight, agree
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import counted
@@ -76,6 +77,8 @@ def report_sections(
     ]
     if spectrum.blocks is not None and spectrum.blocks.blocks:
         sections.append(Section(blocks_table(spectrum.blocks), blocks_notes(spectrum.blocks), ["block"]))
+    if spectrum.per_batch is not None:
+        sections.append(_batches_section(spectrum.per_batch))
     if spectrum.complete:
         sections.append(Section(None, shortfalls(spectrum, rtol=rtol, tol=tol)))
     if explain:
@@ -166,10 +169,17 @@ def blocks_table(found: Blocks) -> Table:
     for block in found.blocks:
         cells = [block.name, f"{block.parameters:,}"]
         for name in quantities:
-            value, error = shown(getattr(block, name))
+            value, error = shown(block, name)
             cells += [value, error if error.endswith(MARK) or not marked(found) else f"{error} "]
         table.add(*cells)
     return table
+
+
+def _batches_section(found: Batches) -> Section:
+    table = Table(("mini-batches", "value", "± error", "note"), notes=True, gap=2)
+    for row in batch_rows(found):
+        table.add(row.name, row.value, row.error, row.note)
+    return Section(table if table.rows else None, batch_notes(found), ["per_batch"])
 
 
 def _in_spectrum(spectrum: Spectrum) -> list[str]:

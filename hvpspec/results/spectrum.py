@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, overload
 from hvpspec.entries import AtLeast, Count, Size
 from hvpspec.options import MATRIX_NAMES, QUANTITIES, Matrix, Quantity, Which
 from hvpspec.presentation import presented
-from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.results.gradient import Gradient
+from hvpspec.results.parts import Batches, Blocks
 from hvpspec.wording import abridged, counted, listed
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class Spectrum(Stored):
         What the same products tell of the conditioning.
     blocks : Blocks or None
         Quantities of each group of parameters, where they were asked for.
+    per_batch : Batches or None
+        λ_max of the matrix of each mini-batch, where that was asked for on the command line: see `hvpspec.per_batch`.
     which : {"LM", "LA", "SA", "BE"}
         Which eigenpairs were asked for, see `hvpspec.spectrum`.
     rounding : Rounding or None
@@ -133,11 +135,12 @@ class Spectrum(Stored):
     matrix: Annotated[Matrix | None, LEFT_OUT] = None
     preconditioned: Annotated[Preconditioned | None, LEFT_OUT] = None
     gradient: Annotated[Gradient | None, LEFT_OUT] = None
+    per_batch: Annotated[Batches | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
         "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "preconditioned", "asked",
-        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "gradient", "rounding",
-        "rounding_reason", "lanczos", "hvps", "predicted", "seconds", "stopped",
+        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "gradient", "per_batch",
+        "rounding", "rounding_reason", "lanczos", "hvps", "predicted", "seconds", "stopped",
     )  # fmt: skip
 
     def contradiction(self) -> tuple[str, str] | None:
@@ -158,7 +161,7 @@ class Spectrum(Stored):
     def converged(self) -> bool:
         """Whether every quantity asked for is there and within its tolerance, and so is the refinement near zero.
 
-        The blocks do not count: each of their quantities has a flag of its own.
+        Blocks and batches do not count: each of their quantities has a flag of its own.
         """
         refined = self.condition is None or (
             "refined" not in self.condition.reasons
@@ -184,6 +187,8 @@ class Spectrum(Stored):
             lines.append(f"  blocks          {len(self.blocks)}: {listed(self.blocks, 3)}")
         if self.gradient is not None:
             lines.append(f"  gradient        length {self.gradient.norm}, curvature {self.gradient.curvature}")
+        if self.per_batch is not None:
+            lines.append(f"  batches         {len(self.per_batch.batches)} of {self.per_batch.of:,}")
         return "\n".join(lines) + ">"
 
     @staticmethod
@@ -291,6 +296,7 @@ class Spectrum(Stored):
 
             - ``quantity``: "lambda_1", "lambda_2", …, "lambda_max", "trace", "stable_rank" and so on;
             - ``block``: the name of a block, missing for the whole matrix; only where there are blocks;
+            - ``batch``: the number of a mini-batch, missing for all data; only where there are some;
             - ``value``;
             - ``error``: half-width of an interval around the value that holds at ``confidence``, infinite where it is
               not known;

@@ -158,6 +158,9 @@ def test_options_are_refused_before_anything_is_printed(run_folder, capsys):
     for more in (
         ["--refine"],
         ["--refine-hvps", "9"],
+        ["--per-batch"],
+        ["--batch-hvps", "9"],
+        ["--block-density"],
         ["--blocks", "*"],
         ["--which", "LA"],
         ["--only", "trace"],

@@ -5,7 +5,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from hvpspec import InputError, sample_batches
-from hvpspec.objective.subsets.shares import Evidence, numbered, share_of
+from hvpspec.objective.batches import numbered
+from hvpspec.objective.subsets.shares import Evidence, share_of
 
 
 class Counted(TensorDataset):

@@ -11,7 +11,7 @@ from zoo import CASES, explicit_hessian
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.results.blocks import Blocks
+from hvpspec.results.parts import Blocks
 
 BLOCKS = {"head": slice(0, 60), "middle": np.arange(60, 200), "odd": np.arange(201, 300, 2)}
 

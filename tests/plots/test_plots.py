@@ -12,12 +12,16 @@ from matplotlib.image import imread
 from report import examples
 
 from hvpspec.errors import InputError
+from hvpspec.plots.batches import batches_panels, bin_edges
 from hvpspec.plots.bins import binned, binned_alike
+from hvpspec.plots.blocks import densities_panel
 from hvpspec.plots.comparison import plot_comparison
 from hvpspec.plots.series import plot_series
 from hvpspec.plots.spectrum import panels, plot
 from hvpspec.plots.style import FAINT, INK, NEGATIVE, POSITIVE, RUN_COLOURS, inline_svgs, to_bytes
 from hvpspec.results.density import Density
+from hvpspec.results.estimate import Bracket
+from hvpspec.results.parts import Block, Blocks
 from hvpspec.results.record import Record
 from hvpspec.results.runs.comparison import Run
 from hvpspec.results.spectrum import Spectrum
@@ -299,3 +303,59 @@ def test_a_series_shows_the_edge_and_what_is_known():
     assert set(edge.get_ydata()) == {20.0}
     assert plot_series([row, row]).axes[-1].get_xlabel() == "checkpoint"
     assert len(plot_series([row]).axes) == 2
+
+
+def test_the_batches_are_a_histogram_with_all_data_and_the_mean_marked():
+    found = examples.batches()
+    (panel,) = [panel for panel in panels(examples.spectrum(per_batch=found)) if panel.name == "batches-largest"]
+    axes = plotted(panel)
+    assert sum(bar.get_height() for bar in axes.patches if bar.get_height() > 0) >= 3
+    counts = [bar.get_height() for bar in axes.patches if hasattr(bar, "get_width") and bar.get_facecolor()[3] > 0.5]
+    assert sum(counts) == 3
+    marked = {line.get_label(): line.get_xdata()[0] for line in axes.lines}
+    assert marked == {"all data": 50.0, "mean of the batches": pytest.approx((61.0 + 48.5 + 70.0) / 3)}
+    low, high = axes.get_xlim()
+    assert low < 48.5
+    assert high > 70
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([1.0, 2.0, 40.0], "log"), ([-1.0, 2.0, 40.0], "linear"), ([3.0, 3.0, 3.0], "linear")]
+)
+def test_every_batch_is_in_a_bin(values, scale):
+    made = [{"number": i, "weight": 1.0, "largest": examples.estimate(v, 0.1)} for i, v in enumerate(values)]
+    found = examples.batches(batches=[{**batch, "smallest": None} for batch in made], whole=None)
+    edges = bin_edges(found.values())
+    assert np.histogram(values, edges)[0].sum() == 3
+    assert (np.diff(edges) > 0).all()
+    assert plotted(batches_panels(found)[0]).get_xscale() == scale
+
+
+def test_one_batch_has_no_histogram():
+    one = examples.batches(batches=[examples.PER_BATCH["batches"][0]])
+    assert batches_panels(one) == []
+    assert batches_panels(examples.batches(batches=[])) == []
+
+
+def test_densities_of_blocks_are_small_multiples_on_the_same_axes():
+    entries = [
+        Block(f"layer{i}", 400, None, None, Bracket(50.0, 52.0, 0.95), Bracket(-21.0, -20.0, 0.95), examples.density())
+        for i in range(14)
+    ]
+    panel = densities_panel(Blocks(tuple(entries), 0, 0))
+    assert panel.title == "Eigenvalues of groups of parameters (the 12 largest; 2 more)"
+    small = plotted(panel).child_axes
+    assert [axes.get_title() for axes in small] == [f"layer{i} (400)" for i in range(12)]
+    assert len({(*axes.get_xlim(), *axes.get_ylim()) for axes in small}) == 1
+    for axes in small:
+        assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(400, abs=2)
+    assert sum(len(plotted(half).child_axes) for half in panel.halves) == 12
+    one = densities_panel(Blocks(tuple(entries[:1]), 0, 0))
+    assert len(plotted(one).child_axes) == 1
+    assert one.halves == ()
+
+
+def plotted(panel):
+    axes = Figure().add_subplot()
+    panel.draw(axes)
+    return axes

@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 from hvpspec.report.documents import from_document, to_document
-from hvpspec.results.blocks import Blocks
 from hvpspec.results.density import Density
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
+from hvpspec.results.parts import Batches, Blocks
 from hvpspec.results.record import Provenance, Record
 from hvpspec.results.spectrum import Spectrum
 
@@ -72,6 +72,14 @@ BLOCKS = {
     ],
     "probe_hvps": 10, "largest_hvps": 5,
 }  # fmt: skip
+PER_BATCH = {
+    "batches": [
+        {"number": number, "weight": 8.0, "largest": estimate(value, 0.5), "smallest": None}
+        for number, value in ((0, 61.0), (2, 48.5), (5, 70.0))
+    ],
+    "whole": {"number": 6, "weight": 0.0, "largest": estimate(50.0, 2.0), "smallest": None},
+    "of": 6, "asked": 4, "hvps": 21, "whole_hvps": 0, "out_of_time": False,
+}  # fmt: skip
 PREFLIGHT = {
     "findings": [
         {"kind": "dropout", "found": "dropout & friends", "done": "run in eval mode", "severity": "fixed"},
@@ -91,12 +99,17 @@ def document(**changes):
         "device": "cpu", "command": ["hvpspec", "spectrum", f"runs/{HOSTILE}", "--out", "two words"],
     }  # fmt: skip
     made = to_document(Record(spectrum(), 0.5, provenance=Provenance.from_dict(provenance)))
-    return {**made, "condition": CONDITION, "blocks": BLOCKS, "preflight": PREFLIGHT, **changes}
+    parts = {"condition": CONDITION, "blocks": BLOCKS, "per_batch": PER_BATCH, "preflight": PREFLIGHT}
+    return {**made, **parts, **changes}
 
 
 def record(**changes):
     """The same as a record."""
     return from_document(document(**changes))
+
+
+def batches(**changes):
+    return Batches.from_dict({**PER_BATCH, **changes})
 
 
 def blocks(entries=None):

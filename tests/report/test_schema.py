@@ -57,6 +57,9 @@ CHANGES = {
     "a bound of no kind": lambda d: d["condition"]["nearest_zero"].update(kind="about"),
     "a bracket without an end": lambda d: d["condition"]["kappa"].pop("upper"),
     "a block without a name": lambda d: d["blocks"]["blocks"][0].pop("name"),
+    "a batch without a number": lambda d: d["per_batch"]["batches"][0].pop("number"),
+    "a negative weight": lambda d: d["per_batch"]["batches"][1].update(weight=-1.0),
+    "a density of a block without nodes": lambda d: d["blocks"]["blocks"][0].update(density={"n": 3}),
     "an unknown severity": lambda d: d["preflight"]["findings"][0].update(severity="dreadful"),
     "a truncated checksum": lambda d: d["provenance"]["checkpoint"].update(sha256="00"),
 }

@@ -17,9 +17,9 @@ from results.damage import VALUES, damaged, places, put
 import hvpspec
 from hvpspec import InputError, cli
 from hvpspec.report.documents import from_document, read_record, schema, to_document
-from hvpspec.results.blocks import Block, Blocks
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket, Estimate
+from hvpspec.results.parts import Block, Blocks
 from hvpspec.results.record import CheckpointFile, DataSource, Provenance, Record
 from hvpspec.results.spectrum import Spectrum
 

@@ -19,7 +19,17 @@ from hvpspec.system.imports import quick_imports
 
 
 @expanded(
-    without=("optimizer", "which", "blocks", "refine", "refine_hvps"),
+    without=(
+        "optimizer",
+        "which",
+        "blocks",
+        "block_density",
+        "block_hvps",
+        "per_batch",
+        "batch_hvps",
+        "refine",
+        "refine_hvps",
+    ),
     instead="run hvpspec spectrum on the checkpoint of interest",
     k=5,
     rtol=0.05,

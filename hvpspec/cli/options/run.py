@@ -15,16 +15,20 @@ from hvpspec.cli.options.flags import ACCURACY, ENGINE, OUTPUT, SOURCE, WANTED, 
 from hvpspec.errors import InputError
 from hvpspec.memory import check_size
 from hvpspec.options import (
+    DEFAULT_MAX_BATCHES,
     DEFAULT_MAX_HVPS,
     ENGINES,
+    HVPS_PER_BATCH,
     QUANTITIES,
+    BatchOptions,
+    BatchWhich,
     Engine,
     MatrixChoice,
     Place,
     SpectrumOptions,
     Which,
 )
-from hvpspec.validation import check_seed
+from hvpspec.validation import check_count, check_seed
 
 if TYPE_CHECKING:
     QuantityName = str
@@ -81,6 +85,23 @@ class Options:
             metavar="PATTERN",
         ),
     ] = None
+    block_density: Annotated[
+        bool,
+        flag(
+            WANTED,
+            "λ_min and the density of each block of --blocks, with products of their own.",
+            "--block-density",
+        ),
+    ] = SpectrumOptions.block_density
+    per_batch: Annotated[
+        bool,
+        flag(
+            WANTED,
+            "λ_max of every mini-batch's own matrix as well, as a histogram with that of all data marked; with --which "
+            f"SA λ_min, with BE both. Of more than {DEFAULT_MAX_BATCHES:,} batches, so many are drawn at random.",
+            "--per-batch",
+        ),
+    ] = False
     damping: Annotated[float, option(WANTED, "δ ≥ 0: show the conditioning of H + δI as well.")] = (
         SpectrumOptions.damping
     )
@@ -125,6 +146,19 @@ class Options:
         int,
         option(ACCURACY, "Budget of --refine, in addition to --max-hvps.", "--refine-hvps"),
     ] = SpectrumOptions.refine_hvps
+    block_hvps: Annotated[
+        int,
+        option(ACCURACY, "Budget of --block-density, in addition to --max-hvps.", "--block-hvps"),
+    ] = SpectrumOptions.block_hvps
+    batch_hvps: Annotated[
+        int | None,
+        option(
+            ACCURACY,
+            "Budget of --per-batch, in addition to --max-hvps: products with one batch each; by default "
+            f"{HVPS_PER_BATCH} for each batch.",
+            "--batch-hvps",
+        ),
+    ] = None
     verify: Annotated[
         bool,
         flag(ACCURACY, "Measure the residuals at the end, with k more products.", "--verify"),
@@ -186,6 +220,8 @@ class Options:
         self._check_matrices()
         if self.noise_seed is not None:
             check_seed(self.noise_seed, "--noise-seed")
+        if self.batch_hvps is not None:
+            check_count("--batch-hvps", self.batch_hvps)
         try:
             self.spectrum()
         except InputError as error:
@@ -237,6 +273,11 @@ class Options:
         """The same as keywords, as `hvpspec.spectrum` is given them."""
         return dict(vars(self.spectrum()))
 
+    def batches(self) -> BatchOptions:
+        """What is asked of the matrices of single batches."""
+        which = cast(BatchWhich, {"LM": "LA"}.get(self.which, self.which))
+        return BatchOptions(which=which, confidence=self.confidence, seed=self.seed, max_hvps=self.batch_hvps)
+
     def described(self) -> dict[str, Any]:
         """The options that the results depend on, for the provenance."""
         run = self.spectrum().to_dict()
@@ -251,6 +292,10 @@ class Options:
             "gradient": None if self.gradient else False,
             "noise_seed": self.noise_seed,
             "time_limit": run["time_limit"],
+            "block_density": True if self.block_density else None,
+            "block_hvps": self.block_hvps if self.block_density else None,
+            "per_batch": True if self.per_batch else None,
+            "batch_hvps": self.batch_hvps if self.per_batch else None,
         }
         return {**described, **{name: value for name, value in more.items() if value is not None}}
 

@@ -37,7 +37,7 @@ from hvpspec.bounds.missed import (
 )
 from hvpspec.estimators.eigsh import Wanted, converged, current, relative_residuals, steps_to_tolerance, worth_checking
 from hvpspec.estimators.passes.extend_or_probe import SMALL_COMPLEMENT
-from hvpspec.estimators.passes.shared_pass import Budget, SharedPass
+from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.lanczos import Krylov, Ritz, confine, extend, favour, start
 from hvpspec.krylov.probes import Direction
 from hvpspec.krylov.vectors import inner, times, uploaded
@@ -77,6 +77,29 @@ class Search:
         """See `hvpspec.estimators.eigsh.current`; with what is known of B."""
         return current(self._shared, self._wanted, self._confidence, rest=self.rest(), counts=self._counts)
 
+    def eigenpairs(
+        self, left: Callable[[], float], *, watched: bool, after: int
+    ) -> Iterator[tuple[float | None, Eigenpairs]]:
+        """The products still to come, if that can be estimated, and the pairs; the basis grows until these are found.
+
+        left: products that may be made now. watched: whether the pairs are of interest before that. after: products
+        that follow.
+        """
+        shared, wanted = self._shared, self._wanted
+        history: list[tuple[int, float]] = []  # products, and the largest relative residual at that point
+        while (allowed := left()) > 0:
+            shared.extend(int(min(allowed, shared.A.n)), wanted.choose)
+            worth = worth_checking(shared.krylov) and (watched or converged(shared.krylov, wanted))
+            if allowed > 1 and not worth:
+                continue
+            pairs, _, _ = self.current()
+            if len(pairs.values) == min(wanted.k, shared.A.n):
+                history.append((shared.hvps, float(relative_residuals(pairs).max())))
+            steps = steps_to_tolerance(history, wanted.tol)
+            yield None if steps is None else min(steps, allowed - 1) + after, pairs
+            if pairs.converged:
+                return
+
     def rest(self) -> Interval:
         """Bounds on the spectrum of B. As the basis grows they remain valid; a restart ends that."""
         krylov, pool = self._shared.krylov, self._shared.pool
@@ -88,29 +111,6 @@ class Search:
         for below, above in bounds:
             low, high = max(low, below), min(high, above)
         return low, high
-
-    def until_converged(
-        self, budget: Budget, others: float, report: Callable[[Eigenpairs, int | None, float], None], *, watched: bool
-    ) -> None:
-        """Krylov steps until the pairs have converged, or the budget is spent.
-
-        others: products that are to follow. report: is told the pairs, how many steps more they will take, if that can
-        be estimated, and how many products are left; watched: also before they have converged.
-        """
-        shared, wanted = self._shared, self._wanted
-        history: list[tuple[int, float]] = []  # products, and the largest relative residual at that point
-        before = shared.hvps
-        while (left := budget.left_besides(others, before)) > 0:
-            shared.extend(int(min(left, shared.A.n)), wanted.choose)
-            worth = worth_checking(shared.krylov) and (watched or converged(shared.krylov, wanted))
-            if left > 1 and not worth:
-                continue
-            pairs, _, _ = self.current()
-            if len(pairs.values) == min(wanted.k, shared.A.n):
-                history.append((shared.hvps, float(relative_residuals(pairs).max())))
-            report(pairs, steps_to_tolerance(history, wanted.tol), left)
-            if pairs.converged:
-                return
 
     def by_probes(self) -> None:
         """Adds missed eigenvalues that the probes show.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from hvpspec.objective.batches import Batches, check_data, frozen
+from hvpspec.objective.batches import Batches, check_data, frozen, number_of
 from hvpspec.validation import check_count, check_seed
 
 
@@ -84,14 +84,6 @@ def sample_batches(data: Iterable[Any], count: int, *, seed: int = 0) -> Sampled
     of = number_of(check_data(data))
     numbers = np.random.default_rng(seed).permutation(of)[:count]
     return SampledBatches(data, sorted(map(int, numbers)), of, seed)
-
-
-def number_of(data: Iterable[Any]) -> int:
-    """How many batches there are; counted where the data have no length."""
-    try:
-        return len(data)  # type: ignore[arg-type]
-    except TypeError:
-        return sum(1 for _ in data)
 
 
 def _loader_of(data: Iterable[Any], numbers: Sequence[int]) -> DataLoader[Any] | None:

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from hvpspec.errors import InputError
-from hvpspec.objective.batches import Batches, check_data
-from hvpspec.objective.subsets.sampled_batches import SampledBatches, number_of
+from hvpspec.objective.batches import Batches, check_data, number_of
+from hvpspec.objective.subsets.sampled_batches import SampledBatches
 
 _COMPARED_BATCHES = 2  # of all data, with which each rank begins to measure what the loss is a mean over
 
@@ -25,6 +25,7 @@ class Share(SampledBatches):
 
     def __init__(self, data: Iterable[Any], numbers: Sequence[int], of: int, whole: Iterable[Any] | None) -> None:
         super().__init__(data, numbers, of, 0)
+        self.numbering = self.numbers
         self.whole = whole
         self.measures_whole = False
 
@@ -98,11 +99,6 @@ def _own_sampler(data: Any) -> DistributedSampler[Any] | None:
 def all_batches(data: Iterable[Any]) -> Iterable[Any]:
     """Those of all ranks, as far as this one can read them."""
     return (data.whole or data.all_data) if isinstance(data, Share) else data
-
-
-def numbered(data: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """The batches with their numbers among all of them."""
-    return zip(data.numbers, data, strict=False) if isinstance(data, Share) else enumerate(data)
 
 
 def to_measure(data: Iterable[Any]) -> Iterable[Any]:

@@ -59,6 +59,14 @@ class Linearized:
         self._made = 0  # products since the last recording of single batches
         self._unchecked = False  # whether these have been made again and not been compared with the reference
 
+    def on(self, objective: Objective) -> Linearized:
+        """The same engine for one of the batches, with all that was recorded and compiled; without CUDA graphs."""
+        other = Linearized(objective, memory_limit=self._limit)
+        other._recordings, other._programs, other._frozen = self._recordings, self._programs, self._frozen
+        other.level, other.compiled_whole, other._made = self.level, self.compiled_whole, self._made
+        other.form = "eager" if self.form == _CUDA_GRAPH else self.form
+        return other
+
     # --- the product --------------------------------------------------------------------------------------------
 
     def __call__(self, columns: Tensor, on_batch: OnBatch | None = None) -> Tensor:
@@ -315,8 +323,7 @@ class Linearized:
         self.together = 1
         if self._saved is None or not self._saved.batches:
             return 1
-        first = next(iter(self._saved.batches.values()))
-        batch, n, device = first, self.objective.space.n, self.objective.device
+        batch, n, device = next(iter(self._saved.batches.values())), self.objective.space.n, self.objective.device
         # About as much as is saved where nothing is repeated.
         each, limit = batch.program.recording.levels[0].size, self._limit or SAVED_SHARE * free_memory(device)
         # Of its own: the global one may still be held by a capture that has failed.

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.memory import free_memory
+from hvpspec.objective.batches import numbered
 from hvpspec.objective.live_model import versions
 from hvpspec.objective.losses.conventions import NoWeight
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
-from hvpspec.objective.subsets.shares import numbered
 from hvpspec.oracle.recorded.splitting import Choice
 from hvpspec.oracle.recorded.tracing import Program, shape_of
 
@@ -114,11 +114,11 @@ class SavedActivations:
         if limit is None:
             limit = int(SAVED_SHARE * (free_memory(self._objective.device) + self.size))
         weight, count, known = 0.0, 0, self.total_weight
-        for position, (index, batch) in enumerate(numbered(self._objective.data)):
+        for index, batch in numbered(self._objective.data):
             batch = self._objective.moved(index, batch)
             found = self.batches.get(index)
             if found is None:
-                level = self._level(position, index, batch, preparing, limit)
+                level = self._level(index, count, batch, preparing, limit)
                 found = preparing.prepare(index, batch, self.snapshot, level or 0, deferred)
                 if level is not None:
                     self._save(index, found, limit)
@@ -134,19 +134,19 @@ class SavedActivations:
             raise DataChanged
         self.count, self.total_weight = count, weight
 
-    def _level(self, position: int, index: int, batch: Any, preparing: Preparing, limit: int) -> int | None:
+    def _level(self, index: int, before: int, batch: Any, preparing: Preparing, limit: int) -> int | None:
         """At which level to save a batch; None: not at all.
 
-        Only in the first pass, where all before it are saved. The batches to come are taken to be like this one.
+        Only in the first pass, where all `before` it are saved. The batches to come are taken to be like this one.
         """
-        if self.count is not None or len(self.batches) != position:
+        if self.count is not None or len(self.batches) != before:
             return None
         if self._levels is not None:
             return self._levels.get(index)
         own = _bytes(shape_of(batch)[1])
         *levels, nothing = preparing.choices(batch, self.snapshot)
         options = [*((level.size + own, level.extra) for level in levels), (0, nothing.extra)]
-        level = first_of(options, self._objective.batch_count() - position, limit - self.size)
+        level = first_of(options, self._objective.batch_count() - before, limit - self.size)
         return level if level < len(levels) else None
 
     def _save(self, index: int, batch: SavedBatch, limit: int) -> None:

@@ -1,0 +1,67 @@
+"""Operators of single batches, which share model, loss and engine with the operator of all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Any, Self
+
+from hvpspec.objective.batches import numbered
+from hvpspec.objective.losses.conventions import NoWeight
+from hvpspec.objective.objective import Objective
+from hvpspec.operators.parts.over_engine import OverEngine
+from hvpspec.operators.parts.ranks import Ranks
+from hvpspec.oracle import Chooser
+
+
+class OverBatches(OverEngine):
+    """An operator that is the mean of those of its batches, by their weights."""
+
+    objective: Objective
+    hvps: int
+    _product: Chooser
+    _ranks: Ranks | None
+
+    def batch_count(self) -> int:
+        """Number of batches of the data.
+
+        Returns
+        -------
+        int
+            Counted in a pass over the data where no pass has been made and the data have no length.
+        """
+        return self.objective.batch_count() if self._ranks is None else self._ranks.batch_count
+
+    def batch_operators(
+        self, numbers: Collection[int]
+    ) -> Iterator[tuple[int, Callable[[], tuple[float, Self | None]]]]:
+        """The operators of single batches, for one pass over the data.
+
+        Parameters
+        ----------
+        numbers : collection of int
+            Of the batches, from 0.
+
+        Yields
+        ------
+        tuple of int and callable
+            The batch's number, and what gives its weight and the operator of that batch alone, or None where the weight
+            is 0. That costs one forward pass of the batch. The operator makes its products by the engine in use, and is
+            to be dropped before the next batch is asked for, so that what it saves is freed.
+        """
+        for number, batch in numbered(self.objective.data):
+            if number in numbers:
+                yield number, partial(self._on_batch, number, batch)
+            if number >= max(numbers, default=-1):
+                return
+
+    def _on_batch(self, number: int, batch: Any) -> tuple[float, Self | None]:
+        objective = self.objective.on_batch(number, batch)
+        try:
+            weight = objective.value().weight
+        except NoWeight:
+            return 0.0, None
+        one = copy.copy(self)
+        one.objective, one._product, one.hvps = objective, self._product.on(objective), 0
+        return weight, one

@@ -13,19 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from hvpspec.errors import InputError
+from hvpspec.estimators import eigsh
 from hvpspec.estimators.blocks import BlockProbes, measured_blocks
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.density import SharedDensity
-from hvpspec.estimators.eigsh import (
-    Wanted,
-    check,
-    converged,
-    finish,
-    relative_residuals,
-    steps_to_tolerance,
-    with_zero_rows,
-    worth_checking,
-)
+from hvpspec.estimators.diagonal import DiagonalProbes, measured_diagonal
 from hvpspec.estimators.passes.extend_or_probe import choose, ends
 from hvpspec.estimators.passes.search import Search
 from hvpspec.estimators.passes.shared_pass import Budget, SharedPass
@@ -37,15 +29,14 @@ from hvpspec.krylov.journaled import Where, keeping
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric, matrix_of, preconditioned_by, within_time
 from hvpspec.krylov.witness import witness
 from hvpspec.options import (
-    DEFAULT_REFINE_HVPS,
     PILOT_PROBES,
     Place,
     SampledQuantity,
     SpectrumOptions,
     Which,
+    beyond_budget,
     checking_hvps,
     planned_hvps,
-    refinement_hvps,
     verification_hvps,
 )
 from hvpspec.results.eigenpairs import Eigenpairs
@@ -77,7 +68,10 @@ def spectrum(
     damping: float = 0.0,
     blocks: str | Iterable[str] | Mapping[str, Any] | None = None,
     refine: bool = False,
-    refine_hvps: int = DEFAULT_REFINE_HVPS,
+    refine_hvps: int = SpectrumOptions.refine_hvps,
+    diagonal: bool = False,
+    diagonal_rtol: float = 0.1,
+    diagonal_hvps: int = SpectrumOptions.diagonal_hvps,
     basis_memory: int | str | None = None,
     basis_on: Place = "device",
     journal: Where | None = None,
@@ -113,8 +107,7 @@ def spectrum(
         The quantities asked for, of "eigenvalues", "trace", "frobenius_norm" and "density"; by default all. No product
         is made for the others.
     start : array or tensor, shape (n,) or (n, p), optional
-        Vectors for a warm start, see `hvpspec.eigsh`. Not used with the density, whose quadrature needs a start that is
-        purely random.
+        Vectors for a warm start, see `hvpspec.eigsh`. Not used with the density, which needs a purely random start.
     damping : float, default 0
         δ of the conditioning, which is that of A + δI (`condition` in the result, whenever the density is asked for).
         It costs no products.
@@ -123,10 +116,11 @@ def spectrum(
         For a HessianOperator, globs over parameter names, such as ``"layer*"``: each module that a glob matches is one
         group. For any operator, ``{name: slice or positions}``. Traces and norms cost no further products; each λ_max
         costs about 10 to 20 to within 1 %.
-    refine : bool, default False
-        Search for the eigenvalue nearest to −`damping`, with products of its own; see `hvpspec.condition`.
-    refine_hvps : int, default 500
-        Budget of products for this search, beyond `max_hvps`.
+    refine, refine_hvps : bool, int
+        Whether to search for the eigenvalue nearest to −`damping` (`hvpspec.condition`), and its budget beyond
+        `max_hvps`.
+    diagonal, diagonal_rtol, diagonal_hvps : bool, float, int
+        Whether to estimate the diagonal (`hvpspec.diagonal`), to which error, and its own budget beyond `max_hvps`.
     seed, verify, block_size, basis_memory, basis_on
         As for `hvpspec.eigsh`.
     journal : path, optional
@@ -171,17 +165,16 @@ def spectrum(
     options = SpectrumOptions(
         k=k, which=which, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps,
         time_limit=time_limit, only=only, verify=verify, block_size=block_size, damping=damping, refine=refine,
-        refine_hvps=refine_hvps, blocks=blocks, basis_memory=basis_memory, basis_on=basis_on,
+        refine_hvps=refine_hvps, blocks=blocks, diagonal=diagonal, diagonal_rtol=diagonal_rtol,
+        diagonal_hvps=diagonal_hvps, basis_memory=basis_memory, basis_on=basis_on,
     )  # fmt: skip
     with allowed_time(options.seconds):
         timed, pace = within_time(as_symmetric(A))
         with keeping(journal, timed, options, start) as (operator, log):
             run = Pass(A, operator, options, start, callback, log, pace)
             run.measure()
-            if options.refine:
-                run.refine()
-            if run.blocks:
-                run.measure_blocks()
+            run.refine()
+            run.measure_parts()
             return run.finished()
 
 
@@ -199,13 +192,12 @@ class Pass:
         if start is not None and options.block_size > 1:
             raise InputError("start needs block_size=1; leave out one of the two.")
         self.options, self.tolerance, self.callback = options, options.tolerance, callback
-        self.k = min(options.k, operator.n)
-        self.wanted = Wanted(options.k, options.which, options.tol)
+        self.k, self.wanted = min(options.k, operator.n), eigsh.Wanted(options.k, options.which, options.tol)
         self.storage = check_storage(options.basis_memory, options.basis_on)
         self.blocks = () if options.blocks is None else find_blocks(A, options.blocks)
         self.shared = SharedPass(
             operator, seed=options.seed, block=options.block_size, storage=self.storage,
-            k=self.k if options.pairs else 1, probes=bool(options.sampled),
+            k=self.k if options.pairs else 1, probes=bool(options.sampled) or options.diagonal,
             towards=start if options.pairs and not options.density else None, find_zero=True,
         )  # fmt: skip
         if options.sampled and options.time_limit is None and not ends(self.shared, self.tolerance, options.max_hvps):
@@ -215,7 +207,8 @@ class Pass:
         self.budget = Budget(self.shared, options.max_hvps, self.checks, pace or Pace())
         self.search = Search(self.shared, self.wanted, self.tolerance.confidence, lambda: self.left, self.report_missed)
         self.block_probes = BlockProbes(self.shared, self.blocks)
-        self.afterwards = refinement_hvps(options)
+        self.diagonal_probes = DiagonalProbes(self.shared, collects=options.diagonal)
+        self.names, self.afterwards = getattr(A, "parameters", None), beyond_budget(options, operator.n)
         self.start, self.journal = time.perf_counter(), journal
         predicted = planned_hvps(options, operator.n, [block.size for block in self.blocks])
         if journal is not None:
@@ -241,7 +234,7 @@ class Pass:
         """Updates what is known and calls the callback. further: products still to come, if that can be estimated."""
         hvps = self.shared.hvps
         if "eigenpairs" in found:
-            found["eigenpairs"] = with_zero_rows(self.shared.krylov, found["eigenpairs"], self.wanted)
+            found["eigenpairs"] = eigsh.with_zero_rows(self.shared.krylov, found["eigenpairs"], self.wanted)
         self.known = replace(self.known, **found, hvps=hvps, seconds=self.seconds)
         if self.callback is not None:
             expected = None
@@ -299,10 +292,9 @@ class Pass:
 
     def _conclude(self) -> None:
         """The products that check and verify, as far as there is time, and all figures with what they show."""
-        options, shared = self.options, self.shared
-        wider = False
+        options, shared, wider = self.options, self.shared, False
         with self.budget.within_time():
-            wider = check(shared, self.to_check, self.wanted if options.pairs else None)
+            wider = eigsh.check(shared, self.to_check, self.wanted if options.pairs else None)
         unmeasured = self.budget.out_of_time and shared.rounding is None and shared.A.recompute is not None
         unmeasured &= shared.hvps > 0
         self.known = replace(self.known, rounding=shared.rounding, rounding_reason=_NO_TIME if unmeasured else None)
@@ -325,14 +317,15 @@ class Pass:
         found = None
         if self.checks > self.to_check and len(chosen) == self.k:
             with self.budget.within_time():
-                found = finish(shared, pairs, chosen, ritz, self.wanted)
-        return with_zero_rows(shared.krylov, found or finish(shared, pairs, chosen, ritz, None), self.wanted)
+                found = eigsh.finish(shared, pairs, chosen, ritz, self.wanted)
+        found = found or eigsh.finish(shared, pairs, chosen, ritz, None)
+        return eigsh.with_zero_rows(shared.krylov, found, self.wanted)
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""
-        if self.known.condition is None:
+        if self.known.condition is None or not self.options.refine:
             return
-        self.afterwards = 0
+        self.afterwards = beyond_budget(replace(self.options, refine=False), self.shared.A.n)
         self.report_refinement()
         sharper = replace(self.known.condition, reasons={**self.known.condition.reasons, "refined": _NO_TIME})
         with self.budget.within_time():
@@ -342,28 +335,31 @@ class Pass:
             )  # fmt: skip
         self.known = replace(self.known, condition=sharper)
 
-    def measure_blocks(self) -> None:
-        """The blocks, from the rest of the budget."""
-        self.budget.reserved = 0.0
+    def measure_parts(self) -> None:
+        """The blocks, from the rest of the budget; and the diagonal, with products beyond it."""
+        options, self.budget.reserved = self.options, 0.0
         with self.budget.within_time():
-            for further, blocks in measured_blocks(self.block_probes, self.options, self.storage, lambda: self.left):
-                self.report("blocks", further, blocks=blocks)
+            if self.blocks:
+                for further, blocks in measured_blocks(self.block_probes, options, self.storage, lambda: self.left):
+                    self.report("blocks", further, blocks=blocks)
+        self.afterwards = 0
+        with self.budget.within_time():
+            for found in measured_diagonal(self.diagonal_probes, options, self.blocks, self.names):
+                self.report("diagonal", None, diagonal=found)
 
     def _find_eigenpairs(self) -> None:
-        shared = self.shared
+        shared, before, for_probes = self.shared, self.shared.hvps, _RESERVED_HVPS if self.options.sampled else 0
         history: list[tuple[int, float]] = []  # products, and the largest relative residual at that point
-        before, for_probes = shared.hvps, _RESERVED_HVPS if self.options.sampled else 0
         while (left := self.budget.left_besides(for_probes, before)) > 0:
             shared.extend(int(min(left, shared.A.n)), self.wanted.choose)
-            worth = worth_checking(shared.krylov) and (self.callback or converged(shared.krylov, self.wanted))
-            if left > 1 and not worth:
+            worth = eigsh.worth_checking(shared.krylov)
+            if left > 1 and not (worth and (self.callback or eigsh.converged(shared.krylov, self.wanted))):
                 continue
             pairs, _, _ = self.search.current()
             if len(pairs.values) == self.k:
-                history.append((shared.hvps, float(relative_residuals(pairs).max())))
-            steps = steps_to_tolerance(history, self.wanted.tol)
-            after = 2 * PILOT_PROBES if self.options.sampled else 0
-            self.report("eigenvalues", None if steps is None else min(steps, left - 1) + after, eigenpairs=pairs)
+                history.append((shared.hvps, float(eigsh.relative_residuals(pairs).max())))
+            steps = eigsh.steps_to_tolerance(history, self.wanted.tol)
+            self.report("eigenvalues", None if steps is None else min(steps, left - 1) + for_probes, eigenpairs=pairs)
             if pairs.converged:
                 return
 

@@ -51,6 +51,8 @@ EXPLANATIONS = {
     "log₁₀ κ.",
     "finite_difference": "Error of a Hessian from finite differences of the gradient in this number format, relative "
     "to the smallest |λ|. From 1 on, such a Hessian says nothing about the smallest eigenvalues, not even their signs.",
+    "diagonal": "Curvature along single parameters, averaged over those of one tensor or group. Independent noise of "
+    "variance σ² in each of these raises the loss by about σ²/2 times mean and size.",
     "block": "Of the Hessian with respect to this group's parameters only, with all others held fixed.",
 }
 

@@ -29,7 +29,7 @@ def to_frame(spectrum: Spectrum) -> pandas.DataFrame:
     import pandas
 
     columns = ["quantity", "value", "error", "confidence", "data_standard_error", "lower", "upper", "converged"]
-    if spectrum.blocks is not None:
+    if spectrum.blocks is not None or (spectrum.diagonal is not None and spectrum.diagonal.means):
         columns.insert(1, "block")
     frame = pandas.DataFrame(list(_rows(spectrum)), columns=columns)
     return frame.astype({"converged": "boolean"})
@@ -50,6 +50,8 @@ def _rows(spectrum: Spectrum) -> Iterator[Row]:
         yield from _conditioning(known)
     for block in spectrum.blocks.values() if spectrum.blocks is not None else ():
         yield from _of_block(block)
+    for part in spectrum.diagonal.means if spectrum.diagonal is not None else ():
+        yield from ({**row, "block": part.name} for row in _row("diagonal_mean", part.mean))
 
 
 def _eigenvalues(pairs: Eigenpairs) -> Iterator[Row]:

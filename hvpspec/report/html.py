@@ -33,11 +33,13 @@ from hvpspec.report.numbers import (
 )
 from hvpspec.report.rows.blocks import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, extreme_rows, stability_rows, stepper
+from hvpspec.report.rows.diagonal import diagonal_cells, diagonal_notes
 from hvpspec.report.sentences import sentences
 from hvpspec.report.table import Row
 from hvpspec.report.terminal import measured_lines, report_sections, without_step
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
+from hvpspec.results.diagonal import Diagonal
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
 from hvpspec.wording import percent
@@ -94,6 +96,7 @@ def report_html(record: Record) -> str:
         condition_about=explanations(_shown_in_condition(spectrum.condition, with_step=not steps)),
         condition_notes=[] if spectrum.condition is None else condition_notes(spectrum.condition),
         blocks=block_table(spectrum.blocks),
+        diagonal=_diagonal_table(spectrum.diagonal),
         preflight=record.preflight,
         measured=[] if record.preflight is None else measured_lines(record.preflight),
         command=shlex.join(provenance.command) if provenance.command else None,
@@ -182,6 +185,16 @@ def block_table(found: Blocks | None) -> dict[str, Any] | None:
     ]
     headings = [HEADINGS[name] for name in columns]
     return {"columns": headings, "lines": lines, "notes": [_BLOCKS_LEGEND, *blocks_notes(found)]}
+
+
+def _diagonal_table(found: Diagonal | None) -> dict[str, Any] | None:
+    """A line for each parameter or block, and what is said of the whole."""
+    if found is None:
+        return None
+    lines = [
+        Line(breakable(name), [size, _together(value, error)]) for name, size, value, error in diagonal_cells(found)
+    ]
+    return {"lines": lines, "notes": diagonal_notes(found), "about": explanations(["diagonal"])}
 
 
 def breakable(name: str) -> Markup:

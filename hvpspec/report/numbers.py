@@ -38,6 +38,7 @@ QUANTITY_NAMES = {
     "digits_lost": "digits lost in a solve",
     "finite_difference": "finite differences",
     "block": "figures of a group",
+    "diagonal": "mean of the diagonal",
 }
 
 DATA_HEADING = "± data (1 s.e.)"

@@ -24,6 +24,7 @@ from hvpspec.report.numbers import (
 )
 from hvpspec.report.rows.blocks import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, stability_rows, stepper
+from hvpspec.report.rows.diagonal import diagonal_notes, diagonal_table, rows_left_out
 from hvpspec.report.table import Row, Table
 from hvpspec.results.blocks import Blocks
 from hvpspec.results.condition import Condition
@@ -74,6 +75,9 @@ def report_sections(
     ]
     if spectrum.blocks is not None and spectrum.blocks.blocks:
         sections.append(Section(blocks_table(spectrum.blocks), blocks_notes(spectrum.blocks), ["block"]))
+    if (diagonal := spectrum.diagonal) is not None:
+        notes = [*rows_left_out(diagonal), *diagonal_notes(diagonal)]
+        sections.append(Section(diagonal_table(diagonal), notes, ["diagonal"]))
     if spectrum.complete:
         sections.append(Section(None, shortfalls(spectrum, rtol=rtol, tol=tol)))
     if explain:

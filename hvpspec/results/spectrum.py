@@ -14,6 +14,7 @@ from hvpspec.results.blocks import Blocks
 from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
+from hvpspec.results.diagonal import Diagonal
 from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.wording import abridged, counted, listed
@@ -81,6 +82,8 @@ class Spectrum(Stored):
         What the same products tell of the conditioning.
     blocks : Blocks or None
         Quantities of each group of parameters, where they were asked for.
+    diagonal : Diagonal or None
+        The diagonal, where it was asked for.
     which : {"LM", "LA", "SA", "BE"}
         Which eigenpairs were asked for, see `hvpspec.spectrum`.
     rounding : Rounding or None
@@ -121,6 +124,7 @@ class Spectrum(Stored):
     predicted: Annotated[Count | None, Key("predicted_hvps")] = None
     condition: Condition | None = None
     blocks: Blocks | None = None
+    diagonal: Annotated[Diagonal | None, LEFT_OUT] = None
     which: Which = "LM"
     rounding: Annotated[Rounding | None, LEFT_OUT] = None
     rounding_reason: Annotated[str | None, LEFT_OUT] = None
@@ -132,7 +136,7 @@ class Spectrum(Stored):
 
     json_order: ClassVar = (
         "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "preconditioned", "asked",
-        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "rounding",
+        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "diagonal", "rounding",
         "rounding_reason", "lanczos", "hvps", "predicted", "seconds", "stopped",
     )  # fmt: skip
 
@@ -154,7 +158,7 @@ class Spectrum(Stored):
     def converged(self) -> bool:
         """Whether every quantity asked for is there and within its tolerance, and so is the refinement near zero.
 
-        The blocks do not count: each of their quantities has a flag of its own.
+        Blocks and the diagonal do not count: they have flags of their own.
         """
         refined = self.condition is None or (
             "refined" not in self.condition.reasons
@@ -178,6 +182,8 @@ class Spectrum(Stored):
             lines.append(f"  condition       kappa {self.condition.kappa}, {self.condition.definiteness}")
         if self.blocks is not None:
             lines.append(f"  blocks          {len(self.blocks)}: {listed(self.blocks, 3)}")
+        if self.diagonal is not None:
+            lines.append(f"  diagonal        relative error {self.diagonal.error:.2g}")
         return "\n".join(lines) + ">"
 
     @staticmethod
@@ -284,7 +290,8 @@ class Spectrum(Stored):
             With the columns
 
             - ``quantity``: "lambda_1", "lambda_2", …, "lambda_max", "trace", "stable_rank" and so on;
-            - ``block``: the name of a block, missing for the whole matrix; only where there are blocks;
+            - ``block``: the name of a block or of a parameter (of "diagonal_mean"), missing for the whole matrix; only
+              where there are any;
             - ``value``;
             - ``error``: half-width of an interval around the value that holds at ``confidence``, infinite where it is
               not known;

@@ -19,7 +19,16 @@ from hvpspec.system.imports import quick_imports
 
 
 @expanded(
-    without=("optimizer", "which", "blocks", "refine", "refine_hvps"),
+    without=(
+        "optimizer",
+        "which",
+        "blocks",
+        "refine",
+        "refine_hvps",
+        "diagonal",
+        "diagonal_rtol",
+        "diagonal_hvps",
+    ),
     instead="run hvpspec spectrum on the checkpoint of interest",
     k=5,
     rtol=0.05,

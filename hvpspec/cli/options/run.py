@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 else:  # Typer takes a list of choices as an enum only
     QuantityName = StrEnum("QuantityName", {name: name for name in QUANTITIES})
 
+_OF_DIAGONAL = ("diagonal", "diagonal_rtol", "diagonal_hvps")
 _OF_OPERATOR = ("parameters", "engine", "memory_limit", "dtype", "device", "noise_seed")  # what HessianOperator takes
 
 
@@ -88,6 +89,15 @@ class Options:
         bool,
         flag(WANTED, "Search for the eigenvalue of H + δI nearest to 0, with products of its own.", "--refine"),
     ] = SpectrumOptions.refine
+    diagonal: Annotated[
+        bool,
+        flag(
+            WANTED,
+            "Estimate the diagonal as well, with products of its own, and show its mean for each parameter, or for "
+            "each block of --blocks.",
+            "--diagonal",
+        ),
+    ] = SpectrumOptions.diagonal
     rtol: Annotated[
         float,
         option(ACCURACY, "Relative half-width that the intervals of trace and norm should have."),
@@ -117,6 +127,14 @@ class Options:
         int,
         option(ACCURACY, "Budget of --refine, in addition to --max-hvps.", "--refine-hvps"),
     ] = SpectrumOptions.refine_hvps
+    diagonal_rtol: Annotated[
+        float,
+        option(ACCURACY, "Relative error that the diagonal, as a vector, should have.", "--diagonal-rtol"),
+    ] = SpectrumOptions.diagonal_rtol
+    diagonal_hvps: Annotated[
+        int,
+        option(ACCURACY, "Budget of --diagonal, in addition to --max-hvps.", "--diagonal-hvps"),
+    ] = SpectrumOptions.diagonal_hvps
     verify: Annotated[
         bool,
         flag(ACCURACY, "Measure the residuals at the end, with k more products.", "--verify"),
@@ -237,6 +255,7 @@ class Options:
             "matrix": None if of == "hessian" else of,
             "noise_seed": self.noise_seed,
             "time_limit": run["time_limit"],
+            **({name: run[name] for name in _OF_DIAGONAL} if self.diagonal else {}),
         }
         return {**described, **{name: value for name, value in more.items() if value is not None}}
 

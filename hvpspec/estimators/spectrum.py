@@ -217,6 +217,7 @@ class Pass:
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
             which=options.which, matrix=matrix_of(A), preconditioned=preconditioned_by(A),
+            semidefinite=operator.semidefinite or None,
             rounding_reason=None if operator.recompute is None else "it is measured at the end",
         )  # fmt: skip
 

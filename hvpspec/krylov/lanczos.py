@@ -38,12 +38,16 @@ _LARGE_LOSS = 0.1
 
 @dataclass(frozen=True)
 class Ritz:
-    """Ritz values (ascending), their coefficients in the basis (columns), residuals, and the effect of rounding."""
+    """Ritz values (ascending), their coefficients in the basis (columns), residuals, and the effect of rounding.
+
+    floor: below which H is known to have no eigenvalue.
+    """
 
     values: np.ndarray
     coefficients: np.ndarray
     residuals: np.ndarray
     noise: np.ndarray
+    floor: float = -math.inf
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Krylov:
     Krylov space of its start, on which certificates and quadrature rely. `share` is the random part of the start:
     s = share · ĝ + a, where ĝ is a random unit vector and a, which is zero in a cold start, does not depend on it.
 
+    semidefinite: whether H is known to have no negative eigenvalue.
     starts: random vectors that have been put into it. zero: which rows of H are known to be zero (n_rows,). The
     space is then that of the other rows: all vectors are 0 in these, and n is the number of the others.
     """
@@ -118,6 +123,7 @@ class Krylov:
     starts: int = 0
     zero: Tensor | None = None
     zeros: int = 0
+    semidefinite: bool = False
 
     @property
     def of_start(self) -> Projection:
@@ -148,7 +154,13 @@ class Krylov:
         return self.projection.segments[-1][0]
 
     def ritz(self) -> Ritz:
-        return self.projection.ritz(self.eps)
+        ritz = self.projection.ritz(self.eps)
+        return replace(ritz, floor=self.floor(ritz.values, float(np.max(ritz.noise, initial=0.0))))
+
+    def floor(self, values: np.ndarray, noise: float) -> float:
+        """Below which H is known to have no eigenvalue; not where its Ritz values, known to `noise`, say otherwise."""
+        agrees = float(np.min(values, initial=0.0)) >= -2 * noise
+        return 0.0 if self.semidefinite and agrees else -math.inf
 
     def vectors(self, coefficients: np.ndarray) -> Tensor:
         """Basis times coefficients, with normalised columns: shape (n, k)."""
@@ -177,7 +189,8 @@ def start(
     """
     basis = Basis(A.n, A.dtype, A.device, place)
     nothing = Projection(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0), ())
-    krylov = Krylov(basis, torch.empty(A.n, 0, dtype=A.dtype, device=A.device), nothing, A.eps, seed, drawn)
+    empty = torch.empty(A.n, 0, dtype=A.dtype, device=A.device)
+    krylov = Krylov(basis, empty, nothing, A.eps, seed, drawn, semidefinite=A.semidefinite)
     _open_segment(krylov, min(block, A.n))
     if towards is not None:
         mixed = krylov.frontier + towards

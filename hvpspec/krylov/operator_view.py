@@ -63,6 +63,7 @@ class DataOperator(Protocol):
     For a journal it may have `fingerprint()`, all that its products depend on, by names that a message can give;
     `state()`, how it would compute the next product, where that was decided by measurements; and `resume(state)`, which
     goes on from there. It may have `expected_seconds(products)`, how long so many will take.
+    Any operator may have `semidefinite`, True where it is known beforehand to have no negative eigenvalue.
     """
 
     def matmat(self, X: Any) -> Any:
@@ -102,7 +103,8 @@ class Symmetric:
     here, whose products cannot go wrong one by one. shown: the relative error that comparisons of products have shown,
     see `hvpspec.bounds.rounding`. fingerprint, state, resume: see DataOperator; None where the operator has no
     fingerprint. expected_seconds: see DataOperator; NaN where that is not known. decide: what free memory decides is
-    asked through it, `decide(name, find)`, and is found again in a run that is resumed.
+    asked through it, `decide(name, find)`, and is found again in a run that is resumed. semidefinite: whether no
+    eigenvalue is negative, as is known beforehand.
     """
 
     n: int
@@ -124,6 +126,7 @@ class Symmetric:
     resume: Callable[[State], None] = lambda state: None
     expected_seconds: Callable[[int], float] = lambda products: math.nan
     decide: Callable[[str, Callable[[], int]], int] = lambda name, find: find()
+    semidefinite: bool = False
     reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
 
     @property
@@ -211,7 +214,7 @@ def as_symmetric(A: Any) -> Symmetric:
         return _from_tensor(A)
     if isinstance(A, LinearOperator):
         _check_kind(A.shape, A.dtype)
-        return _from_matmat(A.shape[0], A.dtype, A.matmat)
+        return replace(_from_matmat(A.shape[0], A.dtype, A.matmat), semidefinite=_semidefinite(A))
     if sp.issparse(A):
         _check_kind(A.shape, A.dtype)
         matrix = A.tocsr()
@@ -292,7 +295,12 @@ def _from_data_operator(A: Any) -> Symmetric:
         state=lambda: {"noise": A.noise, **engine_state()},
         resume=getattr(A, "resume", lambda state: None),
         expected_seconds=getattr(A, "expected_seconds", lambda products: math.nan),
+        semidefinite=_semidefinite(A),
     )
+
+
+def _semidefinite(A: Any) -> bool:
+    return getattr(A, "semidefinite", False) is True
 
 
 def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None]], Tensor]) -> ByFolds:

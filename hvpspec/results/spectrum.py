@@ -96,6 +96,8 @@ class Spectrum(Stored):
         Whether a time limit has ended the run, which is complete all the same: it is what was asked for.
     matrix : str or None
         Which matrix of a training loss it is, such as "ggn"; None for the Hessian and for other operators.
+    semidefinite : bool or None
+        True where it is known beforehand that no eigenvalue is negative, as of a Gauss-Newton matrix of a convex loss.
     preconditioned : Preconditioned or None
         The optimizer whose preconditioner D makes it D^(-1/2) H D^(-1/2); None for a matrix that is not preconditioned.
     lanczos : Lanczos or None
@@ -132,12 +134,13 @@ class Spectrum(Stored):
     lanczos: Annotated[Lanczos | None, LEFT_OUT] = None
     out_of_time: bool = False
     matrix: Annotated[Matrix | None, LEFT_OUT] = None
+    semidefinite: Annotated[bool | None, LEFT_OUT] = None
     preconditioned: Annotated[Preconditioned | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
-        "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "preconditioned", "asked",
-        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "diagonal", "rounding",
-        "rounding_reason", "lanczos", "hvps", "predicted", "seconds", "stopped",
+        "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "semidefinite", "preconditioned",
+        "asked", "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "diagonal",
+        "rounding", "rounding_reason", "lanczos", "hvps", "predicted", "seconds", "stopped",
     )  # fmt: skip
 
     def contradiction(self) -> tuple[str, str] | None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from hvpspec.report.documents import load_spectrum
     from hvpspec.results.condition import Condition
     from hvpspec.results.density import Density
-    from hvpspec.results.diagonal import Diagonal
+    from hvpspec.results.diagonal import Diagonal, DiagonalMean
     from hvpspec.results.eigenpairs import Eigenpairs
     from hvpspec.results.estimate import Bound, Bracket, Estimate
     from hvpspec.results.gradient import Gradient
@@ -64,6 +64,7 @@ _PLACES = {
     "Condition": "results.condition",
     "Density": "results.density",
     "Diagonal": "results.diagonal",
+    "DiagonalMean": "results.diagonal",
     "Eigenpairs": "results.eigenpairs",
     "EmpiricalFisherOperator": "operators.fisher",
     "Estimate": "results.estimate",
@@ -116,6 +117,7 @@ __all__ = [
     "Condition",
     "Density",
     "Diagonal",
+    "DiagonalMean",
     "Eigenpairs",
     "EmpiricalFisherOperator",
     "Estimate",
@@ -161,6 +163,8 @@ _presentation.bind(
     html="hvpspec.report.html:notebook_html",
     plot="hvpspec.plots.spectrum:plot",
     save="hvpspec.report.write_report:save",
+    save_diagonal="hvpspec.report.tensor_files:save_diagonal",
+    save_eigenvectors="hvpspec.report.tensor_files:save_eigenvectors",
     summary="hvpspec.report.terminal:summary",
     to_frame="hvpspec.report.frame:to_frame",
 )

@@ -59,9 +59,11 @@ DEFAULT_REFINE_HVPS = 500
 DEFAULT_BLOCK_HVPS = 500
 DEFAULT_MAX_BATCHES = 1000  # of which λ_max is found, each by itself
 HVPS_PER_BATCH = 20  # of the default budget for these
+DEFAULT_DIAGONAL_HVPS = 200
 SMALLEST_PLANNED_RTOL = 1e-9  # plans for smaller tolerances are those for this one
 _SMALLEST_PLANNED_TOL = 1e-9
 LEAST_HVPS_TO_CHECK = 10  # a smaller budget has no product to spare for checking the others
+VECTORS_SUFFIX = ".safetensors"  # of files that vectors are written to
 PILOT_PROBES = 8  # the fewest probes that an interval is computed from
 # What is done once before an operator's first product is part of planned seconds, and of no number of products.
 VERIFICATION_PRODUCTS = 2  # of the first batch: a product, two gradients and a forward pass to verify it
@@ -79,6 +81,7 @@ _PROBES_FOR_BULK = 46.0  # for 1 % of the trace, once the outliers are in the ba
 RANK_OF_BULK = 60.0  # steps that reduce what is left then by a factor of e
 _HVPS_PER_BLOCK = 15  # planned for the largest eigenvalue of one block
 _HVPS_PER_BLOCK_DENSITY = 25  # and beyond that for its density
+_PROBES_FOR_DIAGONAL = 90.0  # for a relative error of 10 %, once the outliers are in the basis, as measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,12 @@ class SpectrumOptions:
         Whether λ_min and the density of each block are asked for as well.
     block_hvps : int, default 500
         Budget of products for these, for all blocks together.
+    diagonal : bool, default False
+        Whether to estimate the diagonal as well.
+    diagonal_rtol : float, default 0.1
+        Of the diagonal as a vector.
+    diagonal_hvps : int, default 200
+        Budget of products for the diagonal, beyond `max_hvps`.
     basis_memory : int or str, optional
         Memory limit for long vectors; stored in bytes.
     basis_on : {"device", "cpu", "disk"}, default "device"
@@ -159,6 +168,9 @@ class SpectrumOptions:
     refine: bool = False
     refine_hvps: int = DEFAULT_REFINE_HVPS
     blocks: str | Iterable[str] | Mapping[str, Any] | None = None
+    diagonal: bool = False
+    diagonal_rtol: float = 0.1
+    diagonal_hvps: int = DEFAULT_DIAGONAL_HVPS
     basis_memory: int | str | None = None
     basis_on: Place = "device"
     time_limit: float | str | None = None
@@ -180,13 +192,15 @@ class SpectrumOptions:
         put("max_hvps", check_budget(self.max_hvps))
         put("time_limit", check_duration("time_limit", self.time_limit))
         put("only", check_only(self.only))
-        for name in ("verify", "refine", "gradient", "block_density"):
+        for name in ("verify", "refine", "gradient", "block_density", "diagonal"):
             put(name, check_flag(name, getattr(self, name)))
         put("block_size", check_count("block_size", self.block_size))
         put("damping", check_damping(self.damping))
         for name in ("refine_hvps", "block_hvps"):
             put(name, check_count(name, getattr(self, name)))
         put("blocks", _blocks(self.blocks))
+        put("diagonal_rtol", check_tol(self.diagonal_rtol, "diagonal_rtol"))
+        put("diagonal_hvps", check_count("diagonal_hvps", self.diagonal_hvps))
         put("basis_memory", check_size("basis_memory", self.basis_memory))
         check_choice("basis_on", self.basis_on, Place)
         if self.refine and "density" not in self.quantities:
@@ -269,7 +283,20 @@ def planned_hvps(options: SpectrumOptions, n: int, block_sizes: Sequence[int] = 
     within_budget = _planned_without_refinement(options, n, block_sizes)
     if options.max_hvps is not None:
         within_budget = min(within_budget, options.max_hvps)
-    return within_budget + refinement_hvps(options) + density_of_blocks_hvps(options, block_sizes)
+    return within_budget + beyond_budget(options, n, block_sizes)
+
+
+def beyond_budget(options: SpectrumOptions, n: int, block_sizes: Sequence[int] = ()) -> int:
+    """Products that are planned beyond the budget of a run, each with a budget of its own."""
+    return refinement_hvps(options) + planned_for_diagonal(options, n) + density_of_blocks_hvps(options, block_sizes)
+
+
+def planned_for_diagonal(options: SpectrumOptions, n: int) -> int:
+    """Products that are planned for the diagonal."""
+    if not options.diagonal:
+        return 0
+    wanted = _PROBES_FOR_DIAGONAL * (0.1 / max(options.diagonal_rtol, SMALLEST_PLANNED_RTOL)) ** 2
+    return int(min(wanted, options.diagonal_hvps, n + PILOT_PROBES))
 
 
 def refinement_hvps(options: SpectrumOptions) -> int:

@@ -72,8 +72,8 @@ def check_seed(seed: Any, name: str = "seed") -> int:
     return int(seed)
 
 
-def check_tol(tol: Any) -> float:
-    return _not_negative("tol", tol)
+def check_tol(tol: Any, name: str = "tol") -> float:
+    return _not_negative(name, tol)
 
 
 def check_damping(damping: Any) -> float:

@@ -33,12 +33,15 @@ import models
 import torch
 from arithmetic import arithmetic
 from contestants import CONTESTANTS, contestants, gradient, ours
+from matrix_contestants import MATRIX_CONTESTANTS, exact
 from torch import Tensor
 
 import hvpspec
+from hvpspec.options import Matrix
 
 ROOT = Path(__file__).resolve().parent.parent
 MIN_ROUNDS = 9
+OF_OTHER_MATRICES = ("MLP 85k, batch 1024", "GPT 0.94M, 8 × 128 tokens", "ResNet-20 0.27M, batch 64")
 MIN_SECONDS = 10.0  # of measuring; where rounds are short, there are more of them
 
 
@@ -91,22 +94,27 @@ def peak(run: Callable[[Tensor], Any], v: Tensor) -> float:
     return max(itertools.accumulate(size for _, size in sorted(changes)), default=0)
 
 
-def compare(make: Callable[[], models.Problem], names: list[str], minutes: float, device: str) -> dict[str, Any]:
-    """For each contestant: seconds (median), seconds to get ready, peak bytes, relative error; or why not."""
+def compare(
+    make: Callable[[], models.Problem], names: list[str], minutes: float, device: str, matrix: Matrix = "hessian"
+) -> dict[str, Any]:
+    """For each contestant: seconds (median), seconds to get ready, peak bytes, relative error; or why not.
+
+    The error of products with another matrix than the Hessian is apart from a factor, by which definitions differ.
+    """
+    makers = CONTESTANTS if matrix == "hessian" else MATRIX_CONTESTANTS[matrix]
     torch.manual_seed(0)
     problem = make()
     problem.model.to(device)
     parameters = sum(p.numel() for p in problem.model.parameters())
     v = torch.randn(parameters, device=device)
-    exact = hvpspec.HessianOperator(problem.model, problem.criterion, problem.data, engine="autograd", dtype="float64")
-    expected = exact @ v.double()
+    expected = exact(matrix, problem) @ v.double()
     ready: dict[str, Callable[[Tensor], Any]] = {}
     result: dict[str, Any] = {}
     for name in names:
         start = time.perf_counter()
         try:
             with patience(minutes):
-                run = CONTESTANTS[name](problem, device)
+                run = makers[name](problem, device)
                 product = run(v)
         except GivenUp:
             result[name] = f"not ready after {minutes:g} minutes"
@@ -117,7 +125,9 @@ def compare(make: Callable[[], models.Problem], names: list[str], minutes: float
         took = time.perf_counter() - start
         off = float("nan")
         if isinstance(product, Tensor):
-            off = float((product.detach().double() - expected).norm() / expected.norm())
+            found = product.detach().double()
+            factor = 1.0 if matrix == "hessian" else float(found @ expected / (expected @ expected))
+            off = float((found / factor - expected).norm() / expected.norm())
         ready[name] = run
         result[name] = {"ready": took, "off": off, "times": []}
         print(f"  {name}: ready in {took:.1f} s", flush=True)
@@ -148,6 +158,29 @@ def table(found: dict[str, Any], device: str) -> list[str]:
         off = "" if one["off"] != one["off"] else f"{one['off']:.0e}"
         lines.append(f"| {name} | {ratio} |{ms} {one['ready']:.1f} s | {one['peak'] / 2**20:.0f} MiB | {off} |")
     return lines
+
+
+def other_matrices(minutes: float, device: str, rows: list[str]) -> list[str]:
+    """Products with the Gauss-Newton and the empirical Fisher matrix on the networks that curvlinops takes."""
+    lines = ["Errors are apart from a factor, by which definitions differ.", ""]
+    lines += ["| one product, ÷ gradient | Gauss-Newton | error | empirical Fisher | error |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: |"]
+    for title in OF_OTHER_MATRICES:
+        found = {}
+        for matrix, makers in MATRIX_CONTESTANTS.items():
+            names = [name for name in makers if name == "one gradient" or any(part in name for part in rows)]
+            found[matrix] = compare(models.PROBLEMS[title], names, minutes, device, matrix)
+        for name in names[1:]:
+            cells = [cell for one in found.values() for cell in _ratio_and_error(one, name)]
+            lines.append(f"| {title}: {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _ratio_and_error(found: dict[str, Any], name: str) -> tuple[str, str]:
+    one = found[name]
+    if isinstance(one, str):
+        return one, ""
+    return f"{one['seconds'] / found['one gradient']['seconds']:.2f}", f"{one['off']:.0e}"
 
 
 def growth(device: str) -> list[str]:
@@ -295,6 +328,7 @@ def sections(device: str, minutes: float, rows: list[str]) -> dict[str, Callable
         return lambda: table(compare(make, names, minutes, device), device)
 
     found: dict[str, Callable[[], list[str]]] = {name: compared(make) for name, make in models.PROBLEMS.items()}
+    found["Gauss-Newton and empirical Fisher"] = lambda: other_matrices(minutes, device, rows)
     found["How it grows with data and width"] = lambda: growth(device)
     found["Memory"] = lambda: [*budgets(device), "", *levels(device)]
     found["What the estimators add"] = lambda: [f"- {overhead(device, copies)}" for copies in (1, 4)]

@@ -50,7 +50,8 @@ class Exclusion:
     """Where there are no eigenvalues: `overlap(t)` bounds the component of the start in an eigenvector of eigenvalue t.
 
     values: Ritz values of the first segment. first_rows: G times their coefficients. coupled: Cᵀ times them,
-    transposed. width: start vectors. slack: the error of the products. share: the random part of the start.
+    transposed. width: start vectors. slack: the error of the products. share: the random part of the start. floor:
+    below which there are no eigenvalues in any case.
     """
 
     values: np.ndarray
@@ -60,6 +61,7 @@ class Exclusion:
     n: int
     slack: float
     share: float = 1.0
+    floor: float = -math.inf
 
     @classmethod
     def of(cls, krylov: Krylov) -> Exclusion | None:
@@ -75,7 +77,7 @@ class Exclusion:
             return None
         slack = known.product_error(krylov.eps, end)
         merged = _without_rounding_copies(values, vectors[:width], coupled, slack)
-        return cls(*merged, width, krylov.n, slack, krylov.share)
+        return cls(*merged, width, krylov.n, slack, krylov.share, krylov.floor(values, slack))
 
     def rounded(self, rounding: float) -> Exclusion:
         """The same, with Ritz vectors whose residuals are no more than `rounding` taken for eigenvectors."""
@@ -94,7 +96,8 @@ class Exclusion:
             else:
                 ahead = np.linalg.norm(ahead, 2, axis=(1, 2))
                 least = np.maximum(np.linalg.eigvalsh(squares)[:, 0], 0.0)
-            return np.where(known, np.minimum(ahead / np.sqrt(1 + least), 1.0), 1.0)
+            bound = np.where(known, np.minimum(ahead / np.sqrt(1 + least), 1.0), 1.0)
+            return np.where(points < self.floor - self.slack, 0.0, bound)
 
     def without(self, left_out: np.ndarray) -> Exclusion:
         """The same for eigenvectors that are orthogonal to these Ritz vectors, whose terms are then zero."""
@@ -126,11 +129,11 @@ class Exclusion:
         for _ in range(4):  # the bound decreases outwards: refine the point where it falls below the level
             small = np.flatnonzero(self.overlap(edge + side * distances) <= level)
             if not small.size:
-                return side * math.inf
+                return max(side * math.inf, self.floor)
             near = distances[small[0] - 1] if small[0] else 0.0
             far = float(distances[small[0]])
             distances = np.linspace(near, far, 33)[1:]
-        return float(edge + side * (far + self.slack))
+        return max(float(edge + side * (far + self.slack)), self.floor)
 
     def edge(self, value: float, towards: float) -> float | None:
         """The first point from a Ritz value towards the next one at which there is shown to be no eigenvalue."""
@@ -182,7 +185,8 @@ def _without_rounding_copies(
 def bracket(ritz: Ritz, exclusion: Exclusion | None, side: int, confidence: float) -> Bracket:
     """Bounds on λ_max (side 1) or λ_min (side −1); the outer one holds with probability `confidence`.
 
-    The inner bound is the Ritz value, less rounding: no Ritz value lies outside the spectrum. Costs no HVP.
+    The inner bound is the Ritz value, less rounding: no Ritz value lies outside the spectrum. Neither is below the
+    floor. Costs no HVP.
     """
     extreme = int(np.argmax(side * ritz.values))
     inside = float(ritz.values[extreme]) - side * float(ritz.noise[extreme])
@@ -190,7 +194,7 @@ def bracket(ritz: Ritz, exclusion: Exclusion | None, side: int, confidence: floa
         outside = float(ritz.values[extreme]) + side * float(ritz.noise[extreme])
     else:
         outside = side * max(side * exclusion.beyond(1 - confidence, side), side * inside)
-    lower, upper = sorted((inside, outside))
+    lower, upper = (max(end, ritz.floor) for end in sorted((inside, outside)))
     return Bracket(lower, upper, confidence)
 
 

@@ -13,13 +13,14 @@ j, E (y_iᵀy_j)² = ‖B²‖_F².
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from scipy import special
 
 from hvpspec.krylov.probes import Grams
+from hvpspec.results.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,14 @@ class Remainder:
         """
         rank = self.variation**2 / self.fourth if self.fourth > 0 else 1.0
         return max(self.count - 1, self.count * min(rank, self.dimension) / 4)
+
+
+def not_below(found: Estimate, least: float) -> Estimate:
+    """The estimate of a number that is certain not to be below `least`: then neither is the interval, nor the value."""
+    if math.isnan(found.value) or found.interval[0] >= least:
+        return found
+    value, upper = max(found.value, least), max(found.interval[1], least)
+    return replace(found, value=value, error=max(upper - value, value - least), lower=least, upper=upper)
 
 
 def student(confidence: float, freedom: float) -> float:

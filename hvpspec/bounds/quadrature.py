@@ -127,6 +127,7 @@ def read_density(
             return _whole(krylov, confidence, hvps)
     known = [(krylov.ritz(), Exclusion.of(krylov)) for krylov in spaces]
     low = max(bracket(ritz, exclusion, -1, confidence).lower for ritz, exclusion in known)
+    low = min(low, *(float(ritz.values[0]) for ritz, _ in known))  # which rounding may take below a floor
     high = min(bracket(ritz, exclusion, 1, confidence).upper for ritz, exclusion in known)
     samples = [sample for krylov in spaces for sample in _samples(krylov, low, high, sums, confidence, likely)]
     count = sum(sample.width for sample in samples)

@@ -92,7 +92,9 @@ class Screen:
         if paths:
             self.line(f"written to {paths[0]}")
         if paths[1:]:
-            self.line(f"also written: {', '.join(path.name for path in paths[1:])}")
+            folder = paths[0].parent
+            names = (path.name if path.parent == folder else str(path) for path in paths[1:])
+            self.line(f"also written: {', '.join(names)}")
 
     @contextlib.contextmanager
     def parts(self) -> Iterator[None]:

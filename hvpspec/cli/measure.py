@@ -15,9 +15,10 @@ from hvpspec.cli.console import Screen
 from hvpspec.cli.ends import ended, ended_by, explained
 from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.cli.options.run import Options
+from hvpspec.cli.options.saving import Saving
 from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
-from hvpspec.cli.run_folder import RunFolder, held
+from hvpspec.cli.run_folder import RunFolder, held, inputs_in
 from hvpspec.distributed.launch import leads
 from hvpspec.errors import InputError, OutputError
 from hvpspec.estimators.batches import per_batch
@@ -28,6 +29,7 @@ from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.documents import to_document
 from hvpspec.report.notes import draw_notes
 from hvpspec.report.numbers import QUANTITY_NAMES, duration
+from hvpspec.report.tensor_files import save_vectors
 from hvpspec.report.terminal import expected_costs, findings_lines, report_sections, worst_case
 from hvpspec.report.write_report import FILES, write_report
 from hvpspec.results.parts import Batches
@@ -53,6 +55,7 @@ class _Request:
     lr: float | None
     momentum: float | None
     preconditioning: Preconditioning
+    saving: Saving
     start: float
 
     def record(self, opened: Opened, found: Spectrum) -> Record:
@@ -76,12 +79,15 @@ def measure(
     momentum: float | None,
     explain: bool,
     preconditioning: Preconditioning | None = None,
+    saving: Saving | None = None,
 ) -> None:
     """From a checkpoint to spectrum.json.
 
     Where a signal or an error ends the run, what is known by then is shown and written, marked incomplete.
     """
-    request = _Request(source, options, lr, momentum, preconditioning or Preconditioning(), time.perf_counter())
+    request = _Request(
+        source, options, lr, momentum, preconditioning or Preconditioning(), saving or Saving(), time.perf_counter()
+    )
     allowed = options.spectrum().seconds
     if allowed is not None:
         allowed -= min(_SECONDS_TO_REPORT, _SHARE_TO_REPORT * allowed)
@@ -94,6 +100,7 @@ def _measure(
 ) -> None:
     source, options = request.source, request.options
     prepare_folder(options.out, files=FILES)
+    folder.vectors = request.saving.paths()
     course: _Course | None = None
     end: BaseException | None = None
     with contextlib.ExitStack() as held:
@@ -131,6 +138,8 @@ def _measure(
         record = request.record(opened, found)
         figures = partial(_show_figures, record, request, opened, screen, explain=explain)
         paths, failure = _written(options.out, record, figures)
+        if failure is None:
+            failure = _save_vectors(record, request, opened, screen, paths)
         goes_on = found.out_of_time and found.hvps > 0  # with the same command, or one that has more time
         if found.complete and failure is None and not goes_on:
             folder.done()
@@ -155,6 +164,23 @@ def _written(folder: Path, record: Record, show: Callable[[bool], None]) -> tupl
         return write_report(folder, record, show), None
     except OutputError as error:
         return error.written, error
+
+
+def _save_vectors(
+    record: Record, request: _Request, opened: Opened, screen: Screen, paths: list[Path]
+) -> OutputError | None:
+    """Writes the vectors that are known, and adds their paths; what could not be written."""
+    saving, failure = request.saving, None
+    inputs = inputs_in(record.provenance)
+    try:
+        for path in save_vectors(record, opened.H.parameters, saving.save_diagonal, saving.save_eigenvectors, inputs):
+            paths.append(path)
+    except OutputError as error:
+        failure = error
+    for name, path in saving.paths().items() if failure is None else ():
+        if path not in paths:
+            screen.error(f"{name} {path}: not written, as it was not known by then.")
+    return failure
 
 
 def _nothing_written(folder: Path) -> str:
@@ -275,12 +301,16 @@ class _Course:
             parts.append(counted(self.opened.blocks, "block"))
         if options.per_batch:
             parts.append(f"λ of {counted(self.opened.H.batch_count(), 'batch', 'batches')}, each by itself")
+        if options.diagonal:
+            parts.append("diagonal")
         if options.refine:
             parts.append(f"the eigenvalue nearest to {-options.damping:g}")
         self.screen.sentence(f"plan: {', '.join(parts)}")
         budget = f"--max-hvps {options.max_hvps:,}"
         if options.time_limit is not None:
             budget += f", --time-limit {options.time_limit}"
+        if options.diagonal:
+            budget += f", --diagonal-hvps {options.diagonal_hvps:,}"
         if options.refine:
             budget += f", --refine-hvps {options.refine_hvps:,}"
         if options.block_density:

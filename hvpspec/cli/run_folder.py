@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from hvpspec.atomic_files import prepare_folder
+from hvpspec.checkpoint.formats.safetensors_files import read_metadata
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options.flags import flag_name
 from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.cli.preconditioned import Measured
-from hvpspec.errors import InputError
+from hvpspec.errors import CheckpointError, InputError
 from hvpspec.krylov.inputs import differing, inputs_of
 from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.operator_view import as_symmetric
@@ -38,13 +39,15 @@ _FREE_OPTIONS = ("lr", "momentum", "time_limit")  # what is measured does not de
 class RunFolder:
     """A folder while a run holds it; use `held`.
 
-    spent_before: seconds that interrupted processes of this run took, as their journals tell.
+    spent_before: seconds that interrupted processes of this run took, as their journals tell. vectors: files that
+    vectors go to, by option.
     """
 
     def __init__(self, path: Path, earlier: Earlier, screen: Screen) -> None:
         self.path, self.earlier, self._screen = path, earlier, screen
         self.journal: Journal | None = None
         self.spent_before = 0.0
+        self.vectors: Mapping[str, Path] = {}
         self._began = time.perf_counter()
 
     def open_journal(
@@ -85,7 +88,11 @@ class RunFolder:
             self._screen.note(f"goes on with an interrupted run: {products} in {self.journal.folder}")
 
     def check_result(self, now: Provenance) -> None:
-        """Raises InputError where spectrum.json is of other inputs, and is not to be replaced."""
+        """Raises InputError where spectrum.json, or a file of vectors, is of other inputs and is not to be replaced."""
+        inputs = inputs_in(now)
+        for option, path in self.vectors.items():
+            if path.exists():
+                self._check_vectors(option, path, inputs)
         path = self.path / "spectrum.json"
         if self.earlier.force or not path.exists():
             return
@@ -93,9 +100,20 @@ class RunFolder:
             then = _inputs(json.loads(path.read_text(encoding="utf-8"))["provenance"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{path} is no result of hvpspec that can be read; {OVERWRITE}.") from None
-        inputs = _inputs(json.loads(json.dumps(now.to_dict())))
-        if others := differing(then, {name: value for name, value in inputs.items() if name in then}):
+        if others := _others(then, inputs):
             raise InputError(f"{path} is the result of other inputs ({others}); {OVERWRITE}.")
+
+    def _check_vectors(self, option: str, path: Path, inputs: Mapping[str, Any]) -> None:
+        """What hvpspec has not written may be somebody's checkpoint: it is not replaced in any case."""
+        try:
+            then = json.loads(read_metadata(path)["inputs"])
+        except (CheckpointError, ValueError, KeyError):
+            raise InputError(f"{option} {path} exists, and was not written by hvpspec; choose another file.") from None
+        if not self.earlier.force and (others := _others(then, inputs)):
+            raise InputError(
+                f"{option} {path} is the result of other inputs ({others}); choose another file, or overwrite it with "
+                "--force."
+            )
 
     def done(self) -> None:
         """What was computed is written: the journal is no longer needed."""
@@ -138,6 +156,16 @@ def _remove(journals: Iterable[Path]) -> None:
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def inputs_in(provenance: Provenance) -> dict[str, Any]:
+    """The inputs of a run, by names for messages, as they are read back from a file."""
+    return _inputs(json.loads(json.dumps(provenance.to_dict())))
+
+
+def _others(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The inputs that differ, of those that were known then."""
+    return differing(then, {name: value for name, value in now.items() if name in then})
 
 
 def _inputs(provenance: Mapping[str, Any]) -> dict[str, Any]:

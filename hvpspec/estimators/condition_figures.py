@@ -75,6 +75,7 @@ def read_condition(
     below, above = int((values < -2 * zero).sum()), int((values > 2 * zero).sum())
     beyond = int((np.abs(values) > threshold + zero).sum())
     nothing = Estimate(0.0, 0.0, confidence, True, shared.hvps, "exact")
+    none_negative = ritz.floor == 0
     reasons: dict[str, str] = {}
     definite, kappa, nearest = _kappa(krylov, judged, damping, confidence)
     if math.isinf(kappa.upper):
@@ -88,9 +89,9 @@ def read_condition(
         largest=_whole(bracket(ritz, exclusion, 1, confidence), krylov, 1),
         smallest=_whole(bracket(ritz, exclusion, -1, confidence), krylov, -1),
         norm=ends.norm,
-        negative=_negative(density, zero, below, n - above),
+        negative=nothing if none_negative else _negative(density, zero, below, n - above),
         negative_at_least=below,
-        negative_mass=_negative_mass(density, values, zero, shared.hvps),
+        negative_mass=nothing if none_negative else _negative_mass(density, values, zero, shared.hvps),
         rank=_rank(density, threshold, beyond) if ends.size > 0 else nothing,
         rank_at_least=beyond,
         rank_threshold=threshold,
@@ -154,6 +155,8 @@ def _kappa(krylov: Krylov, ends: _Extremes, damping: float, confidence: float) -
         definite = "negative"
     elif values.min() + damping < -noise and values.max() + damping > noise:
         definite = "indefinite"
+    elif ends.low.lower == 0 and krylov.semidefinite:
+        definite = "semidefinite"
     upper = math.inf
     if definite in ("positive", "negative"):
         upper = max(abs(bottom), abs(top)) / min(abs(bottom), abs(top))
@@ -277,7 +280,7 @@ def _sums(
     each = 1 - (1 - confidence) / 4  # of four that hold together: lower bound, trace, norm, and the random vector
     low = bracket(shared.krylov.ritz(), Exclusion.of(shared.krylov), -1, each).lower
     if definite != "positive" or low + damping <= 0:
-        needed = f"; a damping above {max(-low, 0.0):.3g} makes it so" if math.isfinite(low) else ""
+        needed = f"; a damping above {max(0.0, -low):.3g} makes it so" if math.isfinite(low) else ""
         reasons |= dict.fromkeys(names, f"needs H + damping · I to be positive definite{needed}")
         return {}
     known = shared.sums(each)

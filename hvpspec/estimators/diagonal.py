@@ -16,7 +16,8 @@ Epperly, Tropp and Webber, arXiv:2301.07825).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,16 @@ from hvpspec.errors import InputError
 from hvpspec.estimators.passes.extend_or_probe import choose, ends
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import check_storage
+from hvpspec.krylov.blocks import BlockRows, NamedParameters
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.krylov.vectors import probes
-from hvpspec.options import LEAST_HVPS_TO_CHECK, Place
-from hvpspec.results.diagonal import Diagonal
+from hvpspec.options import LEAST_HVPS_TO_CHECK, Place, SpectrumOptions
+from hvpspec.results.diagonal import Diagonal, DiagonalMean
 from hvpspec.results.estimate import Estimate
 from hvpspec.validation import Tolerance, check_budget, check_seed
 
-_PROBES_AT_ONCE = 8  # whose normal vectors are made again together
+_VECTORS_AT_ONCE = 8  # normal vectors that are made again together, and basis vectors
+_FLOAT64_VECTORS = 10  # sums, and what is computed from them
 _LEAST_PROBES = 2
 
 
@@ -101,83 +104,136 @@ def diagonal(
     shared = SharedPass(operator, seed=seed, storage=check_storage(basis_memory, basis_on))
     if not ends(shared, tolerance, budget):
         raise InputError("rtol=0 needs a budget (max_hvps), or a basis_memory that holds n vectors.")
-    rest = _Rest(shared)
+    probes = DiagonalProbes(shared)
     limit = math.inf if budget is None else budget
     kept = shared.checks if limit > LEAST_HVPS_TO_CHECK else 0
-    while True:
-        found = _read(shared, rest, tolerance)
+    for found in probes.measured(tolerance, lambda: limit - kept * bool(shared.krylov.m) - shared.hvps):
         if callback is not None and shared.hvps:
             callback(found)
-        length = float(np.linalg.norm(found.values.astype(float)))
-        half = found.error * length if length else math.inf
-        estimate = Estimate(length, half, confidence, converged=found.converged, hvps=shared.hvps)
-        left = limit - kept * bool(shared.krylov.m) - shared.hvps
-        move = choose(shared, {"trace": estimate}, tolerance, left)
-        if move.action == "stop":
-            shared.check(kept)
-            return _read(shared, rest, tolerance)
-        if move.action == "extend":
-            shared.extend(move.count)
-        else:
-            shared.probe(move.count)
+    shared.check(kept)
+    return probes.read(tolerance)
 
 
-class _Rest:
-    """The sums of ω ⊙ y, ω ⊙ ω and y ⊙ y over all probes, for the present basis."""
+class DiagonalProbes:
+    """Collects what the diagonal needs from the probes of a pass, from which others may collect as well.
 
-    def __init__(self, shared: SharedPass) -> None:
-        self._shared = shared
-        shared.gather = self._sums
+    Of probes that are dropped it keeps the sums of ω ⊙ y, ω ⊙ ω and y ⊙ y.
+    """
 
-    def _sums(self, numbers: Sequence[int], images: Tensor) -> tuple[int, Tensor]:
-        """Of some probes: how many, and the three sums, shape (3, n), in float64."""
-        krylov = self._shared.krylov
+    def __init__(self, shared: SharedPass, *, collects: bool = True) -> None:
+        """To be made after those that collect from the same probes, and before the first one is drawn.
+
+        collects: whether a diagonal is asked for at all.
+        """
+        self.shared, self._others = shared, shared.gather
+        self._dropped: tuple[int, Tensor] | None = None
+        if collects:
+            shared.gather = self._gather
+
+    def measured(self, tolerance: Tolerance, left: Callable[[], float]) -> Iterator[Diagonal]:
+        """The diagonal as it becomes known, until it is within the tolerance or no product is left."""
+        shared = self.shared
+        while True:
+            found = self.read(tolerance)
+            yield found
+            length = 0.0 if found.values is None else float(np.linalg.norm(found.values.astype(float)))
+            half = found.error * length if length else math.inf
+            estimate = Estimate(length, half, tolerance.confidence, converged=found.converged, hvps=shared.hvps)
+            move = choose(shared, {"trace": estimate}, tolerance, left())
+            if move.action == "stop":
+                return
+            if move.action == "extend":
+                shared.extend(move.count)
+            else:
+                shared.probe(move.count)
+
+    def read(self, tolerance: Tolerance) -> Diagonal:
+        """What is known now; no product."""
+        shared, sums = self.shared, self._all_sums()
+        known, n = _known(shared), shared.A.n
+        rounding = shared.krylov.projection.sum_error(shared.A.eps, shared.krylov.projection.norm)
+        rows = len(known)  # that this rank has
+        count, errors = 0, torch.full((rows,), math.inf, dtype=torch.float64)
+        if shared.dimension == 0:
+            errors = torch.full((rows,), rounding / math.sqrt(n), dtype=torch.float64)
+        elif sums is not None:
+            count = sums[0]
+            more, errors = _slopes(*sums)
+            known += more
+        known, errors = whole(known[:, None])[:, 0], whole(errors[:, None])[:, 0]
+        length = float(known.norm())
+        spread = float(errors.norm())
+        if shared.dimension:
+            spread = _factor(errors, count, tolerance.confidence) * spread + rounding if count else math.inf
+        error = spread / length if length else (0.0 if spread == 0 else math.inf)
+        dtype = shared.A.dtype
+        return Diagonal(
+            known.to(dtype).cpu().numpy(), error, tolerance.confidence, converged=error <= tolerance.rtol or not spread,
+            hvps=shared.hvps, standard_errors=errors.to(dtype).cpu().numpy(), probes=count,
+        )  # fmt: skip
+
+    def _gather(self, numbers: Sequence[int], images: Tensor) -> Any:
+        count, sums = len(numbers), self._sums(numbers, images)
+        if self._dropped is not None and self.shared.pool.frozen:
+            count, sums = count + self._dropped[0], sums.add_(self._dropped[1])
+        self._dropped = count, sums
+        return self._others(numbers, images)
+
+    def _all_sums(self) -> tuple[int, Tensor] | None:
+        """The number of all probes, and the three sums; None where there are too few probes."""
+        pool, parts = self.shared.pool, []
+        if pool.frozen and self._dropped is not None:
+            parts.append(self._dropped)
+        if pool.numbers:
+            parts.append((len(pool.numbers), self._sums(pool.numbers, pool.images)))
+        count = sum(size for size, _ in parts)
+        return None if count < _LEAST_PROBES else (count, sum((sums for _, sums in parts[1:]), parts[0][1]))
+
+    def _sums(self, numbers: Sequence[int], images: Tensor) -> Tensor:
+        """Of some probes, shape (3, n), in float64."""
+        krylov = self.shared.krylov
         found = torch.zeros(3, krylov.rows, dtype=torch.float64, device=images.device)
-        for start in range(0, len(numbers), _PROBES_AT_ONCE):
-            some = slice(start, start + _PROBES_AT_ONCE)
+        for start in range(0, len(numbers), _VECTORS_AT_ONCE):
+            some = slice(start, start + _VECTORS_AT_ONCE)
             drawn = probes(krylov.positions, numbers[some], seed=krylov.seed, dtype=images.dtype, device=images.device)
             for omega, y in zip(drawn.T, images[:, some].T, strict=True):
                 w, z = omega.double(), y.double()
                 found[0].addcmul_(w, z)
                 found[1].addcmul_(w, w)
                 found[2].addcmul_(z, z)
-        return len(numbers), found
-
-    def read(self) -> tuple[int, Tensor, Tensor] | None:
-        """The number of probes, diag B and its standard errors; None where there are too few probes."""
-        pool = self._shared.pool
-        parts = list(pool.gathered)
-        if pool.numbers:
-            parts.append(self._sums(pool.numbers, pool.images))
-        count = sum(size for size, _ in parts)
-        if count < _LEAST_PROBES:
-            return None
-        wy, ww, yy = torch.stack([sums for _, sums in parts]).sum(0)
-        residual = (yy - wy.square() / ww).clamp(min=0.0)
-        return count, wy / ww, (residual / ((count - 1) * ww)).sqrt()
+        return found
 
 
-def _read(shared: SharedPass, rest: _Rest, tolerance: Tolerance) -> Diagonal:
-    known, n = _known(shared), shared.A.n
-    rounding = shared.krylov.projection.sum_error(shared.A.eps, shared.krylov.projection.norm)
-    rows = len(known)
-    count, errors = 0, torch.full((rows,), math.inf, dtype=torch.float64)
-    if shared.dimension == 0:
-        errors = torch.full((rows,), rounding / math.sqrt(n), dtype=torch.float64)
-    elif (found := rest.read()) is not None:
-        count, more, errors = found
-        known += more
-    known, errors = whole(known[:, None])[:, 0], whole(errors[:, None])[:, 0]
-    length = float(known.norm())
-    spread = float(errors.norm())
-    if shared.dimension:
-        spread = _factor(errors, count, tolerance.confidence) * spread + rounding if count else math.inf
-    error = spread / length if length else (0.0 if spread == 0 else math.inf)
-    dtype = shared.A.dtype
-    return Diagonal(
-        known.to(dtype).cpu().numpy(), error, tolerance.confidence, converged=error <= tolerance.rtol or not spread,
-        hvps=shared.hvps, standard_errors=errors.to(dtype).cpu().numpy(), probes=count,
-    )  # fmt: skip
+def measured_diagonal(
+    probes: DiagonalProbes, options: SpectrumOptions, blocks: Sequence[BlockRows], parameters: NamedParameters | None
+) -> Iterator[Diagonal]:
+    """The diagonal as it becomes known, from products of its own besides those made so far.
+
+    It has the means of the blocks or, without any, of each parameter. Nothing where it is not asked for.
+    """
+    if not options.diagonal:
+        return
+    shared, before = probes.shared, probes.shared.hvps
+    parts: list[tuple[str, Any]] = [(block.name, block.positions) for block in blocks]
+    if not parts and parameters is not None:
+        parts = [(name, (parameters.slice(name),)) for name in parameters.names]
+    where = [(name, rows.cpu().numpy() if isinstance(rows, Tensor) else np.r_[rows]) for name, rows in parts]
+    tolerance = Tolerance(options.diagonal_rtol, 0.0, options.confidence)
+    for found in probes.measured(tolerance, lambda: options.diagonal_hvps + before - shared.hvps):
+        means = tuple(DiagonalMean(name, len(rows), found.mean(rows)) for name, rows in where)
+        yield replace(found, own_hvps=shared.hvps - before, means=means)
+
+
+def working_bytes(n: int, itemsize: int) -> int:
+    """Memory that it takes, besides basis and probes: sums, values and errors in float64, and a few vectors."""
+    return n * (8 * _FLOAT64_VECTORS + 2 * itemsize * _VECTORS_AT_ONCE)
+
+
+def _slopes(count: int, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """diag B and its standard errors."""
+    wy, ww, yy = sums
+    residual = (yy - wy.square() / ww).clamp(min=0.0)
+    return wy / ww, (residual / ((count - 1) * ww)).sqrt()
 
 
 def _factor(errors: Tensor, count: int, confidence: float) -> float:
@@ -199,10 +255,11 @@ def _known(shared: SharedPass) -> Tensor:
     krylov = shared.krylov
     total = torch.zeros(krylov.rows, dtype=torch.float64, device=shared.A.device)
     coupling = torch.from_numpy(krylov.projection.coupling)
-    for start in range(0, krylov.m, _PROBES_AT_ONCE):
-        some = slice(start, min(start + _PROBES_AT_ONCE, krylov.m))
+    for start in range(0, krylov.m, _VECTORS_AT_ONCE):
+        some = slice(start, min(start + _VECTORS_AT_ONCE, krylov.m))
         columns = krylov.basis.matrix[:, some].to(total.device)
         image = krylov.basis.combine(krylov.projection.T[:, some])
         image += 2 * krylov.frontier @ coupling[some].T.to(image)
-        total += (columns.double() * image.double()).sum(1)
+        for q, own in zip(columns.T, image.T, strict=True):
+            total.addcmul_(q.double(), own.double())
     return total

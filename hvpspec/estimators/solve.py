@@ -193,8 +193,10 @@ def _iterate(state: _State, method: Method, target: float, M: Multiply | None, f
 def _definite(operator: Symmetric, pairs: Eigenpairs | None, damping: float, steps: int) -> bool:
     """Whether A + δI is shown to be positive definite, by the brackets of the pairs or by a few Lanczos steps.
 
-    Steps are made only with damping, without which a Hessian is rarely definite.
+    Steps are made only with damping, without which a Hessian is rarely definite; and not where A is semidefinite.
     """
+    if operator.semidefinite and damping > 0:
+        return True
     if pairs is not None and pairs.smallest is not None:
         return pairs.smallest.lower + damping > 0
     if damping == 0:

@@ -14,10 +14,11 @@ from typing import Any
 
 from hvpspec.distributed.shard import over_ranks
 from hvpspec.errors import InputError
+from hvpspec.estimators import eigsh
 from hvpspec.estimators.blocks import BlockProbes, measured_blocks
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.density import SharedDensity
-from hvpspec.estimators.eigsh import Wanted, check, finish, with_zero_rows
+from hvpspec.estimators.diagonal import DiagonalProbes, measured_diagonal
 from hvpspec.estimators.gradients.gradient import check_loss, in_spectrum
 from hvpspec.estimators.passes.extend_or_probe import choose, ends
 from hvpspec.estimators.passes.search import Search
@@ -31,17 +32,15 @@ from hvpspec.krylov.operator_view import Symmetric, as_symmetric, matrix_of, pre
 from hvpspec.krylov.witness import witness
 from hvpspec.options import (
     DEFAULT_BLOCK_HVPS,
-    DEFAULT_REFINE_HVPS,
     PILOT_PROBES,
     Place,
     SampledQuantity,
     SpectrumOptions,
     Which,
+    beyond_budget,
     checking_hvps,
-    density_of_blocks_hvps,
     gradient_hvps,
     planned_hvps,
-    refinement_hvps,
     verification_hvps,
 )
 from hvpspec.results.eigenpairs import Eigenpairs
@@ -76,8 +75,11 @@ def spectrum(
     block_density: bool = False,
     block_hvps: int = DEFAULT_BLOCK_HVPS,
     refine: bool = False,
-    refine_hvps: int = DEFAULT_REFINE_HVPS,
+    refine_hvps: int = SpectrumOptions.refine_hvps,
     gradient: bool = False,
+    diagonal: bool = False,
+    diagonal_rtol: float = 0.1,
+    diagonal_hvps: int = SpectrumOptions.diagonal_hvps,
     basis_memory: int | str | None = None,
     basis_on: Place = "device",
     journal: Where | None = None,
@@ -113,8 +115,7 @@ def spectrum(
         The quantities asked for, of "eigenvalues", "trace", "frobenius_norm" and "density"; by default all. No product
         is made for the others.
     start : array or tensor, shape (n,) or (n, p), optional
-        Vectors for a warm start, see `hvpspec.eigsh`. Not used with the density, whose quadrature needs a start that is
-        purely random.
+        Vectors for a warm start, see `hvpspec.eigsh`. Not used with the density, which needs a purely random start.
     damping : float, default 0
         δ of the conditioning, which is that of A + δI (`condition` in the result, whenever the density is asked for).
         It costs no products.
@@ -129,10 +130,11 @@ def spectrum(
         of the density, as that of the whole matrix, to 2 · `rtol` times the width of the block's spectrum.
     block_hvps : int, default 500
         Budget of products for `block_density`, beyond `max_hvps`; divided equally among the blocks.
-    refine : bool, default False
-        Search for the eigenvalue nearest to −`damping`, with products of its own; see `hvpspec.condition`.
-    refine_hvps : int, default 500
-        Budget of products for this search, beyond `max_hvps`.
+    refine, refine_hvps : bool, int
+        Whether to search for the eigenvalue nearest to −`damping` (`hvpspec.condition`), and its budget beyond
+        `max_hvps`.
+    diagonal, diagonal_rtol, diagonal_hvps : bool, float, int
+        Whether to estimate the diagonal (`hvpspec.diagonal`), to which error, and its own budget beyond `max_hvps`.
     gradient : bool, default False
         Where the gradient of the loss lies in this spectrum, for one gradient and one product more; two where the
         optimizer of a PreconditionedOperator is known. See `hvpspec.gradient`; none where the budget is 10 or less.
@@ -181,6 +183,7 @@ def spectrum(
         k=k, which=which, rtol=rtol, confidence=confidence, tol=tol, seed=seed, max_hvps=max_hvps,
         time_limit=time_limit, only=only, verify=verify, block_size=block_size, damping=damping, refine=refine,
         refine_hvps=refine_hvps, blocks=blocks, block_density=block_density, block_hvps=block_hvps, gradient=gradient,
+        diagonal=diagonal, diagonal_rtol=diagonal_rtol, diagonal_hvps=diagonal_hvps,
         basis_memory=basis_memory, basis_on=basis_on,
     )  # fmt: skip
     with allowed_time(options.seconds):
@@ -190,10 +193,8 @@ def spectrum(
             run.measure()
             if options.gradient:
                 run.measure_gradient()
-            if options.refine:
-                run.refine()
-            if run.blocks:
-                run.measure_blocks()
+            run.refine()
+            run.measure_parts()
             return run.finished()
 
 
@@ -212,12 +213,12 @@ class Pass:
             raise InputError("start needs block_size=1; leave out one of the two.")
         self.options, self.tolerance, self.callback = options, options.tolerance, callback
         self.A = check_loss(A) if options.gradient else A
-        self.k, self.wanted = min(options.k, operator.n), Wanted(options.k, options.which, options.tol)
+        self.k, self.wanted = min(options.k, operator.n), eigsh.Wanted(options.k, options.which, options.tol)
         self.storage = check_storage(options.basis_memory, options.basis_on)
         self.blocks = () if options.blocks is None else find_blocks(A, options.blocks)
         self.shared = SharedPass(
             operator, seed=options.seed, block=options.block_size, storage=self.storage,
-            k=self.k if options.pairs else 1, probes=bool(options.sampled),
+            k=self.k if options.pairs else 1, probes=bool(options.sampled) or options.diagonal,
             towards=start if options.pairs and not options.density else None, find_zero=True,
         )  # fmt: skip
         if options.sampled and options.time_limit is None and not ends(self.shared, self.tolerance, options.max_hvps):
@@ -228,17 +229,18 @@ class Pass:
         self.budget = Budget(self.shared, options.max_hvps, self.checks, pace or Pace())
         self.search = Search(self.shared, self.wanted, self.tolerance.confidence, lambda: self.left, self.report_missed)
         self.block_probes = BlockProbes(self.shared, self.blocks)
-        sizes = [block.size for block in self.blocks]
-        self.for_densities = density_of_blocks_hvps(options, sizes)
-        self.afterwards = refinement_hvps(options) + self.for_densities
+        self.sizes = [block.size for block in self.blocks]
+        self.diagonal_probes = DiagonalProbes(self.shared, collects=options.diagonal)
+        self.names, self.afterwards = getattr(A, "parameters", None), beyond_budget(options, operator.n, self.sizes)
         self.start, self.journal = time.perf_counter(), journal
-        predicted = planned_hvps(options, operator.n, sizes)
+        predicted = planned_hvps(options, operator.n, self.sizes)
         if journal is not None:
             journal.plan(predicted, operator.n * operator.dtype.itemsize)
         self.density = SharedDensity(self.shared, self.tolerance, sums=bool(options.sampled))
         self.known = Spectrum(
             operator.n, None, None, None, 0, 0.0, complete=False, asked=options.quantities, predicted=predicted,
             which=options.which, matrix=matrix_of(A), preconditioned=preconditioned_by(A),
+            semidefinite=operator.semidefinite or None,
             rounding_reason=None if operator.recompute is None else "it is measured at the end",
         )  # fmt: skip
 
@@ -256,7 +258,7 @@ class Pass:
         """Updates what is known and calls the callback. further: products still to come, if that can be estimated."""
         hvps = self.shared.hvps
         if "eigenpairs" in found:
-            found["eigenpairs"] = with_zero_rows(self.shared.krylov, found["eigenpairs"], self.wanted)
+            found["eigenpairs"] = eigsh.with_zero_rows(self.shared.krylov, found["eigenpairs"], self.wanted)
         self.known = replace(self.known, **found, hvps=hvps, seconds=self.seconds)
         if self.callback is not None:
             expected = None
@@ -314,10 +316,9 @@ class Pass:
 
     def _conclude(self) -> None:
         """The products that check and verify, as far as there is time, and all figures with what they show."""
-        options, shared = self.options, self.shared
-        wider = False
+        options, shared, wider = self.options, self.shared, False
         with self.budget.within_time():
-            wider = check(shared, self.to_check, self.wanted if options.pairs else None)
+            wider = eigsh.check(shared, self.to_check, self.wanted if options.pairs else None)
         unmeasured = self.budget.out_of_time and shared.rounding is None and shared.A.recompute is not None
         unmeasured &= shared.hvps > 0
         self.known = replace(self.known, rounding=shared.rounding, rounding_reason=_NO_TIME if unmeasured else None)
@@ -340,8 +341,9 @@ class Pass:
         found = None
         if verification_hvps(self.options, shared.A.n) and len(chosen) == self.k:
             with self.budget.within_time():
-                found = finish(shared, pairs, chosen, ritz, self.wanted)
-        return with_zero_rows(shared.krylov, found or finish(shared, pairs, chosen, ritz, None), self.wanted)
+                found = eigsh.finish(shared, pairs, chosen, ritz, self.wanted)
+        found = found or eigsh.finish(shared, pairs, chosen, ritz, None)
+        return eigsh.with_zero_rows(shared.krylov, found, self.wanted)
 
     def measure_gradient(self) -> None:
         """Where the gradient lies in what has been found."""
@@ -353,9 +355,9 @@ class Pass:
 
     def refine(self) -> None:
         """Sharpens the conditioning with products beyond the budget."""
-        if self.known.condition is None:
+        if self.known.condition is None or not self.options.refine:
             return
-        self.afterwards = self.for_densities
+        self.afterwards = beyond_budget(replace(self.options, refine=False), self.shared.A.n, self.sizes)
         self.report_refinement()
         sharper = replace(self.known.condition, reasons={**self.known.condition.reasons, "refined": _NO_TIME})
         with self.budget.within_time():
@@ -365,12 +367,17 @@ class Pass:
             )  # fmt: skip
         self.known = replace(self.known, condition=sharper)
 
-    def measure_blocks(self) -> None:
-        """The blocks, from the rest of the budget."""
-        self.budget.reserved = 0.0
+    def measure_parts(self) -> None:
+        """The blocks, from the rest of the budget; and the diagonal, with products beyond it."""
+        options, self.budget.reserved = self.options, 0.0
         with self.budget.within_time():
-            for further, blocks in measured_blocks(self.block_probes, self.options, self.storage, lambda: self.left):
-                self.report("blocks", further, blocks=blocks)
+            if self.blocks:
+                for further, blocks in measured_blocks(self.block_probes, options, self.storage, lambda: self.left):
+                    self.report("blocks", further, blocks=blocks)
+        self.afterwards = 0
+        with self.budget.within_time():
+            for found in measured_diagonal(self.diagonal_probes, options, self.blocks, self.names):
+                self.report("diagonal", None, diagonal=found)
 
     def _find_eigenpairs(self) -> None:
         before, for_probes = self.shared.hvps, _RESERVED_HVPS if self.options.sampled else 0

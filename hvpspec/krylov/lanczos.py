@@ -39,12 +39,16 @@ _LARGE_LOSS = 0.1
 
 @dataclass(frozen=True)
 class Ritz:
-    """Ritz values (ascending), their coefficients in the basis (columns), residuals, and the effect of rounding."""
+    """Ritz values (ascending), their coefficients in the basis (columns), residuals, and the effect of rounding.
+
+    floor: below which H is known to have no eigenvalue.
+    """
 
     values: np.ndarray
     coefficients: np.ndarray
     residuals: np.ndarray
     noise: np.ndarray
+    floor: float = -math.inf
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ class Krylov:
     s = share · ĝ + a, where ĝ is a random unit vector and a, which is zero in a cold start, does not depend on it.
 
     starts: random vectors that have been put into it. whole: the length of the vectors, where ranks have parts of them.
-    zero: which rows of H are known to be zero (n_rows,). The
-    space is then that of the other rows: all vectors are 0 in these, and n is the number of the others.
+    semidefinite: whether H is known to have no negative eigenvalue. zero: which rows of H are known to be zero
+    (n_rows,). The space is then that of the other rows: all vectors are 0 in these, and n is the number of the others.
     """
 
     basis: Basis
@@ -121,6 +125,7 @@ class Krylov:
     zero: Tensor | None = None
     zeros: int = 0
     whole: int | None = None
+    semidefinite: bool = False
 
     @property
     def of_start(self) -> Projection:
@@ -156,7 +161,13 @@ class Krylov:
         return self.projection.segments[-1][0]
 
     def ritz(self) -> Ritz:
-        return self.projection.ritz(self.eps)
+        ritz = self.projection.ritz(self.eps)
+        return replace(ritz, floor=self.floor(ritz.values, float(np.max(ritz.noise, initial=0.0))))
+
+    def floor(self, values: np.ndarray, noise: float) -> float:
+        """Below which H is known to have no eigenvalue; not where its Ritz values, known to `noise`, say otherwise."""
+        agrees = float(np.min(values, initial=0.0)) >= -2 * noise
+        return 0.0 if self.semidefinite and agrees else -math.inf
 
     def vectors(self, coefficients: np.ndarray) -> Tensor:
         """Basis times coefficients, with normalised columns: shape (n, k)."""
@@ -187,7 +198,7 @@ def start(
     basis = Basis(len(rows), A.dtype, A.device, place)
     nothing = Projection(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0), ())
     frontier = torch.empty(len(rows), 0, dtype=A.dtype, device=A.device)
-    krylov = Krylov(basis, frontier, nothing, A.eps, seed, drawn, whole=A.n)
+    krylov = Krylov(basis, frontier, nothing, A.eps, seed, drawn, whole=A.n, semidefinite=A.semidefinite)
     _open_segment(krylov, min(block, A.n))
     if towards is not None:
         mixed = krylov.frontier + towards

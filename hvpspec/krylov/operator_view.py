@@ -70,6 +70,7 @@ class DataOperator(Protocol):
     goes on from there. It may have `expected_seconds(products)`, how long so many will take, and `batch_operators`.
     Where vectors are spread over ranks, `spread` has `shard`, and in place of its own methods those that take a rank's
     rows.
+    Any operator may have `semidefinite`, True where it is known beforehand to have no negative eigenvalue.
     """
 
     def matmat(self, X: Any) -> Any:
@@ -111,7 +112,8 @@ class Symmetric:
     fingerprint. expected_seconds: see DataOperator; NaN where that is not known. decide: what free memory decides is
     asked through it, `decide(name, find)`, and is found again in a run that is resumed. shard: which positions of the
     vectors this process has, where they are spread over several; n is the length of the whole ones. batch_count,
-    batch_operators: see DataOperator; 0 and None for other operators.
+    batch_operators: see DataOperator; 0 and None for other operators. semidefinite:
+    whether no eigenvalue is negative, as is known beforehand.
     """
 
     n: int
@@ -136,6 +138,7 @@ class Symmetric:
     shard: Shard | None = None
     batch_count: int = 0
     batch_operators: BatchOperators | None = None
+    semidefinite: bool = False
     reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
 
     @property
@@ -223,7 +226,7 @@ def as_symmetric(A: Any) -> Symmetric:
         return _from_tensor(A)
     if isinstance(A, LinearOperator):
         _check_kind(A.shape, A.dtype)
-        return _from_matmat(A.shape[0], A.dtype, A.matmat)
+        return replace(_from_matmat(A.shape[0], A.dtype, A.matmat), semidefinite=_semidefinite(A))
     if sp.issparse(A):
         _check_kind(A.shape, A.dtype)
         matrix = A.tocsr()
@@ -312,7 +315,12 @@ def _from_data_operator(A: Any) -> Symmetric:
         shard=shard,
         batch_count=count,
         batch_operators=None if shard else getattr(A, "batch_operators", None),
+        semidefinite=_semidefinite(A),
     )
+
+
+def _semidefinite(A: Any) -> bool:
+    return getattr(A, "semidefinite", False) is True
 
 
 def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None]], Tensor]) -> ByFolds:

@@ -39,7 +39,7 @@ def witness(
     )
 
 
-def restored(found: Lanczos, rows: int, seed: int) -> Krylov:
+def restored(found: Lanczos, rows: int, seed: int, *, semidefinite: bool) -> Krylov:
     """The Krylov space as far as its small matrices say what it is: without vectors."""
     basis = Basis(rows, torch.float64, torch.device("cpu"))
     basis.m = found.relation.T.shape[0]  # of which nothing but the number is known
@@ -52,6 +52,7 @@ def restored(found: Lanczos, rows: int, seed: int) -> Krylov:
         undisturbed=None if found.of_start is None else _projection(found.of_start),
         share=found.share,
         zeros=found.zero_rows,
+        semidefinite=semidefinite,
     )
 
 

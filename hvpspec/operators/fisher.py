@@ -53,3 +53,4 @@ class EmpiricalFisherOperator(HessianOperator):
     """
 
     matrix: Matrix = "empirical-fisher"
+    semidefinite = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hvpspec.objective.losses.named import is_convex
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import Matrix
 
@@ -35,9 +36,10 @@ class GGNOperator(HessianOperator):
     Notes
     -----
     A product costs 1 HVP per vector; with the recorded engines about one gradient.
-    Where ∇²ℓ is positive semidefinite, as of cross-entropy and squared errors, so is G. For other losses it may be
-    indefinite. For "cross_entropy", "bce_with_logits" and "causal_lm", negative log-likelihoods in the natural
-    parameters, G is the Fisher matrix itself, and for "mse" that of a Gaussian with variance 1/2 in each output.
+    Where ∇²ℓ is positive semidefinite, as of cross-entropy and squared errors, so is G; see `semidefinite`. For other
+    losses it may be indefinite. For "cross_entropy", "bce_with_logits" and "causal_lm", negative log-likelihoods in the
+    natural parameters, G is the Fisher matrix itself, and for "mse" that of a Gaussian with variance 1/2 in each
+    output.
     Schraudolph, Neural Computation 14 (2002), doi:10.1162/08997660260028683; Martens, arXiv:1412.1193.
 
     Examples
@@ -54,6 +56,11 @@ class GGNOperator(HessianOperator):
     """
 
     matrix: Matrix = "ggn"
+
+    @property
+    def semidefinite(self) -> bool:
+        """Whether it is known that no eigenvalue is negative: that the loss is convex in the outputs."""
+        return is_convex(self.objective.loss.given)
 
 
 class ResidualOperator(HessianOperator):

@@ -107,6 +107,11 @@ class PreconditionedOperator(TensorOperator):
             raise InputError("scale must be positive: D^(-1/2) of a preconditioner D.")
         super().__init__(np.dtype(np.float32 if single else np.float64), self.A.shape)
 
+    @property
+    def semidefinite(self) -> bool:
+        """Whether it is known that no eigenvalue is negative, as where that is known of the matrix inside."""
+        return getattr(self.A, "semidefinite", False) is True and bool((self.shift >= 0).all())
+
     def _diagonal(self, what: str, given: Any) -> Tensor:
         """A vector of length n, or one number for all."""
         n, space = self.A.shape[0], getattr(self.A, "parameters", None)

@@ -168,7 +168,7 @@ def _moment(state: Mapping[str, Any], entry: str, name: str) -> Tensor:
     if not moment.is_floating_point() or moment.dtype.itemsize < 2:
         raise InputError(
             f"the optimizer's {entry} for {name} is stored as {dtype_name(moment.dtype)} (an 8-bit optimizer); hvpspec "
-            "reads floating-point moments only."
+            "reads moments of 16 bits or more: save them dequantised."
         )
     return moment.detach().double()
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hvpspec.estimators.diagonal import working_bytes
 from hvpspec.estimators.passes.shared_pass import least_basis, share_room
 from hvpspec.krylov.basis import check_storage, peak_vectors
 from hvpspec.krylov.blocks import find_blocks
@@ -31,16 +32,16 @@ from hvpspec.options import (
     VERIFICATION_PRODUCTS,
     WEIGHING_PRODUCTS,
     SpectrumOptions,
+    beyond_budget,
     checking_hvps,
-    density_of_blocks_hvps,
     fewest,
     gradient_hvps,
     planned_for_blocks,
+    planned_for_diagonal,
     planned_hvps,
     planned_probes,
     planned_steps,
     probes_for_bulk,
-    refinement_hvps,
     verification_hvps,
 )
 from hvpspec.results.preflight import Finding, Preflight
@@ -117,7 +118,9 @@ def forecast(
     block_sizes: rows of each block that is asked for.
     """
     rows = n if moments is None else moments.rows
-    beyond = refinement_hvps(options) + density_of_blocks_hvps(options, block_sizes)  # the budget
+    beyond = beyond_budget(options, rows, block_sizes)
+    most_beyond = beyond + min(options.diagonal_hvps, rows + PILOT_PROBES) * options.diagonal
+    most_beyond -= planned_for_diagonal(options, rows)
     plan, planned = planned_hvps(options, rows, block_sizes) - beyond, planned_steps(options, rows)
     steps, further, probes = float(planned), planned_probes(options), planned_probes(options)
     others = checking_hvps(options) + verification_hvps(options, rows) + gradient_hvps(options)
@@ -134,7 +137,7 @@ def forecast(
     bulk = (_DENSE_BULK_FACTOR - 1) * planned if options.pairs else 0
     worst = math.ceil(min(max(others + planned + bulk + most, hvps), ceiling))
     basis = int(min(steps, rows, hvps))
-    return Forecast(hvps + beyond, int(min(probes, hvps)), worst + beyond, int(min(most, worst)), basis)
+    return Forecast(hvps + beyond, int(min(probes, hvps)), worst + most_beyond, int(min(most, worst)), basis)
 
 
 def _edge_of_bulk(moments: Moments) -> float:
@@ -215,6 +218,7 @@ def with_forecast(
     blocks = () if options.blocks is None else find_blocks(H, options.blocks)
     n, itemsize = int(H.shape[0]), H.torch_dtype.itemsize
     plan = forecast(n, options, moments, tuple(block.size for block in blocks))
+    pairs = min(options.k, n) if options.pairs else 0  # whose vectors are made in the end
     (room, capacity), so_far = check_room(H, options), high_water(H.device)
     pace = _seconds_of_an_inner_product(H)
     weighing = 0 if H.objective.loss.weighs_exactly else WEIGHING_PRODUCTS
@@ -234,7 +238,8 @@ def with_forecast(
         if held is None or known.memory is None:
             return None
         vectors = peak_vectors(hvps - probes) + 2 * min(probes, MAX_LIVE_PROBES)
-        long = (min(vectors, room) + _WORKING_VECTORS) * n * itemsize
+        long = (max(min(vectors, room), min(hvps - probes, room) + pairs) + _WORKING_VECTORS) * n * itemsize
+        long += working_bytes(n, itemsize) if options.diagonal else 0
         run = held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + further
         return max(run, so_far or 0)
 

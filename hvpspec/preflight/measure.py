@@ -21,6 +21,7 @@ from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import PILOT_PROBES, SpectrumOptions
 from hvpspec.oracle.autograd import refused_derivative
+from hvpspec.oracle.checks.samples import refuse_mixed_samples
 from hvpspec.oracle.checks.verify import verify
 from hvpspec.preflight.differences import (
     compare_with_differences,
@@ -142,6 +143,7 @@ def _inspected(
         return known
     so_far.append(known)
     H.verified()  # what follows tells more
+    refuse_mixed_samples(H.objective)
     part = affordable_part(H, lambda first: _with_gradient(first.objective))
     if part is not H:
         known, first = found(*made_on_part(H, part)), part.loss()

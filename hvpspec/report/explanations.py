@@ -63,6 +63,8 @@ EXPLANATIONS = {
     "update_slope": "Change of the loss by that step, to first order; negative where the step goes downhill.",
     "update_curvature": "Curvature of the loss along that step, uᵀHu/‖u‖².",
     "update_change": "Change of the loss by that step, to second order: gᵀu + ½ uᵀHu.",
+    "diagonal": "Curvature along single parameters, averaged over those of one tensor or group. Independent noise of "
+    "variance σ² in each of these raises the loss by about σ²/2 times mean and size.",
     "block": "Of the Hessian with respect to this group's parameters only, with all others held fixed.",
     "per_batch": "Of the loss on one mini-batch alone, as a step of stochastic gradient descent meets it. λ_max is "
     "larger there on average than that of all data, the more so the smaller the batches are.",

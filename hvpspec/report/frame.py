@@ -29,7 +29,7 @@ def to_frame(spectrum: Spectrum) -> pandas.DataFrame:
     import pandas
 
     columns = ["quantity", "value", "error", "confidence", "data_standard_error", "lower", "upper", "converged"]
-    if spectrum.blocks is not None:
+    if spectrum.blocks is not None or (spectrum.diagonal is not None and spectrum.diagonal.means):
         columns.insert(1, "block")
     if spectrum.per_batch is not None:
         columns.insert(1, "batch")
@@ -60,6 +60,8 @@ def _rows(spectrum: Spectrum) -> Iterator[Row]:
     for batch in spectrum.per_batch.batches if spectrum.per_batch is not None else ():
         yield from ({**row, "batch": batch.number} for row in _row("lambda_max", batch.largest))
         yield from ({**row, "batch": batch.number} for row in _row("lambda_min", batch.smallest))
+    for part in spectrum.diagonal.means if spectrum.diagonal is not None else ():
+        yield from ({**row, "block": part.name} for row in _row("diagonal_mean", part.mean))
 
 
 def _eigenvalues(pairs: Eigenpairs) -> Iterator[Row]:

@@ -34,11 +34,13 @@ from hvpspec.report.numbers import (
 from hvpspec.report.rows.batches import batch_notes, batch_rows
 from hvpspec.report.rows.blocks import HEADINGS, blocks_notes, columns_of, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, extreme_rows, stability_rows, stepper
+from hvpspec.report.rows.diagonal import diagonal_cells, diagonal_notes
 from hvpspec.report.rows.gradient import gradient_notes, gradient_rows
 from hvpspec.report.sentences import sentences
 from hvpspec.report.table import Row
 from hvpspec.report.terminal import measured_lines, report_sections, without_step
 from hvpspec.results.condition import Condition
+from hvpspec.results.diagonal import Diagonal
 from hvpspec.results.parts import Batches, Blocks
 from hvpspec.results.record import Record
 from hvpspec.results.spectrum import Spectrum
@@ -105,6 +107,7 @@ def report_html(record: Record) -> str:
         batches=[] if spectrum.per_batch is None else _batch_lines(spectrum.per_batch),
         batch_notes=[] if spectrum.per_batch is None else batch_notes(spectrum.per_batch),
         batches_about=explanations(["per_batch"]),
+        diagonal=_diagonal_table(spectrum.diagonal),
         preflight=record.preflight,
         measured=[] if record.preflight is None else measured_lines(record.preflight),
         command=shlex.join(provenance.command) if provenance.command else None,
@@ -200,6 +203,16 @@ def _batch_lines(found: Batches) -> list[Line]:
         Line(row.name.strip(), [_together(row.value, row.error)], _signed(row.note), _about(row))
         for row in batch_rows(found)
     ]
+
+
+def _diagonal_table(found: Diagonal | None) -> dict[str, Any] | None:
+    """A line for each parameter or block, and what is said of the whole."""
+    if found is None:
+        return None
+    lines = [
+        Line(breakable(name), [size, _together(value, error)]) for name, size, value, error in diagonal_cells(found)
+    ]
+    return {"lines": lines, "notes": diagonal_notes(found), "about": explanations(["diagonal"])}
 
 
 def breakable(name: str) -> Markup:

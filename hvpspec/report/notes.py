@@ -36,6 +36,8 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
             f"all eigenvalues lie in [{low}, {high}] (each end holds with {percent(pairs.largest.confidence)} "
             "probability)"
         )
+    if spectrum.semidefinite:
+        notes.append(f"the {spectrum.matrix_name} of this loss is positive semidefinite: no eigenvalue is negative")
     if spectrum.density is not None:
         notes.append(_density_note(spectrum.density))
     if trace is not None and trace.relative_to == "frobenius_norm":

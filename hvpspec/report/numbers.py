@@ -48,6 +48,7 @@ QUANTITY_NAMES = {
     "update_curvature": "curvature along u",
     "update_change": "change of the loss",
     "per_batch": "figures of a batch",
+    "diagonal": "mean of the diagonal",
 }
 
 DATA_HEADING = "± data (1 s.e.)"

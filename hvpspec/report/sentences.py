@@ -87,6 +87,8 @@ def _negative(spectrum: Spectrum) -> list[str]:
     if pairs is None:
         return []
     lowest = pairs.smallest
+    if spectrum.semidefinite and (lowest is None or lowest.lower >= 0):
+        return [f"No eigenvalue is negative, for certain: the {spectrum.matrix_name} of this loss has none."]
     surely = [float(value + error) for value, error in zip(pairs.values, pairs.error, strict=True) if value + error < 0]
     if (lowest is not None and lowest.upper < 0) or surely:
         least = min([*surely, *([lowest.upper] if lowest is not None else [])])

@@ -25,6 +25,7 @@ from hvpspec.report.numbers import (
 from hvpspec.report.rows.batches import batch_notes, batch_rows
 from hvpspec.report.rows.blocks import HEADINGS, MARK, blocks_notes, columns_of, marked, shown
 from hvpspec.report.rows.condition import condition_notes, condition_parts, stability_rows, stepper
+from hvpspec.report.rows.diagonal import diagonal_notes, diagonal_table, rows_left_out
 from hvpspec.report.rows.gradient import gradient_notes, gradient_rows
 from hvpspec.report.table import Row, Table
 from hvpspec.results.condition import Condition
@@ -79,6 +80,9 @@ def report_sections(
         sections.append(Section(blocks_table(spectrum.blocks), blocks_notes(spectrum.blocks), ["block"]))
     if spectrum.per_batch is not None:
         sections.append(_batches_section(spectrum.per_batch))
+    if (diagonal := spectrum.diagonal) is not None:
+        notes = [*rows_left_out(diagonal), *diagonal_notes(diagonal)]
+        sections.append(Section(diagonal_table(diagonal), notes, ["diagonal"]))
     if spectrum.complete:
         sections.append(Section(None, shortfalls(spectrum, rtol=rtol, tol=tol)))
     if explain:

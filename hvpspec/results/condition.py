@@ -11,7 +11,7 @@ from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket, Estimate
 from hvpspec.wording import counted
 
-Definite = Literal["positive", "negative", "indefinite", "unknown"]
+Definite = Literal["positive", "negative", "semidefinite", "indefinite", "unknown"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,8 +45,9 @@ class Condition(Stored):
         The numerical rank: the number of eigenvalues with |λ| > `rank_threshold`.
     rank_threshold : float
         In the unit of the eigenvalues.
-    definite : {"positive", "negative", "indefinite", "unknown"}
-        Of H + δI: "positive" and "negative" hold at `confidence`, "indefinite" for certain.
+    definite : {"positive", "negative", "semidefinite", "indefinite", "unknown"}
+        Of H + δI: "positive" and "negative" hold at `confidence`, "indefinite" for certain. "semidefinite": no
+        eigenvalue is negative, as is known of the matrix beforehand, and some may be zero.
     nearest_zero : Bound
         An upper bound on the smallest |λ + δ|, which is certain.
     kappa : Bracket
@@ -156,9 +157,11 @@ class Condition(Stored):
 
     @property
     def definiteness(self) -> str:
-        """`definite` in words: "positive definite", "negative definite", "indefinite", "not shown to be definite"."""
+        """`definite` in words: "positive definite", "positive semidefinite", "not shown to be definite", …"""
         if self.definite == "unknown":
             return "not shown to be definite"
+        if self.definite == "semidefinite":
+            return "positive semidefinite"
         return self.definite if self.definite == "indefinite" else f"{self.definite} definite"
 
     def __repr__(self) -> str:

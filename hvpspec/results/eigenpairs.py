@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvpspec.entries import AtLeast, Count, NonFinite, Size
+from hvpspec.presentation import presented
 from hvpspec.results.codec import LEFT_OUT, Column, Stored
 from hvpspec.results.estimate import Bracket, Rounding
 from hvpspec.wording import abridged, counted
@@ -117,6 +121,48 @@ class Eigenpairs(Stored):
     def lambda_min(self) -> Bracket | None:
         """λ_min of the whole spectrum: another name of `smallest`."""
         return self.smallest
+
+    def save(
+        self, path: str | os.PathLike[str], parameters: Any = None, *, metadata: Mapping[str, str] | None = None
+    ) -> Path:
+        """Writes the eigenvectors to a safetensors file.
+
+        Parameters
+        ----------
+        path : path
+            Whose name ends in ".safetensors". A file there is replaced, whole or not at all.
+        parameters : ParameterSpace, optional
+            ``H.parameters`` of the operator: the file then has a tensor for each parameter, with its name and the
+            shape (k, …), so that ``{name: tensor[i] for name, tensor in file.items()}`` is eigenvector i in the shape
+            of the model's state dict; a complex parameter has a last axis of length 2. Without it, there is one
+            tensor, "eigenvectors", of shape (k, n).
+        metadata : mapping of str to str, optional
+            What the header is to say besides eigenvalues, residuals and errors (lists in JSON), and version.
+
+        Returns
+        -------
+        Path
+            Of the file.
+
+        Raises
+        ------
+        InputError
+            For a path that cannot be written to, parameters of another operator, and where the vectors are not known.
+
+        Examples
+        --------
+        >>> import hvpspec, numpy as np, tempfile
+        >>> from pathlib import Path
+        >>> from safetensors.numpy import load_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = hvpspec.eigsh(np.diag([2.0, 3.0, 1.0]), k=2).save(Path(folder) / "vectors.safetensors")
+        ...     saved = load_file(path)
+        >>> np.abs(saved["eigenvectors"]).round(9)
+        array([[0., 1., 0.],
+               [1., 0., 0.]])
+        """
+        written: Path = presented("save_eigenvectors", self, path, parameters, metadata=metadata)
+        return written
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"

@@ -13,6 +13,7 @@ from hvpspec.presentation import presented
 from hvpspec.results.codec import LEFT_OUT, Flattened, Key, Stored
 from hvpspec.results.condition import Condition
 from hvpspec.results.density import Density
+from hvpspec.results.diagonal import Diagonal
 from hvpspec.results.eigenpairs import Eigenpairs, Lanczos
 from hvpspec.results.estimate import Estimate, Rounding
 from hvpspec.results.gradient import Gradient
@@ -84,6 +85,8 @@ class Spectrum(Stored):
         Quantities of each group of parameters, where they were asked for.
     per_batch : Batches or None
         λ_max of the matrix of each mini-batch, where that was asked for on the command line: see `hvpspec.per_batch`.
+    diagonal : Diagonal or None
+        The diagonal, where it was asked for.
     which : {"LM", "LA", "SA", "BE"}
         Which eigenpairs were asked for, see `hvpspec.spectrum`.
     rounding : Rounding or None
@@ -96,6 +99,8 @@ class Spectrum(Stored):
         Whether a time limit has ended the run, which is complete all the same: it is what was asked for.
     matrix : str or None
         Which matrix of a training loss it is, such as "ggn"; None for the Hessian and for other operators.
+    semidefinite : bool or None
+        True where it is known beforehand that no eigenvalue is negative, as of a Gauss-Newton matrix of a convex loss.
     preconditioned : Preconditioned or None
         The optimizer whose preconditioner D makes it D^(-1/2) H D^(-1/2); None for a matrix that is not preconditioned.
     lanczos : Lanczos or None
@@ -126,6 +131,7 @@ class Spectrum(Stored):
     predicted: Annotated[Count | None, Key("predicted_hvps")] = None
     condition: Condition | None = None
     blocks: Blocks | None = None
+    diagonal: Annotated[Diagonal | None, LEFT_OUT] = None
     which: Which = "LM"
     rounding: Annotated[Rounding | None, LEFT_OUT] = None
     rounding_reason: Annotated[str | None, LEFT_OUT] = None
@@ -133,13 +139,15 @@ class Spectrum(Stored):
     lanczos: Annotated[Lanczos | None, LEFT_OUT] = None
     out_of_time: bool = False
     matrix: Annotated[Matrix | None, LEFT_OUT] = None
+    semidefinite: Annotated[bool | None, LEFT_OUT] = None
     preconditioned: Annotated[Preconditioned | None, LEFT_OUT] = None
     gradient: Annotated[Gradient | None, LEFT_OUT] = None
     per_batch: Annotated[Batches | None, LEFT_OUT] = None
 
     json_order: ClassVar = (
-        "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "preconditioned", "asked",
-        "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "gradient", "per_batch",
+        "schema", "complete", "converged", "out_of_time", "parameters", "matrix", "semidefinite", "preconditioned",
+        "asked", "which", "eigenpairs", "trace", "frobenius_norm", "density", "condition", "blocks", "gradient",
+        "per_batch", "diagonal",
         "rounding", "rounding_reason", "lanczos", "hvps", "predicted", "seconds", "stopped",
     )  # fmt: skip
 
@@ -161,7 +169,7 @@ class Spectrum(Stored):
     def converged(self) -> bool:
         """Whether every quantity asked for is there and within its tolerance, and so is the refinement near zero.
 
-        Blocks and batches do not count: each of their quantities has a flag of its own.
+        Blocks, batches and the diagonal do not count: each of their quantities has a flag of its own.
         """
         refined = self.condition is None or (
             "refined" not in self.condition.reasons
@@ -189,6 +197,8 @@ class Spectrum(Stored):
             lines.append(f"  gradient        length {self.gradient.norm}, curvature {self.gradient.curvature}")
         if self.per_batch is not None:
             lines.append(f"  batches         {len(self.per_batch.batches)} of {self.per_batch.of:,}")
+        if self.diagonal is not None:
+            lines.append(f"  diagonal        relative error {self.diagonal.error:.2g}")
         return "\n".join(lines) + ">"
 
     @staticmethod
@@ -295,7 +305,8 @@ class Spectrum(Stored):
             With the columns
 
             - ``quantity``: "lambda_1", "lambda_2", …, "lambda_max", "trace", "stable_rank" and so on;
-            - ``block``: the name of a block, missing for the whole matrix; only where there are blocks;
+            - ``block``: the name of a block or of a parameter (of "diagonal_mean"), missing for the whole matrix; only
+              where there are any;
             - ``batch``: the number of a mini-batch, missing for all data; only where there are some;
             - ``value``;
             - ``error``: half-width of an interval around the value that holds at ``confidence``, infinite where it is

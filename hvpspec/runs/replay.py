@@ -112,11 +112,14 @@ def _restored(found: Spectrum, options: SpectrumOptions, dtype: torch.dtype) -> 
     """The pass as it was at its end, without vectors."""
     kept = found.lanczos
     assert kept is not None
-    A = Symmetric(found.parameters, dtype, torch.device("cpu"), _no_products, found.hvps)
+    semidefinite = bool(found.semidefinite)
+    A = Symmetric(
+        found.parameters, dtype, torch.device("cpu"), _no_products, found.hvps, semidefinite=semidefinite
+    )  # fmt: skip
     A.shown = kept.last_roundoff * ROUNDOFFS_PER_PRODUCT
     shared: Any = SharedPass.__new__(SharedPass)
     shared.A, shared._already, shared.rounding = A, 0, found.rounding
-    shared.krylov = restored(kept, found.parameters, options.seed)
+    shared.krylov = restored(kept, found.parameters, options.seed, semidefinite=semidefinite)
     shared.pool, shared.spread = _Grams(found), _NoFolds()
     shared.sampled_rounding = SampledRounding(*kept.sampled_rounding)
     whole: SharedPass = shared

@@ -33,6 +33,11 @@ def trained(tmp_path_factory):
             torch.save({"model": model.state_dict(), "optimizer": adam.state_dict()}, folder / f"ckpt-{step}.pt")
     torch.save(model.state_dict(), folder / "weights.pt")
     torch.save(adam.state_dict(), folder / "moments.pt")
+    ranks = {"zero_stage": 2, "base_optimizer_state": adam.state_dict()}
+    torch.save({"optimizer_state_dict": ranks}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    eight = adam.state_dict()
+    eight["state"] = {key: {"step": 9, "state1": torch.ones(3), "qmap1": torch.ones(9)} for key in eight["state"]}
+    torch.save(eight, folder / "eight.pt")
     return folder
 
 
@@ -131,6 +136,12 @@ def test_a_series_has_an_edge_for_each_checkpoint(trained):
         ("ckpt-6.pt", ["--precondition", "adam", "--betas", "0.9,1.0"], "two numbers"),
         ("ckpt-6.pt", ["--precondition", "adam", "--optimizer", "missing.pt"], "missing.pt: no such file"),
         ("ckpt-6.pt", ["--precondition", "adam", "--lr", "0"], "--lr must be"),
+        ("ckpt-6.pt", ["--precondition", "adam", "--optimizer", "eight.pt"], "is of bitsandbytes"),
+        (
+            "ckpt-6.pt",
+            ["--precondition", "adam", "--optimizer", "zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+            "is of DeepSpeed ZeRO",
+        ),
     ],
 )
 def test_bad_input(trained, checkpoint, options, message):

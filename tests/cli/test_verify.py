@@ -23,6 +23,7 @@ RUNS = {
     "refined": ["--refine", "--refine-hvps", "40", "-k", "3", "--rtol", "0.1"],
     "verified": ["--verify", "-k", "3", "--rtol", "0.1", "--block-size", "2"],
     "probes": ["--only", "trace", "--only", "frobenius_norm", "--rtol", "0.2"],
+    "ggn": ["--matrix", "ggn", "--damping", "0.1", "-k", "3", "--diagonal", "--diagonal-hvps", "5"],
     "few": ["--max-hvps", "12", "--engine", "finite-difference"],
 }
 

@@ -110,3 +110,57 @@ def test_the_part_that_a_basis_knows():
     P = Q @ Q.T
     expected = (P @ A + A @ P - P @ A @ P).diag()
     assert torch.allclose(_known(shared), expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"only": "eigenvalues"},
+        {"only": "trace", "blocks": {"first": slice(0, 10), "others": np.arange(40, 60)}},
+        {"basis_memory": 90 * 8 * 26, "k": 2, "max_hvps": 80},  # restarts, and probes that are not kept
+        {"rtol": 0.003, "basis_memory": 90 * 8 * 60, "blocks": {"first": slice(0, 10)}},
+    ],
+)
+def test_of_a_spectrum(options):
+    A = spectrum_like_a_network(90, seed=3)
+    A[30:40] = A[:, 30:40] = 0  # rows that are zero
+    plain = hvpspec.spectrum(A, seed=4, **options)
+    found = hvpspec.spectrum(A, seed=4, diagonal=True, diagonal_rtol=0.05, diagonal_hvps=300, **options)
+    of = found.diagonal
+    assert relative(of, np.diag(A)) <= of.error <= 0.05
+    assert of.own_hvps == found.hvps - plain.hvps
+    assert found.trace == plain.trace  # the diagonal comes after everything else
+    assert found.blocks == plain.blocks
+    exact = {name: np.diag(A)[rows].mean() for name, rows in options.get("blocks", {}).items()}
+    assert [part.name for part in of.means] == list(exact)
+    for part in of.means:
+        assert abs(part.mean.value - exact[part.name]) <= part.mean.error
+    again = hvpspec.Spectrum.from_dict(found.to_dict()).diagonal
+    assert again.values is None
+    assert (again.error, again.means, again.own_hvps) == (of.error, of.means, of.own_hvps)
+    assert "diagonal        relative error" in repr(found)
+    assert set(found.to_frame().query("quantity == 'diagonal_mean'")["value"]) == {p.mean.value for p in of.means}
+
+
+def test_a_spectrum_spends_no_more_on_it_than_its_budget():
+    A = spectrum_like_a_network(200, seed=5)
+    seen = []
+    found = hvpspec.spectrum(A, max_hvps=40, diagonal=True, diagonal_rtol=0, diagonal_hvps=9, callback=seen.append)
+    assert found.hvps <= 49
+    assert found.diagonal.own_hvps == 9
+    assert not found.diagonal.converged
+    assert found.converged == hvpspec.spectrum(A, max_hvps=40).converged
+    assert seen[0].expected >= 40 + 9
+    assert seen[-1].stage == "diagonal"
+
+
+def test_what_probes_that_are_dropped_have_shown_is_kept():
+    """The same diagonal, whether the probes are kept as vectors or not."""
+    A = spectrum_like_a_network(120, seed=6)
+    few, many = (
+        diagonal(A, basis_memory=120 * 8 * vectors, max_hvps=90, rtol=0, seed=2) for vectors in (20, 200)
+    )  # fmt: skip
+    assert few.probes > 20
+    assert relative(few, np.diag(A)) <= few.error
+    assert relative(many, np.diag(A)) <= many.error

@@ -244,6 +244,40 @@ def test_a_loss_that_mixes_samples_has_no_empirical_fisher_matrix():
         EmpiricalFisherOperator(model, mixing, [(x, y)]) @ ones()
 
 
+class Centred(torch.nn.Linear):
+    """Subtracts the mean over the batch, as BatchNorm does in training mode."""
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z - z.mean(0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", ["cross_entropy", torch.nn.CrossEntropyLoss(), lambda z, y: F.cross_entropy(z, y)])
+def test_models_that_mix_samples_have_no_empirical_fisher_matrix(loss, dtype):
+    norm = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3))
+    data = [(torch.randn(9, 4), torch.randint(0, 3, (9,)))]
+    mixing = r"depends on the other samples of its batch|is no mean over samples"
+    for model, train_mode in ((Centred(4, 3), False), (norm, True)):
+        F_ = EmpiricalFisherOperator(model, loss, data, dtype=dtype, train_mode=train_mode)
+        with pytest.raises(InputError, match=mixing):
+            F_ @ torch.ones(F_.shape[0], dtype=F_.torch_dtype)
+    F_ = EmpiricalFisherOperator(norm, loss, data, dtype=dtype)  # in eval mode
+    assert bool((F_ @ torch.ones(F_.shape[0], dtype=F_.torch_dtype)).any())
+    G = GGNOperator(norm, loss, data, dtype=dtype, train_mode=True)  # no gradient of a sample is asked for
+    assert G.objective.matrix == "ggn"
+
+
+def test_samples_that_are_padded_and_weighted_are_not_taken_for_mixed():
+    weighted = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0, 3.0]))
+    data = [(torch.randn(9, 4), torch.randint(0, 3, (9,)))]
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5))
+    F_ = EmpiricalFisherOperator(model, weighted, data, dtype="float32")
+    assert bool((F_ @ torch.ones(F_.shape[0])).any())
+    F_ = EmpiricalFisherOperator(model, "cross_entropy", data, train_mode=True, noise_seed=0)
+    assert bool((F_ @ torch.ones(F_.shape[0])).any())
+
+
 def test_finite_differences_are_of_the_hessian_only():
     model, x, y = classifier()
     with pytest.raises(InputError, match="finite-difference"):

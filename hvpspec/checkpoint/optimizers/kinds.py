@@ -29,13 +29,13 @@ _OF_SCHEDULERS = {
     "initial_lr", "max_lr", "min_lr", "swa_lr", "lr_scale", "lr_mult", "max_momentum", "base_momentum", "name",
     "group_name", "layer_id",
 }  # fmt: skip
+_OF_BITSANDBYTES = {"state1", "qmap1", "absmax1"}  # entries of its states
 # Entries of groups or states by which other optimizers are known.
 _OTHERS = {
     "momentum_decay": "NAdam", "mu_product": "NAdam", "exp_inf": "Adamax", "ns_steps": "Muon", "rho": "Adadelta",
     "ns_coefficients": "Muon",
     "exp_avg_sq_row": "Adafactor", "row_var": "Adafactor", "beta2_decay": "Adafactor", "acc_delta": "Adadelta",
     "lambd": "ASGD", "etas": "Rprop", "tolerance_grad": "LBFGS", "correct_bias": "the AdamW of Transformers",
-    "state1": "bitsandbytes, which keeps 8-bit states", "qmap1": "bitsandbytes, which keeps 8-bit states",
     "bias_correction": "Apex or DeepSpeed", "precond": "Shampoo", "exp_avg_slow": "AdEMAMix", "z": "schedule-free",
 }  # fmt: skip
 
@@ -62,6 +62,12 @@ def _rule(saved: SavedOptimizer, *, strict: bool) -> Kind:
     """The optimizer, with Adam for AdamW. strict: with no entries that its torch.optim class does not write."""
     options = set().union(*saved.groups)
     entries = set().union(*saved.state.values())
+    if entries & _OF_BITSANDBYTES:
+        raise InputError(
+            f"{saved.place} is of bitsandbytes, whose moments are in a form of their own (8-bit blocks, each with a "
+            "scale); make some steps with torch.optim.AdamW from this checkpoint, or save the moments dequantised, by "
+            "the names that torch.optim has for them (exp_avg_sq)."
+        )
     for entry, name in _OTHERS.items():
         if entry in options | entries:
             raise _unknown(saved, name)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.checkpoint.matching import possible_fits
+from hvpspec.checkpoint.optimizers.partitioned import refuse_flat
 from hvpspec.checkpoint.optimizers.saved import SavedOptimizer, number
 from hvpspec.errors import InputError
 from hvpspec.wording import listed
@@ -39,9 +40,11 @@ def keys_by_name(
     else:
         ways = [dict(zip(names, saved.keys, strict=True)) for names in _orders(saved, model)]
         if not ways:
+            refuse_flat(saved.place, [moment for key in saved.keys for moment in _moments(saved, key)], model)
             raise _of_another_model(saved, model)
     fitting = [way for way in ways if not _misfits(saved, way, parameters)]
     if not fitting:
+        refuse_flat(saved.place, [moment for key in saved.keys for moment in _moments(saved, key)], model)
         raise _other_shapes(saved, _misfits(saved, ways[0], parameters), order is not None)
     distinct: list[dict[str, str]] = []
     for way in fitting:

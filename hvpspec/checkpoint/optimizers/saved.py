@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.checkpoint.formats.torch_pickle import Trust
+from hvpspec.checkpoint.optimizers.partitioned import refuse_zero, refuse_zero_file, refuse_zero_folder
 from hvpspec.checkpoint.read import read_content
 from hvpspec.errors import CheckpointError, InputError
 from hvpspec.wording import listed
@@ -64,10 +65,12 @@ def saved_optimizer(source: Any, trust: Trust | None = None) -> SavedOptimizer:
             f"{type(source).__name__}."
         )
     path = Path(source)
+    refuse_zero_file(path)
     for file in _files(path):
         content = read_content(file, trust)
         if next(_found(content), None) is not None:
             return _only(content, str(file))
+    refuse_zero_folder(path)
     raise InputError(
         f"{path} holds no state of an optimizer; give the file that does, such as optimizer.pt (--optimizer), or one "
         'saved as torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path).'
@@ -87,6 +90,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _only(content: Any, place: str) -> SavedOptimizer:
     """The one state dict in some content."""
+    refuse_zero(content, place)
     found = dict(_found(content))
     if not found:
         raise InputError(f"{place} is no state dict of an optimizer: it lacks state and param_groups.")

@@ -13,6 +13,7 @@ from hvpspec.cli.expand import expanded
 from hvpspec.cli.options.flags import Checkpoint, Debug, Explain, LearningRate, Momentum, NoPreflight, check_rate
 from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.cli.options.run import Options
+from hvpspec.cli.options.saving import Saving
 from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.system.imports import quick_imports
 
@@ -22,6 +23,7 @@ def spectrum(
     checkpoint: Checkpoint,
     source: Source,
     options: Options,
+    saving: Saving,
     preconditioning: Preconditioning,
     earlier: Earlier,
     screen: Screen,
@@ -44,7 +46,7 @@ def spectrum(
         from hvpspec.cli.measure import measure
 
     _measure_each(
-        measure, checkpoint, source, options, earlier, screen,
+        measure, checkpoint, source, options, saving, earlier, screen,
         preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain, preconditioning=preconditioning,
     )  # fmt: skip
 
@@ -52,6 +54,7 @@ def spectrum(
 @expanded(dtype="float64")
 def demo(
     options: Options,
+    saving: Saving,
     earlier: Earlier,
     screen: Screen,
     lr: LearningRate = None,
@@ -71,7 +74,7 @@ def demo(
 
     source = Source(model="hvpspec.demo:build", data="hvpspec.demo:batches", loss="cross_entropy")
     _measure_each(
-        measure, CHECKPOINT, source, options, earlier, screen,
+        measure, CHECKPOINT, source, options, saving, earlier, screen,
         preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain,
     )  # fmt: skip
 
@@ -81,15 +84,17 @@ def _measure_each(
     checkpoint: Path,
     source: Source,
     options: Options,
+    saving: Saving,
     earlier: Earlier,
     screen: Screen,
     **more: Any,
 ) -> None:
     """Each matrix that is asked for; several are compared."""
-    each = options.by_matrix()
+    each = saving.of(options).by_matrix()
     with screen.parts() if len(each) > 1 else nullcontext():
         for one in each:
-            measure(checkpoint, source, one, earlier, screen, **more)
+            of_one = saving.for_matrix(one, several=len(each) > 1)
+            measure(checkpoint, source, one, earlier, screen, saving=of_one, **more)
             if len(each) > 1:
                 screen.line()
     if len(each) > 1:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 else:  # Typer takes a list of choices as an enum only
     QuantityName = StrEnum("QuantityName", {name: name for name in QUANTITIES})
 
+_OF_DIAGONAL = ("diagonal", "diagonal_rtol", "diagonal_hvps")
 _OF_OPERATOR = ("parameters", "engine", "memory_limit", "dtype", "device", "noise_seed")  # what HessianOperator takes
 
 
@@ -117,6 +118,15 @@ class Options:
             "--no-gradient",
         ),
     ] = False
+    diagonal: Annotated[
+        bool,
+        flag(
+            WANTED,
+            "Estimate the diagonal as well, with products of its own, and show its mean for each parameter, or for "
+            "each block of --blocks.",
+            "--diagonal",
+        ),
+    ] = SpectrumOptions.diagonal
     rtol: Annotated[
         float,
         option(ACCURACY, "Relative half-width that the intervals of trace and norm should have."),
@@ -159,6 +169,14 @@ class Options:
             "--batch-hvps",
         ),
     ] = None
+    diagonal_rtol: Annotated[
+        float,
+        option(ACCURACY, "Relative error that the diagonal, as a vector, should have.", "--diagonal-rtol"),
+    ] = SpectrumOptions.diagonal_rtol
+    diagonal_hvps: Annotated[
+        int,
+        option(ACCURACY, "Budget of --diagonal, in addition to --max-hvps.", "--diagonal-hvps"),
+    ] = SpectrumOptions.diagonal_hvps
     verify: Annotated[
         bool,
         flag(ACCURACY, "Measure the residuals at the end, with k more products.", "--verify"),
@@ -296,6 +314,7 @@ class Options:
             "block_hvps": self.block_hvps if self.block_density else None,
             "per_batch": True if self.per_batch else None,
             "batch_hvps": self.batch_hvps if self.per_batch else None,
+            **({name: run[name] for name in _OF_DIAGONAL} if self.diagonal else {}),
         }
         return {**described, **{name: value for name, value in more.items() if value is not None}}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hvpspec.bounds.copies import Sums
 from hvpspec.bounds.data_error import BatchSpread
-from hvpspec.bounds.probe_intervals import Remainder
+from hvpspec.bounds.probe_intervals import Remainder, not_below
 from hvpspec.bounds.rounding import SampledRounding, check_products, explained, measure_rounding
 from hvpspec.distributed.shard import added, rows_of
 from hvpspec.errors import InputError
@@ -310,16 +310,12 @@ class SharedPass:
         else:
             value, error = self._trace(remainder, tolerance.confidence, norm)
             least, data_error = norm, self.spread.trace()
-        return Estimate(
-            value,
-            error,
-            tolerance.confidence,
-            converged=self.dimension == 0 or error <= tolerance.allowed(value, least),
-            hvps=self.hvps,
-            method=self.method,
-            relative_to=tolerance.relative_to(value, least),
-            data_error=data_error,
-        )
+        done = self.dimension == 0 or error <= tolerance.allowed(value, least)
+        found = Estimate(
+            value, error, tolerance.confidence, converged=done, hvps=self.hvps, method=self.method,
+            relative_to=tolerance.relative_to(value, least), data_error=data_error,
+        )  # fmt: skip
+        return not_below(found, self._least_trace()) if quantity == "trace" and self.dimension else found
 
     @property
     def method(self) -> str:
@@ -335,6 +331,12 @@ class SharedPass:
             return math.nan, math.inf
         rest, half = remainder.trace(confidence)
         return known + rest, half + rounding + self.sampled_rounding.trace
+
+    def _least_trace(self) -> float:
+        """What tr H is at least, for certain: without negative eigenvalues, tr T and √(‖T‖_F² + 2 ‖C‖_F²)."""
+        known, floor = self.krylov.projection, self.krylov.ritz().floor
+        least = max(float(np.trace(known.T)), math.sqrt(known.squared_norm))
+        return least - known.sum_error(self.A.eps, known.norm) if floor == 0 else -math.inf
 
     def _norm(self, remainder: Remainder, confidence: float) -> tuple[float, float]:
         known = self.krylov.projection

@@ -123,6 +123,18 @@ def is_likelihood(loss: Any) -> bool:
     return loss in _LIKELIHOODS if isinstance(loss, str) else type(loss) in _OF_LIKELIHOODS
 
 
+# Besides these: convex in the outputs, or linear in them. BCELoss is a function of probabilities.
+_CONVEX = (*_OF_LIKELIHOODS, nn.NLLLoss, nn.BCELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+def is_convex(loss: Any) -> bool:
+    """Whether a loss, by name or a criterion, is known to be a convex function of the outputs that it announces."""
+    if isinstance(loss, str):
+        return loss in (*_LIKELIHOODS, "cosine_similarity")
+    weights = [getattr(loss, name, None) for name in ("weight", "pos_weight")]
+    return type(loss) in _CONVEX and all(weight is None or bool((weight >= 0).all()) for weight in weights)
+
+
 # The keys are hvpspec.options.LOSS_NAMES, which the command line reads without importing torch.
 NAMED_LOSSES: dict[str, Callable[[nn.Module, Any], Any]] = {
     "cross_entropy": cross_entropy,

@@ -32,6 +32,7 @@ from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable, thr
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.chains import derivative
 from hvpspec.oracle.checks.repeats import check_repeats
+from hvpspec.oracle.checks.samples import refuse_mixed_samples
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
 from hvpspec.results.preflight import agree
 from hvpspec.system.out_of_memory import OutOfMemory, within_memory
@@ -48,12 +49,14 @@ _NAMED = 3  # tensors that a message names
 
 def verify(objective: Objective) -> None:
     """Raises InputError for a loss that is random, that does not depend on the model's parameters but on others, or
-    whose products by double backward are contradicted by its gradients.
+    whose products by double backward are contradicted by its gradients; for the empirical Fisher matrix, one that mixes
+    samples.
 
     Costs one product and two gradients of the first batch, or of its first samples, and a forward pass; 20 to 100
     gradients of that batch more where the product does not agree with these two.
     """
     objective.settle()
+    refuse_mixed_samples(objective)
     # The Hessian's products contain all that those of other matrices differentiate.
     alone = objective.on_first_batch().with_(matrix="hessian")
     few = _first_samples(alone)

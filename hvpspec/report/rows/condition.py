@@ -182,6 +182,7 @@ def _definite(found: Condition) -> str:
     return {
         "positive": f"positive definite; {bounded}",
         "negative": f"negative definite; {bounded}",
+        "semidefinite": "certain; may be singular",
         "indefinite": f"certain; {name} is indefinite",
         "unknown": "certain; may be indefinite",
     }[found.definite]

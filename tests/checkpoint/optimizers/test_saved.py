@@ -172,6 +172,83 @@ def saved_by(state, **options):
     }
 
 
+# --- moments in other pieces than the parameters ----------------------------------------------------------------------
+
+
+def in_pieces(adam, pieces):
+    """The state dict of an optimizer of flat vectors, as FSDP and DeepSpeed make them."""
+    group = {**adam.state_dict()["param_groups"][0], "params": list(range(len(pieces)))}
+    state = {i: {"step": torch.tensor(3.0), "exp_avg": v, "exp_avg_sq": v**2} for i, v in enumerate(pieces)}
+    return {"state": state, "param_groups": [group]}
+
+
+@pytest.mark.parametrize("pieces", [1, 6])
+def test_flat_moments_of_fsdp(trained, pieces):
+    model, adam, _ = trained
+    flat = list(torch.ones(sum(p.numel() for p in model.parameters())).tensor_split(pieces))
+    with pytest.raises(InputError, match=r"moments in flat vectors.*StateDictOptions\(full_state_dict=True\)"):
+        hvpspec.adam_preconditioner(in_pieces(adam, flat), build())
+
+
+def test_an_optimizer_of_biases_alone_is_not_taken_for_flat(trained):
+    model, _, _ = trained
+    some = [(name, p) for name, p in model.named_parameters() if p.ndim == 1]
+    adam = stepped(model, torch.optim.Adam([p for _, p in some]))
+    with pytest.raises(InputError, match="has 4 parameters, and the model 6"):
+        hvpspec.adam_preconditioner(adam.state_dict(), build())
+    order = [name for name, _ in some]
+    found = hvpspec.adam_preconditioner(adam.state_dict(), build(), order=order, parameters=order)
+    assert set(found.scale) == set(order)
+
+
+def zero(adam, stage):
+    """What a rank of DeepSpeed ZeRO saves."""
+    flat = in_pieces(adam, [torch.ones(20)])
+    inner = {"base_optimizer_state" if stage < 3 else "optimizer_state_dict": flat, "zero_stage": stage}
+    return {"optimizer_state_dict": {**inner, "partition_count": [2], "overflow": False}, "ds_version": "0.14.0"}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("name", ["zero_pp_rank_0_mp_rank_00_optim_states.pt", "renamed.pt"])
+def test_files_of_deepspeed_zero(trained, tmp_path, stage, name):
+    (tmp_path / "global_step3").mkdir()
+    path = tmp_path / "global_step3" / name
+    torch.save(zero(trained[1], stage), path)
+    sources = [path, torch.load(path)] + ([path.parent, tmp_path] if name.startswith("zero") else [])
+    for source in sources:
+        with pytest.raises(InputError, match=r"of DeepSpeed ZeRO.*safe_get_full_optimizer_state"):
+            hvpspec.adam_preconditioner(source, build())
+
+
+def test_the_remedy_for_deepspeed_works(trained, tmp_path):
+    """Moments by name, with no more than the message says."""
+    model, adam, expected = trained
+    state = {n: {"step": 3, "exp_avg_sq": adam.state[p]["exp_avg_sq"]} for n, p in model.named_parameters()}
+    group = {"params": list(state), "lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-4, "weight_decay": 0.0}
+    torch.save({"state": state, "param_groups": [{**group, "amsgrad": False}]}, tmp_path / "moments.pt")
+    found = hvpspec.adam_preconditioner(tmp_path / "moments.pt", build())
+    assert same(found, expected)
+
+
+def test_a_folder_with_both_is_read(trained, tmp_path):
+    _, adam, expected = trained
+    torch.save(zero(adam, 2), tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    torch.save(adam.state_dict(), tmp_path / "optimizer.pt")
+    assert same(hvpspec.adam_preconditioner(tmp_path, build()), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_bitsandbytes(trained, bits):
+    saved = copy.deepcopy(trained[1].state_dict())
+    for key, entry in saved["state"].items():
+        moments = {"state1": entry["exp_avg"], "state2": entry["exp_avg_sq"]}
+        if bits == 8:
+            moments = {name: value.to(torch.uint8) for name, value in moments.items()} | {"qmap1": torch.ones(256)}
+        saved["state"][key] = {"step": 3, **moments}
+    with pytest.raises(InputError, match=r"of bitsandbytes.*8-bit.*torch\.optim\.AdamW.*dequantised"):
+        hvpspec.adam_preconditioner(saved, build())
+
+
 @pytest.mark.parametrize(
     ("state", "options", "named"),
     [

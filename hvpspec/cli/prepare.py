@@ -191,7 +191,7 @@ def open_checkpoint(
         A = preconditioned(H, checkpoint, preconditioning, trust(source), lr)
         # Blocks first: a pattern that matches nothing is refused before any product.
         blocks = find_blocks(H, options.blocks) if options.blocks else ()
-        findings = [*loaded.findings, *examine(loaded.model, H.device)]
+        findings = [*loaded.findings, *examine(loaded.model, H.device, train_mode=options.train_mode)]
         findings = shown_findings(findings, checkpoint, options)
         loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
@@ -258,7 +258,9 @@ def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossV
     of = "" if H.matrix == "hessian" else f" · {MATRIX_NAMES[H.matrix]}"
     screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}{of}")
     batches = data_source(H, source.data, loss).counted_batches
-    screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
+    how = ["sum"] * (H.objective.reduction == "sum") + ["training mode"] * H.objective.train_mode
+    said = ", ".join([source.loss, *how, batches or "", _weight(loss)])
+    screen.line(f"loss on the data: {loss.value:.6g} ({said})")
     screen.line()
 
 
@@ -289,6 +291,8 @@ def made_by(
 
     more: further options; those that are None were not given.
     """
+    if H.objective.reduction == "sum":
+        more["reduction"] = "sum"  # also where the criterion says so
     given = {name: value for name, value in more.items() if value is not None}
     if "optimizer" in given:
         given["optimizer"] = shown(given["optimizer"], not options.no_paths)

@@ -42,11 +42,10 @@ from hvpspec.objective.live_model import (
 from hvpspec.objective.losses.conventions import (
     check_pass,
     check_weights,
-    precision_hint,
+    of_batch,
     refuse_not_finite,
     returned,
     returned_unread,
-    said_by,
 )
 from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, resolve_loss, weighted_mean
 from hvpspec.objective.model_settings import settled
@@ -112,7 +111,7 @@ class Objective:
         self._inner = InnerDerivatives()
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
         self._measure = measure
-        self._train_mode = train_mode
+        self.train_mode = train_mode
         self.reduction: Reduction = chosen_reduction(reduction, self.loss.reduction, matrix)
         self._factor = 1.0 if self.reduction == "mean" else None  # of each loss; known within evaluations
         self.matrix: Matrix = matrix
@@ -149,15 +148,15 @@ class Objective:
             stack.enter_context(settled(self.model, self.dtype))
             stack.enter_context(ordinary_tensors(self.model, self.dtype, self._values))
             if not self._modes_are_safe:
-                check_modes(self.model)
+                check_modes(self.model, dropout=not self.train_mode or self.noise_seed is not None)
                 self._modes_are_safe = True
-            self._afresh = stack.enter_context(in_mode(self.model, training=self._train_mode))
+            self._afresh = stack.enter_context(in_mode(self.model, training=self.train_mode))
             self._look(deferred)
             named, buffers = dict(self.model.named_parameters(remove_duplicate=False)), list(self.model.buffers())
             parameters = list({id(parameter): parameter for parameter in named.values()}.values())
             stack.enter_context(in_precision([*parameters, *buffers], self.dtype, self._values))
             if (criterion := self.loss.criterion) is not None:
-                stack.enter_context(in_mode(criterion, training=self._train_mode))
+                stack.enter_context(in_mode(criterion, training=self.train_mode))
                 tensors = [*criterion.parameters(), *criterion.buffers()]
                 stack.enter_context(in_precision(tensors, self.dtype, self._values))
             chosen = tuple(named[name] for name in self.space.names)
@@ -248,7 +247,7 @@ class Objective:
         """The same objective with other data, parameters, dtype or matrix."""
         same: dict[str, Any] = {
             "data": self.data, "parameters": self.space.names, "dtype": self.dtype, "device": self.device,
-            "noise_seed": self.noise_seed, "measure": self._measure, "train_mode": self._train_mode,
+            "noise_seed": self.noise_seed, "measure": self._measure, "train_mode": self.train_mode,
             "reduction": self.reduction, "matrix": self.matrix,
         }  # fmt: skip
         other = Objective(self.model, self.loss, **(same | changes))
@@ -261,7 +260,7 @@ class Objective:
     @property
     def options(self) -> Hashable:
         """What products depend on, besides model, loss and data."""
-        return self.space, self.dtype, self.device, self.noise_seed, self._train_mode, self._factor, self.matrix
+        return self.space, self.dtype, self.device, self.noise_seed, self.train_mode, self._factor, self.matrix
 
     def on_first_batch(self) -> Objective:
         """The same objective on the first batch only; on no data where there is none."""
@@ -369,14 +368,13 @@ class Objective:
     def raw(self, index: int, batch: Any) -> Any:
         try:
             return self.raw_loss(index, batch)
-        except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
-            hints = precision_hint(error, self.dtype) + self._training_hint(batch)
-            raise InputError(f"batch {index}: {said_by(self.model, error)}{hints}") from error
+            raise of_batch(index, error, self.model, self.dtype, self._training_hint(batch)) from error
 
     def _training_hint(self, batch: Any) -> str:
-        return "" if self._train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
+        return "" if self.train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
 
     def weighed(self, index: int, result: Any, batch: Any, deferred: Deferred | None = None) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch.

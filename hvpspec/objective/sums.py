@@ -72,5 +72,5 @@ def _refuse_mean(batch: Any, measurement: Measurement) -> None:
         raise InputError(
             f"batch 0: the loss is a mean over {counts[0]} already, so that its sum over the batches would depend on "
             "how the data are split; return the sum over the batch, or (mean loss, weight), or leave out "
-            'reduction="sum".'
+            'reduction="sum" (--reduction sum).'
         )

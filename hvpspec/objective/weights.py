@@ -365,7 +365,7 @@ class Measurement:
             return (
                 f"batch {index}: the loss is a sum over the batch and grows with its size (the batch gives {loss:.6g}, "
                 f"its two halves {losses[0]:.6g} and {losses[1]:.6g}); return the mean, or (mean loss, weight), or ask "
-                'for the Hessian of the sum by reduction="sum"'
+                'for the Hessian of the sum by reduction="sum" (--reduction sum)'
             )
         shown = f" (a batch gives {loss:.6g}, its two halves {losses[0]:.6g} and {losses[1]:.6g})" if parts[1:] else ""
         return (

@@ -27,8 +27,15 @@ def loss_findings(objective: Objective) -> Iterator[Finding]:
             "the results are those of this one sample of the noise",
             "note",
         )
+    if objective.train_mode:
+        yield Finding(
+            "train_mode", "the model is evaluated in training mode", "the Hessian is that of this loss", "note"
+        )
     counting = objective.counting
-    if counting.is_sum:
+    if objective.reduction == "sum":
+        done = "the results grow with the number of samples"
+        yield Finding("sum", "the loss is the sum over the data, not the mean", done, "note")
+    elif counting.is_sum:
         yield Finding(
             "sum",
             "the loss is a sum over the batch, not a mean",
@@ -65,7 +72,7 @@ def captured(objective: Objective) -> Iterator[Finding]:
 def other_in_training(objective: Objective) -> Iterator[Finding]:
     """A note where the loss is another function in training mode, not by dropout or batch normalisation: models that
     predict, sample or cache in eval mode. Costs two forward passes of the first batch."""
-    if any(isinstance(module, _STOCHASTIC) for module in objective.model.modules()):
+    if objective.train_mode or any(isinstance(module, _STOCHASTIC) for module in objective.model.modules()):
         return
     usual = objective.value().value
     try:
@@ -77,6 +84,6 @@ def other_in_training(objective: Objective) -> Iterator[Finding]:
     yield Finding(
         "modes",
         f"in training mode the first batch has the loss {other:.6g}, in eval mode {usual:.6g}",
-        "the Hessian is that of the loss in eval mode",
+        "the Hessian is that of the loss in eval mode; --train-mode (train_mode=True) measures the other one",
         "note",
     )

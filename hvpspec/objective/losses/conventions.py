@@ -122,6 +122,15 @@ def refuse_not_finite(model: nn.Module, index: int, loss: float) -> None:
         raise InputError(f"batch {index}: the loss is {loss}; {why}.")
 
 
+def of_batch(index: int, error: BaseException, model: nn.Module, dtype: torch.dtype, hint: str) -> InputError:
+    """What a model or a loss raised, as an error that names the batch. hint: what may be done about it."""
+    if isinstance(error, InputError):  # hvpspec's own, of what it was given there
+        said = str(error)
+        ended = f"{said.removesuffix('.')}{hint}." if hint else said
+        return InputError(said if said.startswith("batch ") else f"batch {index}: {ended}")
+    return InputError(f"batch {index}: {said_by(model, error)}{precision_hint(error, dtype)}{hint}")
+
+
 def said_by(model: nn.Module, error: BaseException) -> str:
     """What an error says, and whether the loss raised it or the model's forward; of the latter, in which module."""
     names = {id(module): name for name, module in model.named_modules()}

@@ -85,7 +85,7 @@ class Opened:
 
 def load(checkpoint: Path, source: Source, screen: Screen, seed: int, *, with_step: bool = False) -> Loaded:
     """Everything that the options name. seed: of the draw of batches."""
-    loss = load_loss(source.loss)
+    loss = load_loss(source.loss or "")
     built = load_model(source.model) if source.model is not None else None
     found: list[Finding] = []
 
@@ -161,7 +161,7 @@ def read(
 
 def trust(source: Source) -> Trust:
     """What the checkpoint may hold. Its classes may be defined where the user's functions are."""
-    loss = source.loss if ":" in source.loss else None
+    loss = source.loss if ":" in (source.loss or "") else None
     named = ((source.model, "--model"), (source.data, "--data"), (loss, "--loss"))
     modules = dict.fromkeys(import_module(spec, option) for spec, option in named if spec is not None)
     return Trust(tuple(source.allow_class or ()), source.trust_pickle, tuple(modules))
@@ -259,7 +259,7 @@ def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossV
     screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}{of}")
     batches = data_source(H, source.data, loss).counted_batches
     how = ["sum"] * (H.objective.reduction == "sum") + ["training mode"] * H.objective.train_mode
-    said = ", ".join([source.loss, *how, batches or "", _weight(loss)])
+    said = ", ".join([source.loss or "", *how, batches or "", _weight(loss)])
     screen.line(f"loss on the data: {loss.value:.6g} ({said})")
     screen.line()
 

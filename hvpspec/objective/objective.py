@@ -48,7 +48,7 @@ from hvpspec.objective.losses.conventions import (
     returned_unread,
 )
 from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, resolve_loss, weighted_mean
-from hvpspec.objective.model_settings import settled
+from hvpspec.objective.model_settings import DefaultDtype, settled
 from hvpspec.objective.modes import check_modes, in_mode, training_hint
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
@@ -108,7 +108,7 @@ class Objective:
         self.device = chosen[0].device if device is None else usable_device(device)
         self.data = check_data(data)
         self.loss: Loss = resolve_loss(loss)
-        self._inner = InnerDerivatives()
+        self._inner, self._made_in = InnerDerivatives(), DefaultDtype()
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
         self._measure = measure
         self.train_mode = train_mode
@@ -251,7 +251,7 @@ class Objective:
             "reduction": self.reduction, "matrix": self.matrix,
         }  # fmt: skip
         other = Objective(self.model, self.loss, **(same | changes))
-        other._inner = self._inner
+        other._inner, other._made_in = self._inner, self._made_in
         if other.reduction == self.reduction:
             other._counting = self._counting
             other._factor = self._factor if other.data is self.data else other._factor
@@ -272,7 +272,7 @@ class Objective:
         """Finds out how the loss is called and how batches are weighed, if that is not known yet."""
         if self._counting is None:
             guessed, seeded = self.loss.given == "model", self.noise_seed is not None
-            look = counting_of_sums if self.reduction == "sum" and not guessed else measured
+            look = counting_of_sums if self.reduction == "sum" else measured
             self._counting = look(
                 self.data, self._place, self.dtype, guessed=guessed, seeded=seeded, trust=not self._measure
             )
@@ -337,7 +337,7 @@ class Objective:
 
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
-        with as_torch_error(f"in batch {index}"), self._replacing:
+        with as_torch_error(f"in batch {index}"), self._replacing, self._made_in(self.dtype):
             return self._inner.evaluate(partial(self._one_loss, index, batch))
 
     def _one_loss(self, index: int, batch: Any) -> Any:
@@ -358,7 +358,7 @@ class Objective:
         values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
         self._afresh()
-        with with_values(self.model, values), self._replacing:
+        with with_values(self.model, values), self._replacing, self._made_in(self.dtype):
             yield lambda: self._inner.evaluate(partial(self._loss_of, batch))
 
     def _batch_loss(self, index: int, batch: Any, deferred: Deferred | None) -> tuple[Tensor, float]:
@@ -371,6 +371,8 @@ class Objective:
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
+            if (found := self._made_in.instead(error, self.dtype, partial(self.raw_loss, index, batch))) is not None:
+                return found
             raise of_batch(index, error, self.model, self.dtype, self._training_hint(batch)) from error
 
     def _training_hint(self, batch: Any) -> str:

@@ -9,6 +9,7 @@ float64 where the loss allows it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.kernels.deferred import Deferred, Doubtful, not_finite
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
@@ -157,7 +158,8 @@ class FiniteDifference:
         for name in tried:
             one = objective.with_(parameters=[name])
             try:
-                autograd.hvp(one, torch.ones(one.space.n, 1, dtype=one.dtype, device=one.device))
+                with warnings.catch_warnings(action="ignore", category=ZeroHessianWarning):  # of a single parameter
+                    autograd.hvp(one, torch.ones(one.space.n, 1, dtype=one.dtype, device=one.device))
             except InputError:
                 continue
             allowed.append(name)

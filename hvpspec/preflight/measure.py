@@ -212,7 +212,10 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
         return total / weights, []
     shown = listed((name for name in objective.space.names if name in unused), MAX_LISTED_NAMES)
     finding = Finding(
-        "unused", f"parameters that the loss does not depend on: {shown}", "their rows of the Hessian are zero", "note"
+        "unused",
+        f"parameters that the loss does not depend on, or under no_grad only: {shown}",
+        "their rows of the Hessian are zero",
+        "note",
     )
     return total / weights, [finding]
 

@@ -145,9 +145,14 @@ def said_by(model: nn.Module, error: BaseException) -> str:
     return f"the model's forward raised {what}" + (f" (in '{running[-1]}')" if running[-1] else "")
 
 
+def is_of_dtype(error: BaseException) -> bool:
+    """Whether an error says that tensors of different precisions do not go together."""
+    return re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)) is not None
+
+
 def precision_hint(error: BaseException, dtype: torch.dtype) -> str:
     """What to do where something stayed in another precision than the model and the batches."""
-    if not re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)):
+    if not is_of_dtype(error):
         return ""
     return (
         f" (model and batches are in {dtype_name(dtype)}: what the loss holds itself has to be so too, and a "

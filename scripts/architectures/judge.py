@@ -260,7 +260,13 @@ def _verdict(instance: Instance, engine: str, truth: Truth, timed: bool) -> Verd
         warnings.simplefilter("always")
         try:
             H = hvpspec.HessianOperator(
-                case.model, case.loss, case.batches, engine=engine, dtype=truth.dtype, **case.options
+                case.model,
+                case.loss,
+                case.batches,
+                engine=engine,
+                dtype=truth.dtype,
+                train_mode=case.train,
+                **case.options,
             )
             if H.shape[0] != truth.v.numel():
                 return Verdict("wrong", said=f"{H.shape[0]} parameters instead of {truth.v.numel()}")

@@ -108,7 +108,7 @@ def _drops(module: nn.Module) -> bool:
     if isinstance(module, nn.RNNBase):
         return module.dropout > 0 and module.num_layers > 1
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return bool(module.dropout > 0)
     if not re.search(r"Drop|StochasticDepth", type(module).__name__):
         return False
     rate = getattr(own, "p", getattr(own, "drop_prob", 0))  # of torch and torchvision; of timm and transformers

@@ -31,7 +31,7 @@ from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.operator_view import preconditioned_by
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses.loss import LossValue
-from hvpspec.objective.sampled_batches import sample_batches
+from hvpspec.objective.sampled_batches import FirstBatches, WatchedBatches, has_length, sample_batches
 from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import MATRIX_NAMES
@@ -104,6 +104,10 @@ def load(checkpoint: Path, source: Source, screen: Screen, seed: int, *, with_st
 def _data(source: Source, screen: Screen, seed: int) -> Any:
     """All batches, or those that are drawn."""
     data = load_data(source.data)
+    if source.max_batches is not None:
+        data = FirstBatches(data, source.max_batches)
+    elif not has_length(data):
+        data = WatchedBatches(data, screen.note)
     if source.batches is None:
         return frozen(data) if source.freeze_data else data
     drawn = sample_batches(data, source.batches, seed=seed)
@@ -293,6 +297,7 @@ def made_by(
     """
     if H.objective.reduction == "sum":
         more["reduction"] = "sum"  # also where the criterion says so
+    more["max_batches"] = source.max_batches
     given = {name: value for name, value in more.items() if value is not None}
     if "optimizer" in given:
         given["optimizer"] = shown(given["optimizer"], not options.no_paths)

@@ -187,6 +187,7 @@ def _sources(path: Path, provenance: Provenance, given: Given) -> tuple[Path, So
     if not checkpoint.exists():
         raise InputError(f"{checkpoint}, the checkpoint of {path}, is not there; say where it is with --checkpoint.")
     more = {name: getattr(given, name) for name in ("allow_class", "trust_pickle", "freeze_data")}
+    more["max_batches"] = provenance.options.get("max_batches")
     drawn = None if provenance.data is None else provenance.data.drawn
     return checkpoint, Source(**specs, key=given.key or provenance.checkpoint.key, batches=drawn, **more)
 

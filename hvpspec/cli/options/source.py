@@ -90,6 +90,14 @@ class Source:
             "--batches",
         ),
     ] = None
+    max_batches: Annotated[
+        int | None,
+        option(
+            SOURCE,
+            "Only the first so many batches of each pass over the data, which may be endless.",
+            "--max-batches",
+        ),
+    ] = None
     expect_loss: Annotated[
         str | None,
         option(
@@ -114,6 +122,8 @@ class Source:
     def __post_init__(self) -> None:
         if self.batches is not None:
             check_count("--batches", self.batches)
+        if self.max_batches is not None:
+            check_count("--max-batches", self.max_batches)
         if self.expect_loss is not None:
             from hvpspec.preflight import expected_loss  # here, as it needs torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -153,3 +154,16 @@ def test_an_error_that_is_not_due_to_the_default_dtype_stays_as_it_is():
     with pytest.raises(InputError, match=r"batch 0: the model's forward raised .* \(model and batches are"):
         H.loss()
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_experts_that_fake_tensors_cannot_multiply_are_recorded_without_a_word(caplog, capfd):
+    """torch logs a traceback of seven hundred lines for them."""
+    torch.manual_seed(0)
+    model = mixtral()
+    model.set_experts_implementation("grouped_mm")
+    ids = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
+    H = HessianOperator(model, "model", [{"input_ids": ids, "labels": ids}], engine="linearized", dtype="float32")
+    _ = H @ torch.ones(H.shape[0])
+    assert H.engine == "linearized", H.plan
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "Traceback" not in capfd.readouterr().err

@@ -40,7 +40,7 @@ from hvpspec.oracle.recorded.graph_rewrites import (
     simplify,
     without_write_backs,
 )
-from hvpspec.oracle.recorded.quiet_torch import functional_conversions, vmapped
+from hvpspec.oracle.recorded.quiet_torch import functional_conversions, vmapped, without_logs
 from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
 
 
@@ -196,7 +196,7 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any, *, with_values:
     parameters = [p.detach() for p in snapshot.parameters]
     v = torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
     try:
-        with warnings.catch_warnings(), functional_conversions():
+        with warnings.catch_warnings(), functional_conversions(), without_logs():
             warnings.simplefilter("ignore")
             arguments = (parameters, list(snapshot.constants.values()), tensors, v)
             graph = _without_writes(_recorded_with_values if with_values else _recorded, product, arguments)

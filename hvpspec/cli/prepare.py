@@ -32,7 +32,7 @@ from hvpspec.krylov.journal import Journal
 from hvpspec.krylov.operator_view import preconditioned_by
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses.loss import LossValue
-from hvpspec.objective.subsets.sampled_batches import sample_batches
+from hvpspec.objective.subsets.sampled_batches import FirstBatches, WatchedBatches, has_length, sample_batches
 from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import MATRIX_NAMES
@@ -86,7 +86,7 @@ class Opened:
 
 def load(checkpoint: Path, source: Source, screen: Screen, seed: int, *, with_step: bool = False) -> Loaded:
     """Everything that the options name. seed: of the draw of batches."""
-    loss = load_loss(source.loss)
+    loss = load_loss(source.loss or "")
     built = load_model(source.model) if source.model is not None else None
     found: list[Finding] = []
 
@@ -105,6 +105,10 @@ def load(checkpoint: Path, source: Source, screen: Screen, seed: int, *, with_st
 def _data(source: Source, screen: Screen, seed: int) -> Any:
     """All batches, or those that are drawn."""
     data = load_data(source.data)
+    if source.max_batches is not None:
+        data = FirstBatches(data, source.max_batches)
+    elif not has_length(data):
+        data = WatchedBatches(data, screen.note)
     if source.batches is None:
         return frozen(data) if source.freeze_data else data
     drawn = sample_batches(data, source.batches, seed=seed)
@@ -162,7 +166,7 @@ def read(
 
 def trust(source: Source) -> Trust:
     """What the checkpoint may hold. Its classes may be defined where the user's functions are."""
-    loss = source.loss if ":" in source.loss else None
+    loss = source.loss if ":" in (source.loss or "") else None
     named = ((source.model, "--model"), (source.data, "--data"), (loss, "--loss"))
     modules = dict.fromkeys(import_module(spec, option) for spec, option in named if spec is not None)
     return Trust(tuple(source.allow_class or ()), source.trust_pickle, tuple(modules))
@@ -192,7 +196,7 @@ def open_checkpoint(
         A = preconditioned(H, checkpoint, preconditioning, trust(source), lr)
         # Blocks first: a pattern that matches nothing is refused before any product.
         blocks = find_blocks(H, options.blocks) if options.blocks else ()
-        findings = [*loaded.findings, *examine(loaded.model, H.device)]
+        findings = [*loaded.findings, *examine(loaded.model, H.device, train_mode=options.train_mode)]
         findings = shown_findings(findings, checkpoint, options)
         loss = H.loss()
     _show_head(checkpoint, source, H, loss, screen)
@@ -279,7 +283,9 @@ def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossV
     of = "" if H.matrix == "hessian" else f" · {MATRIX_NAMES[H.matrix]}"
     screen.line(f"{checkpoint.name} · {count} · {H.dtype.name} on {H.device}{of}")
     batches = data_source(H, source.data, loss).counted_batches
-    screen.line(f"loss on the data: {loss.value:.6g} ({source.loss}, {batches}, {_weight(loss)})")
+    how = ["sum"] * (H.objective.reduction == "sum") + ["training mode"] * H.objective.train_mode
+    said = ", ".join([source.loss or "", *how, batches or "", _weight(loss)])
+    screen.line(f"loss on the data: {loss.value:.6g} ({said})")
     screen.line()
 
 
@@ -310,6 +316,9 @@ def made_by(
 
     more: further options; those that are None were not given.
     """
+    if H.objective.reduction == "sum":
+        more["reduction"] = "sum"  # also where the criterion says so
+    more["max_batches"] = source.max_batches
     given = {name: value for name, value in more.items() if value is not None}
     if "optimizer" in given:
         given["optimizer"] = shown(given["optimizer"], not options.no_paths)

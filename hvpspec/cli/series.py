@@ -197,7 +197,8 @@ def _open(series: Series, request: Request) -> _Opened:
     loss = H.loss()
     if done:
         _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))
-    findings = shown_findings([*loaded.findings, *examine(loaded.model, H.device)], checkpoint, options)
+    of_model = examine(loaded.model, H.device, train_mode=options.train_mode)
+    findings = shown_findings([*loaded.findings, *of_model], checkpoint, options)
     expect = None if done else source.expect_loss
     with request.screen.waiting(CHECKING):
         preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
 from hvpspec.errors import InputError
 from hvpspec.options import LOSS_NAMES
 from hvpspec.wording import raised
+
+_WHERE_SCRIPTS_RUN = 'if __name__ == "__main__":'
+_OWN_ARGUMENTS = f"of which it gets none; give its arguments defaults, or parse them under {_WHERE_SCRIPTS_RUN}"
 
 
 def load_model(spec: str) -> nn.Module:
@@ -87,42 +92,73 @@ def _call(spec: str, option: str) -> Any:
     except ValueError:
         pass  # no signature to look at
     try:
-        return found()
+        with _no_command_line(spec):
+            return found()
+    except _ParsesCommandLine as error:
+        raise InputError(f"{option} {spec}: it parses the command line ({error}), {_OWN_ARGUMENTS}.") from error
     except (Exception, SystemExit) as error:
         raise InputError(f"{option} {spec}: it raised {raised(error)}") from error
 
 
 def _import(place: str, option: str) -> ModuleType:
     try:
-        if place.endswith(".py"):
-            return _import_file(Path(place), option)
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # as `python -m` would
-        return importlib.import_module(place)
+        with _no_command_line(place):
+            if place.endswith(".py"):
+                return _import_file(Path(place), option)
+            if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))  # as `python -m` would
+            return importlib.import_module(place)
     except InputError:
         raise
+    except _ParsesCommandLine as error:
+        raise InputError(f"{option}: importing {place} parses the command line ({error}), {_OWN_ARGUMENTS}.") from error
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(error.name + ".")):
             raise InputError(f"{option}: no module named '{place}' (a file is named with its .py ending).") from error
         raise InputError(f"{option}: importing {place} failed: {error}.") from error
-    except (Exception, SystemExit) as error:  # a script that runs and exits when it is imported
+    except SystemExit as error:  # a script that runs and exits when it is imported
+        raise InputError(
+            f"{option}: importing {place} raised {raised(error)}. Put what runs under {_WHERE_SCRIPTS_RUN}."
+        ) from error
+    except Exception as error:
         raise InputError(f"{option}: importing {place} raised {raised(error)}") from error
+
+
+class _ParsesCommandLine(SystemExit):
+    """What argparse says of hvpspec's own command line, or of one without arguments."""
+
+
+@contextlib.contextmanager
+def _no_command_line(place: str) -> Iterator[None]:
+    """A command line without arguments while the user's code runs: that of hvpspec is none of its own."""
+
+    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise _ParsesCommandLine(message)
+
+    before, error = sys.argv, argparse.ArgumentParser.error
+    sys.argv = [place]
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        sys.argv, argparse.ArgumentParser.error = before, error  # type: ignore[method-assign]
 
 
 def _import_file(path: Path, option: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise InputError(f"{option}: no such file: {path}.")
-    name = f"_hvpspec_user_{path.stem}"
-    loaded = sys.modules.get(name)
-    if loaded is not None and loaded.__file__ == str(path):
-        return loaded  # model, data and loss often share a file: run it once
+    names = path.stem, f"_hvpspec_user_{path.stem}"
+    for loaded in map(sys.modules.get, names):
+        if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+            return loaded  # model, data and loss often share a file: run it once
+    own = str(path.parent)  # first, as `python file.py` has it, for the file's own imports
+    sys.path[:] = [own, *(place for place in sys.path if place != own)]
+    name = names[0] if _is_found(names[0], path) else names[1]
     specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    own = str(path.parent)  # first, as `python file.py` has it, for the file's own imports
-    sys.path[:] = [own, *(place for place in sys.path if place != own)]
     sys.modules[name] = module
     try:
         specification.loader.exec_module(module)
@@ -130,3 +166,14 @@ def _import_file(path: Path, option: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _is_found(name: str, path: Path) -> bool:
+    """Whether a file is what `import` finds by that name, as workers of a DataLoader do that are spawned."""
+    if name in sys.modules:
+        return False
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.origin is not None and Path(found.origin).resolve() == path

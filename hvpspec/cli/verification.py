@@ -35,6 +35,7 @@ from hvpspec.runs.replay import compared_products, contradictions
 
 VERIFY_SCHEMA = "hvpspec/verify/1"
 _OWN_MODEL = "the checkpoint's own"
+_OF_LOSS = ("parameters", "noise_seed", "reduction", "train_mode")  # options on which the loss depends
 _WORDS = {
     "eigenpairs": "eigenvalues", "trace": "trace", "frobenius_norm": "Frobenius norm", "density": "density",
     "condition": "conditioning",
@@ -101,7 +102,7 @@ def _checks(
     follow = f"{', '.join(_WORDS[name] for name in names)}: as the recorded Lanczos matrices give them"
     if names or wrong:
         yield Check("figures", not wrong, "; ".join(wrong) or follow)
-    checkpoint, source = _sources(path, provenance, given)
+    (checkpoint, source), then = _sources(path, provenance, given), provenance.options
     with zero_hessian_refused(), warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)
         loaded = load(checkpoint, source, screen, options.seed)
@@ -112,8 +113,8 @@ def _checks(
         if not same:
             return
         H = OPERATORS[record.spectrum.matrix or "hessian"](
-            loaded.model, loaded.loss, loaded.data, parameters=provenance.options.get("parameters"), dtype=dtype,
-            engine=given.engine, device=given.device, noise_seed=provenance.options.get("noise_seed"),
+            loaded.model, loaded.loss, loaded.data, dtype=dtype, engine=given.engine, device=given.device,
+            **{name: then[name] for name in _OF_LOSS if name in then},
         )  # fmt: skip
         yield from _fresh(record, H, _measured(record, H, checkpoint, given, trust(source)), options)
 
@@ -186,6 +187,7 @@ def _sources(path: Path, provenance: Provenance, given: Given) -> tuple[Path, So
     if not checkpoint.exists():
         raise InputError(f"{checkpoint}, the checkpoint of {path}, is not there; say where it is with --checkpoint.")
     more = {name: getattr(given, name) for name in ("allow_class", "trust_pickle", "freeze_data")}
+    more["max_batches"] = provenance.options.get("max_batches")
     drawn = None if provenance.data is None else provenance.data.drawn
     return checkpoint, Source(**specs, key=given.key or provenance.checkpoint.key, batches=drawn, **more)
 

@@ -126,7 +126,7 @@ def same(found: Sequence[Tensor], expected: Sequence[Tensor], deferred: Deferred
 
 
 def differ(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
-    """A flag: whether any tensor differs from the expected one in a bit. Both have shapes and dtypes in common."""
+    """A flag: whether any tensor differs from the expected one in a bit, or in its shape or dtype."""
     return _any(_flags(list(zip(found, expected, strict=True))))
 
 
@@ -142,7 +142,10 @@ def _flags(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """
     flags, small = list[Tensor](), list[tuple[Tensor, Tensor]]()
     for one, other in _of_parts(pairs):
-        if not (_is_plain(one) and _is_plain(other)) or one.shape != other.shape:
+        if one.shape != other.shape or one.dtype != other.dtype:  # a forward may cast what a module holds
+            flags.append(torch.tensor(True, device=one.device))
+            continue
+        if not (_is_plain(one) and _is_plain(other)):
             flags.append(torch.tensor(not torch.equal(one, other), device=one.device))
             continue
         if one.nbytes > _LARGEST_JOINED and _is_aligned(one) and _is_aligned(other):

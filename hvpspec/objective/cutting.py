@@ -1,4 +1,4 @@
-"""Batches cut into parts and joined, along whichever axis their samples are on.
+"""Batches cut into parts and joined, along whichever axis their samples are on; and what can be counted in them.
 
 A batch does not say where its samples are: on the first dimension of its tensors, on the second (sequences with the
 time first), in lists with an entry for each sample, or the batch itself is such a list.
@@ -6,7 +6,10 @@ time first), in lists with an entry for each sample, or the batch itself is such
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpspec.objective.batches import tensors, with_entries
+from hvpspec.objective.batches import named_leaves, tensors, with_entries
 
+Count = float | Tensor
+"""How many there are: a number, or a tensor of one entry that has not been read yet."""
+
+GIVEN = "the weight returned"
+SAMPLES = "samples"
+_IGNORED = (-100, 255, 0, -1, 1)  # values of targets that losses leave out
 _MOST_PARTS = 3  # of a batch of tensors: inputs, targets, weights
 
 
@@ -170,3 +179,52 @@ def _constant(values: list[Any]) -> Any:
         if not isinstance(equal, bool) or not equal:
             raise CannotCut(f"they hold different {type(first).__name__} values")
     return first
+
+
+# --- counting -------------------------------------------------------------------------------------------------------
+
+
+def counts(batch: Any, axis: Axis, given: Count | None) -> dict[str, Callable[[], Count]]:
+    """What a mean can have been taken over, by name: the likeliest first. given: the weight that the loss returned."""
+    found: dict[str, Callable[[], Count]] = {}
+    if given is not None:
+        found[GIVEN] = lambda: given
+    with contextlib.suppress(CannotCut):
+        size = length(batch, axis)
+        found[SAMPLES] = lambda: float(size)
+    same: dict[str, list[Tensor]] = {}  # of all samples, where these are in lists
+    for name, tensor in named_leaves(batch):
+        same.setdefault(_of_any_sample(name, axis), []).append(tensor)
+    for name, parts in same.items():
+        found |= _counts_of(name, parts)
+    return found
+
+
+def _of_any_sample(name: str, axis: Axis) -> str:
+    """ "batch['labels'][3]['boxes']" → "batch['labels'][:]['boxes']", where each entry of that list is a sample."""
+    if axis.itself:
+        return re.sub(r"^batch\[\d+\]", "batch[:]", name)
+    return re.sub(r"(?<!^batch)\[\d+\]", "[:]", name) if axis.lists else name
+
+
+def _counts_of(name: str, parts: list[Tensor]) -> Iterator[tuple[str, Callable[[], Count]]]:
+    views = {name: parts}
+    if all(part.ndim > 1 for part in parts):
+        views |= {f"{name}[..., 1:]": [p[..., 1:] for p in parts], f"{name}[..., :-1]": [p[..., :-1] for p in parts]}
+    for view, each in views.items():
+        first = each[0]
+        if first.dtype == torch.bool or (first.is_floating_point() and first.ndim <= 2):
+            yield f"sum of {view}", lambda each=each: sum(map(_sum, each))  # type: ignore[misc]
+        elif not first.is_floating_point() and not first.is_complex():
+            for value in _IGNORED:
+                yield (
+                    f"{view} != {value}",
+                    lambda each=each, value=value: sum((part != value).sum() for part in each),  # type: ignore[misc]
+                )
+        yield f"elements of {view}", lambda each=each: float(sum(part.numel() for part in each))  # type: ignore[misc]
+
+
+def _sum(weights: Tensor) -> Tensor:
+    """NaN where some are negative, which are no weights."""
+    total = weights.detach().sum().double()
+    return torch.where((weights >= 0).all(), total, math.nan)

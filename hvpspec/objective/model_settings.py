@@ -1,23 +1,57 @@
-"""Settings of Hugging Face models that an evaluation cannot do with: caches, and kernels without a float64.
+"""Settings that an evaluation cannot do with: caches, kernels without a float64, a default dtype that does not fit.
 
-They are in the models' configs, which are objects that modules share. What is set here is put back when it ends.
+Those of Hugging Face models are in their configs, which are objects that modules share. What is set here is put back
+when it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from hvpspec.objective.live_model import modules_of
+from hvpspec.objective.losses.conventions import is_of_dtype
 
 _CACHE = "use_cache"  # filled in place in eval mode, or missing in layers without attention
 _EXPERTS = "_experts_implementation_internal"  # how the matrices of a mixture of experts are multiplied
 _IN_FLOAT64 = (None, "eager", "batched_mm")
 _LARGEST_BATCHED = 1 << 11  # entries of an expert's weights, which batched_mm copies for each token
+
+
+class DefaultDtype:
+    """The dtype in which a model or a loss makes tensors of its own: float32, unless that does not fit a run in
+    float64. Then it is float64 as well, from then on."""
+
+    def __init__(self) -> None:
+        self._double = False
+
+    @contextlib.contextmanager
+    def __call__(self, dtype: torch.dtype) -> Iterator[None]:
+        """Has that dtype while it lasts; the default is one for all threads."""
+        if not (self._double and dtype == torch.float64):
+            yield
+            return
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+    def instead(self, error: BaseException, dtype: torch.dtype, evaluate: Callable[[], Any]) -> Any:
+        """What `evaluate` gives with tensors made in float64; None where an error is not due to their dtype."""
+        if self._double or dtype != torch.float64 or not is_of_dtype(error):
+            return None
+        self._double = True
+        try:
+            return evaluate()
+        except Exception:
+            self._double = False
+            return None
 
 
 @contextlib.contextmanager

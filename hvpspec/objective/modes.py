@@ -8,6 +8,7 @@ is settled in few steps; the rest is looked at one by one.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -94,11 +95,34 @@ def training_hint(model: nn.Module, evaluate: Callable[[], object]) -> str:
             evaluate()
     except (Exception, SystemExit):
         return ""
-    return " (the model is in eval mode; in training mode this loss can be evaluated: train_mode=True)"
+    return " (the model is in eval mode; in training mode this loss can be evaluated: train_mode=True or --train-mode)"
 
 
-def check_modes(model: nn.Module) -> None:
-    """Raises InputError where `train()` or `eval()` change the model's values."""
+def active_dropout(model: nn.Module) -> list[str]:
+    """Names of the layers that are known to draw random numbers in training mode."""
+    return [name for name, module in model.named_modules() if _drops(module)]
+
+
+def _drops(module: nn.Module) -> bool:
+    own: Any = module
+    if isinstance(module, nn.RNNBase):
+        return module.dropout > 0 and module.num_layers > 1
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    if not re.search(r"Drop|StochasticDepth", type(module).__name__):
+        return False
+    rate = getattr(own, "p", getattr(own, "drop_prob", 0))  # of torch and torchvision; of timm and transformers
+    return isinstance(rate, (int, float)) and rate > 0
+
+
+def check_modes(model: nn.Module, *, dropout: bool = True) -> None:
+    """Raises InputError where `train()` or `eval()` change the model's values, and for layers of dropout unless they
+    are off or their random numbers fixed (`dropout`)."""
+    if not dropout and (random := active_dropout(model)):
+        raise InputError(
+            f"in training mode the loss is random: dropout in {listed(random, 3)}; fix its random numbers with "
+            "noise_seed=0 (--noise-seed 0), or build the model without it."
+        )
     try:
         changed = changed_by_modes(model)
     except (Exception, SystemExit) as error:

@@ -43,14 +43,13 @@ from hvpspec.objective.losses.conventions import (
     NoWeight,
     check_pass,
     check_weights,
-    precision_hint,
+    of_batch,
     refuse_not_finite,
     returned,
     returned_unread,
-    said_by,
 )
 from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, loss_value, resolve_loss
-from hvpspec.objective.model_settings import settled
+from hvpspec.objective.model_settings import DefaultDtype, settled
 from hvpspec.objective.modes import check_modes, in_mode, training_hint
 from hvpspec.objective.noise import ConstantNoise, fixed_noise
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
@@ -110,9 +109,9 @@ class Objective:
         self.device = chosen[0].device if device is None else usable_device(device)
         self.data = check_data(data)
         self.loss: Loss = resolve_loss(loss)
-        self._inner = InnerDerivatives()
+        self._inner, self._made_in = InnerDerivatives(), DefaultDtype()
         self.noise_seed = None if noise_seed is None else check_seed(noise_seed, "noise_seed")
-        self._measure, self._train_mode = measure, train_mode
+        self._measure, self.train_mode = measure, train_mode
         self.reduction: Reduction = chosen_reduction(reduction, self.loss.reduction, matrix)
         self._factor = 1.0 if self.reduction == "mean" else None  # of each loss; known within evaluations
         self.matrix: Matrix = matrix
@@ -149,15 +148,15 @@ class Objective:
             stack.enter_context(settled(self.model, self.dtype))
             stack.enter_context(ordinary_tensors(self.model, self.dtype, self._values))
             if not self._modes_are_safe:
-                check_modes(self.model)
+                check_modes(self.model, dropout=not self.train_mode or self.noise_seed is not None)
                 self._modes_are_safe = True
-            self._afresh = stack.enter_context(in_mode(self.model, training=self._train_mode))
+            self._afresh = stack.enter_context(in_mode(self.model, training=self.train_mode))
             self._look(deferred)
             named, buffers = dict(self.model.named_parameters(remove_duplicate=False)), list(self.model.buffers())
             parameters = list({id(parameter): parameter for parameter in named.values()}.values())
             stack.enter_context(in_precision([*parameters, *buffers], self.dtype, self._values))
             if (criterion := self.loss.criterion) is not None:
-                stack.enter_context(in_mode(criterion, training=self._train_mode))
+                stack.enter_context(in_mode(criterion, training=self.train_mode))
                 tensors = [*criterion.parameters(), *criterion.buffers()]
                 stack.enter_context(in_precision(tensors, self.dtype, self._values))
             chosen = tuple(named[name] for name in self.space.names)
@@ -237,11 +236,11 @@ class Objective:
         """The same objective with other data, parameters, dtype or matrix."""
         same: dict[str, Any] = {
             "data": self.data, "parameters": self.space.names, "dtype": self.dtype, "device": self.device,
-            "noise_seed": self.noise_seed, "measure": self._measure, "train_mode": self._train_mode,
+            "noise_seed": self.noise_seed, "measure": self._measure, "train_mode": self.train_mode,
             "reduction": self.reduction, "matrix": self.matrix,
         }  # fmt: skip
         other = Objective(self.model, self.loss, **(same | changes))
-        other._inner = self._inner
+        other._inner, other._made_in = self._inner, self._made_in
         if other.reduction == self.reduction:
             other._counting, same_data = self._counting, other.data is self.data
             other._factor = self._factor if same_data else other._factor
@@ -250,7 +249,7 @@ class Objective:
     @property
     def options(self) -> Hashable:
         """What products depend on, besides model, loss and data."""
-        return self.space, self.dtype, self.device, self.noise_seed, self._train_mode, self._factor, self.matrix
+        return self.space, self.dtype, self.device, self.noise_seed, self.train_mode, self._factor, self.matrix
 
     def on_first_batch(self) -> Objective:
         """The same objective on the first batch only; on no data where there is none."""
@@ -269,7 +268,7 @@ class Objective:
         """Finds out how the loss is called and how batches are weighed, if that is not known yet."""
         if self._counting is None:
             guessed, seeded = self.loss.given == "model", self.noise_seed is not None
-            look = counting_of_sums if self.reduction == "sum" and not guessed else measured
+            look = counting_of_sums if self.reduction == "sum" else measured
             how = {"guessed": guessed, "seeded": seeded, "trust": not self._measure}
             self._counting = look(to_measure(self.data), self._place, self.dtype, **how)
         if self._factor is None:
@@ -341,7 +340,7 @@ class Objective:
 
     def raw_loss(self, index: int, batch: Any) -> Any:
         """What the loss function returns for a batch that is on the device already. Use within `evaluating()`."""
-        with as_torch_error(f"in batch {index}"), self._replacing:
+        with as_torch_error(f"in batch {index}"), self._replacing, self._made_in(self.dtype):
             return self._inner.evaluate(partial(self._one_loss, index, batch))
 
     def _one_loss(self, index: int, batch: Any) -> Any:
@@ -362,7 +361,7 @@ class Objective:
         values = {name: t.clone() if name in buffers else t for name, t in snapshot.constants.items()}
         values.update(zip(self.space.names, snapshot.parameters, strict=True))
         self._afresh()
-        with with_values(self.model, values), self._replacing:
+        with with_values(self.model, values), self._replacing, self._made_in(self.dtype):
             yield lambda: self._inner.evaluate(partial(self._loss_of, batch))
 
     def _batch_loss(self, index: int, batch: Any, deferred: Deferred | None) -> tuple[Tensor, float]:
@@ -372,12 +371,13 @@ class Objective:
     def raw(self, index: int, batch: Any) -> Any:
         try:
             return self.raw_loss(index, batch)
-        except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (Exception, SystemExit) as error:  # a user's model or loss may raise anything
-            hints = precision_hint(error, self.dtype)
-            hints += "" if self._train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
-            raise InputError(f"batch {index}: {said_by(self.model, error)}{hints}") from error
+            if (found := self._made_in.instead(error, self.dtype, partial(self.raw_loss, index, batch))) is not None:
+                return found
+            hint = "" if self.train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
+            raise of_batch(index, error, self.model, self.dtype, hint) from error
 
     def weighed(self, index: int, result: Any, batch: Any, deferred: Deferred | None = None) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch.

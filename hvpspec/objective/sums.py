@@ -50,11 +50,16 @@ def counting_of_sums(
 ) -> Counting:
     """How the batches of a user's own loss are weighed where the objective is a sum: see `weights.measured`.
 
-    A loss with a weight is a mean, as elsewhere. Raises InputError for one without that is a mean all the same: a sum
-    of means would depend on how the data are split into batches.
+    A loss with a weight is a mean, as elsewhere; one whose weight is `guessed` may be a mean or a sum, which is
+    measured. Raises InputError for a loss without a weight that is a mean all the same: a sum of means would depend on
+    how the data are split into batches.
     """
     for first in data:
         gradients, given = first_evaluation(first, place, dtype)
+        if guessed and not trust:
+            with contextlib.ExitStack() as stack:
+                dtype, evaluate = best_place(first, place, dtype, gradients, stack)
+                return _mean_or_sum(data, Measurement(evaluate, dtype, given is not None, seeded, guessed=True))
         if given is not None:
             return measured(data, place, dtype, guessed=guessed, seeded=seeded, trust=trust)
         if not trust:
@@ -65,6 +70,15 @@ def counting_of_sums(
     return Counting(BATCHES)
 
 
+def _mean_or_sum(data: Iterable[Any], measurement: Measurement) -> Counting:
+    try:
+        counting = measurement.over(data)
+    except InputError:
+        if not measurement.is_sum:
+            raise
+    return Counting(BATCHES) if measurement.is_sum else counting
+
+
 def _refuse_mean(batch: Any, measurement: Measurement) -> None:
     measurement.over([batch])
     counts, loss = measurement.possible(), measurement.evaluate(0, batch)[0]
@@ -72,5 +86,5 @@ def _refuse_mean(batch: Any, measurement: Measurement) -> None:
         raise InputError(
             f"batch 0: the loss is a mean over {counts[0]} already, so that its sum over the batches would depend on "
             "how the data are split; return the sum over the batch, or (mean loss, weight), or leave out "
-            'reduction="sum".'
+            'reduction="sum" (--reduction sum).'
         )

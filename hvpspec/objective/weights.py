@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.objective.batches import named_leaves, tensors
+from hvpspec.objective.batches import tensors
 from hvpspec.objective.cutting import (
     AXES,
     FIRST,
+    GIVEN,
+    SAMPLES,
     Axis,
     CannotCut,
+    Count,
+    counts,
     cut,
     joined,
     length,
@@ -36,23 +39,20 @@ from hvpspec.objective.cutting import (
 )
 from hvpspec.objective.noise import is_random
 
-Count = float | Tensor
-"""How many there are: a number, or a tensor of one entry that has not been read yet."""
 Evaluate = Callable[[int, Any], tuple[float, float | None]]
 """The loss of a batch (NaN where it has none), which errors name by the number given, and the weight returned."""
 Place = Callable[[torch.dtype, bool, bool], AbstractContextManager[Evaluate]]
 """Evaluates losses in a dtype, at parameters that are moved or the model's own, and with gradients or without."""
 
-GIVEN = "the weight returned"
-SAMPLES = "samples"
 BATCHES = "batches"
-_IGNORED = (-100, 255, 0, -1, 1)  # values of targets that losses leave out
 _ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5}  # relative deviations that come from adding in another order
 _LARGEST_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}  # parts of a model may compute in single precision
 _BATCHES_FOR_GIVEN = 2  # with which a weight that a loss returns is tried
-
-
 ADVICE = "let the loss return (mean loss, weight), where the weight is what the mean is taken over"
+OWN_ADVICE = (
+    'give all the data as one batch, or a function loss(model, batch) in place of the loss "model", and let it return '
+    "(mean loss, weight), where the weight is what the mean is taken over"
+)
 
 
 @dataclass(frozen=True)
@@ -73,38 +73,6 @@ class Counting:
         if self.by in (GIVEN, SAMPLES):
             return sample_count(index, batch, self.axis)
         return counts(batch, self.axis, given)[self.by]()
-
-
-def counts(batch: Any, axis: Axis, given: Count | None) -> dict[str, Callable[[], Count]]:
-    """What a mean can have been taken over, by name: the likeliest first."""
-    found: dict[str, Callable[[], Count]] = {}
-    if given is not None:
-        found[GIVEN] = lambda: given
-    with contextlib.suppress(CannotCut):
-        size = length(batch, axis)
-        found[SAMPLES] = lambda: float(size)
-    for name, tensor in named_leaves(batch):
-        found |= _counts_of(name, tensor)
-    return found
-
-
-def _counts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Callable[[], Count]]]:
-    views = {name: tensor}
-    if tensor.ndim > 1:
-        views |= {f"{name}[..., 1:]": tensor[..., 1:], f"{name}[..., :-1]": tensor[..., :-1]}
-    for view, part in views.items():
-        if part.dtype == torch.bool or (part.is_floating_point() and part.ndim <= 2):
-            yield f"sum of {view}", lambda part=part: _sum(part)  # type: ignore[misc]
-        elif not part.is_floating_point() and not part.is_complex():
-            for value in _IGNORED:
-                yield f"{view} != {value}", lambda part=part, value=value: (part != value).sum()  # type: ignore[misc]
-        yield f"elements of {view}", lambda part=part: float(part.numel())  # type: ignore[misc]
-
-
-def _sum(weights: Tensor) -> Tensor:
-    """NaN where some are negative, which are no weights."""
-    total = weights.detach().sum().double()
-    return torch.where((weights >= 0).all(), total, math.nan)
 
 
 def sample_count(index: int, batch: Any, axis: Axis = FIRST) -> float:
@@ -148,7 +116,7 @@ def measured(
             return Counting(SAMPLES if given is None else GIVEN)
         with contextlib.ExitStack() as stack:
             dtype, evaluate = best_place(first, place, dtype, gradients, stack)
-            return Measurement(evaluate, dtype, given is not None and not guessed, seeded).over(data)
+            return Measurement(evaluate, dtype, given is not None, seeded, guessed=guessed).over(data)
     return Counting()
 
 
@@ -197,8 +165,11 @@ class _Part:
 class Measurement:
     """What the batches so far have shown."""
 
-    def __init__(self, evaluate: Evaluate, dtype: torch.dtype, given: bool, seeded: bool) -> None:
-        self.evaluate, self.given, self.seeded = evaluate, given, seeded
+    def __init__(
+        self, evaluate: Evaluate, dtype: torch.dtype, given: bool, seeded: bool, *, guessed: bool = False
+    ) -> None:
+        self.evaluate, self.given, self.seeded = evaluate, given and not guessed, seeded
+        self.guessed, self.advice = guessed, OWN_ADVICE if guessed else ADVICE
         self.rounding, self.largest_rounding = _ROUNDING[dtype], _LARGEST_ROUNDING[dtype]
         self.axis: Axis | None = None
         self.worst: dict[str, float] = {}  # the largest relative deviation of each count that was compared
@@ -207,6 +178,8 @@ class Measurement:
         self.known: set[str] = set()  # the names of counts in the first batch
         self.given_adds_up = self.given_is_constant = True
         self.refusal: str | None = None  # the sentence in force once there is a second batch
+        self.comparisons = 0
+        self.sums: list[str] = []  # those in which the losses of parts add up to that of the whole
         self.is_sum = False
         self.alike = True  # whether all batches have tensors of the same shapes
         self.first: Any = None
@@ -298,13 +271,17 @@ class Measurement:
         if not (same_samples(first.batch, second.batch) or self._proportional(first, second)):
             self.refusal = (
                 f"batch {index}: its samples have other shapes than those of batch {index - 1}, so that it cannot be "
-                f"told whether the loss is a mean over samples or over what they consist of; {ADVICE}"
+                f"told whether the loss is a mean over samples or over what they consist of; {self.advice}"
             )
 
     # --- conclusions ---
 
     def _note(self, whole: _Part, parts: Sequence[_Part]) -> None:
         found, known = _deviations(whole, parts), whole.counts if not self.compared else self.known
+        self.comparisons += 1
+        losses = [part.loss for part in parts]
+        if abs(sum(losses) - whole.loss) <= self.largest_rounding * max(map(abs, losses)):
+            self.sums.append(f"{whole.loss:.6g}, its parts {' and '.join(f'{loss:.6g}' for loss in losses)}")
         self.compared, self.known = True, set(known)
         self.ruled_out |= {name for name in known if name not in found and whole.counts.get(name) != 0}
         for name, off in found.items():
@@ -345,32 +322,31 @@ class Measurement:
         if not self.compared:  # nothing could be cut
             entries = self.first if isinstance(self.first, (tuple, list)) else (self.first,)
             said = any(said_size(entry) is not None for entry in entries)
-            if said or (self.alike and not math.isnan(samples_or_nan(self.first))):
+            if said or (self.alike and not math.isnan(samples_or_nan(self.first, self.axis or FIRST))):
                 return None
-            return (
-                f"batch {index}: what its loss is a mean over cannot be measured, as it cannot be cut in two; {ADVICE}"
-            )
+            why = "what its loss is a mean over cannot be measured, as it cannot be cut in two"
+            return f"batch {index}: {why}; {self.advice}"
         if possible:
             return None
         again = self.evaluate(index + 1, self.batch)[0]  # another number has another seed
         if abs(again - loss) > self.rounding * max(abs(again), abs(loss)):
             if not self.seeded:
                 raise InputError(is_random(loss, again))
-            if self.alike and not math.isnan(samples_or_nan(self.first)):
+            if self.alike and not math.isnan(samples_or_nan(self.first, self.axis or FIRST)):
                 return None
-            return f"batch {index}: what its loss is a mean over cannot be measured under noise of NumPy; {ADVICE}"
-        losses = [part.loss for part in parts]
-        if len(losses) > 1 and abs(sum(losses) - loss) <= self.largest_rounding * max(map(abs, losses)):
+            return f"batch {index}: what its loss is a mean over cannot be measured under noise of NumPy; {self.advice}"
+        if self.sums and len(self.sums) == self.comparisons:
             self.is_sum = True
+            otherwise = self.advice if self.guessed else "return the mean, or (mean loss, weight)"
             return (
-                f"batch {index}: the loss is a sum over the batch and grows with its size (the batch gives {loss:.6g}, "
-                f"its two halves {losses[0]:.6g} and {losses[1]:.6g}); return the mean, or (mean loss, weight), or ask "
-                'for the Hessian of the sum by reduction="sum"'
+                f"batch {index}: the loss is a sum over the batch and grows with its size (a batch gives "
+                f'{self.sums[-1]}); {otherwise}, or ask for the Hessian of the sum by reduction="sum" (--reduction sum)'
             )
+        losses = [part.loss for part in parts]
         shown = f" (a batch gives {loss:.6g}, its two halves {losses[0]:.6g} and {losses[1]:.6g})" if parts[1:] else ""
         return (
             f"batch {index}: the loss is no mean over samples, or over anything else that its batches show{shown}; "
-            f"{ADVICE}"
+            f"{self.advice}"
         )
 
 

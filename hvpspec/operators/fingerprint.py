@@ -32,6 +32,8 @@ def fingerprint(objective: Objective, loss: LossValue) -> dict[str, Any]:
         "loss on the data": repr(loss.value) if exact else f"{loss.value:.6g}",
         "weight of the data": loss.weight,
         "noise seed": objective.noise_seed,
+        "mode of the model": "training" if objective.train_mode else "eval",
+        "reduction of the loss": objective.reduction,
     }
 
 

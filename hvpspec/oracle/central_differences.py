@@ -94,14 +94,18 @@ def _one_pass(
         loss, weight = evaluate()
         if weight == 0:
             continue
-        centre = gradient(objective, loss, parameters)
+        pieces = _gradients(objective, loss, parameters)
+        reached = [piece is not None for piece in pieces]
+        centre = _as_vector(parameters, pieces)
         check_finite(objective, index, "the gradient", centre, deferred)
-        del loss  # frees memory for the next
+        del loss, pieces  # frees memory for the next
         shares = torch.zeros_like(units) if on_batch is not None else None
         for row, v in enumerate(units):
 
-            def gradient_at(way: float, v: Tensor = v, evaluate: Evaluate = evaluate) -> Tensor:
-                with moved(objective, parameters, v, way):
+            def gradient_at(
+                way: float, v: Tensor = v, evaluate: Evaluate = evaluate, reached: Sequence[bool] = reached
+            ) -> Tensor:
+                with moved(objective, parameters, v, way, reached):
                     return gradient(objective, evaluate()[0], parameters)
 
             def estimate(step: float, at: GradientAt = gradient_at, centre: Tensor = centre) -> tuple[Tensor, Tensor]:
@@ -176,24 +180,39 @@ def least_error(rounded: Tensor, step: float) -> Tensor:
 
 def gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """The gradient of a loss as one vector. Raises InputError where there is none."""
+    return _as_vector(parameters, _gradients(objective, loss, parameters))
+
+
+def _as_vector(parameters: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor:
+    return joined([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, pieces, strict=True)])
+
+
+def _gradients(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradient's pieces; None for parameters that it does not reach. Raises InputError."""
     if not loss.requires_grad:
-        return torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
+        return [None] * len(parameters)
     try:
-        pieces = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
     except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # a Function of the user's own may raise anything in its backward
         raise refused_derivative(error) from error
-    return joined(pieces)
 
 
 @contextlib.contextmanager
-def moved(objective: Objective, parameters: Sequence[Tensor], v: Tensor, step: float) -> Iterator[None]:
-    """The model's own parameters at p + step · v, and back at p afterwards."""
+def moved(
+    objective: Objective, parameters: Sequence[Tensor], v: Tensor, step: float, reached: Sequence[bool]
+) -> Iterator[None]:
+    """The model's own parameters at p + step · v, and back at p afterwards.
+
+    Those that no gradient has reached stay where they are: what is used under no_grad is a constant.
+    """
     centre = [parameter.data for parameter in parameters]
     try:
-        for parameter, middle, piece in zip(parameters, centre, objective.space.pieces(v), strict=True):
-            parameter.data = middle + step * piece
+        each = zip(parameters, centre, objective.space.pieces(v), reached, strict=True)
+        for parameter, middle, piece, moves in each:
+            if moves:
+                parameter.data = middle + step * piece
         yield
     finally:
         for parameter, middle in zip(parameters, centre, strict=True):

@@ -4,19 +4,22 @@ What a product and its error are made of is in `hvpspec.oracle.central_differenc
 with the smallest error for a random vector, and stays: what one vector needs does not depend on those before it. Where
 the loss has a kink or curves more along one vector than along the random one, that product is made once more with a
 smaller step, but never with one so small that the noise that has been measured would be most of its error. Computed in
-float64 where the loss allows it.
+float64 where the loss allows it, and there without the casts to float32 that a model may contain.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, ZeroHessianWarning
+from hvpspec.kernels.casts import WithoutCasts
 from hvpspec.kernels.deferred import Deferred, Doubtful, not_finite
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
@@ -73,7 +76,7 @@ class FiniteDifference:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self._working: Objective | None = None
+        self._working: _Working | None = None
         self._step = self._least_step = 0.0
         self._noise = 0.0
         self._rounding = 0.0  # error × step of a batch's product: as far as it is noise, larger for smaller steps
@@ -116,10 +119,10 @@ class FiniteDifference:
         return self._product(working, columns, on_batch, None)
 
     def _product(
-        self, working: Objective, columns: Tensor, on_batch: OnBatch | None, deferred: Deferred | None
+        self, working: _Working, columns: Tensor, on_batch: OnBatch | None, deferred: Deferred | None
     ) -> Tensor:
         """The product. Raises Doubtful where what was deferred is wrong, or a batch's product is to be repeated."""
-        rows = columns.T.to(working.dtype)
+        rows = columns.T.to(working.objective.dtype)
         lengths = rows.norm(dim=1, keepdim=True)
         units = rows / torch.where(lengths == 0, 1, lengths)
 
@@ -129,7 +132,10 @@ class FiniteDifference:
             on_batch(index, weight, (product * lengths).T.to(columns.dtype))
 
         improve = partial(self._improved, deferred=deferred)
-        made = differences(working, units, self._step, receive if on_batch is not None else None, improve, deferred)
+        with working.whole():
+            made = differences(
+                working.objective, units, self._step, receive if on_batch is not None else None, improve, deferred
+            )
         self._note(made.products, torch.where(lengths[:, 0] > 0, made.errors, 0))
         product: Tensor = (made.products * lengths).T.to(columns.dtype)
         return product
@@ -145,7 +151,7 @@ class FiniteDifference:
 
     def describe(self) -> str:
         """The plan in one line."""
-        dtype = dtype_name(self._prepare().dtype)
+        dtype = dtype_name(self._prepare().objective.dtype)
         return f"finite differences of the gradient in {dtype}, relative errors of products up to {self._noise:.1g}"
 
     def validate(self, tries: int = 64) -> Validation:
@@ -157,32 +163,36 @@ class FiniteDifference:
         for name in tried:
             one = objective.with_(parameters=[name])
             try:
-                autograd.hvp(one, torch.ones(one.space.n, 1, dtype=one.dtype, device=one.device))
+                with warnings.catch_warnings(action="ignore", category=ZeroHessianWarning):  # of a single parameter
+                    autograd.hvp(one, torch.ones(one.space.n, 1, dtype=one.dtype, device=one.device))
             except InputError:
                 continue
             allowed.append(name)
         names = tuple(allowed)
         if not names:
             return Validation((), len(tried), float("nan"), float("nan"))
-        part = self._prepare().with_(parameters=list(names))
+        working = self._prepare()
+        part = working.objective.with_(parameters=list(names))
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(part.space.n, 1, generator=generator, dtype=torch.float64).to(part.device, part.dtype)
-        try:
-            exact = autograd.hvp(part, v)
-        except InputError:  # possible in each of them, but not in all together
-            names, part = names[:1], part.with_(parameters=list(names[:1]))
-            v = v[: part.space.n]
-            exact = autograd.hvp(part, v)
+        with working.whole():
+            try:
+                exact = autograd.hvp(part, v)
+            except InputError:  # possible in each of them, but not in all together
+                names, part = names[:1], part.with_(parameters=list(names[:1]))
+                v = v[: part.space.n]
+                exact = autograd.hvp(part, v)
         engine = FiniteDifference(part)
         size = float(exact.norm())
         off = float((engine(v) - exact).norm()) / size if size else 0.0
         return Validation(names, len(tried), off, engine.noise)
 
-    def _prepare(self) -> Objective:
-        """The objective whose gradient is differenced; chooses the step at the first call."""
+    def _prepare(self) -> _Working:
+        """What is differenced; chooses the step at the first call."""
         if self._working is not None:
             return self._working
-        working, _, best, self._least_step = _with_best_step(self.objective, _ENOUGH)
+        working, _, best = _with_best_step(self.objective, _ENOUGH)
+        self._least_step = working.least_step
         self._step, self._rounding = best.step, float(best.noise) * best.step
         self._note(best.products, best.errors)
         self._working = working
@@ -219,8 +229,9 @@ def compared(objective: Objective) -> tuple[float, float]:
     Both are relative to the longer product, in float64 where that is possible. Costs a product, and 5 gradients where
     the loss is smooth, up to 60 otherwise.
     """
-    working, v, best, _ = _with_best_step(objective.with_(matrix="hessian"), _ENOUGH_TO_COMPARE)
-    exact = autograd.hvp(working, v.T).T
+    working, v, best = _with_best_step(objective.with_(matrix="hessian"), _ENOUGH_TO_COMPARE)
+    with working.whole():
+        exact = autograd.hvp(working.objective, v.T).T
     longer = max(float(exact.norm()), float(best.products.norm())) or 1.0
     return float((best.products - exact).norm()) / longer, float(best.errors[0]) / longer
 
@@ -239,18 +250,36 @@ def is_gradient(objective: Objective) -> bool:
     return float((x @ y_times - y @ x_times).abs()) <= explained
 
 
-def _with_best_step(objective: Objective, enough: float) -> tuple[Objective, Tensor, Differences, float]:
-    """The objective, in float64 where that exists, a random unit vector (1, n), differences by the best step, and the
-    least step: a smaller one changes less than the last digit of the coarsest numbers that the loss is made of."""
+@dataclass(frozen=True)
+class _Working:
+    """The objective whose gradient is differenced, and whether without the casts to fewer digits inside the loss.
+
+    least_step: a smaller one changes less than the last digit of the coarsest numbers that the loss is made of.
+    """
+
+    objective: Objective
+    without_casts: bool
+    least_step: float = 0.0
+
+    def whole(self) -> AbstractContextManager[object]:
+        """Entered while it is evaluated."""
+        return WithoutCasts() if self.without_casts else nullcontext()
+
+
+def _with_best_step(objective: Objective, enough: float) -> tuple[_Working, Tensor, Differences]:
+    """The objective with as many digits as there are, a random unit vector (1, n), and differences by the best step."""
     last: Exception | None = None
-    for working in (objective.in_float64(), objective):
-        v = torch.randn(1, working.space.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        v = (v / v.norm()).to(working.device, working.dtype)
+    double = objective.in_float64()
+    for working in (_Working(double, True), _Working(double, False), _Working(objective, False)):
+        one = working.objective
+        v = torch.randn(1, one.space.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        v = (v / v.norm()).to(one.device, one.dtype)
         try:
-            with working.evaluating() as parameters:
-                unit, length = coarsest_unit(next(working.losses())[1]), size(parameters)
-            attempt, least = partial(differences, working, v), unit * length
-            return working, v, _best(attempt, unit**_FIRST_STEP * length, least, enough), least
+            with working.whole(), one.evaluating() as parameters:
+                unit, length = coarsest_unit(next(one.losses())[1]), size(parameters)
+            with working.whole():
+                best = _best(partial(differences, one, v), unit**_FIRST_STEP * length, unit * length, enough)
+            return replace(working, least_step=unit * length), v, best
         except (InputError, torch.OutOfMemoryError) as raised:  # an operation or the memory for float64 does not exist
             forget_frames(raised)
             last = raised

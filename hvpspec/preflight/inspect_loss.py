@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from torch import nn
 
 from hvpspec.errors import InputError
+from hvpspec.objective.cutting import GIVEN, SAMPLES
 from hvpspec.objective.objective import Objective
-from hvpspec.objective.weights import BATCHES, GIVEN, SAMPLES
+from hvpspec.objective.weights import BATCHES
 from hvpspec.oracle.checks.verify import other_leaves
 from hvpspec.results.preflight import Finding
 from hvpspec.wording import listed
@@ -27,8 +28,15 @@ def loss_findings(objective: Objective) -> Iterator[Finding]:
             "the results are those of this one sample of the noise",
             "note",
         )
+    if objective.train_mode:
+        yield Finding(
+            "train_mode", "the model is evaluated in training mode", "the Hessian is that of this loss", "note"
+        )
     counting = objective.counting
-    if counting.is_sum:
+    if objective.reduction == "sum":
+        done = "the results grow with the number of samples"
+        yield Finding("sum", "the loss is the sum over the data, not the mean", done, "note")
+    elif counting.is_sum:
         yield Finding(
             "sum",
             "the loss is a sum over the batch, not a mean",
@@ -64,19 +72,21 @@ def captured(objective: Objective) -> Iterator[Finding]:
 
 def other_in_training(objective: Objective) -> Iterator[Finding]:
     """A note where the loss is another function in training mode, not by dropout or batch normalisation: models that
-    predict, sample or cache in eval mode. Costs two forward passes of the first batch."""
-    if any(isinstance(module, _STOCHASTIC) for module in objective.model.modules()):
+    predict, sample or cache in eval mode. Costs three forward passes of the first batch."""
+    if objective.train_mode or any(isinstance(module, _STOCHASTIC) for module in objective.model.modules()):
         return
     usual = objective.value().value
     try:
-        other = objective.with_(train_mode=True).value().value
+        other, again = (objective.with_(train_mode=True).value().value for _ in range(2))
     except InputError:  # a loss that needs targets in training mode, say
+        return
+    if abs(other - again) > _NOTEWORTHY * abs(other):  # dropout that is no layer of its own
         return
     if abs(other - usual) <= _NOTEWORTHY * max(abs(other), abs(usual)):
         return
     yield Finding(
         "modes",
         f"in training mode the first batch has the loss {other:.6g}, in eval mode {usual:.6g}",
-        "the Hessian is that of the loss in eval mode",
+        "the Hessian is that of the loss in eval mode; --train-mode (train_mode=True) measures the other one",
         "note",
     )

@@ -13,13 +13,13 @@ from torch.nn.parameter import is_lazy
 from hvpspec.errors import InputError
 from hvpspec.kernels.float32_precision import switched_on
 from hvpspec.objective.live_model import unwrapped
+from hvpspec.objective.modes import active_dropout
 from hvpspec.results.preflight import Finding
 from hvpspec.results.record import ParameterCount
 from hvpspec.wording import dtype_name, listed
 
 MAX_LISTED_NAMES = 3  # that a finding spells out
 
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _PRECISIONS = {"tf32": "TF32", "bf16": "bfloat16", "f16": "float16", "any": "less than float32"}
 _OPERATIONS = {"matmul": "matrix products", "conv": "convolutions", "rnn": "recurrent layers"}
 _NORM = nn.modules.batchnorm._NormBase
@@ -55,12 +55,16 @@ def _attention(module: nn.Module) -> str | None:
     return getattr(config, "_attn_implementation", None) if hasattr(module, "set_attn_implementation") else None
 
 
-def examine(model: nn.Module, device: torch.device) -> list[Finding]:
-    """What is bypassed or fixed while products are computed, and what the user should know. Changes nothing."""
+def examine(model: nn.Module, device: torch.device, *, train_mode: bool = False) -> list[Finding]:
+    """What is bypassed or fixed while products are computed, and what the user should know. Changes nothing.
+
+    train_mode: whether the model is evaluated in training mode.
+    """
     modules = dict(model.named_modules())
     return [
         *_wrappers(model, modules),
-        *_modes(modules),
+        *([] if train_mode else _not_in_eval_mode(modules)),
+        *_without_statistics(modules),
         *_parameters(model),
         *_kernels(modules, device),
     ]
@@ -78,25 +82,23 @@ def _wrappers(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Fi
         yield Finding("compiled", f"compiled by torch.compile: {_list(compiled)}", "run without compilation")
 
 
-def _modes(modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
-    """Layers that compute something else in training mode."""
-    dropout = [name for name, m in modules.items() if isinstance(m, _DROPOUT) and m.training and m.p > 0]
-    dropout += [n for n, m in modules.items() if isinstance(m, nn.RNNBase) and m.training and m.dropout > 0]
-    if dropout:
+def _not_in_eval_mode(modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
+    """Layers that are in training mode, where they compute something else."""
+    if dropout := [name for name in active_dropout(modules[""]) if modules[name].training]:
         yield Finding("dropout", f"dropout in training mode: {_list(dropout)}", "evaluated in eval mode")
-    norms = {name: module for name, module in modules.items() if isinstance(module, _NORM)}
-    training = [name for name, module in norms.items() if module.training and module.running_mean is not None]
-    if training:
+    norms = [name for name, m in modules.items() if isinstance(m, _NORM) and m.training and m.running_mean is not None]
+    if norms:
         yield Finding(
             "batch_norm",
-            f"normalisation with the statistics of each batch (training mode): {_list(training)}",
+            f"normalisation with the statistics of each batch (training mode): {_list(norms)}",
             "evaluated in eval mode, with the running statistics",
         )
-    bare = [
-        name
-        for name, module in norms.items()
-        if module.running_mean is None and isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
+
+
+def _without_statistics(modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
+    """Layers that use the statistics of each batch in either mode."""
+    kind = nn.modules.batchnorm._BatchNorm
+    bare = [name for name, module in modules.items() if isinstance(module, kind) and module.running_mean is None]
     if bare:
         found = f"normalisation without running statistics: {_list(bare)}"
         yield Finding("batch_statistics", found, _ON_BATCHES, "note")
@@ -152,8 +154,8 @@ def _kernels(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator
         yield Finding(precision, found, "off while products are computed")
 
 
-def replacement_findings(names: Iterable[str]) -> Iterator[Finding]:
-    """Findings on what `torch_kernels.noting_replacements` has seen."""
+def replacement_findings(names: Iterable[str], *, train_mode: bool = False) -> Iterator[Finding]:
+    """Findings on what `torch_kernels.noting_replacements` has seen, while the model was in training mode or not."""
     known = {
         "attention": ("scaled-dot-product attention", "the MATH backend, which has a second derivative"),
         "weight_norm": (
@@ -171,7 +173,7 @@ def replacement_findings(names: Iterable[str]) -> Iterator[Finding]:
     for name in sorted(set(names) & set(known)):
         yield Finding(name, *known[name])
     if "batch_statistics" in names:
-        found = "normalisation with the statistics of each batch, in eval mode too"
+        found = f"normalisation with the statistics of each batch{'' if train_mode else ', in eval mode too'}"
         yield Finding("batch_statistics", found, _ON_BATCHES, "note")
 
 

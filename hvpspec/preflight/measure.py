@@ -152,7 +152,8 @@ def _inspected(
     if "training_norm" in replaced.names:  # the forward sets its own layers to training mode again
         known = replace(known, findings=tuple(finding for finding in known.findings if finding.kind != "batch_norm"))
     kinds = {finding.kind for finding in known.findings}
-    known = found(*(finding for finding in replacement_findings(replaced.names) if finding.kind not in kinds))
+    of_kernels = replacement_findings(replaced.names, train_mode=H.objective.train_mode)
+    known = found(*(finding for finding in of_kernels if finding.kind not in kinds))
     if abs(again - first.value) > tolerance * max(first.size, abs(again)):
         what = f"two passes over the data give different losses ({first.value:.9g}, {again:.9g})"
         return found(_not_repeatable(H.objective, what))
@@ -213,7 +214,10 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
         return total / weights, []
     shown = listed((name for name in objective.space.names if name in unused), MAX_LISTED_NAMES)
     finding = Finding(
-        "unused", f"parameters that the loss does not depend on: {shown}", "their rows of the Hessian are zero", "note"
+        "unused",
+        f"parameters that the loss does not depend on, or under no_grad only: {shown}",
+        "their rows of the Hessian are zero",
+        "note",
     )
     return total / weights, [finding]
 

@@ -106,6 +106,8 @@ def _settings(provenance: Provenance) -> dict[str, Any]:
         "matrix": provenance.options.get("matrix", "hessian"),
         "preconditioner": provenance.options.get("precondition", "none"),
         "loss": provenance.loss,
+        "reduction": provenance.options.get("reduction", "mean"),
+        "mode of the model": "training" if provenance.options.get("train_mode") else "eval",
         "data": None if data is None else data.source,
         "number of batches": None if data is None else data.batches,
         "choice of batches": None if data is None else "all" if data.drawn is None else data.counted_batches,

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 import hvpspec
@@ -115,7 +116,7 @@ def _truth_in(instance: Instance, dtype: torch.dtype) -> Truth:
     v /= v.norm()
     with sdpa_kernel(SDPBackend.MATH):
         seconds = _seconds(gradient)
-        differences, off = gradient.richardson(v)
+        differences, off = _with_all_digits(gradient, v) if dtype == torch.float64 else gradient.richardson(v)
         try:
             product = gradient.product(v)
         except (RuntimeError, NotImplementedError) as error:
@@ -126,6 +127,25 @@ def _truth_in(instance: Instance, dtype: torch.dtype) -> Truth:
             return Truth(v, differences, off, "differences (torch's second derivative is another)", dtype, seconds)
         rounding = gradient.rounding(v, product)
     return Truth(v, product, rounding, "double backward", dtype, seconds)
+
+
+class _WithoutCasts(TorchFunctionMode):
+    """No casts to float32: what they round hides from small steps what large ones cannot see for kinks."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            return args[0].double()
+        found = [torch.float64 if x is torch.float32 else x for x in (*args, *(kwargs or {}).values())]
+        return func(*found[: len(args)], **dict(zip(kwargs or {}, found[len(args) :], strict=True)))
+
+
+def _with_all_digits(gradient: _Gradient, v: Tensor) -> tuple[Tensor, float]:
+    """Differences, without casts where the model allows that."""
+    try:
+        with _WithoutCasts():
+            return gradient.richardson(v)
+    except Exception:  # what a model makes of it
+        return gradient.richardson(v)
 
 
 def _converted(case: Case, dtype: torch.dtype) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
@@ -260,7 +280,13 @@ def _verdict(instance: Instance, engine: str, truth: Truth, timed: bool) -> Verd
         warnings.simplefilter("always")
         try:
             H = hvpspec.HessianOperator(
-                case.model, case.loss, case.batches, engine=engine, dtype=truth.dtype, **case.options
+                case.model,
+                case.loss,
+                case.batches,
+                engine=engine,
+                dtype=truth.dtype,
+                train_mode=case.train,
+                **case.options,
             )
             if H.shape[0] != truth.v.numel():
                 return Verdict("wrong", said=f"{H.shape[0]} parameters instead of {truth.v.numel()}")

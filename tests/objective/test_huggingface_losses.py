@@ -155,3 +155,66 @@ def test_labels_that_are_a_list_of_dicts():
     data = [{"pixels": x[:1], "labels": labels[:1]}, {"pixels": x[1:], "labels": labels[1:]}]
     with pytest.raises(InputError, match=r"return \(mean loss, weight\)"):
         hvpspec.HessianOperator(Detecting(), "model", data).loss()
+
+
+def test_a_mean_over_what_is_in_lists():
+    """Boxes, of which each sample has another number."""
+
+    class Regressing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(6, 4)
+
+        def forward(self, pixels, labels):
+            boxes = self.head(pixels).tanh()
+            off = torch.cat([(box - label["boxes"]).square().sum(1) for box, label in zip(boxes, labels, strict=True)])
+            return {"loss": off.mean()}
+
+    model, x = Regressing().double(), torch.randn(4, 6)
+    labels = [{"boxes": torch.rand(n, 4)} for n in (2, 1, 3, 1)]
+    cut = [slice(0, 2), slice(2, 4)]
+    split = hvpspec.HessianOperator(model, "model", [{"pixels": x[c], "labels": labels[c]} for c in cut])
+    whole = hvpspec.HessianOperator(model, "model", [{"pixels": x, "labels": labels}])
+    assert split.loss().value == pytest.approx(whole.loss().value, rel=1e-12)
+    assert split.objective.counting.by == "elements of batch['labels'][:]['boxes']"
+    v = torch.randn(28, dtype=torch.float64)
+    assert torch.allclose(split @ v, whole @ v)
+    # A batch that is itself a list of samples: each a dict.
+    samples = [{"x": row, **label} for row, label in zip(x, labels, strict=True)]
+    loss = lambda m, b: m(torch.stack([one["x"] for one in b]), b)["loss"]  # noqa: E731
+    lists = hvpspec.HessianOperator(model, loss, [samples[c] for c in cut])
+    assert torch.allclose(lists @ v, whole @ v)
+
+
+def test_a_model_whose_own_loss_is_a_sum():
+    """As CTC of Hugging Face's models is by default."""
+
+    class Summing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(3, 2)
+
+        def forward(self, inputs, labels):
+            return {"loss": (self.head(inputs).tanh() - labels).square().sum()}
+
+    torch.manual_seed(0)
+    model, x, y = Summing().double(), torch.randn(3, 3), torch.randn(3, 2)
+    data = [{"inputs": x[i : i + 1], "labels": y[i : i + 1]} for i in range(3)]
+    with pytest.raises(
+        InputError, match=r'batch 1: the loss is a sum .*in place of the loss "model", and let it return .*--reduc'
+    ):
+        hvpspec.HessianOperator(model, "model", data).loss()
+    found = hvpspec.HessianOperator(model, "model", data, reduction="sum")
+    whole = hvpspec.HessianOperator(model, "model", [{"inputs": x, "labels": y}])
+    v = torch.randn(8, dtype=torch.float64)
+    assert found.loss().value == pytest.approx(whole.loss().value)
+    assert torch.allclose(found @ v, whole @ v)
+
+
+def test_the_sum_of_a_model_whose_own_loss_is_a_mean():
+    batch = text()
+    halves = [{key: value[i : i + 1] for key, value in batch.items()} for i in (0, 1)]
+    model = bert()
+    mean = hvpspec.HessianOperator(model, "model", halves, dtype="float64")
+    total = hvpspec.HessianOperator(model, "model", halves, dtype="float64", reduction="sum")
+    assert total.loss().value == pytest.approx(11 * mean.loss().value)

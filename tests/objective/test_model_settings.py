@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hvpspec import HessianOperator
+from hvpspec import HessianOperator, InputError
 from hvpspec.objective import model_settings
 from hvpspec.objective.model_settings import settled
 
@@ -108,3 +109,61 @@ def test_models_without_a_config_or_with_another_one():
     model.config = {"use_cache": True}
     with settled(model, torch.float64):
         assert model.config == {"use_cache": True}
+
+
+class WithWeightsOfItsOwn(nn.Module):
+    """Makes a criterion with class weights at each call, as the losses of detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, labels):
+        weight = torch.ones(2)
+        weight[1] = 0.5
+        return {"loss": nn.CrossEntropyLoss(weight)(self.layer(x).tanh(), labels)}
+
+
+@pytest.mark.parametrize("engine", ["autograd", "linearized", "finite-difference"])
+def test_tensors_that_a_model_makes_itself_are_made_in_float64_where_they_have_to_be(engine):
+    torch.manual_seed(0)
+    model, x, y = WithWeightsOfItsOwn(), torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])
+    H = HessianOperator(model, "model", [{"x": x, "labels": y}], dtype="float64", engine=engine)
+    v = torch.randn(8, dtype=torch.float64)
+    product = H @ v
+    assert torch.get_default_dtype() == torch.float32
+    if engine == "linearized":
+        assert H.engine == "linearized", H.plan
+    weight = torch.tensor([1, 0.5], dtype=torch.float64)
+    same = HessianOperator(
+        model.layer, lambda m, b: nn.functional.cross_entropy(m(b[0]).tanh(), b[1], weight), [(x, y)], dtype="float64"
+    )
+    assert torch.allclose(product, same @ v, rtol=1e-7, atol=1e-9)
+
+
+def test_an_error_that_is_not_due_to_the_default_dtype_stays_as_it_is():
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x) @ torch.ones(2, 2, dtype=torch.float32)
+
+    H = HessianOperator(Failing(), "mse", [(torch.ones(1, 3), torch.ones(1, 2))], dtype="float64")
+    with pytest.raises(InputError, match=r"batch 0: the model's forward raised .* \(model and batches are"):
+        H.loss()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_experts_that_fake_tensors_cannot_multiply_are_recorded_without_a_word(caplog, capfd):
+    """torch logs a traceback of seven hundred lines for them."""
+    torch.manual_seed(0)
+    model = mixtral()
+    model.set_experts_implementation("grouped_mm")
+    ids = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
+    H = HessianOperator(model, "model", [{"input_ids": ids, "labels": ids}], engine="linearized", dtype="float32")
+    _ = H @ torch.ones(H.shape[0])
+    assert H.engine == "linearized", H.plan
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "Traceback" not in capfd.readouterr().err

@@ -60,7 +60,7 @@ def problem(width, stop=lambda: None, **options):
 
 def operator(model, data, *, train_mode, **options):
     H = hvpspec.HessianOperator(model, "cross_entropy", data, verify=False, **options)
-    H.objective._train_mode = train_mode  # dropout draws random numbers
+    H.objective.train_mode = train_mode  # dropout draws random numbers
     return H
 
 

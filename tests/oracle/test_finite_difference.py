@@ -251,3 +251,33 @@ def test_the_padding_row_of_an_embedding_that_is_tied_to_the_head_moves_with_the
     found = inspect_operator(exact)
     assert "differences" not in {finding.kind for finding in found.findings}
     assert found.difference <= found.difference_bound <= 1e-7
+
+
+class FrozenBelow(nn.Module):
+    """A backbone that is used under no_grad, although its parameters require a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.backbone(x).tanh()
+        return self.head(features).tanh()
+
+
+@pytest.mark.parametrize("engine", ["autograd", "linearized", "finite-difference"])
+def test_parameters_that_no_gradient_reaches_are_constants(engine):
+    torch.manual_seed(0)
+    model = FrozenBelow().double()
+    data = [(torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64))]
+    v = torch.randn(26, dtype=torch.float64)
+    product = hvpspec.HessianOperator(model, "mse", data, engine=engine) @ v
+    alone = hvpspec.HessianOperator(model, "mse", data, parameters="head.*", engine="autograd") @ v[16:]
+    assert not product[:16].any()
+    assert torch.allclose(product[16:], alone, atol=1e-8)
+    H = hvpspec.HessianOperator(model, "mse", data, engine=engine)
+    found = inspect_operator(H)
+    assert not found.refused
+    (unused,) = (finding for finding in found.findings if finding.kind == "unused")
+    assert "under no_grad only: backbone.weight, backbone.bias" in unused.found

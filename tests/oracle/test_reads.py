@@ -196,6 +196,8 @@ def test_tensors_are_compared_to_the_bit(dtype):
     copies = [tensor.clone() for tensor in tensors]
     assert same(tensors, copies)
     assert not bool(differ([tensors[7][1:]], [tensors[7][1:].clone()]))
+    assert bool(differ([tensors[0]], [tensors[0].to(torch.complex64)]))
+    assert bool(differ(tensors, [*copies[:-1], copies[-1][1:]]))
     for tensor, changed in zip(tensors, copies, strict=True):
         for place in (0, -1):
             if not changed.numel():

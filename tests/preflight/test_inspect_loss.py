@@ -96,3 +96,11 @@ def test_random_losses_are_refused_with_what_to_do(kind):
     H = hvpspec.HessianOperator(nn.Linear(4, 3), loss, DATA)
     (finding,) = inspect_operator(H).refused
     assert "--noise-seed" in finding.done
+
+
+def test_dropout_that_is_no_layer_is_no_other_loss():
+    class Dropping(nn.Linear):
+        def forward(self, x):
+            return super().forward(F.dropout(x, 0.5, self.training))
+
+    assert "modes" not in notes("cross_entropy", Dropping(4, 3).train())

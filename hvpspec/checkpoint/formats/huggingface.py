@@ -37,11 +37,14 @@ def huggingface_model(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
     """
     try:
         import transformers
-    except ModuleNotFoundError:
+    except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "transformers"
+        remedy = "install transformers (pip install 'hvpspec[hf]')"
+        if not absent:
+            remedy = f"repair transformers, whose import raised {type(error).__name__}: {one_line(error)}"
         raise CheckpointError(
-            f"{folder} is a Hugging Face directory; to build its model, install transformers (pip install "
-            f"'hvpspec[hf]'), or {_ALTERNATIVE}."
-        ) from None
+            f"{folder} is a Hugging Face directory; to build its model, {remedy}, or {_ALTERNATIVE}."
+        ) from (None if absent else error)
     weights = dequantised(folder, weights)
     with _quiet(transformers), _offline(transformers):
         config, architecture = _architecture(transformers, folder, weights)
@@ -136,7 +139,11 @@ def _architecture(transformers: Any, folder: Path, weights: Mapping[str, Tensor]
     _plain(config, folder)
     if not names:
         return config, architecture
-    found = getattr(transformers, str(names[0]) if isinstance(names, list) else "", None)
+    try:
+        found = getattr(transformers, str(names[0]) if isinstance(names, list) else "", None)
+    except Exception as error:  # each model is imported when it is asked for
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise CheckpointError(f"{folder}: transformers cannot import {names[0]} ({reason}); {_ALTERNATIVE}.") from error
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise CheckpointError(
             f"{folder}: its architecture {names!r:.80} is not part of transformers, and code from the directory is "

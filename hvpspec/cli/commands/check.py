@@ -30,7 +30,7 @@ def check(checkpoint: Checkpoint, source: Source, options: Options, screen: Scre
         from hvpspec.cli.prepare import made_by, open_checkpoint, zero_hessian_refused
     from hvpspec.report.terminal import findings_lines, measured_lines
 
-    start = time.perf_counter()
+    start, source = time.perf_counter(), source.for_checkpoint(checkpoint)
     prepare_folder(options.out, files=["check.json"])
     with zero_hessian_refused():
         opened = open_checkpoint(checkpoint, source, options, screen)

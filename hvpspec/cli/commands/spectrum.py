@@ -45,6 +45,7 @@ def spectrum(
     with quick_imports():
         from hvpspec.cli.measure import measure
 
+    source = source.for_checkpoint(checkpoint)
     _measure_each(
         measure, checkpoint, source, options, saving, earlier, screen,
         preflight=not no_preflight, lr=lr, momentum=momentum, explain=explain, preconditioning=preconditioning,

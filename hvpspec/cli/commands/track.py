@@ -89,6 +89,7 @@ def track(
         from hvpspec.cli.series import Request, follow, in_order
 
     ordered = in_order(checkpoints, as_given=as_given)
+    source = source.for_checkpoint(ordered[0])
     with held(options.out, earlier, screen) as folder:
         request = Request(
             source, options, screen, folder, lr, momentum, measure_savings, preflight=not no_preflight,

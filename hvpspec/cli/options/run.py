@@ -25,6 +25,7 @@ from hvpspec.options import (
     Engine,
     MatrixChoice,
     Place,
+    Reduction,
     SpectrumOptions,
     Which,
 )
@@ -36,7 +37,9 @@ else:  # Typer takes a list of choices as an enum only
     QuantityName = StrEnum("QuantityName", {name: name for name in QUANTITIES})
 
 _OF_DIAGONAL = ("diagonal", "diagonal_rtol", "diagonal_hvps")
-_OF_OPERATOR = ("parameters", "engine", "memory_limit", "dtype", "device", "noise_seed")  # what HessianOperator takes
+_OF_OPERATOR = (  # what HessianOperator takes
+    "parameters", "engine", "memory_limit", "dtype", "device", "noise_seed", "reduction", "train_mode",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,23 @@ class Options:
             metavar="NAME",
         ),
     ] = None
+    reduction: Annotated[
+        Reduction | None,
+        option(
+            SOURCE,
+            "What the loss is over the data, mean or sum; by default the mean, and the sum for a criterion of torch "
+            'with reduction="sum".',
+        ),
+    ] = None
+    train_mode: Annotated[
+        bool,
+        flag(
+            SOURCE,
+            "Evaluate the model in training mode, for losses that exist only there: batch normalization uses the "
+            "statistics of each batch, and dropout needs --noise-seed.",
+            "--train-mode",
+        ),
+    ] = False
     k: Annotated[int, option(WANTED, "How many eigenvalues.", "-k")] = SpectrumOptions.k
     matrix: Annotated[
         str,
@@ -309,6 +329,8 @@ class Options:
             "matrix": None if of == "hessian" else of,
             "gradient": None if self.gradient else False,
             "noise_seed": self.noise_seed,
+            "reduction": self.reduction,
+            "train_mode": self.train_mode or None,
             "time_limit": run["time_limit"],
             "block_density": True if self.block_density else None,
             "block_hvps": self.block_hvps if self.block_density else None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 from hvpspec.cli.options.flags import OUTPUT, SOURCE, flag, option
+from hvpspec.errors import InputError
 from hvpspec.options import LOSS_NAMES
 from hvpspec.validation import check_count
 
@@ -47,14 +49,14 @@ class Source:
         ),
     ]
     loss: Annotated[
-        str,
+        str | None,
         option(
             SOURCE,
             f"{', '.join(LOSS_NAMES)}; or FILE:NAME, a function of (model, batch) or of (outputs, targets), or a "
-            "criterion.",
+            "criterion. Not needed for a Hugging Face directory whose model returns its own loss.",
             metavar="LOSS",
         ),
-    ]
+    ] = None
     key: Annotated[
         str | None,
         option(SOURCE, "Where in the checkpoint the state dict is nested, such as ema or ema.shadow."),
@@ -88,6 +90,14 @@ class Source:
             "--batches",
         ),
     ] = None
+    max_batches: Annotated[
+        int | None,
+        option(
+            SOURCE,
+            "Only the first so many batches of each pass over the data, which may be endless.",
+            "--max-batches",
+        ),
+    ] = None
     expect_loss: Annotated[
         str | None,
         option(
@@ -98,9 +108,22 @@ class Source:
         ),
     ] = None
 
+    def for_checkpoint(self, checkpoint: Path) -> Source:
+        """The same with the loss that is meant where none is given. Raises InputError where that is not clear."""
+        if self.loss is not None:
+            return self
+        if self.model is None and (checkpoint / "config.json").is_file():
+            return dataclasses.replace(self, loss="model")
+        raise InputError(
+            "Missing option '--loss', which only the directory of a Hugging Face model with a loss of its own can do "
+            "without."
+        )
+
     def __post_init__(self) -> None:
         if self.batches is not None:
             check_count("--batches", self.batches)
+        if self.max_batches is not None:
+            check_count("--max-batches", self.max_batches)
         if self.expect_loss is not None:
             from hvpspec.preflight import expected_loss  # here, as it needs torch
 

@@ -129,6 +129,15 @@ def refuse_not_finite(model: nn.Module, index: int, loss: float) -> None:
         raise InputError(f"batch {index}: the loss is {loss}; {why}.")
 
 
+def of_batch(index: int, error: BaseException, model: nn.Module, dtype: torch.dtype, hint: str) -> InputError:
+    """What a model or a loss raised, as an error that names the batch. hint: what may be done about it."""
+    if isinstance(error, InputError):  # hvpspec's own, of what it was given there
+        said = str(error)
+        ended = f"{said.removesuffix('.')}{hint}." if hint else said
+        return InputError(said if said.startswith("batch ") else f"batch {index}: {ended}")
+    return InputError(f"batch {index}: {said_by(model, error)}{precision_hint(error, dtype)}{hint}")
+
+
 def said_by(model: nn.Module, error: BaseException) -> str:
     """What an error says, and whether the loss raised it or the model's forward; of the latter, in which module."""
     names = {id(module): name for name, module in model.named_modules()}
@@ -143,9 +152,14 @@ def said_by(model: nn.Module, error: BaseException) -> str:
     return f"the model's forward raised {what}" + (f" (in '{running[-1]}')" if running[-1] else "")
 
 
+def is_of_dtype(error: BaseException) -> bool:
+    """Whether an error says that tensors of different precisions do not go together."""
+    return re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)) is not None
+
+
 def precision_hint(error: BaseException, dtype: torch.dtype) -> str:
     """What to do where something stayed in another precision than the model and the batches."""
-    if not re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)):
+    if not is_of_dtype(error):
         return ""
     return (
         f" (model and batches are in {dtype_name(dtype)}: what the loss holds itself has to be so too, and a "

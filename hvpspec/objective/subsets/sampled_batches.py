@@ -1,8 +1,10 @@
-"""A random sample of the batches of a data set, drawn once and the same in every pass."""
+"""Some of the batches of a data set: a random sample, drawn once and the same in every pass, or the first ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from hvpspec.objective.batches import Batches, check_data, frozen, number_of
 from hvpspec.validation import check_count, check_seed
+
+_SECONDS_UNTIL_SAID = 5.0
 
 
 class SampledBatches(Batches):
@@ -84,6 +88,51 @@ def sample_batches(data: Iterable[Any], count: int, *, seed: int = 0) -> Sampled
     of = number_of(check_data(data))
     numbers = np.random.default_rng(seed).permutation(of)[:count]
     return SampledBatches(data, sorted(map(int, numbers)), of, seed)
+
+
+class FirstBatches(Batches):
+    """The first batches of each pass, at most `count`: data need not end."""
+
+    def __init__(self, data: Iterable[Any], count: int) -> None:
+        super().__init__(check_data(data))
+        self.count = count
+
+    def __len__(self) -> int:
+        return min(self.count, super().__len__())
+
+    def _read(self) -> Iterator[Any]:
+        return islice(super()._read(), self.count)
+
+
+class WatchedBatches(Batches):
+    """Batches whose number is not known: after a few seconds of the first pass, it is said how many there were.
+
+    say: is given the sentence.
+    """
+
+    def __init__(self, data: Iterable[Any], say: Callable[[str], object]) -> None:
+        super().__init__(check_data(data))
+        self._say: Callable[[str], object] | None = say
+
+    def _read(self) -> Iterator[Any]:
+        start = time.monotonic()
+        for number, batch in enumerate(super()._read()):
+            if self._say is not None and time.monotonic() - start > _SECONDS_UNTIL_SAID:
+                self._say(
+                    f"{number:,} batches were read so far, and the data do not say how many there are; if they do not "
+                    "end, --max-batches N uses the first N."
+                )
+                self._say = None
+            yield batch
+        self._say = None
+
+
+def has_length(data: Any) -> bool:
+    """Whether data know how many batches they have."""
+    try:
+        return len(data) >= 0
+    except Exception:  # it has none, whatever it raises to say so
+        return False
 
 
 def _loader_of(data: Iterable[Any], numbers: Sequence[int]) -> DataLoader[Any] | None:

@@ -183,13 +183,14 @@ def _differs(
         raise
     except Exception as error:  # the product itself says what cannot be differentiated, or needs too much memory
         raise _CannotTell from error
+    reached = [gradient is not None for gradient in gradients]
     pieces = [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, gradients, strict=True)]
     centre = joined(pieces)
     unit = coarsest_unit(loss)
     step = unit**0.5 * size(parameters)
     sides = []
     for side in (1, -1):
-        with moved(objective, parameters, v, side * step):
+        with moved(objective, parameters, v, side * step, reached):
             sides.append(gradient(objective, evaluate(), parameters))
     difference = (sides[0] - sides[1]) / (2 * step)
     bound = float((sides[0] - 2 * centre + sides[1]).norm()) / (2 * step) + float(least_error(centre, step))

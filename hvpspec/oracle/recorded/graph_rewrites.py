@@ -55,6 +55,21 @@ def simplify(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def made_in_their_dtypes(module: fx.GraphModule) -> None:
+    """Names the dtype of tensors that are made in the default one, which may be another when the graph runs."""
+    for node in module.graph.nodes:
+        schema, value = getattr(node.target, "_schema", None), node.meta.get("val")
+        if schema is None or not isinstance(value, torch.Tensor) or any(_is_tensor(a) for a in schema.arguments):
+            continue
+        if any(a.name == "dtype" and a.kwarg_only for a in schema.arguments) and node.kwargs.get("dtype") is None:
+            node.kwargs = {**node.kwargs, "dtype": value.dtype}
+    module.recompile()
+
+
+def _is_tensor(argument: Any) -> bool:
+    return "Tensor" in str(argument.type)
+
+
 def without_write_backs(graph: fx.Graph, model_values: int) -> None:
     """Removes what `functionalize` leaves of writes to the batch: copies of the last values to it, at the end.
 

@@ -33,8 +33,14 @@ from hvpspec.objective.parameters import Snapshot, joined
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.chains import chain
 from hvpspec.oracle.recorded.fake_values import has_unknown_size, share_memory
-from hvpspec.oracle.recorded.graph_rewrites import channels_last, decompositions, simplify, without_write_backs
-from hvpspec.oracle.recorded.quiet_torch import idle_conversions, vmapped
+from hvpspec.oracle.recorded.graph_rewrites import (
+    channels_last,
+    decompositions,
+    made_in_their_dtypes,
+    simplify,
+    without_write_backs,
+)
+from hvpspec.oracle.recorded.quiet_torch import functional_conversions, vmapped, without_logs
 from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
 
 
@@ -190,7 +196,7 @@ def record(objective: Objective, snapshot: Snapshot, batch: Any, *, with_values:
     parameters = [p.detach() for p in snapshot.parameters]
     v = torch.zeros(objective.space.n, dtype=objective.dtype, device=objective.device)
     try:
-        with warnings.catch_warnings(), idle_conversions():
+        with warnings.catch_warnings(), functional_conversions(), without_logs():
             warnings.simplefilter("ignore")
             arguments = (parameters, list(snapshot.constants.values()), tensors, v)
             graph = _without_writes(_recorded_with_values if with_values else _recorded, product, arguments)
@@ -241,6 +247,7 @@ def _without_writes(
 ) -> fx.GraphModule:
     """The graph of a function, recorded again without operations that write in place where it has some."""
     graph = how(function, arguments)
+    made_in_their_dtypes(graph)
     if any(_writes(node) for node in graph.graph.nodes):
         with torch.no_grad():
             graph = how(torch.func.functionalize(graph, remove="mutations"), arguments)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from usage import only_help
 
 import hvpspec
-from hvpspec.krylov import journal
+from hvpspec.krylov.log import journal
 from hvpspec.results.spectrum import Spectrum
 
 ROOT = Path(__file__).parent.parent

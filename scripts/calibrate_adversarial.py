@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from estimators.adversarial import SPECTRA, N, checks, dense, localised  # noqa: E402
 
 import hvpspec  # noqa: E402
-from hvpspec.estimators.spectrum import FURTHER_HVPS  # noqa: E402
+from hvpspec.estimators.passes.one_run import FURTHER_HVPS  # noqa: E402
 
 K = 6
 BUDGETS = (12, 25, 40, 60)

@@ -23,7 +23,7 @@ from hvpspec.distributed.launch import leads
 from hvpspec.errors import InputError, OutputError
 from hvpspec.estimators.batches import per_batch
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.log.journal import Journal
 from hvpspec.memory import readable
 from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.documents import to_document

@@ -28,7 +28,7 @@ from hvpspec.cli.user_code import import_module, load_data, load_loss, load_mode
 from hvpspec.distributed.launch import leads
 from hvpspec.errors import CheckpointWarning, InputError, ZeroHessianWarning
 from hvpspec.krylov.blocks import find_blocks
-from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.log.journal import Journal
 from hvpspec.krylov.operator_view import preconditioned_by
 from hvpspec.objective.batches import frozen
 from hvpspec.objective.losses.loss import LossValue

@@ -22,8 +22,8 @@ from hvpspec.cli.options.flags import flag_name
 from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.cli.preconditioned import Measured
 from hvpspec.errors import CheckpointError, InputError
-from hvpspec.krylov.inputs import differing, inputs_of
-from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.log.inputs import differing, inputs_of
+from hvpspec.krylov.log.journal import Journal
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.options import SpectrumOptions

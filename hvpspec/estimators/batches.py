@@ -18,8 +18,8 @@ from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.estimators.passes.ends import Ends, Side
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage, check_storage
-from hvpspec.krylov.journal import Journal
-from hvpspec.krylov.journaled import Where, keeping
+from hvpspec.krylov.log.journal import Journal
+from hvpspec.krylov.log.journaled import Where, keeping
 from hvpspec.krylov.operator_view import Symmetric, as_symmetric, within_time
 from hvpspec.options import DEFAULT_MAX_BATCHES, BatchOptions, BatchWhich, Place, SpectrumOptions
 from hvpspec.results.eigenpairs import Eigenpairs

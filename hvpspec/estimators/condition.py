@@ -9,9 +9,9 @@ from hvpspec.bounds.quadrature import quadrature_error, read_density
 from hvpspec.distributed.shard import over_ranks
 from hvpspec.errors import InputError
 from hvpspec.estimators.condition_figures import read_condition
+from hvpspec.estimators.passes.one_run import Pass
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.estimators.refine import refined
-from hvpspec.estimators.spectrum import Pass
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.options import DEFAULT_REFINE_HVPS, Place, SpectrumOptions

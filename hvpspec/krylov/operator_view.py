@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,10 +13,11 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from hvpspec.distributed.shard import Shard, added, largest
+from hvpspec.distributed.shard import Shard, largest
 from hvpspec.errors import InputError
 from hvpspec.kernels.full_precision import full_precision
-from hvpspec.krylov.vectors import column_inner_of_part, times
+from hvpspec.krylov.by_folds import ASYMMETRY_LIMIT, ByFolds, FoldOf, Reduce, reduced
+from hvpspec.krylov.vectors import times
 from hvpspec.options import MATRIX_NAMES, Matrix
 from hvpspec.results.estimate import Recomputed
 from hvpspec.results.spectrum import Preconditioned
@@ -25,7 +26,6 @@ from hvpspec.wording import dtype_name
 
 ROUNDOFFS_PER_PRODUCT = 50  # the error of a product that its asymmetry need not show, in unit roundoffs of ‖H‖
 MAX_FOLDS = 8  # of the batches: enough for a standard error, few enough to cost next to nothing
-ASYMMETRY_LIMIT = 1e-2  # relative to the norm of the operator
 # ‖A x‖ / ‖x‖, by largest entries, beyond which squares in float32 or eighth powers in float64 may overflow or vanish.
 _RANGE = {torch.float32: (2.0**-46, 2.0**46), torch.float64: (2.0**-100, 2.0**100)}
 
@@ -38,25 +38,12 @@ class Recompute(Protocol):
     def __call__(self, X: Tensor, /) -> tuple[Tensor, Recomputed] | None: ...
 
 
-class FoldOf(NamedTuple):
-    """A fold of the batches: its number, its weight, and what its product was reduced to."""
-
-    number: int
-    weight: float
-    parts: tuple[np.ndarray, ...]
-
-
-Reduce = Callable[[Tensor], tuple[Tensor, ...]]
 State = dict[str, Any]
 """How an operator would compute its next product, JSON-ready: see `DataOperator`."""
 
 
 BatchOperators = Callable[[Collection[int]], Iterator[tuple[int, Callable[[], tuple[float, Any]]]]]
 """For the batches of these numbers: the number, and what gives the batch's weight and operator; None without weight."""
-
-
-class ByFolds(Protocol):
-    def __call__(self, X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]: ...
 
 
 @runtime_checkable
@@ -291,7 +278,7 @@ def _from_data_operator(A: Any) -> Symmetric:
     of = getattr(A, "spread", None) or A  # what takes vectors
     count = A.batch_count()
     folds = min(count, MAX_FOLDS)
-    by_folds = _reduced(of.multiply_by_folds) if folds > 1 else None
+    by_folds = reduced(of.multiply_by_folds) if folds > 1 else None
     engine_state = getattr(A, "state", dict)
     recompute = getattr(of, "recompute", None) if A.torch_dtype != torch.float64 else None
     shard: Shard | None = getattr(of, "shard", None)
@@ -321,49 +308,6 @@ def _from_data_operator(A: Any) -> Symmetric:
 
 def _semidefinite(A: Any) -> bool:
     return getattr(A, "semidefinite", False) is True
-
-
-def _reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None]], Tensor]) -> ByFolds:
-    def by_folds(X: Tensor, folds: int, reduce: Reduce, /) -> tuple[Tensor, list[FoldOf]]:
-        weights: dict[int, float] = {}  # by number: a product that is begun again gives its first folds twice
-        reduced: dict[int, tuple[Tensor, ...]] = {}
-
-        def receive(number: int, weight: float, product: Tensor) -> None:
-            weights[number] = weight
-            reduced[number] = (_products_of_columns(X, product), *reduce(product))
-
-        whole = multiply(X, folds, receive)
-        along, *parts = _read([_products_of_columns(X, whole), *(part for of in reduced.values() for part in of)])
-        count = len(parts) // max(len(weights), 1)
-        of = [parts[count * i : count * (i + 1)] for i in range(len(weights))]
-        _check_sum(along, list(weights.values()), [first for first, *_ in of])
-        return whole, [FoldOf(*each, tuple(rest)) for each, (_, *rest) in zip(weights.items(), of, strict=True)]
-
-    return by_folds
-
-
-def _products_of_columns(X: Tensor, Y: Tensor) -> Tensor:
-    """xᵀy, xᵀx and yᵀy of each column, over the rows that this rank has: shape (3, b)."""
-    return torch.stack([column_inner_of_part(*pair) for pair in ((X, Y), (X, X), (Y, Y))])
-
-
-def _read(parts: list[Tensor]) -> list[np.ndarray]:
-    """The tensors, added over the ranks, in float64 on the CPU, which waits for the device once."""
-    flat = added(torch.cat([part.reshape(-1).double() for part in parts])).cpu().numpy()
-    ends = np.cumsum([part.numel() for part in parts])
-    return [piece.reshape(part.shape) for piece, part in zip(np.split(flat, ends[:-1]), parts, strict=True)]
-
-
-def _check_sum(whole: np.ndarray, weights: list[float], parts: list[np.ndarray]) -> None:
-    """That xᵀHx is the mean of its parts by folds, each (3, b) as `_products_of_columns` gives them."""
-    total = sum(weight * along for weight, (along, _, _) in zip(weights, parts, strict=True))
-    scale = sum(weight * np.sqrt(xx * yy) for weight, (_, xx, yy) in zip(weights, parts, strict=True))
-    off = np.abs(sum(weights) * whole[0] - total)
-    if (off > ASYMMETRY_LIMIT * scale).any():
-        raise InputError(
-            "the products on parts of the data do not add up to the product on all data: off by "
-            f"{float(np.nan_to_num(off / scale).max()):.1%}. Do batches, or their weights, change between passes?"
-        )
 
 
 def _from_tensor(matrix: Tensor) -> Symmetric:

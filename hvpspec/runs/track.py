@@ -9,8 +9,8 @@ import numpy as np
 
 from hvpspec.errors import InputError
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.krylov.journal import Journal
-from hvpspec.krylov.journaled import Where
+from hvpspec.krylov.log.journal import Journal
+from hvpspec.krylov.log.journaled import Where
 from hvpspec.options import SERIES_QUANTITIES, check_only
 from hvpspec.results.runs.tracked import Tracked
 from hvpspec.results.spectrum import Progress

@@ -25,8 +25,8 @@ from cli_files import TRAIN, USUAL, call, without_times
 import hvpspec
 from hvpspec import atomic_files
 from hvpspec.errors import InputError
-from hvpspec.krylov import log_file
-from hvpspec.krylov.log_file import LogFile
+from hvpspec.krylov.log import log_file
+from hvpspec.krylov.log.log_file import LogFile
 
 Outcomes = Iterator[tuple[str, str]]
 OPTIONS: dict[str, Any] = {"k": 4, "rtol": 0.05}

@@ -15,8 +15,8 @@ from track_files import NAMES
 from track_files import USUAL as SERIES
 
 from hvpspec import cli
-from hvpspec.krylov import log_file
-from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.log import log_file
+from hvpspec.krylov.log.journal import Journal
 from hvpspec.oracle.choose import Chooser
 from hvpspec.system.folder_lock import FolderLock
 
@@ -278,7 +278,7 @@ def test_a_large_journal_is_planned_and_one_that_does_not_fit_is_not_kept(place,
     done = call(place, *RUN, "--out", "run")
     assert "journal: about " in done.stdout
     assert "KiB in run/hvpspec-journal, until the run has ended well" in done.stdout
-    monkeypatch.setattr("hvpspec.krylov.journal.shutil.disk_usage", lambda folder: SimpleNamespace(free=20_000))
+    monkeypatch.setattr("hvpspec.krylov.log.journal.shutil.disk_usage", lambda folder: SimpleNamespace(free=20_000))
     stopping(30)
     done = call(place, *RUN, "--out", "run", "--restart")
     assert done.returncode == 130

@@ -13,7 +13,7 @@ from zoo import CASES
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.krylov.journal import Journal
+from hvpspec.krylov.log.journal import Journal
 from hvpspec.options import BatchOptions
 from hvpspec.results.parts import Batches
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.krylov import basis, log_file
-from hvpspec.krylov.journal import Journal
+from hvpspec.krylov import basis
+from hvpspec.krylov.log import log_file
+from hvpspec.krylov.log.journal import Journal
 
 N = 60
 
@@ -193,7 +194,7 @@ def test_a_full_disk_costs_the_journal_and_not_the_run(tmp_path, monkeypatch):
     assert writes == 10
     assert not (tmp_path / "run").exists()
     usage = type("usage", (), {"free": 2**12})
-    monkeypatch.setattr("hvpspec.krylov.journal.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("hvpspec.krylov.log.journal.shutil.disk_usage", lambda folder: usage)
     monkeypatch.setattr(log_file, "write", whole)
     with pytest.warns(RuntimeWarning, match="it would take about .* more than half of what is free"):
         assert figures(hvpspec.spectrum(Operator(M), journal=tmp_path / "run", **OPTIONS[0])) == expected

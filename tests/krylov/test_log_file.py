@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from hvpspec.krylov import log_file
-from hvpspec.krylov.log_file import LogFile
+from hvpspec.krylov.log import log_file
+from hvpspec.krylov.log.log_file import LogFile
 
 RECORDS = [({"kind": "first", "number": 0.1}, [b"abc"]), ({"kind": "none"}, []), ({"ä": [1, None]}, [b"", b"x" * 70])]
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hvpspec.krylov.operator_view import ASYMMETRY_LIMIT, Symmetric, refuse_asymmetric
+from hvpspec.krylov.by_folds import ASYMMETRY_LIMIT
+from hvpspec.krylov.operator_view import Symmetric, refuse_asymmetric
 from hvpspec.krylov.vectors import column_inner, inner
 
 _ROUNDOFFS_OF_ASYMMETRY = 1e4  # of ‖A‖: a smaller asymmetry may be rounding

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.krylov.inputs import differing
-from hvpspec.krylov.log_file import Header, LogFile
+from hvpspec.krylov.log.inputs import differing
+from hvpspec.krylov.log.log_file import Header, LogFile
 from hvpspec.krylov.operator_view import AsymmetricProducts, State, Symmetric
 from hvpspec.memory import readable
 from hvpspec.system.folder_lock import FolderLock

@@ -1,4 +1,4 @@
-"""An operator whose products are in a journal: see `hvpspec.krylov.journal`."""
+"""An operator whose products are in a journal: see `hvpspec.krylov.log.journal`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from hvpspec.atomic_files import prepare_folder
 from hvpspec.errors import InputError
-from hvpspec.krylov.inputs import inputs_of
-from hvpspec.krylov.journal import Answer, Journal
-from hvpspec.krylov.operator_view import ByFolds, FoldOf, Multiply, Recompute, Reduce, Symmetric
+from hvpspec.krylov.by_folds import ByFolds, FoldOf, Reduce
+from hvpspec.krylov.log.inputs import inputs_of
+from hvpspec.krylov.log.journal import Answer, Journal
+from hvpspec.krylov.operator_view import Multiply, Recompute, Symmetric
 from hvpspec.options import SpectrumOptions
 from hvpspec.results.estimate import Recomputed
 

@@ -1,0 +1,1 @@
+"""The log of the products of a run, from which an interrupted one goes on."""

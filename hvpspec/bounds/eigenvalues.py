@@ -40,9 +40,12 @@ _PROBABILITY_OF_FALSE_GAP = 1e-3  # that any of the n eigenvalues lies in a gap 
 class Counted(Protocol):
     """How many eigenvalues H has beyond t: above for side 1, below for side −1."""
 
-    side: int
-    t: float
-    number: int
+    @property
+    def side(self) -> int: ...
+    @property
+    def t(self) -> float: ...
+    @property
+    def number(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -237,17 +240,20 @@ def proven_gaps(
     eigenvalues.
     """
     values = ritz.values
+    gaps = np.zeros((len(values), 2))
     if exclusion is None:
         apart = np.diff(values, prepend=-math.inf, append=math.inf)
-        return np.stack([apart[:-1], apart[1:]], 1)[chosen]
-    gaps = np.zeros((len(values), 2))
+        gaps[:, 0], gaps[:, 1] = apart[:-1], apart[1:]
+        chosen_gaps: np.ndarray = gaps[chosen]
+        return chosen_gaps
     far = max(float(np.ptp(values)), float(np.abs(exclusion.coupled).max()))
     ends = np.concatenate([[values[0] - far], values, [values[-1] + far]])
     for i in chosen:
         gaps[i] = [exclusion.gap(float(values[i]), float(ends[i])), exclusion.gap(float(values[i]), float(ends[i + 2]))]
     for side in (1, -1):
         gaps = np.maximum(gaps, _counted_gaps(ritz, coupling.T @ ritz.coefficients, chosen, side, rest, counts))
-    return gaps[chosen]
+    chosen_gaps = gaps[chosen]
+    return chosen_gaps
 
 
 def _counted_gaps(
@@ -256,29 +262,28 @@ def _counted_gaps(
     """The same by numbers of eigenvalues.
 
     Where H has as many eigenvalues beyond t as T, none of these lies nearer to t than the Ritz values do: each of T's
-    values is exceeded by one of H's (Cauchy). On the other side of t there is one next to the Ritz value, within its
-    residual, and no further one that would be nearer to the first.
+    values is exceeded by one of H's (Cauchy). Where that is so on both sides of a Ritz value, the one eigenvalue
+    between is within its residual.
     """
     values, gaps = side * ritz.values[::side], np.zeros((len(ritz.values), 2))
-    wanted, known = (
-        {int(i) if side > 0 else len(values) - 1 - int(i) for i in chosen},
-        [c for c in counts if c.side == side],
-    )
+    wanted = {int(i) if side > 0 else len(values) - 1 - int(i) for i in chosen}
+    end, known = rest[1] if side > 0 else rest[0], {(c.number, c.t) for c in counts if c.side == side}
     for i in range(len(values) - 1):
-        low, high = float(values[i]), float(values[i + 1])
+        low, high, beyond = float(values[i]), float(values[i + 1]), len(values) - 1 - i
         if not {i, i + 1} & wanted:
             continue
-        beyond = len(values) - 1 - i
-        points = sorted([*(low + (high - low) * _WAYS), *(side * c.t for c in known if c.number == beyond)])
+        points = sorted([*(low + (high - low) * _WAYS), *(side * t for number, t in known if number == beyond)])
         for t in points:
-            if low < t < high and (
-                any(c.number == beyond and c.t == side * t for c in known)
-                or none_beyond(ritz, coupled, side * t, side, rest[1] if side > 0 else rest[0])
-            ):
+            if low < t < high and ((beyond, side * t) in known or none_beyond(ritz, coupled, side * t, side, end)):
                 gaps[i + 1, 0], gaps[i, 1] = high - t, high - low
                 break
-    gaps = gaps - np.where(gaps > 0, np.abs(ritz.noise[::side])[:, None], 0.0)
-    return np.maximum(gaps if side > 0 else gaps[::-1, ::-1], 0.0)
+    gaps[-1, 1] = math.inf
+    counted, off = gaps[:, 0] > 0, (ritz.residuals + ritz.noise)[::side]
+    for i in range(1, len(values)):  # values that are equal, as far as is known, are between the same two counts
+        counted[i] |= counted[i - 1] and values[i] - values[i - 1] <= off[i] + off[i - 1]
+    gaps[~counted, 1] = 0.0
+    shown: np.ndarray = np.maximum(gaps - ritz.noise[::side, None], 0.0)
+    return shown if side > 0 else shown[::-1, ::-1]
 
 
 def isolated_errors(

@@ -41,8 +41,8 @@ def test_every_figure_has_a_row_and_an_explanation():
     rows = shown(FULL)
     assert rows["‖g‖"][:2] == ("0.2500000", "1e-06")
     assert rows["best step along −g"] == ("0.666667", "", "lowers the loss by 0.0208")
-    assert rows["share in eigenvectors"] == ("78 % … 90 %", "", "70 % along 3, 10 % along 1")
-    assert rows["noise scale"] == ("250 … 400", "", "of 1,797 samples; 95 % range")
+    assert rows["share in eigenvectors"] == ("78 % … 90 %", "", "70 % λ1, 10 % λ2")
+    assert rows["noise scale"] == ("250 … 400", "", "samples, of 1,797 (95 %)")
     assert rows["‖u‖"][2] == "u: AdamW, step 161"
     assert rows["change of the loss"][0].startswith("-0.00197500")
     for row in gradient_rows(FULL):

@@ -75,20 +75,18 @@ def _estimated(quantity: str, found: Estimate, note: str = "") -> Row:
 def _step(found: Gradient) -> Row:
     name = QUANTITY_NAMES["gradient_step"]
     if found.step is None or found.decrease is None:
-        return Row(name, "unbounded", "", "the curvature is not positive", "gradient_step")
+        return Row(name, "unbounded", "", "curvature not positive", "gradient_step")
     return Row(name, rounded(found.step, 6), "", f"lowers the loss by {rounded(found.decrease, 3)}", "gradient_step")
 
 
 def _share(found: Gradient, share: Estimate) -> Row:
-    parts = sorted(zip(found.parts.tolist(), found.eigenvalues.tolist(), strict=True), reverse=True)
-    named = [
-        f"{_percent(part)} along {rounded(value, 3)}" for part, value in parts[:_MOST_PARTS] if part >= _LEAST_PART
-    ]
+    parts = sorted(((part, number) for number, part in enumerate(found.parts.tolist(), start=1)), reverse=True)
+    named = [f"{100 * part:.0f} % λ{number}" for part, number in parts[:_MOST_PARTS] if part >= _LEAST_PART]
     return Row(QUANTITY_NAMES["gradient_share"], _range(share, _percent), "", ", ".join(named), "gradient_share")
 
 
 def _noise_scale(found: Gradient, noise: Estimate) -> Row:
-    unit = f"of {found.samples:,.6g} samples; {percent(noise.confidence)} range"
+    unit = f"samples, of {found.samples:,.6g} ({percent(noise.confidence)})"
     return Row(QUANTITY_NAMES["noise_scale"], _range(noise, _whole), "", unit, "noise_scale")
 
 

@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy import special
 
 from hvpspec.bounds.eigenvalues import Exclusion
 
 _NEAREST_POINT = 4.0  # residuals from a node: closer to it, the bound is hardly less than its weight
 _POINTS_PER_SIDE = 8  # of a gap, at most
+_CHANCE_OF_MORE_HIDDEN = 0.01  # eigenvalues than are allowed for
 _LEAST_CHANGE = 1e-4  # of an eigenvalue: a point at which the bounds change by less is left out
 
 
@@ -48,7 +50,8 @@ def bounds_of_rest(
     points = _points(values, radii, np.where(radii <= rounding, rounding, _NEAREST_POINT * radii), ends)
     reach = exclusion.rounded(rounding).overlap(points) ** 2
     scale = float(rest.sum()) / max(float(weights[~exact].sum()), np.finfo(float).tiny)
-    blur = scale * _beside(values, exact, points, reach)
+    least = _least_reach(values, points, reach)
+    blur = scale * _beside(least, exact) + _hidden(least, exact, n) / n
     sums = np.concatenate([[0.0], np.cumsum(rest)])
     gauss = sums[np.searchsorted(values, points, side="right")]
     lower = np.concatenate(
@@ -100,13 +103,33 @@ def _distances(first: float, last: float) -> np.ndarray:
     return np.geomspace(first, last, count + 1)[:-1]
 
 
-def _beside(values: np.ndarray, exact: np.ndarray, points: np.ndarray, reach: np.ndarray) -> float:
-    """By how much the weights of the exact nodes may differ from their Gauss weights: the bounds on either side."""
-    gap = np.searchsorted(values, points)
+def _least_reach(values: np.ndarray, points: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """The least bound in each gap: before the first node, between nodes, and after the last one."""
     best = np.ones(len(values) + 1)
-    np.minimum.at(best, gap, reach)
+    np.minimum.at(best, np.searchsorted(values, points), reach)
     best[[0, -1]] = np.where(best[[0, -1]] < 1, best[[0, -1]], 0.0)  # there is nothing beyond the ends
+    return best
+
+
+def _beside(best: np.ndarray, exact: np.ndarray) -> float:
+    """By how much the weights of the exact nodes may differ from their Gauss weights: the bounds on either side."""
     return float((best[:-1] + best[1:])[exact].sum())
+
+
+def _hidden(best: np.ndarray, exact: np.ndarray, n: int) -> int:
+    """How many eigenvalues between exact nodes the start may have next to nothing of; more have a chance of 1 %.
+
+    These are not among the exact ones just because their weights are small: they are no random sample, and where little
+    else is left, the others would be counted for them. Of m eigenvalues, the number with weights that the gaps could
+    hide is binomial.
+    """
+    between = best[1:-1][exact[:-1] & exact[1:]]
+    if not between.size:
+        return 0
+    chance, found, hidden = float(special.gammainc(0.5, n * between.max() / 2)), int(exact.sum()), 0
+    while special.bdtrc(hidden, found + hidden, chance) > _CHANCE_OF_MORE_HIDDEN and found + hidden < n:
+        hidden += 1
+    return hidden
 
 
 def _worth_keeping(node: np.ndarray, lower: np.ndarray, upper: np.ndarray, least: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from hvpspec.cli.console import Screen
 from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.cli.options.run import Options
 from hvpspec.cli.options.source import Source
-from hvpspec.cli.preconditioned import Measured, preconditioned
+from hvpspec.cli.preconditioned import preconditioned
 from hvpspec.cli.provenance import checkpoint_file, data_source, describe, shown, tensors_sha256
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
@@ -34,6 +34,7 @@ from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.sampled_batches import sample_batches
 from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.operators.preconditioned import Measured, PreconditionedOverData
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.report.rows.condition import edge_note
@@ -204,7 +205,7 @@ def open_checkpoint(
 
     def inspected() -> Preflight:
         with screen.waiting(CHECKING):
-            return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure)
+            return inspect(H, findings, source.expect_loss, options, loss=loss, measure=measure, of=A)
 
     preflight = inspected() if folder is None or folder.journal is None else recorded(folder.journal, H, inspected)
     return Opened(H, A, file, loss, preflight, len(blocks))
@@ -247,9 +248,13 @@ def inspect(
     *,
     loss: LossValue,
     measure: bool,
+    of: Measured | None = None,
 ) -> Preflight:
-    """The preflight of a run with these options."""
-    return inspect_operator(H, findings, loss=loss, expect=expect, measure=measure, options=options.spectrum())
+    """The preflight of a run with these options. of: what it is of, where that is H preconditioned."""
+    return inspect_operator(
+        H, findings, loss=loss, expect=expect, measure=measure, options=options.spectrum(),
+        preconditioned=of if isinstance(of, PreconditionedOverData) else None,
+    )  # fmt: skip
 
 
 def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:

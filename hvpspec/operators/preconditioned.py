@@ -249,6 +249,9 @@ class PreconditionedOverData(PreconditionedOperator):
         return self._finished(self.A.multiply_by_folds(scaled, folds, finish), scaled)
 
 
+Measured = HessianOperator | PreconditionedOverData
+"""What a run is of."""
+
 PreconditionedOverData.__name__ = PreconditionedOperator.__name__  # in repr: how it is made is nobody's business
 
 

@@ -3,9 +3,11 @@
     python scripts/calibrate_adversarial.py [--seeds 200] [--only NAME] [--print] [--ceiling] [--jobs 2]
 
 Each spectrum with dense and with localised eigenvectors, stopped by its tolerances and by budgets of 12 to 60 products,
-with another matrix for each seed. --only: spectra whose names contain this. --print: the table is printed, not written.
---ceiling: instead, the products of rank-deficient matrices of every rank and multiplicity up to n = 40, in both dtypes,
-with the given number of seeds; it fails where there are more than n + 16. --jobs: processes, with OMP_NUM_THREADS=1.
+with another matrix for each seed; those without negative eigenvalues also as matrices of which that is known, and so
+the Gauss-Newton and empirical Fisher matrices of small networks. --only: spectra whose names contain this. --print: the
+table is printed, not written. --ceiling: instead, the products of rank-deficient matrices of every rank and
+multiplicity up to n = 40, in both dtypes, with the given number of seeds; it fails where there are more than n + 16.
+--jobs: processes, with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -23,7 +26,16 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from estimators.adversarial import SPECTRA, N, checks, dense, localised  # noqa: E402
+from estimators.adversarial import (  # noqa: E402
+    NETWORKS,
+    SPECTRA,
+    N,
+    checks,
+    dense,
+    localised,
+    of_network,
+    semidefinite,
+)
 
 import hvpspec  # noqa: E402
 from hvpspec.estimators.passes.one_run import FURTHER_HVPS  # noqa: E402
@@ -50,11 +62,11 @@ def missed(figure: str, held: int, made: int) -> bool:
 
 def run(name: str, seeds: int) -> tuple[Counter[Key], Counter[Key]]:
     """How often each interval held, and how often it was made."""
-    values, held, made = SPECTRA[name], Counter[Key](), Counter[Key]()
-    first = 1_000_000 * list(SPECTRA).index(name)  # all runs are independent of one another
-    for vectors, matrix in (("dense", dense), ("localised", localised)):
+    held, made = Counter[Key](), Counter[Key]()
+    first = 1_000_000 * [*SPECTRA, *NETWORKS].index(name)  # all runs are independent of one another
+    for vectors in kinds_of(name):
         for seed in range(first, first + seeds):
-            A = matrix(values, seed)
+            A, values = matrix(name, vectors, seed)
             for stop, budget in (("tolerance", None), ("budget", BUDGETS[seed % len(BUDGETS)])):
                 found = hvpspec.spectrum(A, K, seed=seed, rtol=0.02, max_hvps=budget)
                 for figure, holds in checks(values, found, K):
@@ -64,9 +76,26 @@ def run(name: str, seeds: int) -> tuple[Counter[Key], Counter[Key]]:
     return held, made
 
 
+def kinds_of(name: str) -> tuple[str, ...]:
+    """The kinds of matrices that are made for a spectrum or a network."""
+    if name in NETWORKS:
+        return ("network",)
+    return ("dense", "localised", "known") if SPECTRA[name].min() >= 0 else ("dense", "localised")
+
+
+def matrix(name: str, kind: str, seed: int) -> tuple[Any, np.ndarray]:
+    """A matrix of that kind, and its eigenvalues."""
+    if kind == "network":
+        A = of_network(NETWORKS[name], seed)
+        return semidefinite(A), np.linalg.eigvalsh(A)
+    A = (localised if kind == "localised" else dense)(SPECTRA[name], seed)
+    return semidefinite(A) if kind == "known" else A, SPECTRA[name]
+
+
 def table(names: list[str], held: Counter[Key], made: Counter[Key]) -> tuple[list[str], list[str]]:
     """The table over figures, kinds of vectors and stops; and each case in which a rate is missed."""
-    kinds = [(vectors, stop) for vectors in ("dense", "localised") for stop in ("tolerance", "budget")]
+    present = [kind for kind in ("dense", "localised", "known", "network") if any(key[1] == kind for key in made)]
+    kinds = [(vectors, stop) for vectors in present for stop in ("tolerance", "budget")]
     figures = list(dict.fromkeys(figure for *_, figure in made))
     lines = ["| interval | required | " + " | ".join(f"{v}, {s}" for v, s in kinds) + " | rate missed in |"]
     lines.append("| --- | ---: |" + " ---: |" * len(kinds) + " ---: |")
@@ -107,7 +136,7 @@ def main() -> None:
     parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
-    names = [name for name in SPECTRA if options.only in name]
+    names = [name for name in (*SPECTRA, *NETWORKS) if options.only in name]
     with ProcessPoolExecutor(options.jobs) as pool:
         if options.ceiling:
             sizes = range(1, 41)
@@ -133,11 +162,13 @@ def tabulate(
         print(f"{name}: {'; '.join(worst) or 'all rates met'}", flush=True)
     lines, bad = table(names, held, made)
     text = [
-        "# Every interval on 39 spectra",
+        "# Every interval on 39 spectra, and on matrices of networks",
         "",
         f"Made by `python scripts/calibrate_adversarial.py --seeds {options.seeds}`: n = {N}, k = {K}, `rtol=0.02`,",
         f"confidence 95 %; for each spectrum {options.seeds} matrices with dense and {options.seeds} with localised",
         f"eigenvectors, each once to its tolerances and once to a budget of {BUDGETS[0]} to {BUDGETS[-1]} products.",
+        "Known: of matrices of which it is known that no eigenvalue is negative. Network: the Gauss-Newton and the",
+        "empirical Fisher matrices of small classifiers, of which it is known as well.",
         "A rate is missed where a binomial variable with the required one would be so small with a chance below",
         f"{CHANCE:.1%}; what is certain, at the first miss.",
         "",

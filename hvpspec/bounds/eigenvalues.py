@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from scipy import special
@@ -37,15 +36,13 @@ _WAYS = np.array(
 _PROBABILITY_OF_FALSE_GAP = 1e-3  # that any of the n eigenvalues lies in a gap that is taken to be empty
 
 
-class Counted(Protocol):
+@dataclass(frozen=True)
+class Count:
     """How many eigenvalues H has beyond t: above for side 1, below for side −1."""
 
-    @property
-    def side(self) -> int: ...
-    @property
-    def t(self) -> float: ...
-    @property
-    def number(self) -> int: ...
+    side: int
+    t: float
+    number: int
 
 
 @dataclass(frozen=True)
@@ -231,7 +228,7 @@ def proven_gaps(
     coupling: np.ndarray,
     chosen: np.ndarray,
     rest: tuple[float, float],
-    counts: Sequence[Counted] = (),
+    counts: Sequence[Count] = (),
 ) -> np.ndarray:
     """How far below and above each chosen Ritz value there is shown to be no eigenvalue but those at the value itself,
     (k, 2); 0 where none of it is shown.
@@ -257,7 +254,7 @@ def proven_gaps(
 
 
 def _counted_gaps(
-    ritz: Ritz, coupled: np.ndarray, chosen: np.ndarray, side: int, rest: tuple[float, float], counts: Sequence[Counted]
+    ritz: Ritz, coupled: np.ndarray, chosen: np.ndarray, side: int, rest: tuple[float, float], counts: Sequence[Count]
 ) -> np.ndarray:
     """The same by numbers of eigenvalues.
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from hvpspec.bounds.eigenvalues import Exclusion, none_beyond
+from hvpspec.bounds.eigenvalues import Count, Exclusion, none_beyond
 from hvpspec.bounds.probe_intervals import chi_squared
 from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import Symmetric
@@ -167,15 +167,6 @@ def no_copies(
         return True
     none = rest_has_none(ritz, chosen, which, tol, rest)
     return none and not hides_copies(krylov, ritz, chosen, which, tol, rest)
-
-
-@dataclass(frozen=True)
-class Count:
-    """How many eigenvalues H has beyond t: above for side 1, below for side −1."""
-
-    side: int
-    t: float
-    number: int
 
 
 def sides_to_count(ritz: Ritz, chosen: np.ndarray, which: Which, tol: float, counts: Sequence[Count]) -> list[Count]:

@@ -8,10 +8,8 @@ from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.checkpoint.optimizers.kinds import KindName
 from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.operators.hessian import HessianOperator
-from hvpspec.operators.preconditioned import PreconditionedOperator, PreconditionedOverData
+from hvpspec.operators.preconditioned import Measured, PreconditionedOperator, PreconditionedOverData
 from hvpspec.operators.preconditioner import find_preconditioner
-
-Measured = HessianOperator | PreconditionedOverData
 
 _KINDS: dict[str, KindName | None] = {"adam": None, "adamw": "adamw", "adam-l2": "adam"}
 

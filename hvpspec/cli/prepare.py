@@ -21,7 +21,7 @@ from hvpspec.cli.console import Screen
 from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.cli.options.run import Options
 from hvpspec.cli.options.source import Source
-from hvpspec.cli.preconditioned import Measured, preconditioned
+from hvpspec.cli.preconditioned import preconditioned
 from hvpspec.cli.provenance import checkpoint_file, data_source, describe, shown, tensors_sha256
 from hvpspec.cli.run_folder import RunFolder
 from hvpspec.cli.user_code import import_module, load_data, load_loss, load_model
@@ -35,6 +35,7 @@ from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.subsets.sampled_batches import FirstBatches, WatchedBatches, has_length, sample_batches
 from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.operators.preconditioned import Measured, PreconditionedOverData
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.report.rows.condition import edge_note
@@ -209,7 +210,7 @@ def open_checkpoint(
 
     def inspected() -> Preflight:
         with screen.waiting(CHECKING):
-            return on_first_rank(H, findings, source.expect_loss, options, loss=loss, measure=measure)
+            return on_first_rank(A, findings, source.expect_loss, options, loss=loss, measure=measure)
 
     preflight = inspected() if folder is None or folder.journal is None else recorded(folder.journal, H, inspected)
     return Opened(H, A, file, loss, preflight, len(blocks))
@@ -245,11 +246,12 @@ def shown_findings(findings: list[Finding], checkpoint: Path, options: Options) 
 
 
 def on_first_rank(
-    H: HessianOperator, findings: list[Finding], expect: str | None, options: Options, *, loss: LossValue, measure: bool
+    A: Measured, findings: list[Finding], expect: str | None, options: Options, *, loss: LossValue, measure: bool
 ) -> Preflight:
     """The preflight. Of ranks, the first one makes it with its own batches, whose products cost what a run's do."""
+    H = A.A if isinstance(A, PreconditionedOverData) else A
     if H.ranks is None:
-        return inspect(H, findings, expect, options, loss=loss, measure=measure)
+        return inspect(H, findings, expect, options, loss=loss, measure=measure, of=A)
 
     def find() -> dict[str, Any]:
         if not leads():
@@ -257,7 +259,7 @@ def on_first_rank(
         judged = inspect(H.alone(), findings, expect, options, loss=loss, measure=False)
         if judged.refused or not measure:
             return judged.to_dict()
-        found = inspect(H.alone(), findings, None, options, loss=None, measure=True)
+        found = inspect(H.alone(), findings, None, options, loss=None, measure=True, of=A.alone())
         return dataclasses.replace(found, loss=loss.value).to_dict()
 
     group = H.ranks.group
@@ -272,9 +274,13 @@ def inspect(
     *,
     loss: LossValue | None,
     measure: bool,
+    of: Measured | None = None,
 ) -> Preflight:
-    """The preflight of a run with these options."""
-    return inspect_operator(H, findings, loss=loss, expect=expect, measure=measure, options=options.spectrum())
+    """The preflight of a run with these options. of: what it is of, where that is H preconditioned."""
+    return inspect_operator(
+        H, findings, loss=loss, expect=expect, measure=measure, options=options.spectrum(),
+        preconditioned=of if isinstance(of, PreconditionedOverData) else None,
+    )  # fmt: skip
 
 
 def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:

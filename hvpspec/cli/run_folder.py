@@ -20,12 +20,12 @@ from hvpspec.checkpoint.formats.safetensors_files import read_metadata
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options.flags import flag_name
 from hvpspec.cli.options.source import Earlier, Source
-from hvpspec.cli.preconditioned import Measured
 from hvpspec.errors import CheckpointError, InputError
 from hvpspec.krylov.log.inputs import differing, inputs_of
 from hvpspec.krylov.log.journal import Journal
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.objective.losses.loss import LossValue
+from hvpspec.operators.preconditioned import Measured
 from hvpspec.options import SpectrumOptions
 from hvpspec.results.record import Provenance
 from hvpspec.system.folder_lock import FolderLock

@@ -20,7 +20,7 @@ from hvpspec.cli.ends import ended
 from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.cli.options.run import Options
 from hvpspec.cli.options.source import Source
-from hvpspec.cli.preconditioned import Measured, preconditioned
+from hvpspec.cli.preconditioned import preconditioned
 from hvpspec.cli.prepare import (
     CHECKING,
     Read,
@@ -40,6 +40,7 @@ from hvpspec.estimators.spectrum import spectrum
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.operators.by_name import operator_named
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.operators.preconditioned import Measured
 from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
 from hvpspec.report.numbers import duration, with_error
 from hvpspec.report.terminal import findings_lines
@@ -201,7 +202,8 @@ def _open(series: Series, request: Request) -> _Opened:
     findings = shown_findings([*loaded.findings, *of_model], checkpoint, options)
     expect = None if done else source.expect_loss
     with request.screen.waiting(CHECKING):
-        preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight)
+        A = request.operator(H, checkpoint)
+        preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight, of=A)
     refuse(preflight)
     return _Opened(loaded.model, H, loss, preflight, loaded.read)
 

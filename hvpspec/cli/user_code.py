@@ -137,7 +137,7 @@ def _no_command_line(place: str) -> Iterator[None]:
 
     before, error = sys.argv, argparse.ArgumentParser.error
     sys.argv = [place]
-    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]
+    argparse.ArgumentParser.error = refuse  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

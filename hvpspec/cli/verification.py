@@ -20,13 +20,14 @@ from hvpspec.checkpoint.formats.torch_pickle import Trust
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.cli.options.source import Source
-from hvpspec.cli.preconditioned import Measured, preconditioned
+from hvpspec.cli.preconditioned import preconditioned
 from hvpspec.cli.prepare import Loaded, load, trust, zero_hessian_refused
 from hvpspec.cli.provenance import tensors_sha256
 from hvpspec.errors import CheckpointWarning, InputError
 from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.operators.by_name import OPERATORS
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.operators.preconditioned import Measured
 from hvpspec.options import Engine, SpectrumOptions
 from hvpspec.preflight import loss_tolerance
 from hvpspec.report.documents import checksum, read_document

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hvpspec.bounds.eigenvalues import Exclusion, bracket, counted_within, isolated_errors, proven_gaps
-from hvpspec.bounds.missed import Count, beyond, block_shows_all_copies, no_copies, nothing_missed
+from hvpspec.bounds.eigenvalues import Count, Exclusion, bracket, counted_within, isolated_errors, proven_gaps
+from hvpspec.bounds.missed import beyond, block_shows_all_copies, no_copies, nothing_missed
 from hvpspec.bounds.zero_rows import pairs_with_zeros
 from hvpspec.distributed.shard import over_ranks, whole
 from hvpspec.errors import InputError

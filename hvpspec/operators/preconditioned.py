@@ -179,6 +179,12 @@ class PreconditionedOverData(PreconditionedOperator):
         """With a rank's rows of the vectors, where they are spread over ranks."""
         return None if self.A.spread is None else _Spread(self, self.A.spread)
 
+    def alone(self) -> PreconditionedOverData:
+        """See `HessianOperator`."""
+        other = copy.copy(self)
+        other.A = self.A.alone()
+        return other
+
     @property
     def hvps(self) -> int:
         """Number of products so far, those of A."""
@@ -322,6 +328,10 @@ class _Spread:
     def matmat(self, columns: Tensor) -> Tensor:
         scaled = self._own._times_scale(columns)
         return self._own._finished(self._own.A.matmat(scaled), scaled)
+
+
+Measured = HessianOperator | PreconditionedOverData
+"""What a run is of."""
 
 
 PreconditionedOverData.__name__ = PreconditionedOperator.__name__  # in repr: how it is made is nobody's business

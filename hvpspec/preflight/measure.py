@@ -19,6 +19,7 @@ from hvpspec.memory import peak_memory, resident
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.operators.hessian import HessianOperator
+from hvpspec.operators.preconditioned import Measured, PreconditionedOverData
 from hvpspec.options import PILOT_PROBES, SpectrumOptions
 from hvpspec.oracle.autograd import refused_derivative
 from hvpspec.oracle.checks.samples import refuse_mixed_samples
@@ -86,11 +87,13 @@ def inspect_operator(
     expect: str | None = None,
     measure: bool = True,
     options: SpectrumOptions | None = None,
+    preconditioned: PreconditionedOverData | None = None,
 ) -> Preflight:
     """Inspects an operator before a run, and predicts what the run will take.
 
     findings: those that are already known. loss: the loss on the data, where it is known. expect: what the loss must
     be, as text. measure: False evaluates the loss and nothing more. options: those of the run (None: the defaults).
+    preconditioned: what the run is of, where that is not the operator itself: its spectrum and its rounding are others.
 
     Costs one gradient (and a forward pass where the loss is not known), 4 or 5 HVPs, 4 to 12 gradients of the first
     batch in float64, and two HVPs of that batch where a model computes a part with fewer digits than the run. Where
@@ -104,7 +107,7 @@ def inspect_operator(
 
     def inspected(so_far: list[Preflight]) -> Preflight:
         try:
-            return _inspected(H, so_far, loss, expect, chosen, measure=measure)
+            return _inspected(H, so_far, loss, expect, chosen, measure=measure, by=preconditioned)
         finally:
             release_cache(
                 H.device
@@ -121,6 +124,7 @@ def _inspected(
     options: SpectrumOptions,
     *,
     measure: bool,
+    by: PreconditionedOverData | None,
 ) -> Preflight:
     """The same without a limit. so_far: gets what is known after each step."""
     known = so_far[-1]
@@ -161,7 +165,8 @@ def _inspected(
     known = found(*unused, *captured(single), *other_in_training(single), *computed_with_fewer_digits(single))
     try:
         so_far.append(known)
-        known, moments = _products(part, known, options)
+        of = part if by is None else PreconditionedOverData(part, by.scale, by.shift)
+        known, moments = _products(part, of, known, options)
     except NotTwiceDifferentiable as error:
         return refuse_once_differentiable(H, known, error)
     held = _held(H)
@@ -222,14 +227,16 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
     return total / weights, [finding]
 
 
-def _products(H: HessianOperator, known: Preflight, options: SpectrumOptions) -> tuple[Preflight, Moments | None]:
-    """Symmetry, repeatability, the cost of one product, and moments of the spectrum."""
+def _products(
+    H: HessianOperator, A: Measured, known: Preflight, options: SpectrumOptions
+) -> tuple[Preflight, Moments | None]:
+    """Symmetry, repeatability, the cost of one product, and moments of the spectrum. A: H, or H preconditioned."""
     X = _normal(H, options.seed, 0, _SAMPLED_PRODUCTS if options.sampled else _PRODUCTS)
     before = H.hvps
     with peak_memory(H.device) as peak:
-        HX = _timed(H, X)[0]
+        HX = _timed(A, X)[0]
     Hx = HX[:, 0].double()
-    one, seconds = _timed(H, X[:, :1])
+    one, seconds = _timed(A, X[:, :1])
     if not bool(HX.any()):
         known = replace(known, findings=(*known.findings, _ZERO))
     symmetry = asymmetry(X, HX)
@@ -237,20 +244,21 @@ def _products(H: HessianOperator, known: Preflight, options: SpectrumOptions) ->
     repeats = float((one[:, 0].double() - Hx).norm()) / size if size else 0.0
     memory = None if (taken := peak()) is None else max(taken - HX[:, 1:].nbytes, 0)  # of one product
     known = replace(known, symmetry=symmetry, repeatability=repeats, seconds=seconds, memory=memory)
-    doubtful = repeats > max(_MAX_PRODUCT_CHANGE, 2 * H.noise) or symmetry > max(_MAX_ASYMMETRY, 2 * H.noise)
-    if doubtful and (finding := _too_few_digits(H, X[:, :2], symmetry, repeats)) is not None:
+    most_change, most_asymmetry = max(_MAX_PRODUCT_CHANGE, 2 * A.noise), max(_MAX_ASYMMETRY, 2 * A.noise)
+    doubtful = repeats > most_change or symmetry > most_asymmetry
+    if doubtful and (finding := _too_few_digits(A, X[:, :2], symmetry, repeats)) is not None:
         known = replace(known, findings=(*known.findings, finding))
-    elif repeats > max(_MAX_PRODUCT_CHANGE, 2 * H.noise):
+    elif repeats > most_change:
         finding = _not_repeatable(H.objective, f"the same product, computed twice, differs by {repeats:.1%}")
         known = replace(known, findings=(*known.findings, finding))
-    elif symmetry > max(_MAX_ASYMMETRY, 2 * H.noise):
+    elif symmetry > most_asymmetry:
         known = refuse_asymmetric(H, known, symmetry)
     moments = None
     if not known.refused and size:
         # That with the longest product: where an outlier dominates, it is the one in which that is seen best.
         Hx = HX[:, int(column_inner(HX, HX).argmax()), None]
-        Hu, again = _timed(H, Hx / Hx.norm())
-        moments, further = _more(H, options, X, HX, norm_rank(Hx, Hu))
+        Hu, again = _timed(A, Hx / Hx.norm())
+        moments, further = _more(A, options, X, HX, norm_rank(Hx, Hu))
         # Those from now on: the first ones may have made what is kept for all. The mean, and not the fastest: a machine
         # that others use as well will be shared with them later, too.
         known = replace(known, seconds=statistics.fmean([again, *further]))
@@ -258,7 +266,7 @@ def _products(H: HessianOperator, known: Preflight, options: SpectrumOptions) ->
 
 
 def _more(
-    H: HessianOperator, options: SpectrumOptions, X: Tensor, HX: Tensor, rank: float
+    H: Measured, options: SpectrumOptions, X: Tensor, HX: Tensor, rank: float
 ) -> tuple[Moments | None, list[float]]:
     """The moments, from more products where the run will take so many that these hardly matter; the seconds of each."""
     moments = read_moments(X, HX, rank)
@@ -273,13 +281,13 @@ def _more(
     return read_moments(torch.cat([X, Y], 1), torch.cat([HX, HY], 1), rank), count * [seconds]
 
 
-def _normal(H: HessianOperator, seed: int, first: int, count: int) -> Tensor:
+def _normal(H: Measured, seed: int, first: int, count: int) -> Tensor:
     """Columns of standard normal entries, from number `first` of those of this seed."""
     generator = torch.Generator().manual_seed(seed + (first << 32))
     return torch.randn(H.shape[0], count, generator=generator, dtype=torch.float64).to(H.device, H.torch_dtype)
 
 
-def _too_few_digits(H: HessianOperator, X: Tensor, symmetry: float, repeats: float) -> Finding | None:
+def _too_few_digits(H: Measured, X: Tensor, symmetry: float, repeats: float) -> Finding | None:
     """Whether products are symmetric in float64, where in float32 they are not. Costs two products in float64."""
     off = symmetric_in_float64(H.recompute, X)
     if off is None:
@@ -299,7 +307,7 @@ def _held(H: HessianOperator) -> int | None:
     return resident() if H.device.type == "cpu" else torch.cuda.memory_allocated(H.device)
 
 
-def _timed(H: HessianOperator, columns: Tensor) -> tuple[Tensor, float]:
+def _timed(H: Measured, columns: Tensor) -> tuple[Tensor, float]:
     """A product, and the seconds that it took for each column."""
     start = time_when_done(H.device)
     product = H @ columns

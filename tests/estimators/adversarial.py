@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+from torch import nn
 
 import hvpspec
 
@@ -102,6 +105,32 @@ def localised(values: np.ndarray, seed: int) -> np.ndarray:
     return A
 
 
+def semidefinite(A: np.ndarray) -> LinearOperator:
+    """The matrix as an operator that is known to have no negative eigenvalue."""
+    operator = aslinearoperator(A)
+    operator.semidefinite = True
+    return operator
+
+
+def of_network(kind: type[hvpspec.HessianOperator], seed: int) -> np.ndarray:
+    """The Gauss-Newton or the empirical Fisher matrix of a small classifier with N parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 8, (60,), generator=generator)
+    A = kind(model, "cross_entropy", [(x, y)], engine="autograd", verify=False)
+    return (A @ torch.eye(N, dtype=torch.float64)).numpy()
+
+
+NETWORKS: dict[str, type[hvpspec.HessianOperator]] = {
+    "Gauss-Newton matrix": hvpspec.GGNOperator,
+    "empirical Fisher matrix": hvpspec.EmpiricalFisherOperator,
+}
+
+
 def checks(values: np.ndarray, found: hvpspec.Spectrum, k: int) -> Iterator[tuple[str, bool]]:
     """For each interval, bound and set of a run whether it holds the truth."""
     size = float(np.abs(values).max())
@@ -109,7 +138,8 @@ def checks(values: np.ndarray, found: hvpspec.Spectrum, k: int) -> Iterator[tupl
     for name, true in (("trace", values.sum()), ("frobenius_norm", np.linalg.norm(values))):
         estimate = getattr(found, name)
         if math.isfinite(estimate.error):
-            yield name, bool(abs(estimate.value - true) <= estimate.error + rounding)
+            low, high = estimate.interval
+            yield name, bool(low - rounding <= true <= high + rounding)
     pairs = found.eigenpairs
     away = np.abs(values[:, None] - pairs.values).min(0)
     yield "eigenvalue errors", bool((away <= pairs.error + rounding).all())
@@ -148,6 +178,7 @@ def _of_condition(values: np.ndarray, found: hvpspec.Condition, rounding: float)
         yield "kappa: upper end", math.isinf(found.kappa.upper) or found.zero_rows > 0
     if found.definite != "unknown":
         signs = {"positive": values.min() > -rounding, "negative": values.max() < rounding}
+        signs["semidefinite"] = values.min() >= -rounding
         yield "definite", bool(signs.get(found.definite, values.min() < 0 < values.max()))
 
 

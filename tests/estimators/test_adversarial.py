@@ -2,8 +2,9 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
-from estimators.adversarial import SPECTRA, checks, dense, localised
+from estimators.adversarial import NETWORKS, SPECTRA, checks, dense, localised, of_network, semidefinite
 
 import hvpspec
 
@@ -21,6 +22,34 @@ def test_every_interval_holds(name):
     assert not certain
     assert all(count <= 1 for figure, count in missed.items() if figure in ("trace", "frobenius_norm", "rank")), missed
     assert sum(missed.values()) <= 4, missed
+
+
+@pytest.mark.parametrize("name", [name for name, values in SPECTRA.items() if values.min() >= 0])
+def test_every_interval_holds_where_it_is_known_that_none_is_negative(name):
+    values, missed = SPECTRA[name], Counter()
+    number = list(SPECTRA).index(name)
+    for seed, budget in ((2 * number, None), (2 * number + 1, (15, 40)[number % 2])):
+        found = hvpspec.spectrum(semidefinite(dense(values, seed)), 6, seed=seed, rtol=0.02, max_hvps=budget)
+        missed.update(figure for figure, holds in checks(values, found, 6) if not holds)
+        assert found.condition.negative.interval == (0.0, 0.0)
+    certain = {figure for figure in missed if "certain end" in figure}
+    assert not certain | missed.keys() & {"definite", "eigenvalue errors", "converged set"}
+    assert sum(missed.values()) <= 2, missed
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_trace_and_norm_of_networks_hold(name):
+    misses, made = Counter(), 0
+    for network in range(4):
+        A = of_network(NETWORKS[name], network)
+        exact = {"trace": np.trace(A), "frobenius_norm": np.linalg.norm(A)}
+        for seed in range(15):
+            found = hvpspec.spectrum(semidefinite(A), only=list(exact), seed=seed, rtol=1e-3, max_hvps=12 + seed)
+            made += 1
+            for quantity, value in exact.items():
+                low, high = getattr(found, quantity).interval
+                misses[quantity] += not low <= value <= high
+    assert all(count <= 0.1 * made for count in misses.values()), misses  # 5 % are expected
 
 
 @pytest.mark.parametrize("seed", [30_000_004, 30_000_005, 30_000_011])

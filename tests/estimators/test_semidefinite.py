@@ -164,3 +164,12 @@ def test_preconditioned_it_remains_so_unless_a_negative_shift_is_added():
     assert not PreconditionedOperator(np.eye(3), np.ones(3)).semidefinite
     found = hvpspec.spectrum(PreconditionedOperator(G, scale), k=2, rtol=0.2, max_hvps=30)
     assert found.condition.negative.interval == (0.0, 0.0)
+
+
+def test_without_a_basis_the_trace_is_not_below_zero():
+    A = with_null_space(3)
+    found = hvpspec.trace(known_to_be(A), max_hvps=2, rtol=1e-3, seed=1)
+    assert found.interval[0] >= 0
+    plain = hvpspec.trace(A, max_hvps=2, rtol=1e-3, seed=1)
+    assert plain.interval[0] < 0
+    assert found.interval[1] == plain.interval[1]

@@ -10,6 +10,7 @@ from preflight.problems import Shuffled, explicit, kinds, problem
 from torch import nn
 
 import hvpspec
+from hvpspec import HessianOperator, PreconditionedOperator
 from hvpspec.errors import InputError
 from hvpspec.objective.batches import frozen
 from hvpspec.options import SpectrumOptions
@@ -169,3 +170,26 @@ def test_a_zero_hessian_is_said_to_be_one(loss):
         result = hvpspec.spectrum(H, 2, only=only)
         assert ("all products are exactly zero" in result.summary()) == (only != "trace")
     assert "products are exactly zero" not in hvpspec.spectrum(np.diag([1.0, 0.0, 0.0]), 2).summary()
+
+
+def test_of_a_preconditioned_matrix_its_own_spectrum_is_inspected():
+    """Of a matrix with a few large eigenvalues that the preconditioner turns into the identity."""
+
+    def least_squares(values):
+        model = nn.Linear(len(values), 1, bias=False, dtype=torch.float64)
+        data = [(torch.diag(values.sqrt()), torch.zeros(len(values), 1, dtype=torch.float64))]
+        return HessianOperator(model, "mse", data, engine="autograd")
+
+    values = torch.logspace(0, -6, 300, dtype=torch.float64)
+    options = SpectrumOptions(k=3, rtol=0.01, only=("eigenvalues", "trace"))
+    H, same = least_squares(values), least_squares(torch.ones(300, dtype=torch.float64))
+    A = PreconditionedOperator(H, values.rsqrt())
+    plain, found, expected = (
+        inspect_operator(H, options=options),
+        inspect_operator(H, options=options, preconditioned=A),
+        inspect_operator(same, options=options),
+    )
+    counts = [(one.expected_hvps, one.most_hvps) for one in (plain, found, expected)]
+    assert counts[1] == counts[2] != counts[0]
+    assert not found.refused
+    assert found.hvps == expected.hvps

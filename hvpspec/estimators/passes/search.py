@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch import Tensor
 
-from hvpspec.bounds.eigenvalues import Exclusion
+from hvpspec.bounds.eigenvalues import Count, Exclusion
 from hvpspec.bounds.missed import (
     PROBABILITY_OF_MISS,
-    Count,
     ends_asked,
     hides_copies,
     images_within,

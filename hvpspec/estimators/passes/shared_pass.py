@@ -310,11 +310,8 @@ class SharedPass:
         else:
             value, error = self._trace(remainder, tolerance.confidence, norm)
             least, data_error = norm, self.spread.trace()
-        done = self.dimension == 0 or error <= tolerance.allowed(value, least)
-        found = Estimate(
-            value, error, tolerance.confidence, converged=done, hvps=self.hvps, method=self.method,
-            relative_to=tolerance.relative_to(value, least), data_error=data_error,
-        )  # fmt: skip
+        done, of = not self.dimension or error <= tolerance.allowed(value, least), tolerance.relative_to(value, least)
+        found = Estimate(value, error, tolerance.confidence, done, self.hvps, self.method, of, data_error)
         return not_below(found, self._least_trace()) if quantity == "trace" and self.dimension else found
 
     @property
@@ -334,9 +331,10 @@ class SharedPass:
 
     def _least_trace(self) -> float:
         """What tr H is at least, for certain: without negative eigenvalues, tr T and √(‖T‖_F² + 2 ‖C‖_F²)."""
-        known, floor = self.krylov.projection, self.krylov.ritz().floor
-        least = max(float(np.trace(known.T)), math.sqrt(known.squared_norm))
-        return least - known.sum_error(self.A.eps, known.norm) if floor == 0 else -math.inf
+        known, krylov = self.krylov.projection, self.krylov
+        if not krylov.semidefinite or (krylov.m and krylov.ritz().floor < 0):
+            return -math.inf
+        return max(float(np.trace(known.T)), math.sqrt(known.squared_norm)) - known.sum_error(self.A.eps, known.norm)
 
     def _norm(self, remainder: Remainder, confidence: float) -> tuple[float, float]:
         known = self.krylov.projection

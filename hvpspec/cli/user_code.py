@@ -135,13 +135,13 @@ def _no_command_line(place: str) -> Iterator[None]:
     def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
         raise _ParsesCommandLine(message)
 
-    before, error = sys.argv, argparse.ArgumentParser.error
-    sys.argv = [place]
-    argparse.ArgumentParser.error = refuse  # type: ignore[assignment, method-assign]
+    parsers: Any = argparse.ArgumentParser
+    before, error = sys.argv, parsers.error
+    sys.argv, parsers.error = [place], refuse
     try:
         yield
     finally:
-        sys.argv, argparse.ArgumentParser.error = before, error  # type: ignore[method-assign]
+        sys.argv, parsers.error = before, error
 
 
 def _import_file(path: Path, option: str) -> ModuleType:

@@ -113,6 +113,24 @@ class Once(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g): return g * 2
 def once(model, batch): return Once.apply(loss(model, batch))
+class Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x * 2
+    @staticmethod
+    def backward(ctx, g): return Inner.apply(g)
+class Inner(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, g): return g * 2
+    @staticmethod
+    def backward(ctx, g): raise AssertionError("dy1 must not require grad")
+def fused(model, batch): return nn.functional.cross_entropy(Fused.apply(model(batch[0])), batch[1])
+def one_number(model, batch): return loss(model, batch) * float(model(batch[0]))
+def array(model, batch): return nn.functional.cross_entropy(model(torch.from_numpy(batch[0])), batch[1])
+def difference(outputs, targets): return (outputs - targets).square().mean()
+def values(model, batch): return sum(model(batch[0]).tolist().values())
+def own_error(model, batch):
+    from hvpspec import InputError
+    raise InputError("no such column: age")
 def distance(model, batch): return torch.cdist(model(batch[0]), model(batch[0]) + 1).mean()
 """
 
@@ -298,6 +316,17 @@ LOSSES = {
     "loss=bad.py:unreduced": 'has reduction="none"; hvpspec needs reduction="mean" or "sum".',
     "loss=bad.py:once": "the backward of 'Once' is marked @once_differentiable (in 'the loss') → use operations that "
     "can be ",
+    "loss=bad.py:fused": "the loss cannot be differentiated twice: AssertionError: dy1 must not require grad",
+    "loss=bad.py:fused --no-preflight": "batch 0: the loss cannot be differentiated twice: AssertionError: dy1 must",
+    "loss=bad.py:one_number": "batch 0: the loss raised ValueError: only one element tensors can be converted to",
+    "loss=bad.py:array": "batch 0: the loss raised TypeError: expected np.ndarray (got Tensor) (arrays of a "
+    "batch are tensors here, on the device of the model).",
+    "loss=bad.py:difference data=bad.py:triples": "batch 0: called as loss(model, batch), the loss raised TypeError: "
+    "unsupported operand type(s) for -: 'Sequential' and 'tuple', before it evaluated the model; a loss(outputs, "
+    "targets) needs batches that are pairs (inputs, targets), and this one is a tuple of 3.",
+    "loss=bad.py:values": "batch 0: the loss raised AttributeError: 'list' object has no attribute 'values'",
+    "loss=bad.py:own_error": "batch 0: no such column: age.",
+    "loss=cross_entropy data=bad.py:triples": 'batch 0: the loss "cross_entropy" needs batches that are pairs',
     "loss=bad.py:distance": "the loss is no mean over samples, or over anything else that its batches show",
     "loss=bad.py:huge": "leave the range of float32; use dtype=float64 (--dtype float64), or the operator (the loss) "
     "times",

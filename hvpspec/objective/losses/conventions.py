@@ -135,7 +135,8 @@ def of_batch(index: int, error: BaseException, model: nn.Module, dtype: torch.dt
         said = str(error)
         ended = f"{said.removesuffix('.')}{hint}." if hint else said
         return InputError(said if said.startswith("batch ") else f"batch {index}: {ended}")
-    return InputError(f"batch {index}: {said_by(model, error)}{precision_hint(error, dtype)}{hint}")
+    hints = f"{precision_hint(error, dtype)}{_conversion_hint(error)}{hint}"
+    return InputError(f"batch {index}: {said_by(model, error)}{hints}")
 
 
 def said_by(model: nn.Module, error: BaseException) -> str:
@@ -155,6 +156,12 @@ def said_by(model: nn.Module, error: BaseException) -> str:
 def is_of_dtype(error: BaseException) -> bool:
     """Whether an error says that tensors of different precisions do not go together."""
     return re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)) is not None
+
+
+def _conversion_hint(error: BaseException) -> str:
+    if "expected np.ndarray" not in str(error):
+        return ""
+    return " (arrays of a batch are tensors here, on the device of the model)"
 
 
 def precision_hint(error: BaseException, dtype: torch.dtype) -> str:

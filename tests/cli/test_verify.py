@@ -62,6 +62,7 @@ def test_good_runs_are_accepted(place, name):
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert all(line.startswith("agrees ") for line in done.stdout.splitlines())
     done = call(place, "verify", f"{name}/spectrum.json", "--json")
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [check["what"] for check in found["checks"]] == ["file", "figures", "checkpoint", "loss", "products"]
     jsonschema.validate(found, schema("verify"))

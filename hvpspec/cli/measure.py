@@ -265,7 +265,7 @@ class _Course:
         if self.opened.blocks:
             parts.append(counted(self.opened.blocks, "block"))
         if options.per_batch:
-            parts.append(f"λ of {counted(self.opened.H.batch_count(), 'batch', 'batches')}, each by itself")
+            parts.append(self._batches_planned())
         if options.refine:
             parts.append(f"the eigenvalue nearest to {-options.damping:g}")
         self.screen.sentence(f"plan: {', '.join(parts)}")
@@ -284,6 +284,12 @@ class _Course:
             self.screen.line(f"          {worst}")
         self._show_journal()
         self.screen.line()
+
+    def _batches_planned(self) -> str:
+        asked, of = self.options.batches(), self.opened.H.batch_count()
+        many = min(of, asked.max_batches)
+        named = ("" if many == of else f"{many:,} of ") + counted(of, "batch", "batches")
+        return f"λ of {named}, each by itself (up to {asked.budget(many):,} products with one batch each)"
 
     def _affordable(self) -> float:
         """HVPs that there is time for, judging by the preflight."""

@@ -134,7 +134,7 @@ def _measure(
         found = course.known_by(end)
         assert found is not None
         if not leads():
-            return _follow(end)
+            return _end_with(end)  # the first rank says and writes it
         record = request.record(opened, found)
         figures = partial(_show_figures, record, request, opened, screen, explain=explain)
         paths, failure = _written(options.out, record, figures)
@@ -146,16 +146,15 @@ def _measure(
     _show_files(record, paths, screen)
     if end is not None and failure is not None:
         screen.error(explained(failure)[0])
-    if isinstance(end, KeyboardInterrupt):
-        raise ended(end)
-    if (reason := end or failure) is not None:
+    _end_with(end or failure)
+
+
+def _end_with(reason: BaseException | None) -> None:
+    """Ends the command, once all is said and written."""
+    if isinstance(reason, KeyboardInterrupt):
+        raise ended(reason)
+    if reason is not None:
         raise reason
-
-
-def _follow(end: BaseException | None) -> None:
-    """A rank that does not write has ended."""
-    if end is not None:
-        raise end
 
 
 def _written(folder: Path, record: Record, show: Callable[[bool], None]) -> tuple[list[Path], OutputError | None]:
@@ -300,7 +299,7 @@ class _Course:
         if self.opened.blocks:
             parts.append(counted(self.opened.blocks, "block"))
         if options.per_batch:
-            parts.append(f"λ of {counted(self.opened.H.batch_count(), 'batch', 'batches')}, each by itself")
+            parts.append(self._batches_planned())
         if options.diagonal:
             parts.append("diagonal")
         if options.refine:
@@ -323,6 +322,12 @@ class _Course:
             self.screen.line(f"          {worst}")
         self._show_journal()
         self.screen.line()
+
+    def _batches_planned(self) -> str:
+        asked, of = self.options.batches(), self.opened.H.batch_count()
+        many = min(of, asked.max_batches)
+        named = ("" if many == of else f"{many:,} of ") + counted(of, "batch", "batches")
+        return f"λ of {named}, each by itself (up to {asked.budget(many):,} products with one batch each)"
 
     def _affordable(self) -> float:
         """HVPs that there is time for, judging by the preflight."""

@@ -242,6 +242,8 @@ class _Course:
             self.known = spectrum(
                 self.opened.A, **self.options.estimators(), journal=self.journal, callback=self.follow
             )
+            if self.request.saving.save_eigenvectors is not None and self.known.eigenpairs is not None:
+                self.known = dataclasses.replace(self.known, eigenpairs=self.known.eigenpairs.gather())
             if self.options.per_batch:
                 self._measure_batches(self.known)
 

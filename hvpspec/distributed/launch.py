@@ -15,6 +15,7 @@ from hvpspec.system.stops import holding
 _SECONDS_IN_A_COLLECTIVE = 300.0  # at most: all ranks are at it when it begins
 _SPREAD = ("spectrum", "check", "demo")  # commands that ranks work on together
 _ALONE = ("compare",)  # commands that read files only
+_BY_ITSELF = "--per-batch"  # whose batches are no work to share
 
 
 def is_under_torchrun() -> bool:
@@ -50,6 +51,8 @@ def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str]]:
         return
     if command is not None and command not in _SPREAD:
         raise InputError(f"hvpspec {command} runs as one process; start it without torchrun.")
+    if _BY_ITSELF in arguments:
+        raise InputError(f"{_BY_ITSELF} runs as one process; start it without torchrun.")
     backend = _backend(arguments)
     dist.init_process_group(backend, timeout=timedelta(seconds=_SECONDS_IN_A_COLLECTIVE))
     group = group_of(None)

@@ -19,7 +19,7 @@ def torchrun(*arguments, size=2, **options):
     """Starts a command on several ranks of one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", "--rdzv-backend=c10d",
                "--rdzv-endpoint=localhost:0", "-m", "hvpspec", *map(str, arguments)]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
     )
@@ -54,7 +54,9 @@ def test_a_command_for_one_process(tmp_path):
 
 def test_sigterm_saves_what_is_known(tmp_path):
     process = torchrun("demo", "--out", tmp_path, "--rtol", "1e-9", "--max-hvps", "100000", "--basis-memory", "2MiB")
-    time.sleep(25)
+    while not process.stdout.readline().startswith("expected: "):
+        assert process.poll() is None
+    time.sleep(5)
     process.send_signal(signal.SIGTERM)
     _out, err = process.communicate(timeout=LIMIT)
     assert process.returncode != 0

@@ -15,6 +15,7 @@ from hvpspec.cli.options.preconditioning import Preconditioning
 from hvpspec.cli.options.run import Options
 from hvpspec.cli.options.saving import Saving
 from hvpspec.cli.options.source import Earlier, Source
+from hvpspec.distributed.launch import leads
 from hvpspec.system.imports import quick_imports
 
 
@@ -98,6 +99,6 @@ def _measure_each(
             measure(checkpoint, source, one, earlier, screen, saving=of_one, **more)
             if len(each) > 1:
                 screen.line()
-    if len(each) > 1:
+    if len(each) > 1 and leads():
         folders = [one.out for one in each]
         show_comparison(folders, screen, options.confidence, options.out, explain=False, expected=["matrix"])

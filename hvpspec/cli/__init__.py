@@ -84,7 +84,7 @@ def run(arguments: list[str] | None = None, began: float | None = None) -> int:
             if not is_under_torchrun():
                 return _status(arguments)
             with ranks_joined(arguments) as own:
-                return _status(own)
+                return 0 if own is None else _status(own)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)

@@ -34,8 +34,8 @@ def is_lost(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """The process group, while a command runs; the arguments of this rank's command.
+def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str] | None]:
+    """The process group, while a command runs; the arguments of this rank's command, None where it has nothing to do.
 
     Ranks but the first print nothing, and write to a folder that is removed. An error on one rank ends all of them.
     Signals are noted, and raised in the next product, on all ranks at once.
@@ -46,8 +46,7 @@ def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str]]:
 
     command = next((word for word in arguments if not word.startswith("-")), None)
     if command in _ALONE:
-        if leads():
-            yield list(arguments)
+        yield list(arguments) if leads() else None
         return
     if command is not None and command not in _SPREAD:
         raise InputError(f"hvpspec {command} runs as one process; start it without torchrun.")

@@ -10,6 +10,7 @@ from zoo import Case, explicit_hessian
 
 TRAIN = '''
 import torch
+from torch import nn
 
 class Detector(nn.Module):
     """Returns its losses in training mode, and predictions in eval mode."""

@@ -77,7 +77,7 @@ def test_a_spent_budget_is_said(folder):
 
 def test_parameters_loss_functions_and_seeds(folder, dense):
     D, _ = dense
-    options = ("--parameters", "0.*", "--dtype", "float64", "-k", "2", "--out", "block")
+    options = ("--parameters", "0.*", "--dtype", "float64", "-k", "2", "--out", "first-layer")
     arguments = [*USUAL[:-1], "train.py:loss", *options]
     assert call(folder, "spectrum", *arguments).returncode == 0
     found = read_spectrum(folder / "block/spectrum.json")

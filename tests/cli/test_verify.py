@@ -102,7 +102,7 @@ def shifted(document, path, by):
 
 @pytest.mark.parametrize("name", ["plain", "float32", "damped", "probes"])
 def test_a_figure_that_is_shifted_is_rejected_even_with_a_new_checksum(place, name, monkeypatch):
-    """By twice its error. The Lanczos matrices show it, though not for blocks, which only the checksum covers."""
+    """By twice its error. The Lanczos matrices show it, though not of what only the checksum covers."""
     monkeypatch.setattr("hvpspec.cli.verification.load", lambda *_: pytest.fail("enough is known already"))
     found, seen, missed = document(place, name), 0, []
     for path, error in figures(found):
@@ -111,7 +111,7 @@ def test_a_figure_that_is_shifted_is_rejected_even_with_a_new_checksum(place, na
             continue  # no more than rounding
         by_checksum = checksum(changed) != found["figures_sha256"]
         assert by_checksum, path
-        if path[0] == "blocks":
+        if path[0] in ("blocks", "gradient"):
             continue
         seen += 1
         if not contradicted({**changed, "figures_sha256": checksum(changed)}):

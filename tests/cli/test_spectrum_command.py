@@ -80,7 +80,7 @@ def test_parameters_loss_functions_and_seeds(folder, dense):
     options = ("--parameters", "0.*", "--dtype", "float64", "-k", "2", "--out", "first-layer")
     arguments = [*USUAL[:-1], "train.py:loss", *options]
     assert call(folder, "spectrum", *arguments).returncode == 0
-    found = read_spectrum(folder / "block/spectrum.json")
+    found = read_spectrum(folder / "first-layer/spectrum.json")
     block = D[:56, :56]
     assert found.parameters == 56
     assert abs(found.trace.value - np.trace(block)) <= found.trace.error

@@ -57,8 +57,8 @@ def case(model, loss, reduction):
     return network, criterion(reduction=reduction), data, outputs
 
 
-def both(model, loss, reduction, ours, theirs, **options):
-    network, criterion, data, outputs = case(model, loss, reduction)
+def both(model, loss, of_criterion, ours, theirs, **options):
+    network, criterion, data, outputs = case(model, loss, of_criterion)
     A = ours(network, criterion, data, dtype="float64", **options)
     parameters = [p for p in network.parameters() if p.requires_grad]
     B = theirs(network, criterion, parameters, data)

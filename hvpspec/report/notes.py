@@ -89,9 +89,10 @@ def draw_notes(record: Record) -> list[str]:
 
 def _rounding_note(rounding: Rounding) -> str:
     how = "in float64" if rounding.method == "float64" else "with everything rounded otherwise"
+    products, show = counted(rounding.products, "product"), "shows" if rounding.products == 1 else "show"
     note = (
-        f"rounding: products are off by up to {rounding.relative:.1g} of the norm, as "
-        f"{counted(rounding.products, 'product')} computed again {how} {"shows" if rounding.products == 1 else "show"}; every error includes it"
+        f"rounding: products are off by up to {rounding.relative:.1g} of the norm, as {products} computed again {how} "
+        f"{show}; every error includes it"
     )
     return f"{note}; --dtype float64 is more accurate" if rounding.relative > _LARGE_ROUNDING else note
 

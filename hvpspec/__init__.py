@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         CheckpointError,
         CheckpointWarning,
         InputError,
+        LostRank,
         NotTwiceDifferentiable,
         ZeroHessianWarning,
     )
@@ -72,6 +73,7 @@ _PLACES = {
     "Gradient": "results.gradient",
     "HessianOperator": "operators.hessian",
     "InputError": "errors",
+    "LostRank": "errors",
     "LossValue": "objective.losses.loss",
     "NotTwiceDifferentiable": "errors",
     "ParameterSpace": "objective.parameters",
@@ -126,6 +128,7 @@ __all__ = [
     "HessianOperator",
     "InputError",
     "LossValue",
+    "LostRank",
     "NotTwiceDifferentiable",
     "ParameterSpace",
     "Preconditioned",

@@ -47,6 +47,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         for _ in pool.map(lambda names: _judge_in_processes(names, rows_path, options), groups):
             _write(rows_path, [i.name for i in INSTANCES], options)
+    _write(rows_path, [i.name for i in INSTANCES], options)  # where there was nothing to judge
     rows = [row for row in read_rows(rows_path).values() if row.name in wanted]
     sys.exit(any(v.kind == "wrong" for row in rows for v in row.verdicts.values()))
 

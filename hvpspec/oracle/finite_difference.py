@@ -9,6 +9,7 @@ float64 where the loss allows it, and there without the casts to float32 that a 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -50,6 +51,8 @@ _ENOUGH, _ENOUGH_TO_COMPARE = 1e-8, 1e-7  # relative errors with which the searc
 _WORTH_REPEATING = 1e-5  # relative error of a batch's product, and how many times as large as the noise it is:
 _TIMES_NOISE = 30.0
 _LEAST_REDUCTION = 1e-3  # of the step, where a product is repeated
+_SAME_DIGITS = 1e-13  # relative: losses with and without casts that round nothing
+_SAME_SAMPLE = 1e-4  # relative: losses of the same random numbers in float32 and float64 differ by less
 _AS_GOOD_AS_ZERO = 1e-6  # a product's size relative to the largest, if its error is as large as the product
 _SHOWN = ("_step", "_least_step", "_noise", "_rounding", "_largest")  # what products change
 
@@ -195,6 +198,7 @@ class FiniteDifference:
         self._least_step = working.least_step
         self._step, self._rounding = best.step, float(best.noise) * best.step
         self._note(best.products, best.errors)
+        self._noise = max(self._noise, working.rounded)
         self._working = working
         return working
 
@@ -255,11 +259,13 @@ class _Working:
     """The objective whose gradient is differenced, and whether without the casts to fewer digits inside the loss.
 
     least_step: a smaller one changes less than the last digit of the coarsest numbers that the loss is made of.
+    rounded: the unit roundoff of casts that are left out, by which the loss differs from what is differenced.
     """
 
     objective: Objective
     without_casts: bool
     least_step: float = 0.0
+    rounded: float = 0.0
 
     def whole(self) -> AbstractContextManager[object]:
         """Entered while it is evaluated."""
@@ -276,15 +282,45 @@ def _with_best_step(objective: Objective, enough: float) -> tuple[_Working, Tens
         v = (v / v.norm()).to(one.device, one.dtype)
         try:
             with working.whole(), one.evaluating() as parameters:
-                unit, length = coarsest_unit(next(one.losses())[1]), size(parameters)
+                loss, length = next(one.losses())[1], size(parameters)
+                unit, value = coarsest_unit(loss), float(loss.detach())
+            _refuse_other_sample(objective, value)
             with working.whole():
                 best = _best(partial(differences, one, v), unit**_FIRST_STEP * length, unit * length, enough)
-            return replace(working, least_step=unit * length), v, best
+            rounded = _rounded_by_casts(one, value) if working.without_casts else 0.0
+            return replace(working, least_step=unit * length, rounded=rounded), v, best
         except (InputError, torch.OutOfMemoryError) as raised:  # an operation or the memory for float64 does not exist
             forget_frames(raised)
             last = raised
     assert last is not None
     raise last
+
+
+def _refuse_other_sample(objective: Objective, loss: float) -> None:
+    """Raises InputError where that is the loss of the first batch with other random numbers than the run has.
+
+    A model that draws them in its own dtype draws others in float64.
+    """
+    if objective.noise_seed is None:
+        return
+    with objective.evaluating():
+        own = float(next(objective.losses())[1].detach())
+    if not math.isclose(loss, own, rel_tol=_SAME_SAMPLE):
+        raise InputError("in float64 the model draws other random numbers.")
+
+
+def _rounded_by_casts(objective: Objective, without: float) -> float:
+    """The unit roundoff of float32 where casts to it change the loss, of constants too; 0 where there are none.
+
+    without: the loss of the first batch without them.
+    """
+    try:
+        with objective.evaluating():
+            given = float(next(objective.losses())[1].detach())
+    except InputError:  # it does not run in float64 with them
+        given = math.nan
+    same = math.isclose(given, without, rel_tol=_SAME_DIGITS)
+    return 0.0 if same else torch.finfo(torch.float32).eps / 2
 
 
 def _best(attempt: Callable[[float], Differences], first: float, least: float, enough: float) -> Differences:

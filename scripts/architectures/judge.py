@@ -32,6 +32,7 @@ _RIGHT = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative error of a produ
 _TIMES_ROUNDING = 10.0  # what the truth's own rounding excuses, where it is larger
 _JITTER = {torch.float64: 1e-14, torch.float32: 1e-6}  # relative, of the parameters
 _DIFFERENCES_AGREE = 1e-4  # differences of the gradient that contradict torch's second derivative are further off
+_ROUNDED_BY_CASTS = 6e-8  # relative, of float32: differences leave the casts of a model out
 _TIMES_NOISE = 2.0  # finite differences estimate their error, they do not bound it
 _SHOWN = 300  # characters of a sentence
 
@@ -124,6 +125,7 @@ def _truth_in(instance: Instance, dtype: torch.dtype) -> Truth:
         if not product.isfinite().all():
             raise ValueError(f"the product is not finite in {dtype}")
         if dtype == torch.float64 and _relative(product, differences) > max(_DIFFERENCES_AGREE, 10 * off):
+            off = max(off, _ROUNDED_BY_CASTS)
             return Truth(v, differences, off, "differences (torch's second derivative is another)", dtype, seconds)
         rounding = gradient.rounding(v, product)
     return Truth(v, product, rounding, "double backward", dtype, seconds)

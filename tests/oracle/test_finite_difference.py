@@ -10,6 +10,7 @@ from zoo import CASES, Case, explicit_hessian
 
 import hvpspec
 from hvpspec.objective.objective import Objective
+from hvpspec.oracle import autograd
 from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.preflight import inspect_operator
 
@@ -200,6 +201,41 @@ def test_the_step_does_not_drift_along_a_steep_direction_in_single_precision():
     assert engine.noise <= 1e-3
 
 
+def test_random_numbers_are_those_of_the_run():
+    """Drawn in the dtype of the inputs, they are others in float64."""
+
+    def loss(model, batch):
+        return (model(batch + torch.randn_like(batch)) ** 4).mean()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+    objective = Objective(model, loss, [torch.randn(12, 4)], noise_seed=3)
+    v = torch.randn(objective.space.n, 1)
+    exact = autograd.hvp(objective, v)
+    engine = FiniteDifference(objective)
+    assert float((engine(v) - exact).norm() / exact.norm()) <= max(2 * engine.noise, 1e-3)
+
+
+def test_the_error_includes_casts_of_constants():
+    """They are left out in the differences, and are part of the loss."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.Linear(4, 3).double()
+
+        def forward(self, x):
+            return torch.tanh(self.inside(x)) * (torch.arange(1, 4, dtype=torch.float64) / 3).float()
+
+    torch.manual_seed(0)
+    objective = Objective(Scaled(), lambda model, x: (model(x) ** 4).mean(), [torch.randn(9, 4).double()])
+    v = torch.randn(objective.space.n, 1, dtype=torch.float64)
+    exact = autograd.hvp(objective, v)
+    engine = FiniteDifference(objective)
+    off = float((engine(v) - exact).norm() / exact.norm())
+    assert 1e-9 < off <= 2 * engine.noise < 1e-6
+
+
 def test_a_product_takes_five_gradients():
     calls = 0
 
@@ -213,7 +249,7 @@ def test_a_product_takes_five_gradients():
     engine = FiniteDifference(Objective(model, loss, [(torch.randn(30, 4), torch.arange(30) % 3)]))
     engine.noise  # noqa: B018 - which finds the step
     found = calls
-    assert found <= 6 + 4 + 1  # and the measurement of what the loss is a mean over
+    assert found <= 7 + 4 + 1  # and the measurement of what the loss is a mean over
     engine(torch.randn(engine.objective.space.n, 3, dtype=torch.float64))
     assert calls == found + 4 * 3 + 1
 

@@ -52,7 +52,7 @@ _WORTH_REPEATING = 1e-5  # relative error of a batch's product, and how many tim
 _TIMES_NOISE = 30.0
 _LEAST_REDUCTION = 1e-3  # of the step, where a product is repeated
 _SAME_DIGITS = 1e-13  # relative: losses with and without casts that round nothing
-_SAME_SAMPLE = 1e-4  # relative: losses of the same random numbers in float32 and float64 differ by less
+_SAME_SAMPLE = 1e-3  # relative: losses of the same random numbers in float32 and float64 differ by less
 _AS_GOOD_AS_ZERO = 1e-6  # a product's size relative to the largest, if its error is as large as the product
 _SHOWN = ("_step", "_least_step", "_noise", "_rounding", "_largest")  # what products change
 
@@ -275,6 +275,7 @@ class _Working:
 def _with_best_step(objective: Objective, enough: float) -> tuple[_Working, Tensor, Differences]:
     """The objective with as many digits as there are, a random unit vector (1, n), and differences by the best step."""
     last: Exception | None = None
+    own = _first_loss(objective)
     double = objective.in_float64()
     for working in (_Working(double, True), _Working(double, False), _Working(objective, False)):
         one = working.objective
@@ -284,10 +285,13 @@ def _with_best_step(objective: Objective, enough: float) -> tuple[_Working, Tens
             with working.whole(), one.evaluating() as parameters:
                 loss, length = next(one.losses())[1], size(parameters)
                 unit, value = coarsest_unit(loss), float(loss.detach())
-            _refuse_other_sample(objective, value)
+            if abs(value - own) > _SAME_SAMPLE * abs(own):
+                raise InputError("in float64 the model draws other random numbers.")
             with working.whole():
                 best = _best(partial(differences, one, v), unit**_FIRST_STEP * length, unit * length, enough)
-            rounded = _rounded_by_casts(one, value) if working.without_casts else 0.0
+            with_casts = own if one.dtype == objective.dtype else _first_loss(one)
+            exact = not working.without_casts or math.isclose(value, with_casts, rel_tol=_SAME_DIGITS)
+            rounded = 0.0 if exact else torch.finfo(torch.float32).eps / 2
             return replace(working, least_step=unit * length, rounded=rounded), v, best
         except (InputError, torch.OutOfMemoryError) as raised:  # an operation or the memory for float64 does not exist
             forget_frames(raised)
@@ -296,31 +300,13 @@ def _with_best_step(objective: Objective, enough: float) -> tuple[_Working, Tens
     raise last
 
 
-def _refuse_other_sample(objective: Objective, loss: float) -> None:
-    """Raises InputError where that is the loss of the first batch with other random numbers than the run has.
-
-    A model that draws them in its own dtype draws others in float64.
-    """
-    if objective.noise_seed is None:
-        return
-    with objective.evaluating():
-        own = float(next(objective.losses())[1].detach())
-    if not math.isclose(loss, own, rel_tol=_SAME_SAMPLE):
-        raise InputError("in float64 the model draws other random numbers.")
-
-
-def _rounded_by_casts(objective: Objective, without: float) -> float:
-    """The unit roundoff of float32 where casts to it change the loss, of constants too; 0 where there are none.
-
-    without: the loss of the first batch without them.
-    """
+def _first_loss(objective: Objective) -> float:
+    """That of the first batch; NaN where it cannot be evaluated."""
     try:
         with objective.evaluating():
-            given = float(next(objective.losses())[1].detach())
-    except InputError:  # it does not run in float64 with them
-        given = math.nan
-    same = math.isclose(given, without, rel_tol=_SAME_DIGITS)
-    return 0.0 if same else torch.finfo(torch.float32).eps / 2
+            return float(next(objective.losses())[1].detach())
+    except InputError:
+        return math.nan
 
 
 def _best(attempt: Callable[[float], Differences], first: float, least: float, enough: float) -> Differences:

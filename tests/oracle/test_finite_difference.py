@@ -201,15 +201,18 @@ def test_the_step_does_not_drift_along_a_steep_direction_in_single_precision():
     assert engine.noise <= 1e-3
 
 
-def test_random_numbers_are_those_of_the_run():
-    """Drawn in the dtype of the inputs, they are others in float64."""
+@pytest.mark.parametrize("seeded", [True, False])
+def test_random_numbers_are_those_of_the_run(seeded):
+    """Drawn in the dtype of the inputs, they are others in float64, whoever has set the seed."""
 
     def loss(model, batch):
+        if not seeded:
+            torch.manual_seed(0)
         return (model(batch + torch.randn_like(batch)) ** 4).mean()
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
-    objective = Objective(model, loss, [torch.randn(12, 4)], noise_seed=3)
+    objective = Objective(model, loss, [torch.randn(12, 4)], noise_seed=3 if seeded else None)
     v = torch.randn(objective.space.n, 1)
     exact = autograd.hvp(objective, v)
     engine = FiniteDifference(objective)

@@ -17,6 +17,15 @@ OPTIONS = ("-k", "2", "--rtol", "0.3", "--dtype", "float64", "--no-preflight", "
 BOTH = ("spectrum", *USUAL, *OPTIONS, "--blocks", "*", "--block-density", "--per-batch")
 
 
+@pytest.fixture(scope="session")
+def folder(folder, tmp_path_factory):
+    """One for these tests alone, whose results have names that others may use as well."""
+    own = tmp_path_factory.mktemp("parts")
+    for name in ("train.py", "model.pt"):
+        (own / name).write_bytes((folder / name).read_bytes())
+    return own
+
+
 @pytest.fixture(scope="module")
 def done(folder):
     found = call(folder, *BOTH, "--out", "both")

@@ -123,7 +123,7 @@ def test_letters_in_the_pictures_can_be_read_on_a_phone(opened):
     scales = opened(390).evaluate(
         "[...document.querySelectorAll('figure svg')].map(svg => svg.clientWidth / svg.viewBox.baseVal.width)"
     )
-    assert len(scales) == 4  # the blocks in two pieces
+    assert len(scales) == 5  # the blocks in two pieces, and the batches
     smallest = min(size for name, size in STYLE.items() if name.endswith("size"))
     assert min(scales) * smallest >= 9  # pixels
 

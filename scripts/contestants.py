@@ -74,6 +74,16 @@ def compiled_jvp_of_grad(problem: models.Problem, device: str) -> Callable[[Tens
 
         return torch.func.jvp(torch.func.grad(loss), (values,), (tangents,))[1]
 
+    return compiled_over_batches(product, values, problem, device)
+
+
+def compiled_over_batches(
+    product: Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
+    values: tuple[Tensor, ...],
+    problem: models.Problem,
+    device: str,
+) -> Callable[[Tensor], Tensor]:
+    """The mean over the batches of a product that torch.compile takes as a whole, with vectors in one piece."""
     fast = torch.compile(product, dynamic=False, fullgraph=True)
     data = [(x.to(device), y.to(device)) for x, y in problem.data]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import models
 import torch
-from contestants import gradient
+from contestants import compiled_over_batches, gradient
 from torch import Tensor
 
 import hvpspec
@@ -71,16 +71,7 @@ def compiled(middle_of: Callable[[Any], Middle]) -> Make:
             found: tuple[Tensor, ...] = back(middle(z, y, moved))[0]
             return found
 
-        fast = torch.compile(product, dynamic=False, fullgraph=True)
-        data = [(x.to(device), y.to(device)) for x, y in problem.data]
-
-        def run(v: Tensor) -> Tensor:
-            pieces = v.split([p.numel() for p in values])
-            tangents = tuple(piece.view_as(p) for piece, p in zip(pieces, values, strict=True))
-            parts = [torch.cat([piece.reshape(-1) for piece in fast(x, y, tangents)]) for x, y in data]
-            return torch.stack(parts).mean(0)
-
-        return run
+        return compiled_over_batches(product, values, problem, device)
 
     return make
 

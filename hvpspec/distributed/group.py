@@ -239,7 +239,7 @@ def shares(n: int, size: int) -> list[int]:
     return [least + (rank < more) for rank in range(size)]
 
 
-_GROUPS: dict[tuple[str, int], Group] = {}
+_GROUPS: dict[str, tuple[Any, Group]] = {}  # by members, each with the store that it talks through
 
 
 def group_of(group: Any) -> Group | None:
@@ -259,7 +259,7 @@ def group_of(group: Any) -> Group | None:
     if dist.get_world_size(group) == 1:
         return None
     members = str(dist.get_process_group_ranks(group or dist.group.WORLD))
-    key = members, id(dist.distributed_c10d._get_default_store())
-    if key not in _GROUPS:
-        _GROUPS[key] = Group(group)
-    return _GROUPS[key]
+    store, known = dist.distributed_c10d._get_default_store(), _GROUPS.get(members)
+    if known is None or known[0] is not store:  # of a process group that has been destroyed since
+        known = _GROUPS[members] = store, Group(group)
+    return known[1]

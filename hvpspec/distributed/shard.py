@@ -114,8 +114,9 @@ def added(parts: Tensor) -> Tensor:
 def largest(numbers: Tensor) -> Tensor:
     """The largest over the ranks of each number, in float64; infinite where one is NaN."""
     shard = _current.get()
-    finite = torch.nan_to_num(numbers.double(), nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    return numbers if shard is None else shard.group.largest(finite)
+    if shard is None:
+        return numbers
+    return shard.group.largest(torch.nan_to_num(numbers.double(), nan=torch.inf, posinf=torch.inf, neginf=-torch.inf))
 
 
 def whole(part: Tensor) -> Tensor:

@@ -38,21 +38,18 @@ def reduced(multiply: Callable[[Tensor, int, Callable[[int, float, Tensor], None
 
         def receive(number: int, weight: float, product: Tensor) -> None:
             weights[number] = weight
-            reduced[number] = (_products_of_columns(X, product), *reduce(product))
+            along, squares = column_inner_of_part(X, product), column_inner_of_part(product, product)
+            reduced[number] = (torch.stack([along, squares]), *reduce(product))
 
         whole = multiply(X, folds, receive)
-        along, *parts = _read([_products_of_columns(X, whole), *(part for of in reduced.values() for part in of)])
+        known = torch.stack([column_inner_of_part(X, whole), column_inner_of_part(X, X)])
+        known_of_whole, *parts = _read([known, *(part for of in reduced.values() for part in of)])
         count = len(parts) // max(len(weights), 1)
         of = [parts[count * i : count * (i + 1)] for i in range(len(weights))]
-        _check_sum(along, list(weights.values()), [first for first, *_ in of])
+        _check_sum(known_of_whole[0], known_of_whole[1], list(weights.values()), [first for first, *_ in of])
         return whole, [FoldOf(*each, tuple(rest)) for each, (_, *rest) in zip(weights.items(), of, strict=True)]
 
     return by_folds
-
-
-def _products_of_columns(X: Tensor, Y: Tensor) -> Tensor:
-    """xᵀy, xᵀx and yᵀy of each column, over the rows that this rank has: shape (3, b)."""
-    return torch.stack([column_inner_of_part(*pair) for pair in ((X, Y), (X, X), (Y, Y))])
 
 
 def _read(parts: list[Tensor]) -> list[np.ndarray]:
@@ -62,11 +59,11 @@ def _read(parts: list[Tensor]) -> list[np.ndarray]:
     return [piece.reshape(part.shape) for piece, part in zip(np.split(flat, ends[:-1]), parts, strict=True)]
 
 
-def _check_sum(whole: np.ndarray, weights: list[float], parts: list[np.ndarray]) -> None:
-    """That xᵀHx is the mean of its parts by folds, each (3, b) as `_products_of_columns` gives them."""
-    total = sum(weight * along for weight, (along, _, _) in zip(weights, parts, strict=True))
-    scale = sum(weight * np.sqrt(xx * yy) for weight, (_, xx, yy) in zip(weights, parts, strict=True))
-    off = np.abs(sum(weights) * whole[0] - total)
+def _check_sum(whole: np.ndarray, squares: np.ndarray, weights: list[float], parts: list[np.ndarray]) -> None:
+    """That xᵀHx is the mean of its parts by folds. squares: xᵀx. parts: xᵀH_g x and ‖H_g x‖² of each, (2, b)."""
+    total = sum(weight * along for weight, (along, _) in zip(weights, parts, strict=True))
+    scale = sum(weight * np.sqrt(squares * long) for weight, (_, long) in zip(weights, parts, strict=True))
+    off = np.abs(sum(weights) * whole - total)
     if (off > ASYMMETRY_LIMIT * scale).any():
         raise InputError(
             "the products on parts of the data do not add up to the product on all data: off by "

@@ -233,8 +233,7 @@ class Batches(Stored):
         float
             NaN where no batch has a value.
         """
-        weights = [batch.weight for batch in self.batches if getattr(batch, end) is not None]
-        return float(np.average(self.values(end), weights=weights)) if weights else math.nan
+        return self._averaged(self.values(end), end)
 
     def deviation(self, end: End = "largest") -> float:
         """The standard deviation over the batches, by their weights.
@@ -249,9 +248,11 @@ class Batches(Stored):
         float
             NaN where no batch has a value.
         """
+        return math.sqrt(self._averaged((self.values(end) - self.mean(end)) ** 2, end))
+
+    def _averaged(self, numbers: NDArray[np.float64], end: End) -> float:
         weights = [batch.weight for batch in self.batches if getattr(batch, end) is not None]
-        squares = (self.values(end) - self.mean(end)) ** 2
-        return math.sqrt(np.average(squares, weights=weights)) if weights else math.nan
+        return float(np.average(numbers, weights=weights)) if weights else math.nan
 
     def __repr__(self) -> str:
         known = counted(len(self.batches), "batch", "batches")

@@ -115,10 +115,13 @@ class Ranks:
             self._described = RankList(self.group.size, self.group.backend, len(set(hosts)), tuple(devices))
         return self._described
 
-    def settle(self) -> None:
-        """Agrees on what the loss is a mean over, and on its total weight. Costs what measuring that costs."""
+    def settle(self) -> LossValue | None:
+        """Agrees on what the loss is a mean over, and on its total weight. Costs what measuring that costs, once.
+
+        Returns this rank's loss where it was evaluated for that; None afterwards, and where the rank has no data.
+        """
         if self._settled:
-            return
+            return None
         self._compare()
         has_data, objective = bool(self._share.numbers), self._objective
 
@@ -136,11 +139,14 @@ class Ranks:
         objective.is_part_of(self._total(0.0 if own is None else own.weight))
         self.described()
         self._settled = True
+        return own
 
     def loss(self) -> LossValue:
         """The loss on the batches of all ranks."""
-        self.settle()
-        own = self.group.together(lambda: self._value() if self._share.numbers else None)
+        # What is found while ranks settle is of the mean: a sum is over the data of all, whose weight is known then.
+        again, own = self._settled or self._objective.reduction == "sum", self.settle()
+        if again:
+            own = self.group.together(lambda: self._value() if self._share.numbers else None)
         own = own or LossValue(0.0, 0.0, 0, 0.0, 0)
         names = ("value", "size")
         value, size = (sum(self.group.met(own.weight * getattr(own, name))) for name in names)

@@ -6,6 +6,7 @@ import pytest
 
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
+from hvpspec.results.parts import Batch, Batches
 from hvpspec.results.spectrum import Spectrum
 
 
@@ -48,3 +49,11 @@ def test_converged_means_all_of_it(changes, converged):
 def test_results_are_frozen():
     with pytest.raises(AttributeError):
         estimate().value = 3
+
+
+def test_batches_are_averaged_by_their_weights():
+    ends = [Estimate(value, 0.0, 0.95, True, 1) for value in (2.0, 6.0)]
+    batches = [Batch(number, weight, end) for number, (weight, end) in enumerate(zip((3.0, 1.0), ends, strict=True))]
+    found = Batches(tuple(batches), None, 2, 2, 2)
+    assert found.mean() == 3.0  # (3 · 2 + 1 · 6) / 4
+    assert found.deviation() == pytest.approx(np.sqrt(3.0))  # (3 · 1² + 1 · 3²) / 4

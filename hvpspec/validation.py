@@ -118,6 +118,12 @@ def all_finite(vectors: Tensor) -> bool:
     return bool(vectors.sum().isfinite()) or bool(vectors.isfinite().all())
 
 
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """|found − expected| / |expected|, or |found| where nothing is expected."""
+    scale = float(expected.norm())
+    return float((found - expected).norm()) / scale if scale else float(found.norm())
+
+
 def not_finite_in(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """The first entry that is NaN or Inf, such as "nan at [2, 3] of '0.weight'"; None where all are finite."""
     for name, tensor in named:

@@ -19,15 +19,14 @@ from torch import Tensor
 
 from hvpspec.errors import InputError, NotTwiceDifferentiable, ZeroHessianWarning
 from hvpspec.kernels.deferred import Deferred, Doubtful, not_finite
-from hvpspec.kernels.torch_kernels import vector_jacobian_product
 from hvpspec.objective.cutting import CannotCut, cut, length
 from hvpspec.objective.losses.loss import BatchLoss
 from hvpspec.objective.losses.outputs import Samples, listening
 from hvpspec.objective.objective import Objective
-from hvpspec.objective.parameters import joined
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.oracle.chains import NOTHING, Chain, chain
 from hvpspec.oracle.checks.repeats import check_repeats
+from hvpspec.oracle.columns import through
 from hvpspec.oracle.derivative_errors import is_of_derivatives
 from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
@@ -222,19 +221,6 @@ def _naming(index: int) -> Iterator[None]:
         if not is_of_derivatives(error):
             raise InputError(f"batch {index}: {refused_derivative(error)}") from error
         raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
-
-
-def through(objective: Objective, links: Chain, rows: Tensor) -> Tensor | None:
-    """A batch's matrix times each of the rows, shape (b, n); None where it is zero."""
-    if not links.links:
-        return None
-    result = torch.empty_like(rows)
-    for row, vector in zip(result, rows, strict=True):
-        pieces = objective.space.pieces(vector)
-        found = links(pieces, vector_jacobian_product)
-        whole = [torch.zeros_like(v) if piece is None else piece for piece, v in zip(found, pieces, strict=True)]
-        joined(whole, out=row)
-    return result
 
 
 def refuse_once_differentiable(index: int, loss: Tensor) -> None:

@@ -34,11 +34,12 @@ from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, graph_nodes, graph_of
-from hvpspec.oracle.checks.agreement import ROUNDING, relative_difference
+from hvpspec.oracle.checks.agreement import ROUNDING
 from hvpspec.oracle.graph_memory import held_by
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of
 from hvpspec.system.device_clock import time_when_done
+from hvpspec.validation import relative_difference
 
 _COPIES_OF_VALUES = 2  # held besides the graphs: a snapshot of the model, and the values that the graphs refer to
 _MAX_CHANGES = 3  # of model or data in a row, each before a graph has been used again: then none is kept any more

@@ -12,6 +12,7 @@ from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 from hvpspec.oracle.central_differences import coarsest_unit
 from hvpspec.oracle.checks.rounding import rounded_otherwise
+from hvpspec.validation import relative_difference
 
 # Relative difference of two engines' products that rounding explains, where nothing in the model amplifies it.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -57,9 +58,3 @@ def disagreement(engine: Product, objective: Objective, reference_engine: Produc
 def _coarsest_unit(objective: Objective) -> float:
     with objective.evaluating():
         return max((coarsest_unit(loss) for _, loss, _ in islice(objective.losses(), 1)), default=0.0)
-
-
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """|found − expected| / |expected|, or |found| where nothing is expected."""
-    scale = float(expected.norm())
-    return float((found - expected).norm()) / scale if scale else float(found.norm())

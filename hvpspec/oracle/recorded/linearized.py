@@ -21,12 +21,13 @@ from hvpspec.memory import free_memory, readable
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.autograd import OnBatch
-from hvpspec.oracle.checks.agreement import disagreement, relative_difference
+from hvpspec.oracle.checks.agreement import disagreement
 from hvpspec.oracle.recorded.cuda_graph import Captured, Pool, reserved_memory
 from hvpspec.oracle.recorded.recordings import recorded
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE, DataChanged, SavedActivations, SavedBatch
 from hvpspec.oracle.recorded.splitting import Choice
 from hvpspec.oracle.recorded.tracing import NotRecordable, Program, Recording, eager, shape_of, vectorised
+from hvpspec.validation import relative_difference
 
 _CUDA_GRAPH = "CUDA graph"  # the form
 _MAX_COST_RATIO = 0.95  # of a vector among twice as many together: worth it below

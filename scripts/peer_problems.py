@@ -36,9 +36,9 @@ class UNet(nn.Module):
         self.last, self.out = nn.Conv2d(2 * width, width, 3, padding=1), nn.Conv2d(width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        skip = F.silu(self.first(x))
-        inner = F.silu(self.middle(F.silu(self.inner(F.avg_pool2d(skip, 2)))))
-        return self.out(F.silu(self.last(torch.cat([skip, self.up(inner)], 1))))
+        skip = F.gelu(self.first(x))
+        inner = F.gelu(self.middle(F.gelu(self.inner(F.avg_pool2d(skip, 2)))))
+        return self.out(F.gelu(self.last(torch.cat([skip, self.up(inner)], 1))))
 
 
 class Mixing(nn.Module):

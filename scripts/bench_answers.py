@@ -5,19 +5,21 @@
     .venv/bin/python scripts/bench_answers.py --only MLP --budget 10 --budget 60 --seconds 20      part of it
 
 Everything counts: the check of the loss, recording, compiling, and products with one vector until the budget is spent,
-in float32. A product that repeats the one before costs the same, so that after `--seconds` of products the rest of a
-budget is not made but computed from the median of those that were. "Best": the fastest engine other than "auto".
-"Off": how much longer "auto" takes.
+in float32; each answer in a new process. A product that repeats the one before costs the same, so that after
+`--seconds` of products the rest of a budget is not made but computed from the median of those that were. "Best": the
+fastest engine other than "auto". "Off": how much longer "auto" takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,12 +113,12 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 }
 
 
-def answer(
-    make: Callable[[], Network], engine: Any, budget: int, limit: float, clock: Callable[[], float]
-) -> tuple[float, str]:
+def answer(name: str, engine: Any, budget: int, limit: float, processor_time: bool) -> tuple[float, str]:
     """Seconds until the last of the products, and the plan. Products beyond the limit are not made."""
+    clock = time.process_time if processor_time else time.perf_counter
+    warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    network = make()
+    network = NETWORKS[name]()
     start = clock()
     H = hvpspec.HessianOperator(network.model, network.loss, network.data, engine=engine)
     H.expect(budget)
@@ -133,8 +135,14 @@ def answer(
     return clock() - start + rest, H.plan
 
 
-def row(name: str, make: Callable[[], Network], budget: int, engines: list[str], limit: float, clock: Any) -> str:
-    found = {engine: answer(make, engine, budget, limit, clock) for engine in (*engines, "auto")}
+def apart(*arguments: Any) -> tuple[float, str]:
+    """`answer` in a new process, where nothing is recorded, compiled or imported yet but torch and hvpspec."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(answer, *arguments).result()
+
+
+def row(name: str, budget: int, engines: list[str], limit: float, processor_time: bool) -> str:
+    found = {engine: apart(name, engine, budget, limit, processor_time) for engine in (*engines, "auto")}
     for engine, (seconds, plan) in found.items():
         print(f"  {name}, {budget}, {engine}: {seconds:.1f} s ({plan})", flush=True)
     fixed = {engine: found[engine][0] for engine in engines}
@@ -153,18 +161,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of products, after which the rest is computed")
     parser.add_argument("--processor-time", action="store_true", help="count that, on a machine that is not idle")
     options = parser.parse_args()
-    clock = time.process_time if options.processor_time else time.perf_counter
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # as on the first run
-    warnings.filterwarnings("ignore")
     engines, budgets = list(options.engine or ENGINES), list(options.budget or BUDGETS)
     lines = [
         f"| network | products | {' | '.join(f'{engine}, s' for engine in engines)} | auto, s | off | plan of auto |",
         "| --- | ---: |" + " ---: |" * (len(engines) + 2) + " --- |",
     ]
-    for name, make in NETWORKS.items():
+    for name in NETWORKS:
         if options.only and not any(part in name for part in options.only):
             continue
-        lines += [row(name, make, budget, engines, options.seconds, clock) for budget in budgets]
+        lines += [row(name, budget, engines, options.seconds, options.processor_time) for budget in budgets]
     part = "" if not options.only and budgets == list(BUDGETS) and engines == list(ENGINES) else " A part of the grid."
     head = (
         "# Seconds to the whole answer\n\n"

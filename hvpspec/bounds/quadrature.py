@@ -197,7 +197,9 @@ def _samples(
         if sums is not None:
             exact |= single(values, left * segment.weights, atoms, copies, before, sums, confidence)
             if not segment.ended:
-                exact[atoms] |= sums.without_copies(values[atoms], _leak(krylov, values)[atoms], confidence)
+                # A node that stands for several values has copies anywhere among them.
+                hidden = _leak(krylov, values) + segment.radii
+                exact[atoms] |= sums.without_copies(values[atoms], hidden[atoms], confidence)
         exact &= copies >= segment.copies + segment.ghosts  # a copy that is about to appear may be one more
         counted = np.where(exact, copies, 0.0) / n
         rest = np.where(exact, 0.0, segment.weights)
@@ -261,7 +263,9 @@ def _segments(krylov: Krylov) -> list[_Segment]:
             break
         ritz = known.ritz(krylov.eps, first, end)
         weights = (ritz.coefficients[:width] ** 2).mean(0)
-        merged = _merged(ritz.values, weights, ritz.residuals, COINCIDING * known.norm)
+        # No farther apart than their residuals leave them: values that are known better than that are different ones.
+        apart = ritz.residuals[1:] + ritz.residuals[:-1] + _COINCIDING_ROUNDOFFS * krylov.eps * known.norm
+        merged = _merged(ritz.values, weights, ritz.residuals, np.minimum(apart, COINCIDING * known.norm))
         nodes = _without_ghosts(*merged, krylov.eps, near)
         found.append(_Segment(*nodes, min(width, end - first), ended, near))
     return found
@@ -274,9 +278,9 @@ def _shown(values: np.ndarray, segment: _Segment) -> np.ndarray:
 
 
 def _merged(
-    values: np.ndarray, weights: np.ndarray, residuals: np.ndarray, near: float
+    values: np.ndarray, weights: np.ndarray, residuals: np.ndarray, near: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ritz values that are closer than `near`, merged.
+    """Ritz values that are closer to the next than `near`, merged.
 
     Returns their mean, weight, largest residual, how many they are, and within which distance of the mean all are. Each
     counts in the mean as much as the start has of it: next to nothing for the copies of an eigenvalue that rounding has

@@ -207,7 +207,6 @@ def _samples(
         if sums is not None:
             exact |= single(values, left * segment.weights, atoms, copies, before, sums, confidence)
             if not segment.ended:
-                # A node that stands for several values has copies anywhere among them.
                 hidden = _leak(krylov, values) + segment.radii
                 exact[atoms] |= sums.without_copies(values[atoms], hidden[atoms], confidence)
         exact &= copies >= segment.copies + segment.ghosts  # a copy that is about to appear may be one more

@@ -51,7 +51,8 @@ class Sums:
     def without_copies(self, values: np.ndarray, leak: np.ndarray, confidence: float) -> np.ndarray:
         """Which of the values have no further eigenvector.
 
-        leak: by how much the basis may hide such a vector from the complement, see `quadrature`.
+        leak: by how much the basis may hide such a vector from the complement, see `quadrature`, and how far from the
+        value its eigenvalue may be.
         """
         grams = self.grams
         if grams is None or not grams.ww.any():

@@ -36,6 +36,11 @@ def spectrum_notes(spectrum: Spectrum) -> list[str]:
             f"all eigenvalues lie in [{low}, {high}] (each end holds with {percent(pairs.largest.confidence)} "
             "probability)"
         )
+    if pairs is not None and pairs.converged and not pairs.all_copies:
+        notes.append(
+            "an eigenvalue that was found may have further copies: one start vector shows each eigenvalue once; with "
+            "trace or Frobenius norm, copies are searched for, and --block-size 2 shows two"
+        )
     if spectrum.semidefinite:
         notes.append(f"the {spectrum.matrix_name} of this loss is positive semidefinite: no eigenvalue is negative")
     if spectrum.density is not None:

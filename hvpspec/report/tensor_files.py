@@ -59,6 +59,7 @@ def save_eigenvectors(
         "residuals": json.dumps(found.residuals.tolist()),
         "errors": json.dumps(found.error.tolist()),
         "converged": json.dumps(found.converged),
+        "all_copies": json.dumps(found.all_copies),
         "hvps": str(found.hvps),
     }
     return _written(Path(path), _tensors(found.vectors.T, parameters, "eigenvectors"), {**about, **(metadata or {})})

@@ -204,7 +204,8 @@ class Spectrum(Stored):
     @staticmethod
     def _lines(name: str, quantity: Eigenpairs | Estimate | Density | None) -> list[str]:
         if isinstance(quantity, Eigenpairs):
-            lines = [f"  eigenpairs      {len(quantity.values)}: {abridged(quantity.values.tolist())}"]
+            copies = ", further copies not excluded" if quantity.converged and not quantity.all_copies else ""
+            lines = [f"  eigenpairs      {len(quantity.values)}: {abridged(quantity.values.tolist())}{copies}"]
             for end in ("lambda_max", "lambda_min"):
                 if (bracket := getattr(quantity, end)) is not None:
                     lines.append(f"    {end}    {bracket}")

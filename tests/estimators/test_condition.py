@@ -229,3 +229,19 @@ def test_options_and_dictionaries():
     assert math.isinf(hvpspec.Condition.from_dict(json.loads(json.dumps(plain.to_dict()))).kappa.upper) == math.isinf(
         plain.kappa.upper
     )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.r_[10.0 ** -np.arange(15), np.zeros(19)],
+        np.r_[10.0 ** -np.arange(12), np.zeros(40)],
+        np.r_[10.0 ** -np.arange(8, 12), 1, 0.1, np.zeros(60)],
+    ],
+)
+def test_eigenvalues_far_below_the_largest_are_not_merged_with_a_null_space(values):
+    """A node for all values below 1e-8 of the norm once took the place of the null space, as some known eigenvalues."""
+    for seed in range(3):
+        rank = hvpspec.spectrum(rotated(values, seed), 5, seed=seed).condition.rank
+        low, high = rank.interval
+        assert low - 1e-6 <= (values > 0).sum() <= high + 1e-6

@@ -185,6 +185,17 @@ def test_a_semicircle_is_seen_early_and_within_a_few_times_the_distance():
     assert np.median(ratios) < 4
 
 
+def test_where_it_takes_more_vectors_it_takes_fewer_products_than_a_basis_of_the_whole_space():
+    """One vector is off by more than the tolerance here, however many steps are made from it."""
+    values = semicircle(400)
+    for seed in range(2):
+        found = hvpspec.spectral_density(np.diag(values), seed=seed)
+        assert found.converged
+        assert found.hvps < 260  # 294 to 399 once
+        assert found.samples > 3
+        assert distance(found, values) <= found.error <= 3 * distance(found, values)
+
+
 @pytest.mark.parametrize("top", [[30.0], [30.0, 30.0], [5.0, 6.0, 8.0, 9.0, 20.0], [1.0] * 200])
 def test_the_error_holds_where_few_eigenvalues_or_two_clusters_make_it_up(top):
     values, held = np.r_[np.linspace(0, 0.1, 400 - len(top)), top], 0

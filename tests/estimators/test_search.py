@@ -170,3 +170,17 @@ def test_a_copy_of_which_the_basis_has_a_part_is_not_looked_for_in_new_vectors(t
     assert found.eigenpairs.converged
     assert found.eigenpairs.values == pytest.approx([5, 5, 5, 4, 4, 4, 3], rel=1e-4)
     assert found.hvps < 150
+
+
+def test_what_is_not_shown_of_copies_is_said_where_eigenvalues_are_read():
+    """Without probes nothing searches for copies: the second eigenvalue 1 is missing here, and the pairs converge."""
+    A = np.diag(np.r_[1.0, 1.0, 0.99 ** np.arange(1, 119)])
+    found = hvpspec.spectrum(A, 2, only="eigenvalues", seed=1)
+    assert found.converged
+    assert not found.eigenpairs.all_copies
+    for text in (found.summary(), found._repr_html_(), repr(found), repr(found.eigenpairs)):
+        assert "further copies" in " ".join(text.split())
+    wide = hvpspec.spectrum(A, 2, only="eigenvalues", seed=1, block_size=3)
+    assert wide.eigenpairs.all_copies
+    assert wide.eigenpairs.values == pytest.approx([1, 1])
+    assert not any("further copies" in text for text in (wide.summary(), repr(wide), repr(wide.eigenpairs)))

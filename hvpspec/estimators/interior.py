@@ -39,7 +39,7 @@ _GROWTH_PER_CHECK = 0.05  # of the basis: convergence is checked whenever it has
 
 @dataclass(frozen=True)
 class Nearest:
-    """How many eigenpairs are asked for, nearest to which point, and the tolerance: relative to the distance from it."""
+    """How many eigenpairs are asked for, nearest to which point, and the tolerance relative to the distance from it."""
 
     k: int
     sigma: float
@@ -53,7 +53,7 @@ class Nearest:
             return cls(check_count("k", k), 0.0, check_tol(tol)) if which == "SM" else None
         if which == "SM":
             raise InputError(
-                'which="SM" asks for the eigenvalues nearest to 0, which is sigma=0; leave out one of the two.'
+                'which="SM" asks for the eigenvalues nearest to 0, which is sigma=0; leave one of them out.'
             )
         if which != "LM":
             raise InputError(

@@ -220,7 +220,7 @@ def test_of_a_network_against_its_explicit_hessian():
         ({"sigma": np.zeros(2)}, "sigma must be a finite real number"),
         ({"sigma": 1.0, "which": "LA"}, 'which="LA" says nothing with sigma'),
         ({"sigma": 1.0, "which": "BE"}, 'which="BE" says nothing with sigma'),
-        ({"sigma": 0.0, "which": "SM"}, "leave out one of both"),
+        ({"sigma": 0.0, "which": "SM"}, "leave one of them out"),
         ({"which": "sm"}, 'which must be one of "LM", "LA", "SA", "BE", "SM"'),
         ({"which": "SM", "k": 0}, "k must be"),
         ({"which": "SM", "tol": -1}, "tol must be"),
@@ -255,7 +255,7 @@ def drawn(rng, n):
 
 @SEEDS
 def test_calibration(seeds):
-    """An eigenvalue lies within each error, and none is missing of those that are nearer than the farthest one found."""
+    """An eigenvalue lies within each error, and none is missing that is nearer than the farthest one found."""
     wrong = converged = 0
     for seed in seeds:
         rng = np.random.default_rng(seed)

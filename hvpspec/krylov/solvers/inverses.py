@@ -102,11 +102,9 @@ def _jacobi(found: Diagonal, n: int, damping: float) -> Tensor:
 
 def _of_optimizer(M: Any, A: Any) -> Tensor:
     """D⁻¹ of an optimizer's preconditioner, in the order of the operator's parameters."""
-    space = getattr(A, "parameters", None)
+    space: Any = getattr(A, "parameters", None)
     if not hasattr(space, "flatten"):
-        raise InputError(
-            "M is a preconditioner by names of parameters; A must then be a matrix of a loss, which has them."
-        )
+        raise InputError("M is a preconditioner by names of parameters; A must then be the matrix of a loss.")
     entries: Tensor = space.flatten({name: scale.double() ** 2 for name, scale in M.of(space.names).scale.items()})
     return entries
 

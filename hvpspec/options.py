@@ -28,6 +28,7 @@ from hvpspec.validation import (
 Quantity = Literal["eigenvalues", "trace", "frobenius_norm", "density"]
 SampledQuantity = Literal["trace", "frobenius_norm"]
 Which = Literal["LM", "LA", "SA", "BE"]
+AnyWhich = Literal["LM", "LA", "SA", "BE", "SM"]
 BatchWhich = Literal["LA", "SA", "BE"]
 Place = Literal["device", "cpu", "disk"]
 Reduction = Literal["mean", "sum"]

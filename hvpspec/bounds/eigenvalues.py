@@ -30,7 +30,7 @@ from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.results.estimate import Bracket
 
 _EXTREME_COMPONENT_RATIO = 3.0  # of the start's components: extreme Ritz vector to any eigenvector beyond it, at most
-_WAYS = np.array(
+WAYS = np.array(
     [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99]
 )  # from one Ritz value to the next, where eigenvalues are counted
 _PROBABILITY_OF_FALSE_GAP = 1e-3  # that any of the n eigenvalues lies in a gap that is taken to be empty
@@ -269,7 +269,7 @@ def _counted_gaps(
         low, high, beyond = float(values[i]), float(values[i + 1]), len(values) - 1 - i
         if not {i, i + 1} & wanted:
             continue
-        points = sorted([*(low + (high - low) * _WAYS), *(side * t for number, t in known if number == beyond)])
+        points = sorted([*(low + (high - low) * WAYS), *(side * t for number, t in known if number == beyond)])
         for t in points:
             if low < t < high and ((beyond, side * t) in known or none_beyond(ritz, coupled, side * t, side, end)):
                 gaps[i + 1, 0], gaps[i, 1] = high - t, high - low

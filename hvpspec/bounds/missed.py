@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hvpspec.bounds.eigenvalues import Count, Exclusion, none_beyond
+from hvpspec.bounds.eigenvalues import WAYS, Count, Exclusion, none_beyond
 from hvpspec.bounds.probe_intervals import chi_squared
 from hvpspec.krylov.lanczos import Krylov, Ritz
 from hvpspec.krylov.operator_view import Symmetric
@@ -29,6 +29,7 @@ from hvpspec.results.estimate import Bracket
 PROBABILITY_OF_MISS = 0.01  # that any of the eigenvalues asked for is missing from a gap that is taken to be empty
 _UNCHECKED_SHARE = 1 / 3  # of a gap, next to each of its ends, where an eigenvalue cannot be told from the end
 _POINTS_PER_GAP = 3
+_ROUNDING_OF_POINTS = 1e-9  # of the distance of a point from a value
 _DIRECTIONS_TO_SEARCH = 4  # where eigenvalues of one end are asked for: the strongest may belong to the other end
 
 
@@ -44,6 +45,27 @@ def nothing_missed(exclusion: Exclusion | None, found: np.ndarray, which: Which,
     points = _gaps_to_check(np.sort(found), tol, exclusion)
     points = points[[beyond(point, found, which) > tol * abs(point) for point in points]]
     return exclusion.empty_at(points, PROBABILITY_OF_MISS / len(found))
+
+
+def none_nearer(exclusion: Exclusion | None, ritz: Ritz, found: np.ndarray, sigma: float, tol: float) -> bool:
+    """Whether it is shown that no eigenvalue is missing that is nearer to σ than the farthest one found, copies apart.
+
+    Copies are eigenvalues that are no farther from one found than twice the tolerance (relative to the distance from
+    σ), or than rounding. Between Ritz values the bound is smooth, so that a few points there stand for all.
+    """
+    if exclusion is None:
+        return True
+    distances, least = np.abs(found - sigma), 2 * max(exclusion.slack, float(ritz.noise.max()))
+    near = np.maximum(2 * tol * distances, least)
+    reach = float((distances - near).max())
+    inside = ritz.values[np.abs(ritz.values - sigma) < reach]
+    edges = np.concatenate([[sigma - reach, sigma + reach], inside, found - near, found + near])
+    edges = np.unique(edges[np.abs(edges - sigma) <= reach])
+    if reach <= 0:
+        return True
+    points = np.concatenate([edges, (edges[:-1, None] + np.diff(edges)[:, None] * WAYS).ravel()])
+    apart = (np.abs(points[:, None] - found) >= near * (1 - _ROUNDING_OF_POINTS)).all(1)
+    return exclusion.empty_at(points[apart], PROBABILITY_OF_MISS / len(found))
 
 
 def block_shows_all_copies(exclusion: Exclusion | None, ritz: Ritz, chosen: np.ndarray) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from hvpspec.estimators.condition_figures import descent_iterations
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.inverse_iteration import nearest, orthonormal
+from hvpspec.krylov.lanczos import Krylov
 from hvpspec.results.condition import Condition
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bound, Bracket
@@ -35,7 +36,7 @@ def refined(
         pairs = nearest(
             shared.A, k, -known.damping, tol=tol, budget=budget, norm=known.norm.upper, seed=seed,
             drawn=shared.krylov.drawn + _RESERVED_GAUSSIANS, zero=zero,
-            first=_start(shared, k, known.damping), report=report,
+            first=best_directions(shared.krylov, k, known.damping), report=report,
         )  # fmt: skip
     if pairs is None:
         reason = f"{budget:,.0f} products were not enough for one round; allow more"
@@ -73,9 +74,8 @@ def _at_the_end(known: Condition, shared: SharedPass, tol: float) -> Eigenpairs 
     return Eigenpairs(np.array([value]), vector, np.array([residual]), np.array([error]), True, 0)
 
 
-def _start(shared: SharedPass, k: int, damping: float) -> tuple[Tensor, Tensor] | None:
+def best_directions(krylov: Krylov, k: int, damping: float) -> tuple[Tensor, Tensor] | None:
     """The k best directions of the Krylov space and (H + δI) times these, (n, k), float64; None if it is too small."""
-    krylov = shared.krylov
     known = krylov.projection
     if k > len(known.T):
         return None

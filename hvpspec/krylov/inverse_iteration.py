@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from torch import Tensor
 from hvpspec.distributed.shard import rows_of
 from hvpspec.krylov.lanczos import outside_of
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.solvers.iterate import length
+from hvpspec.krylov.solvers.iterate import following, length
 from hvpspec.krylov.solvers.minimal_residuals import minres
 from hvpspec.krylov.solvers.shifted import BudgetSpent, ShiftedProducts
+from hvpspec.krylov.solvers.together import Procedure, Request, together
 from hvpspec.krylov.vectors import column_inner, gaussian, inner
 from hvpspec.results.eigenpairs import Eigenpairs
 
@@ -118,7 +118,8 @@ def _round(product: ShiftedProducts, X: Tensor, known: list[_Known], rtol: float
     Also returns the next best k.
     """
     k = X.shape[1]
-    Y = torch.cat([_solved(product, x[:, None], rtol, 3 * k) for x in X.T], 1)
+    with product.keeping(3 * k):
+        Y = torch.cat(together(product, [_solved(x[:, None].clone(), rtol) for x in X.T]), 1)
     lengths = _lengths(Y)
     Y = Y / lengths
     AY = product(Y)
@@ -148,22 +149,25 @@ def _extracted(X: Tensor, AX: Tensor, shift: float, tol: float, floor: float) ->
     return X, AX, Eigenpairs(distances + shift, None, residuals, residuals + floor, done, 0)
 
 
-def _solved(product: ShiftedProducts, x: Tensor, rtol: float, reserve: int) -> Tensor:
+def _solved(x: Tensor, rtol: float) -> Procedure[Tensor]:
     """(H − σI)⁻¹ x by MINRES, to a residual of rtol ‖H − σI‖ ‖y‖.
 
-    If the budget, less `reserve` products, ends it before, the last iterate is returned.
+    If the budget ends it before, the last iterate is returned.
     """
-    y = x
+    solver, made = minres(x), 0
+    now = next(solver)
     try:
-        with product.keeping(reserve):
-            for now in islice(minres(product, x), _MAX_ITERATIONS * len(x)):
-                y = now.x
-                if now.residual <= rtol * now.norm * length(y) or now.image <= rtol * now.norm:
-                    break
+        while now.direction is not None and made < _MAX_ITERATIONS * len(x):
+            after = following(solver, (yield Request(now.direction)))
+            if after is None:
+                break
+            now, made = after, made + 1
+            if now.residual <= rtol * now.norm * length(now.x) or now.image <= rtol * now.norm:
+                break
     except BudgetSpent:
-        if y is x or length(y) == 0:
+        if not made or length(now.x) == 0:
             raise
-    return y
+    return now.x if made else x
 
 
 def _lengths(V: Tensor) -> Tensor:

@@ -64,6 +64,9 @@ class Eigenpairs(Stored):
     gaps : ndarray of float64, shape (k, 2), or None
         How far below and above each value it is shown that there is no eigenvalue but those at the value itself; 0
         where an eigenvalue may be next to it. None in a callback and when read from a file.
+    at_rounding : ndarray of bool, shape (k,), or None
+        Of the eigenvalues nearest to a point: whether rounding in the products is as large as the distance from it, so
+        that nothing is known of its sign, nor of the order of such values. None for those at the ends.
 
     Examples
     --------
@@ -94,6 +97,7 @@ class Eigenpairs(Stored):
     population_reason: Annotated[str | None, LEFT_OUT] = None
     shard: Any = None
     gaps: NDArray[np.float64] | None = None
+    at_rounding: NDArray[np.bool_] | None = None
 
     json_order: ClassVar = (
         "values", "error", "residuals", "data_error", "reached", "converged", "all_copies", "hvps", "verified",
@@ -168,6 +172,8 @@ class Eigenpairs(Stored):
         state = "converged" if self.converged else "not converged"
         if self.converged and not self.all_copies:
             state += ", further copies not excluded"
+        if self.at_rounding is not None and self.at_rounding.any():
+            state += f", {int(self.at_rounding.sum())} of them at the rounding of the products"
         lines = [f"<Eigenpairs: {counted(len(self.values), 'value')}, {state}, {counted(self.hvps, 'HVP')}"]
         for name in ("values", "error", "residuals", "data_error"):
             if (column := getattr(self, name)) is not None:

@@ -88,7 +88,17 @@ def others(batches):
         "condition": hvpspec.condition(H, damping=1.0, max_hvps=30).kappa.upper,
         "solve": hvpspec.solve(H, torch.ones(n, dtype=torch.float64), damping=1.0).x.numpy(),
         "diagonal": hvpspec.diagonal(H, rtol=0.3).values,
+        "nearest": hvpspec.eigsh(H, 3, sigma=0.5).values,
     }
+    right = torch.eye(n, 3, dtype=torch.float64) + 1
+    inverses = {
+        "diagonal": hvpspec.diagonal(H, rtol=0.3),
+        "function": lambda v: v / scale,
+        "operator": PreconditionedOperator(GGNOperator(model, "cross_entropy", data), np.ones(n), shift=1.0),
+    }
+    for name, M in inverses.items():
+        solved = hvpspec.solve(H, right, x0=right / 2, damping=1.0, M=M, rtol=1e-5)
+        found[f"solve with M, {name}"] = [*solved.x.numpy(), solved.iterations, solved.reached]
     blocks = hvpspec.spectrum(H, 2, rtol=0.2, max_hvps=80, blocks=["0", "2"], seed=2).blocks.blocks
     found["blocks"] = [[b.trace.value, b.frobenius_norm.value, b.lambda_max.lower] for b in blocks]
     of = model, "cross_entropy", data

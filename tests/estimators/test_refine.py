@@ -7,7 +7,7 @@ from estimators.spectra import rotated
 import hvpspec
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.shared_pass import SharedPass
-from hvpspec.estimators.refine import _start
+from hvpspec.estimators.refine import best_directions
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.operator_view import as_symmetric
 
@@ -79,7 +79,7 @@ def test_the_first_directions_need_no_product():
     one = SharedPass(A, seed=1, storage=check_storage(None, "device"), probes=False)
     for _ in range(40):
         one.extend(1)
-    X, AX = (vectors.numpy() for vectors in _start(one, 3, 0.2))
+    X, AX = (vectors.numpy() for vectors in best_directions(one.krylov, 3, 0.2))
     np.testing.assert_allclose(X.T @ X, np.eye(3), atol=1e-12)
     np.testing.assert_allclose(AX, rotated(INSIDE) @ X + 0.2 * X, atol=1e-12)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from hvpspec.krylov.solvers.iterate import Iterate, Multiply, dot, length
+from hvpspec.krylov.solvers.iterate import Iterate, Multiply, Solver, dot, length
 
 
-def cg(A: Multiply, b: Tensor, M: Multiply | None = None) -> Iterator[Iterate]:
+def cg(b: Tensor, M: Multiply | None = None) -> Solver:
     """The iterates for A x = b (n, 1) from x = 0 on, at a product each; M: a positive definite preconditioner.
 
     They end where a direction has no curvature, or after an exact solution. With vectors in float32 the true residual
@@ -20,14 +19,13 @@ def cg(A: Multiply, b: Tensor, M: Multiply | None = None) -> Iterator[Iterate]:
     x, r = torch.zeros_like(b), b.clone()
     z = r if M is None else M(r)
     p, along = z.clone(), dot(r, z)
-    while along > 0:
-        image = A(p)
+    while True:
+        image = yield Iterate(x, p if along > 0 else None, length(r))
         curvature = dot(p, image)
         if curvature == 0 or not math.isfinite(curvature):
             return
         x.add_(p, alpha=along / curvature)
         r.sub_(image, alpha=along / curvature)
-        yield Iterate(x, length(r))
         z = r if M is None else M(r)
         before, along = along, dot(r, z)
         p.mul_(along / before).add_(z)

@@ -7,17 +7,16 @@ of V R⁻¹. Names are those of the paper, and of SciPy's minres.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from hvpspec.krylov.solvers.iterate import Iterate, Multiply, dot, length
+from hvpspec.krylov.solvers.iterate import Iterate, Multiply, Solver, dot, length
 
 _ROUNDOFFS_OF_ZERO = 100  # of ‖T‖: a smaller entry of T or R is rounding
 
 
-def minres(A: Multiply, b: Tensor, M: Multiply | None = None) -> Iterator[Iterate]:
+def minres(b: Tensor, M: Multiply | None = None) -> Solver:
     """The iterates for A x = b (n, 1) from x = 0 on, at a product each; M: a positive definite preconditioner.
 
     Vectors are of b's dtype, which should be float64: rounding in W = V R⁻¹ is magnified by the condition number, so
@@ -35,9 +34,10 @@ def minres(A: Multiply, b: Tensor, M: Multiply | None = None) -> Iterator[Iterat
     beta = phi_bar = math.sqrt(max(dot(u, z), 0.0))
     before = epsilon = delta_bar = squares = s = 0.0
     c = -1.0
+    now = Iterate(x, None, beta if r is None else length(r))
     while beta > 0:
         v = z / beta
-        image = A(v)
+        image = yield now._replace(direction=v)
         if before:
             image.sub_(u_before, alpha=beta / before)
             squares += beta**2
@@ -61,6 +61,8 @@ def minres(A: Multiply, b: Tensor, M: Multiply | None = None) -> Iterator[Iterat
         x.add_(w, alpha=step)
         if r is not None and beta > 0:
             r.mul_(s**2).sub_(u, alpha=phi_bar * c / beta)
-        yield Iterate(x, abs(phi_bar) if r is None else length(r), math.hypot(gamma_bar, delta_bar), norm)
+        left = abs(phi_bar) if r is None else length(r)
+        now = Iterate(x, None, left, math.hypot(gamma_bar, delta_bar), norm)
         if at_end:
-            return
+            break
+    yield now

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -26,10 +27,14 @@ class ShiftedProducts:
 
     made: products so far. norm: the largest ‖(A − σI) x‖ / ‖x‖ so far. Each product is compared with the first one:
     AsymmetricProducts is raised where uᵀAv and vᵀAu differ by more than rounding, as the solvers rely on symmetry.
+    affordable: how many more products there is time for.
     """
 
-    def __init__(self, A: Symmetric, shift: float, budget: float) -> None:
+    def __init__(
+        self, A: Symmetric, shift: float, budget: float, affordable: Callable[[], float] = lambda: math.inf
+    ) -> None:
         self.A, self.shift, self.budget, self.made = A, shift, budget, 0
+        self._affordable = affordable
         self.norm = 0.0
         self._first: tuple[Tensor, Tensor] | None = None  # a unit vector (n, 1) and its product
 
@@ -44,6 +49,14 @@ class ShiftedProducts:
             self.norm = max(self.norm, float((column_inner(product, product).sqrt() / lengths).max()))
             self._compare(X, product, lengths)
         return product
+
+    def left(self) -> float:
+        """How many more products may be made."""
+        return min(self.budget - self.made, self._affordable())
+
+    def end(self) -> None:
+        """No more products may be made."""
+        self.budget = self.made
 
     @contextlib.contextmanager
     def keeping(self, reserve: int) -> Iterator[None]:

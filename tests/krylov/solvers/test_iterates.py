@@ -10,6 +10,7 @@ import torch
 from estimators.spectra import rotated
 
 from hvpspec.krylov.solvers.conjugate_gradients import cg
+from hvpspec.krylov.solvers.iterate import iterates as all_iterates
 from hvpspec.krylov.solvers.minimal_residuals import minres
 
 N = 120
@@ -34,7 +35,7 @@ def iterates(solver, A, b=B, scale=None):
     """The solver's iterates on the matrix, as copies; scale: a diagonal preconditioner."""
     matrix = torch.from_numpy(A)
     M = None if scale is None else column(scale).mul
-    for now in solver(matrix.__matmul__, column(b), M):
+    for now in all_iterates(solver(column(b), M), matrix.__matmul__):
         yield now._replace(x=now.x[:, 0].numpy().copy())
 
 
@@ -123,7 +124,7 @@ def test_nothing_is_asked_for_where_b_is_zero_or_mapped_to_zero(solver):
 def test_vectors_that_are_given_are_left_alone(solver):
     """b, and a product that shares memory with what was multiplied is not written to."""
     b = torch.ones(5, 1, dtype=torch.float64)
-    *_, last = solver(lambda v: v.clone(), b)
+    *_, last = all_iterates(solver(b), torch.clone)
     torch.testing.assert_close(last.x, b)
     assert bool((b == 1).all())
 
@@ -131,6 +132,6 @@ def test_vectors_that_are_given_are_left_alone(solver):
 @pytest.mark.parametrize("solver", [cg, minres])
 def test_iterates_are_in_the_dtype_of_b(solver):
     A, b = torch.from_numpy(rotated(DEFINITE)).float(), column(B).float()
-    made = list(islice(solver(A.__matmul__, b, partial(torch.mul, 2)), 30))
+    made = list(islice(all_iterates(solver(b, partial(torch.mul, 2)), A.__matmul__), 30))
     assert made[-1].x.dtype == torch.float32
     assert made[-1].residual < 0.1 * float(b.norm())

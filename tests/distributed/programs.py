@@ -60,9 +60,11 @@ def of_gradient(found):
     estimates = [getattr(found, name) for name in names]
     if found.update is not None:
         estimates += [found.update.curvature, found.update.change]
-    figures = [[np.nan] * 3 if each is None else [each.value, *each.interval] for each in estimates]
+    values = [np.nan if each is None else each.value for each in estimates]
+    bounds = [[np.nan] * 2 if each is None else each.interval for each in estimates]
     return {
-        "gradient": figures, "parts": found.parts, "parts_error": found.parts_error, "samples": found.samples,
+        "gradient": values, "parts": found.parts, "bounds": bounds, "bounds of parts": found.parts_error,
+        "samples": found.samples,
         "curvature's data_error": found.curvature.data_error or np.nan, "of gradient": [found.batches, found.hvps],
     }  # fmt: skip
 

@@ -8,7 +8,8 @@ from tests.distributed.test_figures import same
 
 
 def made(rank, batches):
-    return {"gradients": calls.gradients(batches)}
+    named = {"gradients": calls.gradients, "batches": calls.single_batches, "budget": calls.short_budget}
+    return {name: call(batches) for name, call in named.items()}
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +27,19 @@ def test_gradients(ranks, alone):
     for found in ranks:
         same(found["gradients"][0], figures)
         assert found["gradients"][1] == reasons
+
+
+def test_single_batches(ranks, alone):
+    """Also of a sample of the batches, whose numbers and noise do not depend on the ranks."""
+    for found in ranks:
+        for name, expected in alone["batches"].items():
+            same(found["batches"][name], expected)
+
+
+def test_budget_and_end_of_single_batches(ranks):
+    for found, last, ended, then in (each["budget"] for each in ranks):
+        assert 5 <= found.hvps <= 11
+        assert not any(batch.largest.converged for batch in found.batches)
+        assert ended
+        assert last.batches  # what other ranks have found by then, too
+        assert len(then["ends"]) == 6

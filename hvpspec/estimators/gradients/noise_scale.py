@@ -50,9 +50,8 @@ class Batches:
         """Takes the gradient (n, 1) of a batch, which is whole, also where other vectors are spread over ranks."""
         if self._signs is None:
             self._signs = signs_of_sketches(len(gradient), _SEED, gradient.device)
-        kept = (
-            torch.cat([column_inner_of_part(gradient, gradient), sketched(gradient, self._signs)[:, 0]]).cpu().numpy()
-        )
+        square, sketch = column_inner_of_part(gradient, gradient), sketched(gradient, self._signs)[:, 0]
+        kept = torch.cat([square, sketch]).cpu().numpy()
         self.weights[number], self.squares[number], self.sketches[number] = weight, float(kept[0]), kept[1:]
 
     def gather(self, count: int, device: torch.device) -> None:

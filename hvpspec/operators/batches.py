@@ -23,6 +23,7 @@ class OverBatches(OverEngine):
     _product: Chooser
     _ranks: Ranks | None
     spread: Spread | None
+    sharing: int = 1  # ranks that have parts of the long vectors, also where this is the operator of one of them alone
 
     def batch_count(self) -> int:
         """Number of batches of the data.
@@ -39,7 +40,7 @@ class OverBatches(OverEngine):
         if self._ranks is None:
             return self
         other = copy.copy(self)
-        other._ranks = other.spread = None
+        other.sharing, other._ranks, other.spread = self._ranks.group.size, None, None
         return other
 
     @property

@@ -10,7 +10,7 @@ from tests.distributed.programs import classifier, of_gradient
 
 
 def optimizer(model):
-    """Of Adam with a weight decay in its gradient, as a training script has saved it (to make one imports a compiler)."""
+    """Of Adam with a weight decay in its gradient, as training saves it: to make one would import a compiler."""
     torch.manual_seed(5)
     group = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False, "maximize": False}
     state = {

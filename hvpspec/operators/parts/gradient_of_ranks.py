@@ -6,6 +6,8 @@ import contextlib
 import json
 from typing import Any
 
+import torch
+
 from hvpspec.objective.losses.conventions import NoWeight
 from hvpspec.objective.objective import Objective
 from hvpspec.operators.parts.ranks import Ranks
@@ -32,5 +34,7 @@ def gradient_of_ranks(ranks: Ranks, objective: Objective, receive: Receive) -> L
     found = group.together(own)
     weight, squares, samples = (sum(group.met(each)) for each in (found.weight, found.squares, found.samples))
     sizes = {size for told in group.told(json.dumps(sorted(found.sizes))) for size in json.loads(told)}
-    mean = Sums(ranks.shard.added_part(found.columns), weight, squares, samples, sizes).mean(objective)
+    # One after the other: what is sent is a copy.
+    columns = torch.cat([ranks.shard.added_part(column[:, None]) for column in found.columns.T], 1)
+    mean = Sums(columns, weight, squares, samples, sizes).mean(objective)
     return mean._replace(by_samples=group.agreed(mean.by_samples))  # a rank without data does not know

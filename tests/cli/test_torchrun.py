@@ -35,7 +35,7 @@ def demo(tmp_path_factory):
     """The folder of the demo on two ranks and on one process, and what the first of them said."""
     folder = tmp_path_factory.mktemp("demo")
     saving = ("--save-eigenvectors", folder / "vectors")
-    out, err = torchrun(*DEMO, *saving, "--out", folder / "two").communicate(timeout=LIMIT)
+    out, err = torchrun(*DEMO, *saving, "--out", folder / "two", cwd=folder).communicate(timeout=LIMIT)
     assert call(folder, *DEMO, "--out", "one").returncode == 0
     return folder, out, err
 
@@ -71,7 +71,7 @@ def test_one_process_verifies_and_reads_what_ranks_have_made(demo):
 
 
 def test_ranks_verify_what_one_process_has_made(demo):
-    process = torchrun("verify", demo[0] / "one", "--json")
+    process = torchrun("verify", "one", "--json", cwd=demo[0])
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert [check["what"] for check in json.loads(out)["checks"]] == [

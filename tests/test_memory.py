@@ -125,6 +125,15 @@ def test_the_least_counts(monkeypatch):
     assert free_memory(device) == 0
 
 
+def test_processes_of_one_machine_share_what_is_free(monkeypatch):
+    device = torch.device("cpu")
+    monkeypatch.setattr(memory, "_available", lambda: 12 * 2**20)
+    monkeypatch.setattr(memory, "left_in_groups", lambda: iter([]))
+    for started, free in (("1", 12), ("4", 3), ("none", 12)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
+        assert free_memory(device) == free * 2**20
+
+
 @pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
 def test_limits_of_the_process(limit):
     """As `ulimit -v` and `ulimit -d` set them, without torch's own size, which is measured."""

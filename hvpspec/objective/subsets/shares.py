@@ -1,4 +1,4 @@
-"""Each rank's share of the batches: every size-th one, so that all have about as many."""
+"""Each rank's share of the batches: neighbouring ones, as many as the others have, and so of few folds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from hvpspec.distributed.group import shares
 from hvpspec.errors import InputError
 from hvpspec.objective.batches import Batches, check_data, number_of
 from hvpspec.objective.subsets.sampled_batches import SampledBatches
@@ -19,13 +20,23 @@ _COMPARED_BATCHES = 2  # of all data, with which each rank begins to measure wha
 class Share(SampledBatches):
     """The batches of one rank.
 
-    numbers: theirs among all `of` batches, by which they are named and their noise is drawn. whole: the data of all
-    ranks; None where each rank has been given its own. measures_whole: see `Evidence`.
+    numbering: their numbers among all `of` batches of the ranks, by which they are named and their noise is drawn.
+    numbers: those in the data, which differ where the batches are a sample of these. whole: the batches of all ranks;
+    None where each rank has been given its own. measures_whole: see `Evidence`.
     """
 
-    def __init__(self, data: Iterable[Any], numbers: Sequence[int], of: int, whole: Iterable[Any] | None) -> None:
-        super().__init__(data, numbers, of, 0)
-        self.numbering = self.numbers
+    numbering: Sequence[int]
+
+    def __init__(
+        self,
+        data: Iterable[Any],
+        numbering: Sequence[int],
+        of: int,
+        whole: Iterable[Any] | None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(data, numbering if numbers is None else numbers, of, 0)
+        self.numbering = tuple(numbering)
         self.whole = whole
         self.measures_whole = False
 
@@ -50,7 +61,7 @@ class Evidence:
             yield from share.whole
         else:
             yield from islice(share.whole, _COMPARED_BATCHES)
-            seen = sum(number < _COMPARED_BATCHES for number in share.numbers)
+            seen = sum(number < _COMPARED_BATCHES for number in share.numbering)
             yield from islice(share, seen, None)
 
 
@@ -66,10 +77,12 @@ def share_of(data: Iterable[Any], rank: int, size: int) -> Share:
     if (sampler := _own_sampler(data)) is not None:
         return _given_share(data, sampler, rank, size)
     of = number_of(data)
-    numbers = range(rank, of, size)
+    lengths = shares(of, size)
+    start = sum(lengths[:rank])
+    numbering = range(start, start + lengths[rank])
     if isinstance(data, SampledBatches):
-        return Share(data.all_data, [data.numbers[number] for number in numbers], of, data)
-    return Share(data, numbers, of, data)
+        return Share(data.all_data, numbering, of, data, [data.numbers[number] for number in numbering])
+    return Share(data, numbering, of, data)
 
 
 def _given_share(data: Iterable[Any], sampler: DistributedSampler[Any], rank: int, size: int) -> Share:

@@ -9,11 +9,12 @@ them. From the formulas that they confirm follows what larger runs take; the sec
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from hvpspec import HessianOperator
+from hvpspec.distributed.group import shares
+from hvpspec.distributed.shard import WHOLE_BYTES
+from hvpspec.distributed.wire import Transfer, Wire
 
 WIDTH, BATCHES, SAMPLES, PRODUCTS = 512, 4, 2048, 5
 LARGE = ((1e8, 8), (1e9, 8), (1e9, 64), (1e10, 64), (1e10, 1024))  # parameters, ranks
@@ -37,6 +41,43 @@ def program() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
     return model, data
 
 
+@contextlib.contextmanager
+def waits_timed(at_once: bool) -> Iterator[list[float]]:
+    """Gets the seconds that this rank has waited for vectors. at_once: nothing is sent while anything is computed."""
+    spent, finish, spread = [0.0], Wire.finish, Wire.spread
+
+    def timed(wire: Wire, transfer: Transfer) -> torch.Tensor:
+        start = time.perf_counter()
+        try:
+            return finish(wire, transfer)
+        finally:
+            spent[0] += time.perf_counter() - start
+
+    def waiting(wire: Wire, *arguments: Any) -> Transfer:
+        transfer = spread(wire, *arguments)
+        timed(wire, transfer)
+        return transfer
+
+    Wire.finish = timed  # type: ignore
+    if at_once:
+        Wire.spread = waiting  # type: ignore
+    try:
+        yield spent
+    finally:
+        Wire.finish, Wire.spread = finish, spread  # type: ignore
+
+
+def median_seconds(work: Callable[[], Any], at_once: bool = False) -> tuple[float, float]:
+    """Of what `work` takes, and of that for waiting."""
+    found = []
+    for _ in range(PRODUCTS):
+        with waits_timed(at_once) as waited:
+            start = time.perf_counter()
+            work()
+            found.append((time.perf_counter() - start, waited[0]))
+    return statistics.median(total for total, _ in found), statistics.median(waited for _, waited in found)
+
+
 def measured(rank: int) -> dict[str, float]:
     """Seconds and bytes of a product on this rank, and by folds."""
     model, data = program()
@@ -45,12 +86,8 @@ def measured(rank: int) -> dict[str, float]:
     x = torch.ones(rows, 1)
     multiply = H.multiply_by_folds if H.spread is None else H.spread.multiply_by_folds
     H.local(x)
-    seconds = []
-    for _ in range(PRODUCTS):
-        start = time.perf_counter()
-        H.local(x)
-        seconds.append(time.perf_counter() - start)
-    found = {"n": float(H.shape[0]), "rows": float(rows), "seconds": statistics.median(seconds), "sent": 0.0}
+    seconds, waited = median_seconds(lambda: H.local(x))
+    found = {"n": float(H.shape[0]), "rows": float(rows), "seconds": seconds, "waited": waited, "sent": 0.0}
     if H.ranks is not None:
         group, before, wire = H.ranks.group, H.ranks.group.bytes_sent, loopback_bytes()
         H.local(x)
@@ -59,6 +96,9 @@ def measured(rank: int) -> dict[str, float]:
         before = group.bytes_sent
         multiply(x, BATCHES, lambda fold, weight, product: None)
         found["by folds"] = float(group.bytes_sent - before)
+        by_folds = lambda: multiply(x, BATCHES, lambda fold, weight, product: None)  # noqa: E731
+        found["folds seconds"], found["folds waited"] = median_seconds(by_folds)
+        found["at once seconds"], found["at once waited"] = median_seconds(by_folds, at_once=True)
     return found
 
 
@@ -108,9 +148,22 @@ def measured_table(found: dict[int, list[dict[str, float]]]) -> list[str]:
         n, slowest = ranks[0]["n"], max(each["seconds"] for each in ranks)
         one = each_way(n, size)
         sent, wire, by_folds = (ranks[0].get(name, 0.0) for name in ("sent", "wire", "by folds"))
-        numbers = [sent, 2 * one, wire, 3 * size * one, by_folds, (1 + BATCHES) * one]
+        numbers = [sent, 2 * one, wire, 2 * size * one, by_folds, (1 + shares(BATCHES, size)[0]) * one]
         bytes_ = [f"{number / 1e6:.2f}" for number in numbers]
         lines.append(row([size, f"{slowest:.3f}", f"{slowest / alone:.2f}", *bytes_, f"{ranks[0]['rows']:,.0f}"]))
+    return lines
+
+
+def waits_table(found: dict[int, list[dict[str, float]]]) -> list[str]:
+    """How long ranks wait for vectors: in a product, and by folds, while others are computed and not."""
+    heads = ["ranks", "a product, ms", "of that waiting", "by folds, ms", "of that waiting",
+             "nothing under way meanwhile, ms", "of that waiting"]  # fmt: skip
+    lines = [row(heads), row(["---"] * len(heads))]
+    names = ("seconds", "waited", "folds seconds", "folds waited", "at once seconds", "at once waited")
+    for size, ranks in found.items():
+        if size > 1:
+            medians = (1e3 * statistics.median(each[name] for each in ranks) for name in names)
+            lines.append(row([size, *(f"{milliseconds:.1f}" for milliseconds in medians)]))
     return lines
 
 
@@ -124,7 +177,7 @@ def large_table() -> list[str]:
     for n, ranks in LARGE:
         vectors, one = BASIS + 2 * PROBES, each_way(n, ranks) / 1e9
         lines.append(
-            f"| {n:.0e} | {ranks} | {2 * one:.1f} | {(1 + FOLDS) * one:.1f} | "
+            f"| {n:.0e} | {ranks} | {2 * one:.1f} | {(1 + -(-FOLDS // ranks)) * one:.1f} | "
             f"{4 * n * vectors / ranks / 1e9:.1f} | {4 * n * 5 / 1e9:.0f} |"
         )
     return lines
@@ -138,12 +191,24 @@ def document(found: dict[int, list[dict[str, float]]], command: str) -> str:
         f"Made by `{command}` with PyTorch {torch.__version__} and gloo, one thread a rank, on {os.cpu_count()} cores; "
         f"{n:,} parameters in float32, {BATCHES} batches of {SAMPLES:,} samples; medians of {PRODUCTS} products.", "",
         *measured_table(found), "",
-        "A rank sends `4 n (p − 1) / p` bytes to gather a vector of n numbers on p ranks, and as many for the sums to "
-        "get to the others: twice that for a product. Where the error due to the data is asked for, sums of each fold "
-        "of the batches are spread one by one: `1 + folds` times that. On the wire, gloo spreads a sum by adding it up "
-        "everywhere, which takes twice as many bytes as NCCL does for it: 3 p times that in all. Inner products and "
-        "other small numbers are not counted: some kilobytes. More ranks than cores share them, so that rows beyond "
-        "that say nothing of speed.", "",
+        "A rank sends `4 n (p − 1) / p` bytes to gather a vector of n numbers on p ranks, and as many for its "
+        "sums to get to the ranks that have the rows: twice that for a product. Where the error due to the "
+        "data is asked for, each fold of the batches is summed by itself. A rank has neighbouring batches, "
+        "those of `f` folds, and sends what it has of each of these once: `1 + f` times that. With `F` folds, "
+        "f is about `F / p`, and one more where a fold has batches on two ranks. (A DataLoader with a "
+        "DistributedSampler of its own has batches of all folds on each rank: f = F.) Diagonal blocks have "
+        "vectors of their own, of m numbers, which are spread over the ranks as well: twice `4 m (p − 1) / p` "
+        "more for a product with one. What gloo has for sums would send everything to everyone, twice as "
+        "much: on CPUs, ranks send one another their rows and add them in the order of the ranks. Inner "
+        "products and other small numbers are not counted: some kilobytes. More ranks than cores share them, "
+        "so that rows beyond that say nothing of speed.", "",
+        "## What is under way while others compute", "",
+        *waits_table(found), "",
+        f"Medians over ranks and {PRODUCTS} products. A vector has to be there before its product begins, and "
+        "its sum is complete with the last batch: a product with one vector waits for both. Products by folds "
+        "send each fold while the next is multiplied, so that only a rank's last fold is waited for; of "
+        f"several long vectors (sets of {WHOLE_BYTES / 2**30:g} GiB), the next come in and the last go out "
+        "while others are multiplied.", "",
         "## By the formulas", "",
         f"Nothing here was run. {BASIS} vectors of a basis and {PROBES} probes with their images, in float32, spread "
         "over the ranks; in a product each rank has the model, a gradient and three whole vectors, besides "

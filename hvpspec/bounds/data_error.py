@@ -83,7 +83,7 @@ class BatchSpread:
             return torch.cat(parts), self._sketched(product)
 
         shard, products, start = self._A.shard, [], 0
-        for columns in X.split(X.shape[1] if shard is None else shard.together(X.dtype), 1):
+        for columns in torch.split(X, X.shape[1] if shard is None else shard.together(X.dtype), 1):
             product, found = self._A.by_folds(columns, reduce)
             these = slice(start, start + columns.shape[1])
             for fold, weight, (inside, sketch) in found:

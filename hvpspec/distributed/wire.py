@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -184,13 +183,13 @@ class Wire:
             taken = [0 if each is None else widths[self._rank] for each in into]
             parts, every = target.new_empty(sum(sent)), target.new_empty(sum(taken))
             if whole is not None:
-                for part, start, length in zip(parts.split(sent), _starts(lengths), lengths, strict=True):
+                for part, start, length in zip(torch.split(parts, sent), _starts(lengths), lengths, strict=True):
                     rows = whole[start : start + length][piece]
                     torch.mul(rows.T, factor, out=part.view(columns, -1))
             with answering():
                 work = dist.all_to_all_single(every, parts, taken, sent, group=self._handle, async_op=True)
             self.bytes_sent += (sum(sent) - sent[self._rank]) * target.element_size()
-            yield work, partial(_add, every.split(taken), into, piece)
+            yield work, partial(_add, torch.split(every, taken), into, piece)
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

@@ -27,8 +27,8 @@ def check_alone(group: Group, objective: Objective) -> None:
     mixing = [name for name, module in objective.model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
     if objective.train_mode and mixing:
         raise InputError(
-            f"'{mixing[0]}' is a SyncBatchNorm, which mixes the batches of all ranks in training mode, so that the loss "
-            "is no mean over batches; leave train_mode out, or use BatchNorm."
+            f"'{mixing[0]}' is a SyncBatchNorm, which mixes the batches of all ranks in training mode, so that the "
+            "loss is no mean over batches; leave train_mode out, or use BatchNorm."
         )
 
 
@@ -51,7 +51,7 @@ def check_together(group: Group, objective: Objective, share: Share) -> None:
     for name, value in group.together(known).items():
         group.same(name, value)
     if group.backend == "nccl":
-        _check_places(group.told(_place(objective.device)))
+        check_places(group.told(_place(objective.device)))
 
 
 def _place(device: torch.device) -> str:
@@ -59,7 +59,8 @@ def _place(device: torch.device) -> str:
     return f"{platform.node()}, GPU {torch.cuda.get_device_properties(device).uuid}"
 
 
-def _check_places(places: list[str]) -> None:
+def check_places(places: list[str]) -> None:
+    """Raises InputError where two ranks, whose places these are, have the same GPU."""
     for rank, place in enumerate(places):
         if (first := places.index(place)) != rank:
             raise InputError(

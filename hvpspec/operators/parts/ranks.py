@@ -59,7 +59,7 @@ class Ranks:
         Few columns at a time where vectors are long: all ranks have them whole during the product. While some are
         multiplied, the next ones come in, and the sums of the last ones go out.
         """
-        wire, parts = self.group.wire, columns.split(self.shard.together(columns.dtype), 1)
+        wire, parts = self.group.wire, torch.split(columns, self.shard.together(columns.dtype), 1)
         sums = []
         with self._wired():
             self.group.together(_check_stops)

@@ -99,7 +99,7 @@ def test_an_error_on_one_rank_is_raised_on_all():
     assert second["other"] == (TypeError, "no")
     assert first["signal"][0] is second["signal"][0] is Stopped
     assert first["loss"][0] is second["loss"][0] is InputError
-    assert first["loss"][1].startswith("rank 1: batch 1: ")
+    assert first["loss"][1].startswith("rank 1: batch 3: ")
     assert "not on this rank" in first["loss"][1]
     for found in (first, second):
         assert found["data"] == (InputError, "rank 1 was given another first batch or number of batches than rank 0; "

@@ -45,7 +45,7 @@ class Ranks:
         self.group, self.shard = group, Shard(group, objective.space.n)
         self._objective, self._share = objective, objective.data
         self._settled = False
-        self._folds: dict[int, list[list[int]]] = {}
+        self._numbers: list[list[int]] | None = None
         self._described: RankList | None = None
 
     @property
@@ -102,10 +102,17 @@ class Ranks:
 
     def _folds_of_ranks(self, folds: int) -> list[list[int]]:
         """Those that each rank has batches of."""
-        if folds not in self._folds:
-            own = sorted({fold_of(number, folds, self.batch_count) for number in self._share.numbering})
-            self._folds[folds] = [json.loads(said) for said in self.group.told(json.dumps(own))]
-        return self._folds[folds]
+        return [
+            sorted({fold_of(number, folds, self.batch_count) for number in numbers})
+            for numbers in self.batches_of_ranks()
+        ]
+
+    def batches_of_ranks(self) -> list[list[int]]:
+        """The numbers of each rank's batches; to be called on all of them the first time."""
+        if self._numbers is None:
+            said = self.group.told(json.dumps(list(self._share.numbering)))
+            self._numbers = [json.loads(numbers) for numbers in said]
+        return self._numbers
 
     def recomputed(
         self, again: Callable[[Tensor], tuple[Tensor, Any] | None], columns: Tensor

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+import hvpspec
 from hvpspec import HessianOperator, InputError, sample_batches
 from hvpspec.distributed import shard, wire
 from hvpspec.distributed.group import group_of, shares
@@ -67,9 +68,17 @@ def few_columns_at_a_time(rank):
     seen.clear()
     before = H.ranks.group.bytes_sent
     found = H.local(own)
-    first = seen[0] - before if seen else None
+    first, sent = seen[0] - before if seen else None, H.ranks.group.bytes_sent - before
+    few = trace(alone, group=None)
     shard.WHOLE_BYTES = 1 << 30
-    return rows, found, alone @ X, H.ranks.group.bytes_sent - before, first
+    return rows, found, alone @ X, sent, first, (few, trace(alone, group=None), trace(alone, group=False))
+
+
+def trace(A, group):
+    """With the error due to the data, whose folds are reduced one set of columns after the other."""
+    H = HessianOperator(A.objective.model, "cross_entropy", classifier(5)[1], engine="autograd", group=group)
+    found = hvpspec.trace(H, rtol=0.2, max_hvps=14)
+    return found.value, found.error, found.data_error
 
 
 def of_folds(data, folds, **options):
@@ -154,7 +163,9 @@ def test_all_that_is_sent_arrives_where_it_belongs(found):
 
 
 def test_few_columns_are_whole_at_a_time(found):
-    for rows, product, expected, sent, first in (each["columns"] for each in found):
+    for rows, product, expected, sent, first, (few, many, alone) in (each["columns"] for each in found):
+        assert few == pytest.approx(alone, rel=1e-10)
+        assert many == pytest.approx(alone, rel=1e-10)
         torch.testing.assert_close(product, expected[rows.start : rows.stop], rtol=1e-12, atol=1e-14)
         each_way = 8 * len(expected) * (SIZE - 1) / SIZE  # bytes of a column
         assert sent == pytest.approx(5 * 2 * each_way, rel=0.05)

@@ -69,7 +69,7 @@ class BatchSpread:
     def multiply(self, X: Tensor) -> Tensor:
         """H X; for each fold g, [Q, probes, X]ᵀ H_g X and the sketch of H_g X are recorded.
 
-        Of ranks, each reduces its own rows; `by_folds` adds them all at once.
+        Of ranks, each reduces its own rows; `by_folds` adds them all at once. They have few whole vectors at a time.
         """
         if not self._folds:
             return self._A @ X
@@ -82,10 +82,16 @@ class BatchSpread:
             parts = [basis.rough_inner(product), rough_inner(probes, product), rough_inner(X, product)]
             return torch.cat(parts), self._sketched(product)
 
-        product, found = self._A.by_folds(X, reduce)
-        for fold, weight, (inside, sketch) in found:
-            self._weights[fold], self._latest[fold], self._latest_sketches[fold] = weight, inside, sketch
-        return product
+        shard, products, start = self._A.shard, [], 0
+        for columns in torch.split(X, X.shape[1] if shard is None else shard.together(X.dtype), 1):
+            product, found = self._A.by_folds(columns, reduce)
+            these = slice(start, start + columns.shape[1])
+            for fold, weight, (inside, sketch) in found:
+                self._weights[fold] = weight
+                self._latest[fold, :, these], self._latest_sketches[fold, :, these] = inside, sketch
+            products.append(product)
+            start = these.stop
+        return products[0] if len(products) == 1 else torch.cat([product.T for product in products]).T
 
     def scaled(self, factor: float) -> None:
         """The single vector that was multiplied last was in truth `factor` times as long."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from hvpspec.distributed.failures import PassedOn, as_told, raised_again
 from hvpspec.distributed.pulse import Pulse
+from hvpspec.distributed.wire import Wire, answering
 from hvpspec.errors import InputError, LostRank
 from hvpspec.system.stops import asked
 
@@ -50,7 +50,7 @@ class Group:
         self._round = 0
         self._has_left, self._epoch = False, 0
         self._told_of: BaseException | None = None  # an error that all ranks know of
-        self.bytes_sent = 0  # of this rank, in collectives of long vectors
+        self.wire = Wire(handle)
 
     # --- numbers ---
 
@@ -64,35 +64,14 @@ class Group:
 
     def _reduced(self, numbers: Tensor, how: Any) -> Tensor:
         whole = numbers.contiguous()
-        with self._answering():
+        with answering():
             dist.all_reduce(whole, how, group=self.handle)
         return whole
 
-    def gathered(self, part: Tensor, lengths: list[int]) -> Tensor:
-        """The parts of all ranks, (length, b) each, one after the other: shape (n, b). lengths: of all ranks' parts."""
-        columns, most = part.shape[1], max(lengths)
-        own = part.new_zeros(columns, most)
-        own[:, : len(part)] = part.T
-        found = part.new_empty(self.size * columns, most)
-        with self._answering():
-            dist.all_gather_single(found, own, group=self.handle)
-        self.bytes_sent += (self.size - 1) * own.numel() * own.element_size()
-        found = found.view(self.size, columns, most)
-        return torch.cat([found[rank, :, :length] for rank, length in enumerate(lengths)], 1).T
-
-    def scattered(self, whole: Tensor, lengths: list[int]) -> Tensor:
-        """This rank's part of the sum over the ranks of `whole` (n, b): shape (length, b)."""
-        columns, most = whole.shape[1], max(lengths)
-        parts = whole.new_zeros(self.size, columns, most)
-        start = 0
-        for rank, length in enumerate(lengths):
-            parts[rank, :, :length] = whole[start : start + length].T
-            start += length
-        own = whole.new_empty(columns, most)
-        with self._answering():
-            dist.reduce_scatter_single(own, parts.view(self.size * columns, most), group=self.handle)
-        self.bytes_sent += (self.size - 1) * own.numel() * own.element_size()
-        return own[:, : lengths[self.rank]].T
+    @property
+    def bytes_sent(self) -> int:
+        """Of this rank, in collectives of long vectors."""
+        return self.wire.bytes_sent
 
     # --- what decides ---
 
@@ -114,6 +93,10 @@ class Group:
             raise error
         self._meet("" if error is None else as_told(error), error)
         return found  # type: ignore[no-any-return]
+
+    def knows(self, error: BaseException) -> bool:
+        """Whether all ranks have been told of the error."""
+        return error is self._told_of
 
     @contextlib.contextmanager
     def passing_on(self) -> Iterator[None]:
@@ -220,17 +203,6 @@ class Group:
                 self.leave(error)
                 raise error
         return bytes(self._store.get(key)).decode()
-
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                yield
-        except (InputError, torch.OutOfMemoryError):
-            raise
-        except RuntimeError as error:
-            raise LostRank(None, str(error)) from None
 
 
 def shares(n: int, size: int) -> list[int]:

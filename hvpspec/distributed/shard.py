@@ -22,6 +22,8 @@ from torch import Tensor
 from hvpspec.distributed.group import Group, shares
 from hvpspec.errors import InputError
 
+WHOLE_BYTES = 1 << 30  # of whole vectors that a product begins with; with its results and sums it has several such sets
+
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -56,7 +58,7 @@ class Shard:
 
     def whole(self, part: Tensor) -> Tensor:
         """The whole vectors (n, b) of which each rank gives its rows. On every rank; n b numbers are received."""
-        return self.group.gathered(part, self.lengths)
+        return self.group.wire.finish(self.group.wire.gathered(part, self.lengths))
 
     def whole_array(self, part: NDArray[Any]) -> NDArray[Any]:
         """`whole` for an array, on the CPU."""
@@ -65,7 +67,11 @@ class Shard:
 
     def added_part(self, whole: Tensor) -> Tensor:
         """This rank's rows of the sum over the ranks of `whole` (n, b)."""
-        return self.group.scattered(whole, self.lengths)
+        return self.group.wire.finish(self.group.wire.summed(whole, 1.0, self.lengths))
+
+    def together(self, dtype: torch.dtype) -> int:
+        """How many whole vectors, which a product needs of each of its columns, a rank has at once at most."""
+        return max(WHOLE_BYTES // (self.n * dtype.itemsize), 1)
 
 
 _current: ContextVar[Shard | None] = ContextVar("shard", default=None)

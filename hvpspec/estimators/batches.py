@@ -152,7 +152,8 @@ class _Run:
         self.known = Batches((), None, self.A.batch_count, len(self.numbers), 0, out_of_time=True)
         self.rounding = 0.0  # of products, relative to the norm
         self.group = None if self.A.shard is None else self.A.shard.group
-        self.rank, self.ranks = (0, 1) if self.group is None else (self.group.rank, self.group.size)
+        of_ranks = self.A.batches_of_ranks
+        self.homes = [self.numbers] if of_ranks is None else of_ranks()  # of each rank
 
     def measure(self, pairs: Eigenpairs | None) -> None:
         """The whole matrix first, and then each batch."""
@@ -167,12 +168,12 @@ class _Run:
 
     def _is_here(self, number: int) -> bool:
         """Whether this rank has the batch."""
-        return number % self.ranks == self.rank
+        return number in self.homes[0 if self.group is None else self.group.rank]
 
     def _rounds(self) -> Iterator[dict[int, int]]:
         """The batches that are looked at side by side, one on each rank, and how many products each may take."""
         budget, done = self.options.budget(len(self.numbers)), 0
-        queues = [[number for number in self.numbers if number % self.ranks == rank] for rank in range(self.ranks)]
+        queues = [[number for number in self.numbers if number in home] for home in self.homes]
         for numbers in itertools.zip_longest(*queues):
             left, allowed = budget - self.known.hvps, dict[int, int]()
             for number in numbers:

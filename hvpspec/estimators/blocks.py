@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from hvpspec.bounds.probe_intervals import Remainder, student
-from hvpspec.distributed.shard import part, rows_of, sharded, whole
+from hvpspec.distributed.shard import Shard, rows_of, sharded
 from hvpspec.estimators.density import SharedDensity
 from hvpspec.estimators.passes.ends import Ends
 from hvpspec.estimators.passes.shared_pass import SharedPass
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.blocks import BlockRows
-from hvpspec.krylov.operator_view import Symmetric
+from hvpspec.krylov.operator_view import Multiply, Symmetric
 from hvpspec.krylov.probes import Grams
 from hvpspec.krylov.vectors import probes
 from hvpspec.options import SampledQuantity, SpectrumOptions
@@ -188,19 +188,21 @@ class OwnSpace:
     def __init__(
         self, A: Symmetric, block: BlockRows, options: SpectrumOptions, storage: Storage, rounding: float
     ) -> None:  # fmt: skip
-        def multiply(X: Tensor, /) -> Tensor:
-            with sharded(A.shard):  # of ranks, all have the block's vectors as a whole
-                return block.take(whole(A @ part(block.embed(X, A.n))))
-
-        masked = Symmetric(block.size, A.dtype, A.device, multiply, decide=A.decide)
-        self._shared = SharedPass(
-            masked, seed=options.seed, storage=storage, probes=False, find_zero=options.block_density
-        )
-        self._ends = Ends(self._shared, options.confidence, rounding=rounding)
+        own = shard_of_block(A, block)
+        masked = Symmetric(block.size, A.dtype, A.device, masking(A, block, own), decide=A.decide, shard=own)
+        with sharded(own):
+            self._shared = SharedPass(
+                masked, seed=options.seed, storage=storage, probes=False, find_zero=options.block_density
+            )
+            self._ends = Ends(self._shared, options.confidence, rounding=rounding)
         self._options = options
 
     def largest(self, budget: float) -> _Own:
         """λ_max, to BRACKET_WIDTH; nothing where the budget does not allow a single product."""
+        with sharded(self._shared.A.shard):
+            return self._largest(budget)
+
+    def _largest(self, budget: float) -> _Own:
         found: Bracket | None = None
         for _ in self._ends.steps(min(budget, _MAX_STEPS_PER_BLOCK), 1):
             found = self._ends.bracket(1)
@@ -212,6 +214,14 @@ class OwnSpace:
 
     def whole(self, known: _Own, budget: float) -> Iterator[_Own]:
         """The density, and λ_min to BRACKET_WIDTH of the block's norm, with so many products more."""
+        found = self._whole(known, budget)
+        while True:
+            with sharded(self._shared.A.shard):  # not where this is waiting: others' vectors are not the block's
+                if (latest := next(found, None)) is None:
+                    return
+            yield latest
+
+    def _whole(self, known: _Own, budget: float) -> Iterator[_Own]:
         shared, ends, before = self._shared, self._ends, self._shared.hvps
 
         def left() -> float:
@@ -236,6 +246,31 @@ class OwnSpace:
                 break
         if density.grown:
             yield found(density.read(fine))
+
+
+def shard_of_block(A: Symmetric, block: BlockRows) -> Shard | None:
+    """Which rows of a block's own vectors this rank has, as many as others; all where there are fewer than ranks."""
+    return Shard(A.shard.group, block.size) if A.shard and block.size >= A.shard.group.size else None
+
+
+def masking(A: Symmetric, block: BlockRows, own: Shard | None) -> Multiply:
+    """What multiplies with the diagonal block.
+
+    Of ranks, each gives and gets its rows of the block's vectors, and in between has its rows of the whole ones.
+    """
+    if A.shard is None:
+        return lambda X: block.take(A @ block.embed(X, A.n))
+    shard = A.shard
+    here, numbers = block.within(shard.rows), block.numbered_within(shard.rows)
+
+    def multiply(X: Tensor, /) -> Tensor:
+        given = X if own is None else own.whole(X)
+        with sharded(shard):
+            product = A @ here.embed(numbers.take(given), len(shard.rows))
+        found = numbers.embed(here.take(product), block.size)
+        return shard.group.added(found.contiguous()) if own is None else own.added_part(found)
+
+    return multiply
 
 
 def read_blocks(
@@ -282,13 +317,12 @@ def measured_blocks(
     yield None, known()
     rounding = shared.A.shown * shared.krylov.projection.norm
     for i, block in enumerate(probes.blocks if options.pairs or options.block_density else ()):
-        with sharded(None):
-            space, remaining = OwnSpace(shared.A, block, options, storage, rounding), count - i
-            if options.pairs:
-                own[i] = space.largest((left() + beyond()) / remaining)
-            if options.block_density:
+        space, remaining = OwnSpace(shared.A, block, options, storage, rounding), count - i
+        if options.pairs:
+            own[i] = space.largest((left() + beyond()) / remaining)
+        if options.block_density:
+            yield None, known()
+            for latest in space.whole(own[i], (options.block_hvps - beyond()) // remaining):
+                own[i] = latest
                 yield None, known()
-                for latest in space.whole(own[i], (options.block_hvps - beyond()) // remaining):
-                    own[i] = latest
-                    yield None, known()
         yield (remaining - 1) * for_largest() / (i + 1) - beyond(), known()

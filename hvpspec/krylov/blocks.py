@@ -54,6 +54,19 @@ class BlockRows:
         own = tuple(slice(start - rows.start, stop - rows.start) for start, stop in cut if start < stop)
         return BlockRows(self.name, self.size, own or (slice(0, 0),))
 
+    def numbered_within(self, rows: range) -> BlockRows:
+        """Which of the block's own rows, counted from its first one, are `within` these rows, in the same order."""
+        if isinstance(self.positions, Tensor):
+            inside = (self.positions >= rows.start) & (self.positions < rows.stop)
+            return BlockRows(self.name, self.size, inside.nonzero()[:, 0])
+        own, before = [], 0
+        for part in self.positions:
+            start, stop = max(part.start, rows.start), min(part.stop, rows.stop)
+            if start < stop:
+                own.append(slice(before + start - part.start, before + stop - part.start))
+            before += part.stop - part.start
+        return BlockRows(self.name, self.size, tuple(own) or (slice(0, 0),))
+
     def inner(self, A: Tensor, B: Tensor) -> Tensor:
         """A_bᵀB_b of the rows in the block: shape (a, b), in float64, on B's device; of ranks, the sum over them.
 

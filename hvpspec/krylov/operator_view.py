@@ -102,8 +102,9 @@ class Symmetric:
     fingerprint. expected_seconds: see DataOperator; NaN where that is not known. decide: what free memory decides is
     asked through it, `decide(name, find)`, and is found again in a run that is resumed. shard: which positions of the
     vectors this process has, where they are spread over several; n is the length of the whole ones. batch_count,
-    batch_operators: see DataOperator; 0 and None for other operators. semidefinite:
-    whether no eigenvalue is negative, as is known beforehand.
+    batch_operators: see DataOperator; 0 and None for other operators. batches_of_ranks: the numbers of each rank's
+    batches, to be called on all ranks; None without ranks. semidefinite: whether no eigenvalue is negative, as is known
+    beforehand.
     """
 
     n: int
@@ -128,6 +129,7 @@ class Symmetric:
     shard: Shard | None = None
     batch_count: int = 0
     batch_operators: BatchOperators | None = None
+    batches_of_ranks: Callable[[], list[list[int]]] | None = None
     semidefinite: bool = False
     reached: float = 0.0  # the largest ‖A x‖ / ‖x‖ so far, by largest entries
 
@@ -305,6 +307,7 @@ def _from_data_operator(A: Any) -> Symmetric:
         shard=shard,
         batch_count=count,
         batch_operators=getattr(A, "batch_operators", None),
+        batches_of_ranks=None if shard is None else A.ranks.batches_of_ranks,
         semidefinite=_semidefinite(A),
     )
 

@@ -117,6 +117,14 @@ def others(batches):
         found[f"solve with M, {name}"] = [*solved.x.numpy(), solved.iterations, solved.reached]
     blocks = hvpspec.spectrum(H, 2, rtol=0.2, max_hvps=80, blocks=["0", "2"], seed=2).blocks.blocks
     found["blocks"] = [[b.trace.value, b.frobenius_norm.value, b.lambda_max.lower] for b in blocks]
+    chosen = {"first": slice(3, 40), "mixed": [n - 1, 3, 50, 7, 60, 21], "one": [5], "every other": slice(0, n, 2)}
+    by_position = hvpspec.spectrum(H, 1, max_hvps=40, blocks=chosen, block_density=True, block_hvps=120, seed=2).blocks
+    found["blocks by position"] = [
+        [block.lambda_max.lower, block.smallest.upper, block.density.nodes.sum()] for block in by_position.blocks
+    ]
+    found["data error of a sample"] = hvpspec.eigsh(
+        HessianOperator(model, "cross_entropy", hvpspec.sample_batches(data, 4, seed=1)), 2
+    ).data_error
     of = model, "cross_entropy", data
     named = {
         "ggn": GGNOperator(*of),

@@ -3,15 +3,19 @@
 import os
 import signal
 import time
+from importlib import metadata
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import hvpspec
 from hvpspec.distributed.group import group_of
+from hvpspec.distributed.launch import _backend
 from hvpspec.errors import InputError, LostRank
+from hvpspec.operators.parts.checked_ranks import check_alone, check_places
 from hvpspec.system.stops import Stopped
 from tests.distributed.programs import classifier
 from tests.distributed.ranks import on_ranks
@@ -31,6 +35,16 @@ def operator(rank, loss="cross_entropy", **changes):
     return hvpspec.HessianOperator(model, loss, changes.pop("data", data), **changes)
 
 
+def with_another_torch(rank, work):
+    """What is raised where the second rank has another torch than the first."""
+    version = metadata.version
+    metadata.version = lambda name: "2.0" if (rank, name) == (1, "torch") else version(name)
+    try:
+        return caught(work)
+    finally:
+        metadata.version = version
+
+
 def several_ends(rank):
     """One after another in the same processes: after each, ranks go on."""
     group = group_of(None)
@@ -48,8 +62,15 @@ def several_ends(rank):
         if rank == 1:
             raise KeyboardInterrupt
 
-    _, data = classifier(5)
+    model, data = classifier(5)
     others = data[::-1] if rank == 1 else data
+    one = [(torch.ones(2, 1), torch.zeros(2, 1))]
+    mixing = torch.nn.SyncBatchNorm.convert_sync_batchnorm(
+        torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    ).double()
+    samples = TensorDataset(torch.randn(7, 6).double(), torch.zeros(7, dtype=torch.int64))
+    padded = DataLoader(samples, 2, sampler=DistributedSampler(samples))
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
     return {
         "input": caught(lambda: group.together(lambda: fails(InputError("no")))),
         "other": caught(lambda: group.together(lambda: fails(TypeError("no")))),
@@ -59,7 +80,13 @@ def several_ends(rank):
         "seed": caught(lambda: operator(rank, noise_seed=rank).loss()),
         "options": caught(lambda: group.same("command line", ["--k", rank])),
         "callback": caught(lambda: hvpspec.eigsh(operator(rank), 2, callback=interrupted)),
-        "many": caught(lambda: operator(rank, parameters="2.bias", data=data[:2]) and None),
+        "many": caught(lambda: hvpspec.HessianOperator(torch.nn.Linear(1, 1, bias=False), "mse", one).loss()),
+        "mixing": caught(lambda: hvpspec.HessianOperator(mixing, "cross_entropy", data, train_mode=True)),
+        "mixes not": caught(lambda: hvpspec.HessianOperator(mixing, "cross_entropy", data).loss()),
+        "version": with_another_torch(rank, lambda: operator(rank).loss()),
+        "padded": caught(lambda: operator(rank, data=padded)),
+        "wrapped": hvpspec.eigsh(hvpspec.HessianOperator(wrapped, "cross_entropy", data), 3, tol=1e-9).values,
+        "plain": hvpspec.eigsh(hvpspec.HessianOperator(wrapped.module, "cross_entropy", data), 3, tol=1e-9).values,
         "then": caught(lambda: hvpspec.eigsh(operator(rank), 2, max_hvps=12)),
     }
 
@@ -72,7 +99,7 @@ def test_an_error_on_one_rank_is_raised_on_all():
     assert second["other"] == (TypeError, "no")
     assert first["signal"][0] is second["signal"][0] is Stopped
     assert first["loss"][0] is second["loss"][0] is InputError
-    assert first["loss"][1].startswith("rank 1: batch 1: ")
+    assert first["loss"][1].startswith("rank 1: batch 3: ")
     assert "not on this rank" in first["loss"][1]
     for found in (first, second):
         assert found["data"] == (InputError, "rank 1 was given another first batch or number of batches than rank 0; "
@@ -80,6 +107,12 @@ def test_an_error_on_one_rank_is_raised_on_all():
         assert "noise seed" in found["seed"][1]
         assert "command line" in found["options"][1]
         assert issubclass(found["callback"][0], KeyboardInterrupt)
+        assert found["many"] == (InputError, "2 ranks are more than the 1 parameters; start fewer (--nproc-per-node).")
+        assert found["mixing"][1].startswith("'1' is a SyncBatchNorm, which mixes the batches of all ranks")
+        assert found["mixes not"] is None
+        assert found["version"][1].startswith("rank 1 was given another version of hvpspec, torch, numpy than rank 0")
+        assert "DistributedSampler repeats 1 of 7 samples" in found["padded"][1]
+        assert found["wrapped"] == pytest.approx(found["plain"], rel=1e-12)
         assert found["then"] is None
 
 
@@ -114,3 +147,24 @@ def test_a_rank_that_does_not_answer(tmp_path, how):
         assert kind is LostRank
         assert known >= 1
         assert "rank 1 has ended or does not answer any more" in words
+
+
+class Nccl:
+    """A group as far as checks of devices ask for it."""
+
+    backend = "nccl"
+
+
+def test_nccl_needs_a_gpu_on_each_rank(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 ranks on this machine have 1 GPUs, and each needs one; start 1 "):
+        _backend(["spectrum", "--device", "cuda"])
+    assert _backend(["spectrum", "--device=cpu"]) == "gloo"
+    objective = hvpspec.HessianOperator(*classifier(1)[:1], "cross_entropy", classifier(1)[1]).objective
+    with pytest.raises(InputError, match="NCCL's, which needs a GPU on each rank, and the operator is on cpu"):
+        check_alone(Nccl(), objective)
+    with pytest.raises(InputError, match="ranks 0 and 2 have the same GPU"):
+        check_places(["a, GPU 1", "a, GPU 2", "a, GPU 1"])
+    check_places(["a, GPU 1", "b, GPU 1"])

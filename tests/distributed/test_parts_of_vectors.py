@@ -26,8 +26,13 @@ def test_parts_are_as_equal_as_possible(n, size):
     assert max(found) - min(found) <= 1
 
 
-@pytest.mark.parametrize("positions", [(slice(2, 5), slice(7, 9)), torch.tensor([8, 1, 4])])
+@pytest.mark.parametrize("positions", [(slice(2, 5), slice(7, 9)), torch.tensor([8, 1, 4]), (slice(9, 10),)])
 def test_rows_of_a_block(positions):
-    block, X = BlockRows("b", 0, positions), torch.arange(10.0)[:, None]
-    parts = [block.within(rows).take(X[rows.start : rows.stop]) for rows in (range(4), range(4, 6), range(6, 10))]
-    assert sorted(torch.cat(parts)[:, 0].tolist()) == sorted(block.take(X)[:, 0].tolist())
+    size = len(positions) if isinstance(positions, torch.Tensor) else sum(part.stop - part.start for part in positions)
+    block, X = BlockRows("b", size, positions), torch.arange(10.0)[:, None]
+    own, total = block.take(X), torch.zeros(size, 1)
+    for rows in (range(4), range(4, 6), range(6, 10)):
+        part, numbers = block.within(rows).take(X[rows.start : rows.stop]), block.numbered_within(rows)
+        assert torch.equal(numbers.take(own), part)
+        total += numbers.embed(part, size)
+    assert torch.equal(total, own)

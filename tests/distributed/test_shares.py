@@ -33,8 +33,8 @@ def test_each_batch_is_on_one_rank(size):
 def test_a_loader_reads_its_own_samples_only():
     data = Counted(torch.arange(10))
     share = share_of(DataLoader(data, batch_size=3), 1, 2)
-    assert [batch.tolist() for (batch,) in share] == [[3, 4, 5], [9]]
-    assert data.read == [3, 4, 5, 9]
+    assert [batch.tolist() for (batch,) in share] == [[6, 7, 8], [9]]
+    assert data.read == [6, 7, 8, 9]
 
 
 def test_data_without_a_length_are_counted():
@@ -42,19 +42,19 @@ def test_data_without_a_length_are_counted():
         def __iter__(self):
             return iter("abcde")
 
-    assert list(numbered(share_of(Stream(), 1, 2))) == [(1, "b"), (3, "d")]
+    assert list(numbered(share_of(Stream(), 1, 2))) == [(3, "d"), (4, "e")]
 
 
 def test_of_a_sample():
     drawn = sample_batches(list("abcdefgh"), 5, seed=0)
-    parts = [batch for rank in range(2) for batch in share_of(drawn, rank, 2)]
-    assert sorted(parts) == sorted(drawn)
+    parts = [pair for rank in range(2) for pair in numbered(share_of(drawn, rank, 2))]
+    assert parts == list(enumerate(drawn))
 
 
 def test_what_shows_the_mean_begins_with_the_same_batches():
     evidence = [list(Evidence(share_of(list("abcdef"), rank, 3))) for rank in range(3)]
     assert [each[:2] for each in evidence] == [["a", "b"]] * 3
-    assert evidence == [["a", "b", "d"], ["a", "b", "e"], ["a", "b", "c", "f"]]
+    assert evidence == [["a", "b"], ["a", "b", "c", "d"], ["a", "b", "e", "f"]]
 
 
 def test_a_distributed_sampler_has_divided_the_data_already():

@@ -1,4 +1,4 @@
-"""Each rank's share of the batches: every size-th one, so that all have about as many."""
+"""Each rank's share of the batches: neighbouring ones, as many as the others have, and so of few folds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from hvpspec.distributed.group import shares
 from hvpspec.errors import InputError
 from hvpspec.objective.batches import Batches, check_data, number_of
 from hvpspec.objective.subsets.sampled_batches import SampledBatches
@@ -19,10 +20,12 @@ _COMPARED_BATCHES = 2  # of all data, with which each rank begins to measure wha
 class Share(SampledBatches):
     """The batches of one rank.
 
-    numbering: theirs among all `of` batches, by which they are named and their noise is drawn; of p ranks, batch b is
-    on number b mod p. numbers: where they are in the data, which is another place where the batches are a sample.
-    whole: the data of all ranks; None where each rank has been given its own. measures_whole: see `Evidence`.
+    numbering: their numbers among all `of` batches of the ranks, by which they are named and their noise is drawn.
+    numbers: those in the data, which differ where the batches are a sample of these. whole: the batches of all ranks;
+    None where each rank has been given its own. measures_whole: see `Evidence`.
     """
+
+    numbering: Sequence[int]
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class Share(SampledBatches):
         numbers: Sequence[int] | None = None,
     ) -> None:
         super().__init__(data, numbering if numbers is None else numbers, of, 0)
-        self.numbering: Sequence[int] = tuple(numbering)
+        self.numbering = tuple(numbering)
         self.whole = whole
         self.measures_whole = False
 
@@ -74,7 +77,9 @@ def share_of(data: Iterable[Any], rank: int, size: int) -> Share:
     if (sampler := _own_sampler(data)) is not None:
         return _given_share(data, sampler, rank, size)
     of = number_of(data)
-    numbering = range(rank, of, size)
+    lengths = shares(of, size)
+    start = sum(lengths[:rank])
+    numbering = range(start, start + lengths[rank])
     if isinstance(data, SampledBatches):
         return Share(data.all_data, numbering, of, data, [data.numbers[number] for number in numbering])
     return Share(data, numbering, of, data)

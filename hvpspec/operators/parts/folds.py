@@ -10,6 +10,11 @@ from torch import Tensor
 Receive = Callable[[int, float, Tensor], None]
 
 
+def fold_of(index: int, folds: int, batches: int) -> int:
+    """The number of the fold that a batch is in: neighbouring batches are in the same one."""
+    return min(index * folds // batches, folds - 1)
+
+
 class Folds:
     """Adds up the batches of each fold, in their order.
 
@@ -28,7 +33,7 @@ class Folds:
             self._fold, self._weight = 0, 0.0
             self._total.zero_()
         self._last = index
-        of = min(index * self._folds // self._batches, self._folds - 1)
+        of = fold_of(index, self._folds, self._batches)
         while self._fold < of:
             self._end()
         self._weight += weight

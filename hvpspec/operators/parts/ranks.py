@@ -9,10 +9,9 @@ x is gathered, multiplied as in one process, and of the sum each rank gets its r
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
-from collections.abc import Callable
-from importlib import metadata
-from itertools import islice
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,12 +19,14 @@ from torch import Tensor
 
 from hvpspec.distributed.group import Group
 from hvpspec.distributed.shard import Shard
+from hvpspec.errors import LostRank
 from hvpspec.objective.losses.conventions import NoWeight
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.subsets.shares import Share
-from hvpspec.operators.fingerprint import digest_of_data, digest_of_model
-from hvpspec.operators.parts.folds import Folds, Receive
+from hvpspec.operators.parts.checked_ranks import check_alone, check_together
+from hvpspec.operators.parts.fold_rounds import FoldRounds
+from hvpspec.operators.parts.folds import Folds, Receive, fold_of
 from hvpspec.results.record import RankList
 from hvpspec.system.stops import asked
 from hvpspec.system.time_limit import check_time, interruptible
@@ -40,9 +41,11 @@ class Ranks:
 
     def __init__(self, group: Group, objective: Objective) -> None:
         assert isinstance(objective.data, Share)
+        check_alone(group, objective)
         self.group, self.shard = group, Shard(group, objective.space.n)
         self._objective, self._share = objective, objective.data
         self._settled = False
+        self._numbers: list[list[int]] | None = None
         self._described: RankList | None = None
 
     @property
@@ -56,11 +59,26 @@ class Ranks:
         return bool(self._share.numbers)
 
     def local(self, product: Product, columns: Tensor) -> Tensor:
-        """This rank's rows of the product, for its rows of the vectors."""
-        whole = self._gathered(columns)
-        own, weight = self._own(product, whole, lambda *batch: None)
-        total = self._total(weight)
-        return self.shard.added_part(own * weight) / total
+        """This rank's rows of the product, for its rows of the vectors.
+
+        Few columns at a time where vectors are long: all ranks have them whole during the product. While some are
+        multiplied, the next ones come in, and the sums of the last ones go out.
+        """
+        wire, parts = self.group.wire, torch.split(columns, self.shard.together(columns.dtype), 1)
+        sums = []
+        with self._wired():
+            self.group.together(_check_stops)
+            coming = wire.gathered(parts[0], self.shard.lengths)
+            for after in (*parts[1:], None):
+                whole = wire.finish(coming)
+                if after is not None:
+                    coming = wire.gathered(after, self.shard.lengths)
+                own, weight = self._own(product, whole, lambda *batch: None)
+                total = self._total(weight)
+                sums.append((wire.summed(own, weight, self.shard.lengths), total))
+                del whole, own
+            found = [wire.finish(each).div_(total) for each, total in sums]
+        return found[0] if len(found) == 1 else torch.cat([each.T for each in found]).T
 
     def whole(self, product: Product, columns: Tensor) -> Tensor:
         """The product with whole vectors, which all ranks have."""
@@ -71,25 +89,35 @@ class Ranks:
     def local_by_folds(self, product: Product, columns: Tensor, folds: int, receive: Receive) -> Tensor:
         """As `local`; `receive` gets this rank's rows of the product of each fold of all ranks' batches.
 
-        The product is the sum over the folds, each of which has been spread over the ranks already.
+        The product is the sum over the folds, whose parts each rank has sent already.
         """
-        whole = self._gathered(columns)
-        found, all_weights = torch.zeros_like(columns), 0.0
+        with self._wired():
+            whole = self._gathered(columns)
+            rounds = FoldRounds(self.shard, self._folds_of_ranks(folds), columns, receive)
+            parts = Folds(whole, folds, self.batch_count, rounds.close)
 
-        def close(fold: int, weight: float, total: Tensor) -> None:
-            nonlocal all_weights
-            together = sum(self.group.met(weight))
-            part = self.shard.added_part(total)
-            if together > 0:
-                all_weights += together
-                found.add_(part)
-                receive(fold, together, part / together)
+            def end() -> None:
+                parts.end()
+                rounds.end()
 
-        parts = Folds(whole, folds, self.batch_count, close)
-        self._own(product, whole, parts.add, parts.end)
-        if all_weights == 0:
+            self._own(product, whole, parts.add, end)
+        if rounds.weight == 0:
             raise NoWeight
-        return found / all_weights
+        return rounds.total.div_(rounds.weight)
+
+    def _folds_of_ranks(self, folds: int) -> list[list[int]]:
+        """Those that each rank has batches of."""
+        return [
+            sorted({fold_of(number, folds, self.batch_count) for number in numbers})
+            for numbers in self.batches_of_ranks()
+        ]
+
+    def batches_of_ranks(self) -> list[list[int]]:
+        """The numbers of each rank's batches; to be called on all of them the first time."""
+        if self._numbers is None:
+            said = self.group.told(json.dumps(list(self._share.numbering)))
+            self._numbers = [json.loads(numbers) for numbers in said]
+        return self._numbers
 
     def recomputed(
         self, again: Callable[[Tensor], tuple[Tensor, Any] | None], columns: Tensor
@@ -112,6 +140,16 @@ class Ranks:
         self.group.together(_check_stops)
         return self.shard.whole(columns)
 
+    @contextlib.contextmanager
+    def _wired(self) -> Iterator[None]:
+        """Where an error ends this, nothing remains under way, which what comes next might take for its own."""
+        try:
+            yield
+        except BaseException as error:
+            lost = isinstance(error, LostRank) or (isinstance(error, KeyboardInterrupt) and not self.group.knows(error))
+            self.group.wire.drop() if lost else self.group.wire.drain()
+            raise
+
     def described(self) -> RankList:
         """Who they are; to be called on all of them the first time."""
         if self._described is None:
@@ -127,7 +165,7 @@ class Ranks:
         """
         if self._settled:
             return None
-        self._compare()
+        check_together(self.group, self._objective, self._share)
         has_data, objective = bool(self._share.numbers), self._objective
 
         def counting() -> str:
@@ -161,26 +199,6 @@ class Ranks:
             raise NoWeight
         return LossValue(value / weight, weight, batches, size / weight, None if -1 in samples else int(sum(samples)))
 
-    def _compare(self) -> None:
-        """Raises InputError where ranks were given different things."""
-        objective, share = self._objective, self._share
-        first = [] if share.whole is None else list(islice(share.whole, 1))
-        packages = ("hvpspec", "torch", "numpy")
-        options = (objective.matrix, objective.dtype, objective.reduction, objective.noise_seed, objective.device.type)
-
-        def known() -> dict[str, Any]:
-            return {
-                f"version of {', '.join(packages)}": [metadata.version(name) for name in packages],
-                "choice of parameters": repr(objective.space.names),
-                "model": digest_of_model(objective),
-                "first batch or number of batches": [share.of * (share.whole is not None), digest_of_data(first)],
-                "loss": objective.loss.name,
-                "matrix, dtype, reduction, noise seed or kind of device": repr(options),
-            }
-
-        for name, value in self.group.together(known).items():
-            self.group.same(name, value)
-
     def _value(self) -> LossValue | None:
         try:
             return self._objective.value()
@@ -196,6 +214,7 @@ class Ranks:
         def each(*batch: Any) -> None:
             check_time()
             _check_stops()
+            self.group.wire.advance()
             with self.group.passing_on():
                 on_batch(*batch)
 

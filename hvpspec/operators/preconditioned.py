@@ -20,7 +20,7 @@ from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.operators.fingerprint import content
 from hvpspec.operators.first_order import NextUpdate, of_optimizer
 from hvpspec.operators.hessian import HessianOperator
-from hvpspec.operators.parts.ranks import Spread
+from hvpspec.operators.parts.ranks import Ranks, Spread
 from hvpspec.operators.preconditioner import Preconditioner
 from hvpspec.operators.tensors import TensorOperator, _product
 from hvpspec.options import Matrix
@@ -255,6 +255,11 @@ class PreconditionedOverData(PreconditionedOperator):
     def batch_count(self) -> int:
         """See `HessianOperator`."""
         return self.A.batch_count()
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """See `HessianOperator`."""
+        return self.A.ranks
 
     def values(self) -> Tensor:
         """The parameters in the operator's own coordinates: D^(1/2) p."""

@@ -363,6 +363,6 @@ def test_what_ranks_send_takes_time():
     )
     found = on_ranks(known, 4, exchange=0.5)
     assert (found.ranks, found.seconds, found.expected_seconds, found.most_seconds) == (4, 2.5, 150.0, None)
-    assert measured_lines(found)[-2].endswith("about 60 HVPs, about 3 min (2.5 s each), 1 GiB per rank")
+    assert measured_lines(found)[-2].endswith("about 60 HVPs, about 2 min (2.5 s each), 1 GiB per rank")
     assert Preflight.from_dict(found.to_dict()) == found
     assert "ranks" not in known.to_dict()["measured"]

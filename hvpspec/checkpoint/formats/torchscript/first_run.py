@@ -34,7 +34,7 @@ def try_before_use(model: nn.Module, refuse: Any) -> None:
             given = Path(folder, "given.pt"), Path(folder, "model.pt")
             try:
                 torch.save((args, kwargs), given[0])
-                torch.jit.save(model, str(given[1]))  # type: ignore[no-untyped-call]
+                torch.jit.save(model, str(given[1]))
             except OSError as error:
                 raise refuse(f"could not be tried in a process of its own ({error.strerror or error})") from error
             except (RuntimeError, TypeError, AttributeError, NotImplementedError):

@@ -42,8 +42,8 @@ def _pairs(then: Gradient, now: Gradient) -> Iterator[_Pair]:
         recorded, fresh = (None if of.noise_scale is None else getattr(of.noise_scale, end) for of in (then, now))
         yield f"noise_scale.{end}", recorded, fresh, share * abs(fresh or 0.0)
     if then.update is None or now.update is None:
-        slopes = [None if of.update is None else of.update.slope for of in (then, now)]
-        yield "update.slope", *slopes, 0.0
+        before, after = (None if of.update is None else of.update.slope for of in (then, now))
+        yield "update.slope", before, after, 0.0
         return
     yield "update.length", then.update.length, now.update.length, share * now.update.length
     off = _SHARE_OF_ERROR * now.update.change.error + share * abs(now.update.slope)

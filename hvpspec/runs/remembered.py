@@ -37,7 +37,7 @@ def recall(inputs: Mapping[str, Any]) -> list[Form] | None:
 def remember(inputs: Mapping[str, Any], forms: list[Form]) -> None:
     """Writes them down, if that is possible; of many, the oldest are removed."""
     path = _path(inputs)
-    if path is None or not forms or path.exists():
+    if path is None or not forms or recall(inputs) == forms:
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,11 +34,12 @@ def try_before_use(model: nn.Module, refuse: Any) -> None:
             given = Path(folder, "given.pt"), Path(folder, "model.pt")
             try:
                 torch.save((args, kwargs), given[0])
+            except (TypeError, AttributeError, NotImplementedError):
+                return  # not tensors with values, or objects that only this process has: the next call is tried
+            try:
                 torch.jit.save(model, str(given[1]))
-            except OSError as error:
-                raise refuse(f"could not be tried in a process of its own ({error.strerror or error})") from error
-            except (RuntimeError, TypeError, AttributeError, NotImplementedError):
-                return  # not tensors with values, or objects that only this process has
+            except (OSError, RuntimeError) as error:  # a full disk
+                raise refuse(f"could not be tried in a process of its own ({type(error).__name__})") from error
             why = _fails(given)
         if why is not None:
             raise refuse(why)

@@ -29,7 +29,12 @@ _CHECKED_HEAP = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"} i
 def try_before_use(model: nn.Module, refuse: Any) -> None:
     """Has the model's first call tried before it is made here. refuse: is given why, and returns the exception."""
 
+    tried = False  # the hook itself stays: who restores a model's attributes would put it back
+
     def on_call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal tried
+        if tried:
+            return
         with tempfile.TemporaryDirectory(prefix="hvpspec-") as folder:
             given = Path(folder, "given.pt"), Path(folder, "model.pt")
             try:
@@ -43,10 +48,10 @@ def try_before_use(model: nn.Module, refuse: Any) -> None:
             why = _fails(given)
         if why is not None:
             raise refuse(why)
-        handle.remove()
+        tried = True
 
     # ScriptModule hides this method; calls from Python run the hooks all the same.
-    handle = nn.Module.register_forward_pre_hook(model, on_call, with_kwargs=True)
+    nn.Module.register_forward_pre_hook(model, on_call, with_kwargs=True)
 
 
 def _fails(given: tuple[Path, Path]) -> str | None:

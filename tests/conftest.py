@@ -8,6 +8,7 @@ from pathlib import Path
 # One thread for each process, here and in the command lines that tests start: the problems are small, and threads of
 # several busy processes wait for one another most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HVPSPEC_CACHE"] = ""  # what one test has chosen decides nothing in another
 
 import pytest
 import torch

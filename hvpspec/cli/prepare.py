@@ -39,6 +39,7 @@ from hvpspec.operators.preconditioned import Measured, PreconditionedOverData
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
 from hvpspec.preflight.of_ranks import exchange_seconds, on_ranks
+from hvpspec.preflight.per_batch import planned_per_batch, with_per_batch
 from hvpspec.report.rows.condition import edge_note
 from hvpspec.results.record import CheckpointFile, Provenance
 from hvpspec.runs.checkpoint_order import step_in
@@ -280,10 +281,11 @@ def inspect(
     of: Measured | None = None,
 ) -> Preflight:
     """The preflight of a run with these options. of: what it is of, where that is H preconditioned."""
-    return inspect_operator(
+    found = inspect_operator(
         H, findings, loss=loss, expect=expect, measure=measure, options=options.spectrum(),
         preconditioned=of if isinstance(of, PreconditionedOverData) else None,
     )  # fmt: skip
+    return with_per_batch(found, planned_per_batch(H.batch_count(), options.batches())) if options.per_batch else found
 
 
 def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:

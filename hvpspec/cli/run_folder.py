@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from hvpspec.operators.preconditioned import Measured
 from hvpspec.options import SpectrumOptions
 from hvpspec.report.vector_folders import read_about
 from hvpspec.results.record import Provenance
+from hvpspec.runs.remembered import recall, remember
 from hvpspec.system.folder_lock import FolderLock
 from hvpspec.wording import counted
 
@@ -48,6 +49,7 @@ class RunFolder:
         self.journal: Journal | None = None
         self.spent_before = 0.0
         self.vectors: Mapping[str, Path] = {}
+        self._remember: Callable[[], None] = lambda: None  # what the engine has chosen, for the same run
         self._began = time.perf_counter()
 
     def open_journal(
@@ -73,9 +75,12 @@ class RunFolder:
         inputs = inputs_of(replace(as_symmetric(H), fingerprint=partial(H.fingerprint, loss)), options, start)
         inputs = {flag_name(name) if name in _FIELDS else name: value for name, value in inputs.items()}
         named = {flag_name(name): value for name, value in dataclasses.asdict(source).items() if name != "expect_loss"}
+        inputs = {"checkpoint (SHA-256)": sha256, **named, **inputs}
+        H.follow(recall(inputs))
+        self._remember = lambda: remember(inputs, H.chosen)
         self.journal = Journal(
             folder,
-            {"checkpoint (SHA-256)": sha256, **named, **inputs},
+            inputs,
             restart=self.earlier.restart,
             replace=self.earlier.force,
             to_start_over="go back to these, start over with --restart, or choose another --out",
@@ -118,6 +123,7 @@ class RunFolder:
     def done(self) -> None:
         """What was computed is written: the journal is no longer needed."""
         if self.journal is not None:
+            self._remember()
             self.journal.finish()
             self.journal = None
 

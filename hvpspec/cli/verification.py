@@ -32,6 +32,7 @@ from hvpspec.options import Engine, SpectrumOptions
 from hvpspec.preflight import loss_tolerance
 from hvpspec.report.documents import checksum, read_document
 from hvpspec.results.record import Provenance, Record
+from hvpspec.runs.gradient_again import gradient_differences
 from hvpspec.runs.replay import compared_products, contradictions
 
 VERIFY_SCHEMA = "hvpspec/verify/1"
@@ -141,6 +142,9 @@ def _fresh(record: Record, H: HessianOperator, A: Measured, options: SpectrumOpt
     compared = compared_products(record.spectrum, as_symmetric(A), options.seed)
     says = f"two products differ from those of the run by {compared.difference:.2g}; rounding is {compared.allowed:.2g}"
     yield Check("products", compared.agree, says)
+    if record.spectrum.gradient is not None:
+        different = gradient_differences(record.spectrum, A, as_symmetric(A), options.confidence)
+        yield Check("gradient", not different, "; ".join(different) or "a fresh gradient has the recorded figures")
 
 
 def _either(condition: bool, yes: str, no: str) -> str:

@@ -232,6 +232,15 @@ class PreconditionedOverData(PreconditionedOperator):
         """See `HessianOperator`."""
         self.A.resume(state)
 
+    def follow(self, known: list[dict[str, Any]] | None) -> None:
+        """See `HessianOperator`."""
+        self.A.follow(known)
+
+    @property
+    def chosen(self) -> list[dict[str, Any]]:
+        """See `HessianOperator`."""
+        return self.A.chosen
+
     def verified(self) -> None:
         """See `HessianOperator`."""
         self.A.verified()

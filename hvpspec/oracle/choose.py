@@ -20,6 +20,7 @@ from hvpspec.oracle.autograd import OnBatch, described
 from hvpspec.oracle.checks.agreement import disagreement
 from hvpspec.oracle.checks.rounding import recomputed
 from hvpspec.oracle.checks.verify import verify, verify_differences
+from hvpspec.oracle.choices import SINGLE, Choices, ThroughForms
 from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.prices import PRODUCTS_TO_CHECK, Prices, costs_on, is_worth
 from hvpspec.oracle.recorded.linearized import Linearized
@@ -49,7 +50,7 @@ _PEAK_TO_SAVED_RATIO = 3  # bytes that plain double backward holds of a batch, t
 _VECTORS_IN_PEAK = 4  # of length n, which plain double backward holds too
 
 
-class Chooser:
+class Chooser(ThroughForms):
     """Computes products with the engine of a given name; "auto" changes to a faster engine once that is worthwhile.
 
     How many products are still to come is what `expect` was told, or else as many as have been made.
@@ -61,18 +62,18 @@ class Chooser:
         if name not in ENGINES:
             names = ", ".join(f"'{key}'" for key in ENGINES)
             raise InputError(f"no engine is named '{name}'; choose one of {names}.")
+        super().__init__()
         self.objective, self.name, self._plan = objective, name, "autograd"
         self._plain, self._memory_limit = RetainedGraphs(objective, memory_limit), memory_limit
         self._fast: Linearized | None = None
         self._differences = FiniteDifference(objective) if name == "finite-difference" else None
-        self._settled = name in ("autograd", "finite-difference")  # no other engine is left to try
+        self._settled = name in SINGLE  # no other engine is left to try
         self._most_columns = 1  # for which it was measured how many vectors are best computed together
         self._made, self._untried = 0, ""  # products; why another form of the recorded engine is not in use
         self._verified, self._expected = verified, 0
         self._seconds = float("inf")  # per vector: the fastest product of the engine in use
         self._plain_seconds = float("inf")  # of one by the plain engine, next to which a new engine is tried
         self._spent = 0.0  # seconds of all products
-        self._resumed: dict[str, Any] | None = None  # the engine of an earlier process, to be made again
 
     @property
     def plan(self) -> str:
@@ -103,30 +104,10 @@ class Chooser:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what an engine has recorded and compiled, which belongs to this process: the copy begins again."""
-        state = self.__dict__.copy()
+        state = self.__dict__ | {"_choices": Choices()}
         if state["_fast"] is not None:
             state |= {"_fast": None, "_settled": False, "_made": 0, "_most_columns": 1, "_plan": "autograd"}
         return state
-
-    def state(self) -> dict[str, Any]:
-        """What measurements have decided of how products are computed, JSON-ready: `resume` goes on from there."""
-        if self._resumed is not None:
-            return self._resumed
-        fast, differences = self._fast, self._differences
-        return {
-            "form": None if fast is None else fast.form, "together": 1 if fast is None else fast.together,
-            "whole": fast is not None and fast.compiled_whole, "level": None if fast is None else fast.level,
-            "plan": self._plan, "shown": self.plan, "settled": self._settled,
-            "most_columns": self._most_columns, "made": self._made, "expected": self._expected,
-            "seconds": self._seconds, "spent": self._spent,
-            "differences": None if differences is None else differences.state(),
-        }  # fmt: skip
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Goes on with the engine of an earlier process; costs are not compared again. It is made when it is needed."""
-        self._resumed, self._plan, self._settled = state, state["plan"], state["settled"]
-        for name in ("most_columns", "made", "expected", "seconds", "spent"):
-            setattr(self, f"_{name}", state[name])
 
     def on(self, objective: Objective) -> Chooser:
         """For one of the batches, by the engine that is in use for all of them: found by a product where none was."""
@@ -158,6 +139,7 @@ class Chooser:
     def expected_saved_bytes(self, products: int, taken: int) -> int:
         """Bytes that will be saved beyond those that are, if so many products are made and one takes `taken` now."""
         records = not self._settled and (self.name != "auto" or self._prices().records(products))
+        records |= self._choices.will_record
         keeps = self._differences is None and self._plain.can_keep_more and products > 1
         if self._fast is not None or not (records or keeps):
             return 0  # none, or they are already saved
@@ -184,9 +166,12 @@ class Chooser:
             self._verified = True
         if self._resumed is not None:
             self._make(self._resumed)
-        if not self._settled:
+        if (due := self._choices.due) is not None:
+            self._take(due)
+        elif not self._settled:
             self._consider(columns.shape[1])
-        if (fast := self._fast) is not None and columns.shape[1] >= 2 * self._most_columns:
+        fast = self._fast
+        if due is None and fast is not None and columns.shape[1] >= 2 * self._most_columns:
             self._most_columns = columns.shape[1]
             if within_memory(lambda: fast.vectorise(self._most_columns)) != 1:
                 self._announce()
@@ -196,6 +181,8 @@ class Chooser:
         if isinstance(product, OutOfMemory):
             product = self._with_less(lambda: self._product(columns, on_batch))
         taken = time_when_done(columns.device) - start
+        if self.name not in SINGLE:
+            self._choices.add(columns.shape[1], self._form())
         self._made += columns.shape[1]
         self._spent += taken
         self._seconds = min(self._seconds, taken / columns.shape[1])
@@ -257,30 +244,6 @@ class Chooser:
             if is_worth(saved, checks + costs.to_compile(self._fast.operations)):
                 self._settled = True
                 self._try(self._fast.compile)
-
-    def _make(self, state: dict[str, Any]) -> None:
-        """The engine of an earlier process. Raises InputError where it no longer works: its products would be rounded
-        otherwise."""
-        self._resumed = None
-        if self._differences is not None:
-            self._differences.resume(state["differences"])
-        if state["form"] is None:
-            self._fast = None
-            return
-        fast = Linearized(self.objective, memory_limit=self._memory_limit)
-        try:
-            fast.resume(state["form"], together=state["together"], whole=state["whole"], level=state["level"])
-            difference = disagreement(fast, self.objective)
-        except (InputError, KeyboardInterrupt, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            difference = described(error)
-        if difference is not None:
-            raise InputError(
-                f'the run was interrupted with the engine "{state["plan"]}", which cannot be used any more '
-                f"({difference}); start over (--restart), or choose another engine."
-            )
-        self._fast = fast
 
     def _record(self, time_to_try: float | None = None) -> None:
         """Changes to the recorded engine. time_to_try: see `Prices.time_to_try`; None for as long as it takes."""

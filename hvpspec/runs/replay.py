@@ -5,8 +5,9 @@ that does not follow from them was not computed by this run. Two products tie th
 start vector g of the recorded seed, gᵀHg and ‖Hg‖ are entries of T and C; the next Lanczos vector gives two more. Where
 there is no basis, the first two probes take its place.
 
-What folds of the batches, blocks and a refinement have added has no such record; that these are as they were written,
-the checksum of the figures shows.
+What folds of the batches, blocks, single batches, the diagonal and a refinement have added has no such record; that
+these are as they were written, the checksum of the figures shows. The gradient has a file of its own
+(`gradient_again.py`).
 """
 
 from __future__ import annotations

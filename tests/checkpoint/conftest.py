@@ -20,3 +20,10 @@ def offline(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(autouse=True)
+def not_tried(request, monkeypatch):
+    """TorchScript programs of these tests are not run in a process of their own first, except in its own test."""
+    if request.path.name != "test_first_run.py":
+        monkeypatch.setattr("hvpspec.checkpoint.formats.torchscript.script.try_before_use", lambda *_: None)

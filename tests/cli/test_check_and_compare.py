@@ -79,3 +79,18 @@ def test_compare_says_what_differs(stage, monkeypatch, capsys):
     assert cli.run(["compare", "before", "nowhere"]) == 2
     assert cli.run(["compare", "before", "after", "--output", "model.pt"]) == 2
     assert "--out model.pt: cannot write there" in capsys.readouterr().err
+
+
+def test_check_estimates_what_the_batches_take(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    command = ["check", *USUAL, "--out", str(folder / "batches")]
+    assert cli.run(command) == 0
+    alone = json.loads((folder / "batches/check.json").read_text())
+    assert cli.run([*command, "--per-batch", "--batch-hvps", "36"]) == 0
+    found = json.loads((folder / "batches/check.json").read_text())
+    assert "per_batch" not in alone
+    assert found["per_batch"] == {"batches": 3, "of": 3, "expected_hvps": 24, "most_hvps": 36}
+    assert found["measured"]["expected_hvps"] == alone["measured"]["expected_hvps"]
+    assert cli.run(["spectrum", *USUAL, "--per-batch", "--rtol", "0.5", "--out", str(folder / "batches")]) == 0
+    made = json.loads((folder / "batches/spectrum.json").read_text())["per_batch"]["hvps"]
+    assert 12 <= made <= 36  # half to one and a half times what was expected

@@ -148,3 +148,14 @@ def test_bad_input(trained, checkpoint, options, message):
     done = call(trained, "spectrum", checkpoint, *USUAL, *SHORT, *options, "--out", "bad")
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_check_takes_the_same_options(trained):
+    options = (*USUAL, "--precondition", "adam", "--out", "checked")
+    assert (ended := call(trained, "check", "ckpt-9.pt", *options)).returncode == 0, ended.stderr
+    assert "preconditioned by" in ended.stdout
+    found = json.loads((trained / "checked/check.json").read_text())
+    assert found["provenance"]["options"]["precondition"] == "adam"
+    assert found["measured"]["expected_hvps"] > 0
+    assert (ended := call(trained, "check", "weights.pt", *options)).returncode == 2
+    assert "optimizer" in ended.stderr

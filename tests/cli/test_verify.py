@@ -64,7 +64,9 @@ def test_good_runs_are_accepted(place, name):
     done = call(place, "verify", f"{name}/spectrum.json", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [check["what"] for check in found["checks"]] == ["file", "figures", "checkpoint", "loss", "products"]
+    expected = ["file", "figures", "checkpoint", "loss", "products"]
+    expected += ["gradient"] * ("gradient" in document(place, name))
+    assert [check["what"] for check in found["checks"]] == expected
     jsonschema.validate(found, schema("verify"))
 
 

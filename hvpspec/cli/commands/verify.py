@@ -38,7 +38,7 @@ def verify(
     device: Annotated[str | None, option(ENGINE, "cpu, cuda and so on; by default the model's own.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Whether a spectrum.json is what it says: its figures, the checkpoint, the loss and two fresh products.
+    """Whether a spectrum.json is what it says: its figures, checkpoint and loss, the gradient, and two fresh products.
 
     Model, data and loss are those that the file names, if they are in this folder. Exits with 2 if something differs.
 

@@ -27,6 +27,21 @@ class OverEngine(FirstOrder):
         """
         self._product.resume(state)
 
+    def follow(self, known: list[dict[str, Any]] | None) -> None:
+        """Begins a run whose products are computed in the forms that those of an earlier run had.
+
+        Parameters
+        ----------
+        known : list of dict or None
+            What `chosen` was at the end of that run; None to choose by measured times.
+        """
+        self._product.follow(known)
+
+    @property
+    def chosen(self) -> list[dict[str, Any]]:
+        """The forms in which products were computed since `follow`, and from which on; JSON-ready."""
+        return self._product.chosen
+
     def verified(self) -> None:
         """Says that products need not be verified before the first one: a preflight does that more thoroughly."""
         self._product.verified()

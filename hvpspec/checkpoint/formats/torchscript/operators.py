@@ -11,7 +11,8 @@ refused. Left out on purpose:
 - what random arguments were seen to crash in torch 2.13: embedding_bag, pdist, gcd, nanmedian, eigenvalues, ctc_loss.
 
 A few that no network can do without were seen to end the process as well, for sizes that do not fit each other (lstm,
-max_pool1d, reflection_pad2d, repeat_interleave, an integer % 0). They are run when the loss is, not on loading.
+max_pool1d, conv1d, reflection_pad2d, repeat_interleave, an integer % 0). They are run when the loss is, not on loading,
+and first in a process of their own (`first_run.py`).
 """
 
 from __future__ import annotations

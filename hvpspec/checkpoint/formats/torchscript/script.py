@@ -2,7 +2,7 @@
 
 The tensors are read without running anything from the file. A program is loaded without further questions where all of
 it is known to compute with tensors and nothing else; torch then gets an archive written from what was inspected, and
-never sees the file.
+never sees the file. Its first run is in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from hvpspec.checkpoint.formats.archive import Archive
 from hvpspec.checkpoint.formats.files import damaged
 from hvpspec.checkpoint.formats.pickles.inert_pickle import Record
+from hvpspec.checkpoint.formats.torchscript.first_run import try_before_use
 from hvpspec.checkpoint.formats.torchscript.fused import without_fused
 from hvpspec.checkpoint.formats.torchscript.inspection import checked_sources
 from hvpspec.checkpoint.formats.torchscript.objects import Tensors, TypeCheck, Writer, is_tensor, read_objects
@@ -42,6 +45,7 @@ def script_model(archive: Archive, *, trust: bool) -> nn.Module:
     """The model in a TorchScript archive. Its program is inspected first, unless it is trusted."""
     script_tensors(archive)
     source: Any
+    inspected = True
     try:
         source = io.BytesIO(_rebuilt(archive))
     except NotSafe as error:
@@ -52,7 +56,7 @@ def script_model(archive: Archive, *, trust: bool) -> nn.Module:
                 "only its tensors are read."
             ) from error
         warnings.warn(CheckpointWarning("program", found, "it is run, as asked (--trust-pickle)"), stacklevel=2)
-        source = str(archive.path)
+        source, inspected = str(archive.path), False
     except CheckpointError:
         raise
     except Exception as error:
@@ -63,7 +67,16 @@ def script_model(archive: Archive, *, trust: bool) -> nn.Module:
             model: nn.Module = torch.jit.load(source, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         raise damaged(archive.path, FORMAT, error) from error
+    if inspected and not trust:
+        try_before_use(model, partial(_refused, archive.path))
     return model
+
+
+def _refused(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds a program that {found}, so it was not run here; if you trust its source, add --trust-pickle, "
+        "or give --model, so that only its tensors are read."
+    )
 
 
 def _rebuilt(archive: Archive) -> bytes:

@@ -18,7 +18,7 @@ from torch import nn
 
 from hvpspec.errors import InputError
 from hvpspec.options import LOSS_NAMES
-from hvpspec.wording import raised
+from hvpspec.raised import raised
 
 _WHERE_SCRIPTS_RUN = 'if __name__ == "__main__":'
 _OWN_ARGUMENTS = f"of which it gets none; give its arguments defaults, or parse them under {_WHERE_SCRIPTS_RUN}"

@@ -25,13 +25,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from hvpspec.errors import InputError
 from hvpspec.kernels.placed import Placed
+from hvpspec.objective.data_errors import LATER_PASS, of_data
+from hvpspec.raised import raised
 from hvpspec.system.out_of_memory import as_torch_error
-from hvpspec.wording import raised
 
 Leaf = Callable[[Any], Any]
 Visit = Callable[[Hashable], None]
 
-_READ_EACH_TIME = "; every product reads the batches again: look at the data set, or read it once (--freeze-data)."
 _CONSTANTS = (type(None), bool, int, float, str)
 
 # Objects that are not looked into: they are no part of a batch, even where one refers to them.
@@ -59,6 +59,7 @@ class Batches:
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
+        self._had_batches = False
 
     @property
     def all_data(self) -> Iterable[Any]:
@@ -79,11 +80,14 @@ class Batches:
                     batches = self._read() if batches is None else batches
                     batch = next(batches)
             except StopIteration:
+                if index == 0 and self._had_batches:
+                    raise InputError(LATER_PASS) from None
                 return
             except (InputError, torch.OutOfMemoryError):
                 raise
             except (Exception, SystemExit) as error:  # a user's data set may raise anything
-                raise InputError(f"batch {index}: the data raised {raised(error)}{_READ_EACH_TIME}") from error
+                raise of_data(index, error) from error
+            self._had_batches = True
             yield batch
 
 
@@ -116,6 +120,7 @@ def check_data(data: Iterable[Any]) -> Iterable[Any]:
             raise InputError("data is a Dataset of single samples; wrap it in a DataLoader to get batches.")
         raise InputError(
             f"data must be a re-iterable of batches, such as a list or a DataLoader; got {type(data).__name__}."
+            + (" For one batch, give [batch]." if isinstance(data, (Tensor, np.ndarray, Mapping)) else "")
         )
     if isinstance(data, Iterator):
         raise InputError(

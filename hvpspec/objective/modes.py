@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 from hvpspec.kernels.layouts import parts
 from hvpspec.objective.live_model import modules_of, named_tensors
-from hvpspec.wording import listed, raised
+from hvpspec.raised import raised
+from hvpspec.wording import listed
 
 _DICTS = (dict, OrderedDict, defaultdict)  # hooks are in OrderedDicts
 _CONTAINERS = frozenset({*_DICTS, list, deque, set})
@@ -95,7 +96,7 @@ def training_hint(model: nn.Module, evaluate: Callable[[], object]) -> str:
             evaluate()
     except (Exception, SystemExit):
         return ""
-    return " (the model is in eval mode; in training mode this loss can be evaluated: train_mode=True or --train-mode)"
+    return "the model is in eval mode; in training mode this loss can be evaluated: train_mode=True or --train-mode"
 
 
 def active_dropout(model: nn.Module) -> list[str]:

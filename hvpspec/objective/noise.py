@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+from hvpspec.errors import InputError
+from hvpspec.objective.batches import named_leaves
+from hvpspec.wording import listed
+
+if TYPE_CHECKING:
+    from hvpspec.objective.weights import Place
 
 _SEEDS = 2**63
 _SEED_STEP = 1_000_003  # between the seeds of two batches
@@ -41,13 +50,52 @@ def fixed_noise(seed: int | None, index: int, device: torch.device) -> Iterator[
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-def is_random(value: float, again: float) -> str:
+class RandomLoss(InputError):
     """The refusal of a loss that is no function."""
-    return (
-        f"the loss is random: one batch gives {value:.9g}, then {again:.9g}; make model and loss deterministic, or fix "
-        "their noise with noise_seed=0 (--noise-seed 0). A generator of the program's own must be seeded again in each "
-        "call."
-    )
+
+    def __init__(self, value: float, again: float) -> None:
+        super().__init__(
+            f"the loss is random: one batch gives {value:.9g}, then {again:.9g}; make model and loss deterministic, or "
+            "fix their noise with noise_seed=0 (--noise-seed 0). A generator of the program's own must be seeded again "
+            "in each call."
+        )
+
+
+@contextlib.contextmanager
+def blaming_changes(model: nn.Module, data: Iterable[Any], place: Place, dtype: torch.dtype) -> Iterator[None]:
+    """Says so where a loss seems to be random because it changes the model's parameters.
+
+    place: see `hvpspec.objective.weights`.
+    """
+    try:
+        yield
+    except RandomLoss:
+        if parameters := _changed(model.named_parameters, data, place, dtype):
+            raise InputError(
+                f"the loss changes the model's parameters ({listed(parameters, 3)}), so that each evaluation gives "
+                "another value; take the optimizer's step, or whatever else writes to them, out of the loss."
+            ) from None
+        for batch in itertools.islice(data, 1):
+            if entries := _changed(partial(named_leaves, batch), [batch], place, dtype):
+                raise InputError(
+                    f"the loss changes {listed(entries, 3)} in place, so that each evaluation gives another value; let "
+                    "it work on a copy, as by x = x - mean in place of x -= mean."
+                ) from None
+        raise
+
+
+def _changed(
+    named: Callable[[], Iterable[tuple[str, Tensor]]], data: Iterable[Any], place: Place, dtype: torch.dtype
+) -> list[str]:
+    """The names of those tensors that an evaluation of the first batch writes to."""
+    for batch, gradients in itertools.product(itertools.islice(data, 1), (False, True)):
+        with place(dtype, False, gradients) as evaluate:
+            before = [(name, tensor, tensor.detach().clone()) for name, tensor in named()]
+            with contextlib.suppress(InputError):
+                evaluate(0, batch)
+            if changed := [name for name, tensor, copy in before if not torch.equal(tensor.detach(), copy)]:
+                return changed
+    return []
 
 
 class ConstantNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -29,9 +29,9 @@ from hvpspec.options import MATRIX_NAMES
 from hvpspec.oracle.chains import NOTHING, Chain, chain
 from hvpspec.oracle.checks.repeats import check_repeats
 from hvpspec.oracle.derivative_errors import is_of_derivatives
+from hvpspec.raised import raised
 from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
-from hvpspec.wording import raised
 
 OnBatch = Callable[[int, float, Tensor | None], None]
 """Is told each batch's number, its weight and its own product, shape (n, b); None stands for a product of zero."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 from hvpspec.objective.losses.calls import call_model
 from hvpspec.objective.losses.conventions import logits_of
+from hvpspec.objective.losses.described import described
 from hvpspec.objective.losses.outputs import announce, announce_samples
 
 
@@ -60,7 +61,9 @@ def outputs_and_targets(model: nn.Module, batch: Any, name: str) -> tuple[Tensor
     inputs, targets = batch
     outputs = call_model(model, inputs)
     if not isinstance(targets, Tensor):
-        raise InputError(f'the loss "{name}" needs targets that are a tensor; got {type(targets).__name__}.')
+        raise InputError(
+            f'the loss "{name}" needs targets that are a tensor; got {described(targets)}. Make them one in the data.'
+        )
     logits = logits_of(outputs)
     announce(logits)
     return logits, targets

@@ -25,7 +25,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.cutting import CannotCut, cut, length
-from hvpspec.objective.noise import is_random
+from hvpspec.objective.noise import RandomLoss, blaming_changes
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import joined
 from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable, through
@@ -61,7 +61,10 @@ def verify(objective: Objective) -> None:
     alone = objective.on_first_batch().with_(matrix="hessian")
     few = _first_samples(alone)
     for one in ([] if few is None else [few.in_float64()]) + [alone.in_float64(), alone]:
-        with contextlib.suppress(_CannotTell):  # no float64 of an operation or no memory for it, a batch without weight
+        with (
+            contextlib.suppress(_CannotTell),
+            _blaming_changes(one),
+        ):  # no float64 of an operation or no memory for it, a batch without weight
             if _is_doubtful(one):
                 _judge(alone)
             return
@@ -76,7 +79,7 @@ def verify_differences(objective: Objective) -> None:
     """
     objective.settle()
     alone = objective.on_first_batch()
-    with contextlib.suppress(_CannotTell), alone.evaluating() as parameters:
+    with contextlib.suppress(_CannotTell), _blaming_changes(alone), alone.evaluating() as parameters:
         loss = _repeated(alone, _evaluations(alone))
         if loss.requires_grad and not is_gradient(alone):
             raise InputError(
@@ -138,13 +141,17 @@ def _is_doubtful(objective: Objective) -> bool:
         return _differs(objective, parameters, loss, evaluations, others)
 
 
+def _blaming_changes(objective: Objective) -> contextlib.AbstractContextManager[None]:
+    return blaming_changes(objective.model, objective.data, objective.place, objective.dtype)
+
+
 def _repeated(objective: Objective, evaluate: Callable[[], Tensor]) -> Tensor:
     """The loss. Raises InputError where a second evaluation gives another one."""
     loss = evaluate()
     again = evaluate().detach()
     off = float((again - loss.detach()).abs())
     if off > REPEATED[objective.dtype] * max(float(loss.detach().abs()), float(again.abs())):
-        raise InputError(is_random(float(loss.detach()), float(again)))
+        raise RandomLoss(float(loss.detach()), float(again))
     return loss
 
 

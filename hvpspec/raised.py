@@ -10,6 +10,7 @@ import re
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -57,15 +58,22 @@ def place(error: BaseException) -> str:
     Lines of torch, of hvpspec and of Python's library are passed over; those of other packages, such as a model of
     transformers, are named where there is no line of a file outside of the folders in which packages are installed.
     """
-    last = ""
-    for lines in (_told(error), _lines(error)):
+    cause = error.__cause__
+    remote = str(cause) if type(cause).__name__ == "_RemoteTraceback" else ""
+    return _last([*_lines(error), *_told(remote), *_told(text_of(error))])
+
+
+def place_in(text: str) -> str:
+    """The same for a traceback that was written down."""
+    return _last(_told(text))
+
+
+def _last(lines: Sequence[_Line]) -> str:
+    for kind in ("own", "package"):
         for line in reversed(lines):
-            kind = _kind(line.file)
-            if kind == "own":
+            if _kind(line.file) == kind:
                 return _shown(line)
-            if kind == "package":
-                last = last or _shown(line)
-    return last
+    return ""
 
 
 def defined(function: Any) -> str:
@@ -89,12 +97,9 @@ def _lines(error: BaseException) -> list[_Line]:
     return [_Line(_file(frame), number, frame.f_code.co_qualname) for frame, number in frames]
 
 
-def _told(error: BaseException) -> list[_Line]:
-    """Those that its text tells of: of another process, or of a program that Python does not run."""
-    texts = text_of(error), str(error.__cause__) if type(error.__cause__).__name__ == "_RemoteTraceback" else ""
-    return [
-        _Line(found[1], int(found[2]), found[3] or "<module>") for text in texts for found in _IN_A_TEXT.finditer(text)
-    ]
+def _told(text: str) -> list[_Line]:
+    """Those that a text tells of: of another process, or of a program that Python does not run."""
+    return [_Line(found[1], int(found[2]), found[3] or "<module>") for found in _IN_A_TEXT.finditer(text)]
 
 
 def _file(frame: Any) -> str:

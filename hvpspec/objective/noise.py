@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from hvpspec.errors import InputError
 from hvpspec.objective.batches import named_leaves
+from hvpspec.objective.losses.conventions import returned
 from hvpspec.wording import listed
 
 if TYPE_CHECKING:
@@ -70,32 +70,46 @@ def blaming_changes(model: nn.Module, data: Iterable[Any], place: Place, dtype: 
     try:
         yield
     except RandomLoss:
-        if parameters := _changed(model.named_parameters, data, place, dtype):
+        if changed := _changed(model, data, place, dtype):
             raise InputError(
-                f"the loss changes the model's parameters ({listed(parameters, 3)}), so that each evaluation gives "
+                f"the loss changes the model's parameters ({listed(changed, 3)}), so that each evaluation gives "
                 "another value; take the optimizer's step, or whatever else writes to them, out of the loss."
             ) from None
-        for batch in itertools.islice(data, 1):
-            if entries := _changed(partial(named_leaves, batch), [batch], place, dtype):
-                raise InputError(
-                    f"the loss changes {listed(entries, 3)} in place, so that each evaluation gives another value; let "
-                    "it work on a copy, as by x = x - mean in place of x -= mean."
-                ) from None
         raise
 
 
-def _changed(
-    named: Callable[[], Iterable[tuple[str, Tensor]]], data: Iterable[Any], place: Place, dtype: torch.dtype
-) -> list[str]:
-    """The names of those tensors that an evaluation of the first batch writes to."""
+def _changed(model: nn.Module, data: Iterable[Any], place: Place, dtype: torch.dtype) -> list[str]:
+    """The names of the parameters that an evaluation of the first batch writes to."""
     for batch, gradients in itertools.product(itertools.islice(data, 1), (False, True)):
         with place(dtype, False, gradients) as evaluate:
-            before = [(name, tensor, tensor.detach().clone()) for name, tensor in named()]
+            before = [(name, p, p.detach().clone()) for name, p in model.named_parameters()]
             with contextlib.suppress(InputError):
                 evaluate(0, batch)
-            if changed := [name for name, tensor, copy in before if not torch.equal(tensor.detach(), copy)]:
+            if changed := [name for name, p, copy in before if not torch.equal(p.detach(), copy)]:
                 return changed
     return []
+
+
+def unaltered(index: int, batch: Any, evaluate: Callable[[Any], Any]) -> Any:
+    """What a loss returns for a batch. Raises InputError where it writes to the batch, so that it returns something
+    else the next time."""
+    before = [(name, tensor, _version(tensor)) for name, tensor in named_leaves(batch)]
+    result = evaluate(batch)
+    changed = [name for name, tensor, version in before if _version(tensor) != version]
+    if not changed:
+        return result
+    again = evaluate(batch)
+    if torch.equal(returned(index, result)[0].detach(), returned(index, again)[0].detach()):
+        return again  # such as labels that are set to -100 again; the first graph may need what is overwritten
+    raise InputError(
+        f"batch {index}: the loss changes {listed(changed, 3)} in place, so that each evaluation gives another value; "
+        "let it work on a copy, as by x = x - mean in place of x -= mean."
+    )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to in place, as far as torch has noticed."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 class ConstantNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]

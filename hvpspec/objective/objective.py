@@ -50,7 +50,7 @@ from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossVal
 from hvpspec.objective.losses.user_errors import of_batch
 from hvpspec.objective.model_settings import DefaultDtype, settled
 from hvpspec.objective.modes import check_modes, in_mode, training_hint
-from hvpspec.objective.noise import ConstantNoise, blaming_changes, fixed_noise
+from hvpspec.objective.noise import ConstantNoise, blaming_changes, fixed_noise, unaltered
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.subsets.shares import to_measure
 from hvpspec.objective.sums import chosen_reduction, counting_of_sums, times
@@ -297,7 +297,8 @@ class Objective:
         objective._counting = Counting()
 
         def evaluate(index: int, batch: Any) -> tuple[float, float | None]:
-            loss, weight = returned(index, objective.raw(index, objective.moved(index, batch)))
+            batch = objective.moved(index, batch)
+            loss, weight = returned(index, unaltered(index, batch, partial(objective.raw, index)))
             return float(loss.detach()), weight
 
         with contextlib.ExitStack() as stack:
@@ -364,7 +365,7 @@ class Objective:
 
     def _batch_loss(self, index: int, batch: Any, deferred: Deferred | None) -> tuple[Tensor, float]:
         batch = self.moved(index, batch)
-        return self.weighed(index, self.raw(index, batch), batch, deferred)
+        return self.weighed(index, unaltered(index, batch, partial(self.raw, index)), batch, deferred)
 
     def raw(self, index: int, batch: Any) -> Any:
         try:

@@ -46,7 +46,7 @@ def _one_pass(objective: Objective, receive: Receive) -> LossGradient:
             loss, weight = evaluate()
             if weight == 0:
                 continue
-            found = gradient(objective, loss, parameters)
+            found = gradient(objective, index, loss, parameters)
             del loss  # frees memory for the next
             check_finite(objective, index, "the gradient", found)
             total[0].add_(found, alpha=weight)

@@ -32,6 +32,5 @@ def check_repeats(objective: Objective, losses: Sequence[tuple[float, float]]) -
         return  # something else has changed, such as a number that the loss reads
     raise InputError(
         f"two passes over the data give different losses ({value:.9g}, {again:.9g}); turn shuffling and "
-        "augmentation off, or give the batches of one pass (list(data), --freeze-data); and let the loss change no batch "
-        "in place."
+        "augmentation off, or give the batches of one pass (list(data), --freeze-data)."
     )

@@ -137,7 +137,7 @@ def _is_doubtful(objective: Objective) -> bool:
         others = other_leaves(loss, parameters)
         if not loss.requires_grad:
             return False
-        refuse_once_differentiable(0, loss)
+        refuse_once_differentiable(0, loss, objective)
         return _differs(objective, parameters, loss, evaluations, others)
 
 
@@ -198,7 +198,7 @@ def _differs(
     sides = []
     for side in (1, -1):
         with moved(objective, parameters, v, side * step, reached):
-            sides.append(gradient(objective, evaluate(), parameters))
+            sides.append(gradient(objective, 0, evaluate(), parameters))
     difference = (sides[0] - sides[1]) / (2 * step)
     bound = float((sides[0] - 2 * centre + sides[1]).norm()) / (2 * step) + float(least_error(centre, step))
     return not float((difference - exact).norm()) <= 2 * bound + unit * float(exact.norm())

@@ -18,6 +18,7 @@ from torch import nn
 
 from hvpspec.errors import InputError
 from hvpspec.options import LOSS_NAMES
+from hvpspec.raised import place as where
 from hvpspec.raised import raised
 
 _WHERE_SCRIPTS_RUN = 'if __name__ == "__main__":'
@@ -115,7 +116,11 @@ def _import(place: str, option: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(error.name + ".")):
             raise InputError(f"{option}: no module named '{place}' (a file is named with its .py ending).") from error
-        raise InputError(f"{option}: importing {place} failed: {error}.") from error
+        at = f" ({line})" if (line := where(error)) else ""
+        raise InputError(
+            f"{option}: importing {place} failed: {error}{at}; install it in this environment ({sys.prefix}), or run "
+            "hvpspec where Python finds it."
+        ) from error
     except SystemExit as error:  # a script that runs and exits when it is imported
         raise InputError(
             f"{option}: importing {place} raised {raised(error)}. Put what runs under {_WHERE_SCRIPTS_RUN}."

@@ -115,7 +115,7 @@ def numbered(data: Iterable[Any]) -> Iterator[tuple[int, Any]]:
 
 def check_data(data: Iterable[Any]) -> Iterable[Any]:
     """The data, if it can be iterated over repeatedly; else InputError, which says what to give instead."""
-    if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping)) or not hasattr(data, "__iter__"):
+    if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping, nn.Module)) or not hasattr(data, "__iter__"):
         if isinstance(data, torch.utils.data.Dataset):
             raise InputError("data is a Dataset of single samples; wrap it in a DataLoader to get batches.")
         raise InputError(
@@ -189,7 +189,10 @@ def move_numbered(index: int, batch: Any, device: torch.device, dtype: torch.dty
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # an object in it may have a method `to` of its own
-        raise InputError(f"batch {index}: moving it to {device} raised {raised(error)}.") from error
+        raise InputError(
+            f"batch {index}: moving it to {device} raised {raised(error)}; what has a method to() is moved by it, and that "
+            "has to return what is on that device."
+        ) from error
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:

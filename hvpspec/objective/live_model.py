@@ -62,7 +62,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # which depends on what is missing
         reason = str(error).splitlines()[0]
-        raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
+        raise InputError(f"device '{device}' cannot be used here ({reason}); choose another.") from error
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

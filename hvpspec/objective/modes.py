@@ -127,7 +127,10 @@ def check_modes(model: nn.Module, *, dropout: bool = True) -> None:
     try:
         changed = changed_by_modes(model)
     except (Exception, SystemExit) as error:
-        raise InputError(f"the model's train() or eval() raised {raised(error)}.") from error
+        raise InputError(
+            f"the model's train() or eval() raised {raised(error)}; both have to work, as the mode is set for each "
+            "evaluation, and put back."
+        ) from error
     if changed:
         raise InputError(
             f"train() and eval() change the model's values ({listed(changed, 3)}), as layers that merge weights "

@@ -101,7 +101,9 @@ def losses_one_by_one(objective: Objective, index: int, batch: Any) -> Samples:
     try:
         parts = [cut(moved, axis, number, number + 1) for number in range(length(moved, axis))]
     except CannotCut as reason:
-        raise InputError(f"its samples cannot be told apart ({reason}).") from None
+        raise InputError(
+            f"its samples cannot be told apart ({reason}); give batches of tensors with a row for each sample."
+        ) from None
     for part in parts:
         loss, weight = objective.weighed(index, objective.raw(index, part), part)
         losses.append(loss if weight > 0 else torch.zeros_like(loss))

@@ -104,7 +104,7 @@ def test_causal_lm_gives_a_model_what_its_forward_takes(signature):
 @pytest.mark.parametrize(
     ("loss", "batch", "message"),
     [
-        ("cross_entropy", torch.zeros(3), r"pairs \(inputs, targets\); got a Tensor"),
+        ("cross_entropy", torch.zeros(3), r"pairs \(inputs, targets\); got float32"),
         ("cross_entropy", (torch.zeros(3, 4), [1, 2, 3]), "targets that are a tensor"),
         ("mse", (torch.zeros(3, 1), torch.zeros(3)), r"outputs have shape \(3, 1\) and targets \(3,\)"),
         ("causal_lm", (torch.zeros(3, 1), torch.zeros(3)), 'dicts with "input_ids"'),

@@ -80,7 +80,10 @@ def _assemble(folder: Path, name: str, entry: Record, places: dict[Any, Record])
             if place is None:
                 raise damaged(folder, _FORMAT, f"it names no file for a piece of {name}")
             if place.get("transform_descriptors"):
-                raise CheckpointError(f"{folder}: {name} was saved through a transform, which hvpspec cannot undo.")
+                raise CheckpointError(
+                    f"{folder}: {name} was saved through a transform, which hvpspec cannot undo; save the "
+                    "checkpoint without it."
+                )
             piece = _piece(inside(folder, place.get("relative_path"), folder / ".metadata"), place)
             window = tuple(slice(start, start + length) for start, length in zip(offset, sizes, strict=True))
             if tuple(piece.shape) != sizes or whole[window].shape != piece.shape or piece.dtype != whole.dtype:

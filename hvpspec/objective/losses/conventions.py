@@ -128,13 +128,13 @@ def check_pass(weights: Sequence[float], before: float | None) -> None:
     """Raises InputError where a pass over the data gave no batches, or another total weight than the one before."""
     if not weights:
         if before is None:
-            raise InputError("data has no batches.")
+            raise InputError("data has no batches; look at what they are read from.")
         raise InputError(LATER_PASS)
     total = sum(weights)
     if total and before is not None and not math.isclose(total, before, rel_tol=1e-6):
         raise InputError(
             f"data changed between two passes (total weight {before:g}, then {total:g}); give the same batches each "
-            "time."
+            "time (list(data), --freeze-data)."
         )
 
 

@@ -53,9 +53,8 @@ def class_weights(targets: Tensor, weight: Tensor | None, ignore_index: int) -> 
 
 def outputs_and_targets(model: nn.Module, batch: Any, name: str) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        what = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
         raise InputError(
-            f'the loss "{name}" needs batches that are pairs (inputs, targets); got {what}. '
+            f'the loss "{name}" needs batches that are pairs (inputs, targets); got {described(batch)}. '
             "For one batch, give data=[(inputs, targets)]."
         )
     inputs, targets = batch
@@ -72,7 +71,8 @@ def outputs_and_targets(model: nn.Module, batch: Any, name: str) -> tuple[Tensor
 def same_shape(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if outputs.shape != targets.shape:  # broadcasting (n, 1) against (n,) is a well-known silent error
         raise InputError(
-            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}; the two must be equal."
+            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}; the two must be equal. "
+            "Reshape the targets in the data, or the outputs in the model."
         )
     return outputs, targets.to(outputs.dtype)
 

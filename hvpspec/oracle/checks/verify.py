@@ -221,7 +221,7 @@ def _reached(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 def _of_another_model(others: Sequence[Tensor]) -> str:
     return (
         f"the loss does not depend on the model's parameters, but on others ({_described(others)}): is it computed "
-        "with another model?"
+        "with another model? It has to use the one that it is given."
     )
 
 

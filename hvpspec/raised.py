@@ -44,9 +44,8 @@ def said(error: BaseException) -> str:
             return shortened(text, MAX_TEXT_LETTERS)
     elif "\nfrom user code:" in text:  # torch.compile's
         text = text.splitlines()[0]
-    if not text and isinstance(error, AssertionError):
-        *_, last = _lines(error)
-        line = linecache.getline(last.file, last.number).strip()
+    if not text and isinstance(error, AssertionError) and (lines := _lines(error)):
+        line = linecache.getline(lines[-1].file, lines[-1].number).strip()
         text = line if line.startswith("assert") else ""
     text = shortened(" ".join(text.split()), MAX_TEXT_LETTERS).removesuffix(".")
     return f"{kind}: {text}" if text else kind

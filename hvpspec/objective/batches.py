@@ -190,8 +190,8 @@ def move_numbered(index: int, batch: Any, device: torch.device, dtype: torch.dty
         raise
     except Exception as error:  # an object in it may have a method `to` of its own
         raise InputError(
-            f"batch {index}: moving it to {device} raised {raised(error)}; what has a method to() is moved by it, and that "
-            "has to return what is on that device."
+            f"batch {index}: moving it to {device} raised {raised(error)}; what has a method to() is moved by it, "
+            "so that this must return the same on that device."
         ) from error
 
 

@@ -269,7 +269,8 @@ DATA = {
     "data=bad.py:singles": "data is a Dataset of single samples; wrap it in a DataLoader to get batches.",
     "data=bad.py:inputs": "needs batches that are pairs (inputs, targets); got float32[5, 6].",
     "data=bad.py:vanished": "batch 0: the data raised FileNotFoundError: [Errno 2] No such file or directory: "
-    "'gone.pt' (bad.py:72, in vanished.Vanished.__iter__); every product reads the batches again: look at the data set, or read it once (--freeze-data).",
+    "'gone.pt' (bad.py:63, in Vanished.__iter__); every product reads the batches again: look at the data set, or "
+    "read it once (--freeze-data).",
     "data=bad.py:vanished --freeze-data": "batch 0: the data raised FileNotFoundError",
     "data=bad.py:unwritten": "batch 0: the data raised KeyError: 'row' (bad.py:",
     "data=bad.py:uncollated": "batch 0: the data raised AttributeError: 'list' object has no attribute 'stack'",
@@ -279,7 +280,8 @@ DATA = {
     "data=bad.py:narrow": "batch 0: the model's forward raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     "data=bad.py:words": "batch 0: the model's forward raised TypeError: linear(): argument 'input' (position 1) must "
     "be",
-    "data=bad.py:labels": "batch 0: the loss raised IndexError: Target 7 is out of bounds; class labels are whole numbers from 0 to",
+    "data=bad.py:labels": "batch 0: the loss raised IndexError: Target 7 is out of bounds; class labels are whole "
+    "numbers from 0 to",
     "data=bad.py:nans": "batch 0: the loss is nan; the data have nan at [0, 0] of 'batch[0]'; correct them, or",
     "data=bad.py:triples": "needs batches that are pairs (inputs, targets)",
     "data=bad.py:shuffled": "two passes over the data give different losses",
@@ -293,11 +295,11 @@ LOSSES = {
     "Tensor, not tuple (in module '0'); take the tensor",
     "loss=cosine_similarity": 'the loss "cosine_similarity" needs batches',
     "loss=bad.py:number": "loss must be a name or a function loss(model, batch); got int.",
-    "loss=bad.py:one": "the loss 'one' cannot be called with a model and a batch, or with outputs and targets (too many positional "
-    "arguments; bad.py:",
+    "loss=bad.py:one": "the loss 'one' cannot be called with a model and a batch, or with outputs and targets (too "
+    "many positional arguments; bad.py:",
     "loss=bad.py:bent": "batch 0: the loss cannot be differentiated: KeyError: 'saved' (bad.py:",
     "loss=bad.py:bent --no-preflight": "batch 0: the loss cannot be differentiated: KeyError: 'saved' (bad.py:",
-    "loss=bad.py:bent --engine finite-difference": "batch 0: the loss cannot be differentiated: KeyError: 'saved' (bad.py:",
+    "loss=bad.py:bent --engine finite-difference": "batch 0: the loss cannot be differentiated: KeyError: 'saved' (bad",
     "loss=bad.py:recursive": "batch 0: the loss raised RecursionError: maximum recursion depth exceeded",
     "loss=bad.py:stopped": "batch 0: the loss raised StopIteration (bad.py:",
     "loss=bad.py:exited": "batch 0: the loss raised SystemExit (bad.py:",
@@ -307,7 +309,8 @@ LOSSES = {
     "loss=bad.py:constant": "the loss does not depend on the model's parameters, but on others (shape ()): is it "
     "computed ",
     "loss=bad.py:vector": "batch 0: the loss is of shape (20,); it must be a real scalar (the mean over the batch).",
-    "loss=bad.py:float_": "batch 0: the loss is a float; it must be a scalar tensor: return the tensor itself, without .item() or float().",
+    "loss=bad.py:float_": "batch 0: the loss is a float; it must be a scalar tensor: return the tensor itself, "
+    "without .item() or float().",
     "loss=bad.py:absent": "batch 0: the loss returned None; it must return a scalar tensor (is there a return in it?).",
     "loss=bad.py:complex_loss": "batch 0: the loss is complex; it must be a real scalar",
     "loss=bad.py:three": "batch 0: the loss returned 3 values; it must return (mean loss, weight).",
@@ -315,8 +318,7 @@ LOSSES = {
     "loss=bad.py:weight_text": "batch 0: the second value that the loss returned is",
     "loss=bad.py:infinite": "batch 0: the loss is inf; look at that batch, and at the checkpoint's values.",
     "loss=bad.py:unreduced": 'has reduction="none"; hvpspec needs reduction="mean" or "sum".',
-    "loss=bad.py:once": "the backward of 'Once' is marked @once_differentiable (in 'the loss') → use operations that "
-    "can be ",
+    "loss=bad.py:once": "the backward of 'Once' is marked @once_differentiable (in 'the loss'; bad.py:",
     "loss=bad.py:fused": "the loss cannot be differentiated twice: AssertionError: dy1 must not require grad",
     "loss=bad.py:fused --no-preflight": "batch 0: the loss cannot be differentiated twice: AssertionError: dy1 must",
     "loss=bad.py:one_number": "batch 0: the loss raised ValueError: only one element tensors can be converted to",

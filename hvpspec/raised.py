@@ -12,6 +12,7 @@ import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import PurePath
+from types import CodeType
 from typing import Any, NamedTuple
 
 from hvpspec.wording import shortened
@@ -77,9 +78,10 @@ def _last(lines: Sequence[_Line]) -> str:
 
 def defined(function: Any) -> str:
     """ "train.py:42": where a function is defined; "" where that is not known."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    known = code is not None and _kind(code.co_filename) == "own"
-    return _shown(_Line(code.co_filename, code.co_firstlineno, "")) if known else ""
+    code: CodeType | None = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or _kind(code.co_filename) != "own":
+        return ""
+    return _shown(_Line(code.co_filename, code.co_firstlineno, ""))
 
 
 def text_of(error: BaseException) -> str:
@@ -145,7 +147,7 @@ def _function(name: str) -> str:
 
 def _cell(file: str) -> str:
     """ "Cell In[3]" for the file that IPython has made of it."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     with contextlib.suppress(Exception):  # of versions that name their cells otherwise
         return " ".join(shell.compile.format_code_name(file))
     return ""

@@ -6,7 +6,8 @@ import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,11 @@ from hvpspec.objective.batches import named_leaves
 from hvpspec.objective.losses.conventions import returned
 from hvpspec.wording import listed
 
-if TYPE_CHECKING:
-    from hvpspec.objective.weights import Place
-
 _SEEDS = 2**63
 _SEED_STEP = 1_000_003  # between the seeds of two batches
+
+Place = Callable[[torch.dtype, bool, bool], AbstractContextManager[Callable[[int, Any], Any]]]
+"""Evaluates losses, as `hvpspec.objective.weights.Place` does."""
 
 
 @contextlib.contextmanager
@@ -53,20 +54,19 @@ def fixed_noise(seed: int | None, index: int, device: torch.device) -> Iterator[
 class RandomLoss(InputError):
     """The refusal of a loss that is no function."""
 
-    def __init__(self, value: float, again: float) -> None:
-        super().__init__(
-            f"the loss is random: one batch gives {value:.9g}, then {again:.9g}; make model and loss deterministic, or "
-            "fix their noise with noise_seed=0 (--noise-seed 0). A generator of the program's own must be seeded again "
-            "in each call."
-        )
+
+def is_random(value: float, again: float) -> RandomLoss:
+    """What to raise where one batch gives two losses."""
+    return RandomLoss(
+        f"the loss is random: one batch gives {value:.9g}, then {again:.9g}; make model and loss deterministic, or fix "
+        "their noise with noise_seed=0 (--noise-seed 0). A generator of the program's own must be seeded again in each "
+        "call."
+    )
 
 
 @contextlib.contextmanager
 def blaming_changes(model: nn.Module, data: Iterable[Any], place: Place, dtype: torch.dtype) -> Iterator[None]:
-    """Says so where a loss seems to be random because it changes the model's parameters.
-
-    place: see `hvpspec.objective.weights`.
-    """
+    """Says so where a loss seems to be random because it changes the model's parameters."""
     try:
         yield
     except RandomLoss:

@@ -25,7 +25,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.cutting import CannotCut, cut, length
-from hvpspec.objective.noise import RandomLoss, blaming_changes
+from hvpspec.objective.noise import blaming_changes, is_random
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import joined
 from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable, through
@@ -151,7 +151,7 @@ def _repeated(objective: Objective, evaluate: Callable[[], Tensor]) -> Tensor:
     again = evaluate().detach()
     off = float((again - loss.detach()).abs())
     if off > REPEATED[objective.dtype] * max(float(loss.detach().abs()), float(again.abs())):
-        raise RandomLoss(float(loss.detach()), float(again))
+        raise is_random(float(loss.detach()), float(again))
     return loss
 
 

@@ -59,7 +59,7 @@ class Batches:
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
-        self._had_batches = False
+        self._had_batches = self._was_read = False
 
     @property
     def all_data(self) -> Iterable[Any]:
@@ -82,11 +82,12 @@ class Batches:
             except StopIteration:
                 if index == 0 and self._had_batches:
                     raise InputError(LATER_PASS) from None
+                self._was_read = True
                 return
             except (InputError, torch.OutOfMemoryError):
                 raise
             except (Exception, SystemExit) as error:  # a user's data set may raise anything
-                raise of_data(index, error) from error
+                raise of_data(index, error, later=self._was_read) from error
             self._had_batches = True
             yield batch
 

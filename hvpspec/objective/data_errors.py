@@ -31,11 +31,11 @@ _REMEDIES = (
 )
 
 
-def of_data(index: int, error: BaseException) -> InputError:
-    """What the data raised, as an error that names the batch."""
+def of_data(index: int, error: BaseException, *, later: bool) -> InputError:
+    """What the data raised, as an error that names the batch. later: whether they were read to their end before."""
     text = text_of(error)
     remedies = [remedy for words, remedy in _REMEDIES if re.search(words, text)]
-    if isinstance(error, OSError):
+    if later or isinstance(error, OSError):
         remedies.append("every product reads the batches again: look at the data set, or read it once (--freeze-data)")
     remedies.append("correct the data set, or leave that batch out")
     return InputError(f"batch {index}: the data raised {raised(error)}; {remedies[0]}.")

@@ -248,9 +248,8 @@ MODELS = {
     "network that",
     "model=bad.py:other": "missing: 3.weight, 3.bias",
     "model=bad.py:complex_": "unexpected: 2.weight, 2.bias (the entries under 0 fit: add --key 0).",
-    "model=bad.py:Tuple": "the model returned dict, not a tensor or an object with .logits; give a function "
-    "loss(model, "
-    "batch) that uses the right part of it.",
+    "model=bad.py:Tuple": "the model returned {'a': float32[20, 3]}, not a tensor or an object with .logits; give a "
+    "function loss(model, batch) that uses the right part of it.",
     "model=bad.py:modeless": "the model's train() or eval() raised NotImplementedError: only eval (bad.py:",
     "model=bad.py:picky": "batch 0: the model's forward raised ValueError: only on Sundays (bad.py:",
     "model=bad.py:random": "make model and loss deterministic, or fix their noise with --noise-seed 0.",
@@ -290,7 +289,7 @@ DATA = {
 LOSSES = {
     "loss=mse": "outputs have shape (20, 3) and targets (20,); the two must be equal.",
     "loss=bce_with_logits": "outputs have shape (20, 3) and targets (20,)",
-    "loss=causal_lm": 'the loss "causal_lm" needs batches that are dicts with "input_ids".',
+    "loss=causal_lm": 'the loss "causal_lm" needs batches that are dicts with "input_ids"; got (float32[20',
     "loss=model": "batch 0: the model's forward raised TypeError: linear(): argument 'input' (position 1) must be "
     "Tensor, not tuple (in module '0'); take the tensor",
     "loss=cosine_similarity": 'the loss "cosine_similarity" needs batches',

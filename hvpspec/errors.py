@@ -37,15 +37,18 @@ class NotTwiceDifferentiable(InputError):
         a `torch.autograd.Function`.
     reason : str
         What torch says of it, in one line.
+    line : str
+        Where the model or the loss calls it, such as "train.py:42, in loss"; empty where that is not known.
     """
 
-    def __init__(self, batch: int, operation: str, reason: str) -> None:
-        super().__init__(batch, operation, reason)
-        self.batch, self.operation, self.reason = batch, operation, reason
+    def __init__(self, batch: int, operation: str, reason: str, line: str = "") -> None:
+        super().__init__(batch, operation, reason, line)
+        self.batch, self.operation, self.reason, self.line = batch, operation, reason, line
 
     def __str__(self) -> str:
+        where = f" ({self.line})" if self.line else ""
         return in_message(
-            f"batch {self.batch}: the loss cannot be differentiated twice: {self.reason}. "
+            f"batch {self.batch}: the loss cannot be differentiated twice: {self.reason}{where}. "
             "The engine finite-difference needs first derivatives only."
         )
 

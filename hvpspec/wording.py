@@ -37,12 +37,10 @@ def counted(number: int, word: str, several: str | None = None) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {several or word + 's'}"
 
 
-def raised(error: BaseException) -> str:
-    """The type of an exception of somebody's own code and what it says; of a DataLoader's worker, what was raised."""
-    text = str(error).strip()
-    if "Original Traceback" in text:
-        return text.splitlines()[-1]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def a_kind(value: object) -> str:
+    """The type of a value with its article: "a float", "an ndarray"."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' or name == 'ndarray' else 'a'} {name}"
 
 
 def percent(confidence: float) -> str:

@@ -35,6 +35,7 @@ def table(results: Iterable[tuple[Program, dict[str, Outcome]]]) -> str:
         for outcome in outcomes.values():
             if outcome.verdict == "refused":
                 said = re.sub(r"-?\d+\.\d+(e[-+]\d+)?", "…", outcome.said)  # the same for all numbers
+                said = re.sub(r"(\.py):\d+", r"\1", said)  # and wherever in its file a program is
                 mark = sentences.setdefault(said, str(len(sentences) + 1))
                 cells.append(f"refused [{mark}]")
             else:

@@ -92,7 +92,9 @@ def saved_state(found: Mapping[str, Any] | nn.Module, key: str) -> SavedState:
     try:
         entries = found.state_dict() if isinstance(found, nn.Module) else found
     except Exception as error:  # a module from a pickle
-        raise CheckpointError(f"the module in the file is incomplete ({type(error).__name__}: {error}).") from error
+        raise CheckpointError(
+            f"the module in the file is incomplete ({type(error).__name__}: {error}); save its state_dict() instead."
+        ) from error
     made = {name: _tensor(value) for name, value in entries.items()}
     held = {name: tensor for name, tensor in made.items() if tensor is not None}
     others = {name: _plain(value) for name, value in entries.items() if made[name] is None or _is_extra(name, value)}

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch import nn
 
 from hvpspec.errors import InputError
 from hvpspec.options import LOSS_NAMES
-from hvpspec.wording import raised
+from hvpspec.raised import place as where
+from hvpspec.raised import raised, text_of
 
 _WHERE_SCRIPTS_RUN = 'if __name__ == "__main__":'
 _OWN_ARGUMENTS = f"of which it gets none; give its arguments defaults, or parse them under {_WHERE_SCRIPTS_RUN}"
@@ -115,13 +117,19 @@ def _import(place: str, option: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(error.name + ".")):
             raise InputError(f"{option}: no module named '{place}' (a file is named with its .py ending).") from error
-        raise InputError(f"{option}: importing {place} failed: {error}.") from error
+        at = f" ({line})" if (line := where(error)) else ""
+        raise InputError(
+            f"{option}: importing {place} failed: {error}{at}; install it in this environment ({sys.prefix}), or run "
+            "hvpspec where Python finds it."
+        ) from error
     except SystemExit as error:  # a script that runs and exits when it is imported
         raise InputError(
             f"{option}: importing {place} raised {raised(error)}. Put what runs under {_WHERE_SCRIPTS_RUN}."
         ) from error
     except Exception as error:
-        raise InputError(f"{option}: importing {place} raised {raised(error)}") from error
+        spawns = re.search(r"worker \(pid|bootstrapping phase", text_of(error))  # which import the file in turn
+        remedy = f". Put what runs under {_WHERE_SCRIPTS_RUN}, which workers pass over." if spawns else ""
+        raise InputError(f"{option}: importing {place} raised {raised(error)}{remedy}") from error
 
 
 class _ParsesCommandLine(SystemExit):

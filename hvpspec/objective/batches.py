@@ -25,13 +25,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from hvpspec.errors import InputError
 from hvpspec.kernels.placed import Placed
+from hvpspec.objective.data_errors import LATER_PASS, of_data
+from hvpspec.raised import raised
 from hvpspec.system.out_of_memory import as_torch_error
-from hvpspec.wording import raised
 
 Leaf = Callable[[Any], Any]
 Visit = Callable[[Hashable], None]
 
-_READ_EACH_TIME = "; every product reads the batches again: look at the data set, or read it once (--freeze-data)."
 _CONSTANTS = (type(None), bool, int, float, str)
 
 # Objects that are not looked into: they are no part of a batch, even where one refers to them.
@@ -59,6 +59,7 @@ class Batches:
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
+        self._had_batches = self._was_read = False
 
     @property
     def all_data(self) -> Iterable[Any]:
@@ -79,11 +80,15 @@ class Batches:
                     batches = self._read() if batches is None else batches
                     batch = next(batches)
             except StopIteration:
+                if index == 0 and self._had_batches:
+                    raise InputError(LATER_PASS) from None
+                self._was_read = True
                 return
             except (InputError, torch.OutOfMemoryError):
                 raise
             except (Exception, SystemExit) as error:  # a user's data set may raise anything
-                raise InputError(f"batch {index}: the data raised {raised(error)}{_READ_EACH_TIME}") from error
+                raise of_data(index, error, later=self._was_read) from error
+            self._had_batches = True
             yield batch
 
 
@@ -111,11 +116,12 @@ def numbered(data: Iterable[Any]) -> Iterator[tuple[int, Any]]:
 
 def check_data(data: Iterable[Any]) -> Iterable[Any]:
     """The data, if it can be iterated over repeatedly; else InputError, which says what to give instead."""
-    if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping)) or not hasattr(data, "__iter__"):
+    if isinstance(data, (str, bytes, Tensor, np.ndarray, Mapping, nn.Module)) or not hasattr(data, "__iter__"):
         if isinstance(data, torch.utils.data.Dataset):
             raise InputError("data is a Dataset of single samples; wrap it in a DataLoader to get batches.")
         raise InputError(
             f"data must be a re-iterable of batches, such as a list or a DataLoader; got {type(data).__name__}."
+            + (" For one batch, give [batch]." if isinstance(data, (Tensor, np.ndarray, Mapping)) else "")
         )
     if isinstance(data, Iterator):
         raise InputError(
@@ -184,7 +190,10 @@ def move_numbered(index: int, batch: Any, device: torch.device, dtype: torch.dty
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # an object in it may have a method `to` of its own
-        raise InputError(f"batch {index}: moving it to {device} raised {raised(error)}.") from error
+        raise InputError(
+            f"batch {index}: moving it to {device} raised {raised(error)}; what has a method to() is moved by it, "
+            "so that this must return the same on that device."
+        ) from error
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:

@@ -26,7 +26,12 @@ _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper, however nested."""
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper, however nested.
+
+    Raises InputError for what is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module; {_instead(model)}.")
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -34,6 +39,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def _instead(given: Any) -> str:
+    """What was given instead of a model, and what to do about it."""
+    if isinstance(given, type):
+        return f"got the class {given.__name__}: give an object of it, {given.__name__}(…)"
+    if isinstance(given, Mapping):
+        return f"got {type(given).__name__}: build the network, and load it there (load_state_dict)"
+    return f"got {type(given).__name__}"
 
 
 def working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
@@ -48,7 +62,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # which depends on what is missing
         reason = str(error).splitlines()[0]
-        raise InputError(f"device '{device}' cannot be used here ({reason}).") from error
+        raise InputError(f"device '{device}' cannot be used here ({reason}); choose another.") from error
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hvpspec.objective.live_model import modules_of
-from hvpspec.objective.losses.conventions import is_of_dtype
+from hvpspec.objective.losses.user_errors import is_of_dtype
 
 _CACHE = "use_cache"  # filled in place in eval mode, or missing in layers without attention
 _EXPERTS = "_experts_implementation_internal"  # how the matrices of a mixture of experts are multiplied

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 from hvpspec.kernels.layouts import parts
 from hvpspec.objective.live_model import modules_of, named_tensors
-from hvpspec.wording import listed, raised
+from hvpspec.raised import raised
+from hvpspec.wording import listed
 
 _DICTS = (dict, OrderedDict, defaultdict)  # hooks are in OrderedDicts
 _CONTAINERS = frozenset({*_DICTS, list, deque, set})
@@ -95,7 +96,7 @@ def training_hint(model: nn.Module, evaluate: Callable[[], object]) -> str:
             evaluate()
     except (Exception, SystemExit):
         return ""
-    return " (the model is in eval mode; in training mode this loss can be evaluated: train_mode=True or --train-mode)"
+    return "the model is in eval mode; in training mode this loss can be evaluated: train_mode=True or --train-mode"
 
 
 def active_dropout(model: nn.Module) -> list[str]:
@@ -126,7 +127,10 @@ def check_modes(model: nn.Module, *, dropout: bool = True) -> None:
     try:
         changed = changed_by_modes(model)
     except (Exception, SystemExit) as error:
-        raise InputError(f"the model's train() or eval() raised {raised(error)}.") from error
+        raise InputError(
+            f"the model's train() or eval() raised {raised(error)}; both have to work, as the mode is set for each "
+            "evaluation, and put back."
+        ) from error
     if changed:
         raise InputError(
             f"train() and eval() change the model's values ({listed(changed, 3)}), as layers that merge weights "

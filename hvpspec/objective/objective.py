@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvpspec.errors import InputError
 from hvpspec.kernels.deferred import Deferred, same
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.kernels.placed import Placed
@@ -43,15 +42,15 @@ from hvpspec.objective.losses.conventions import (
     NoWeight,
     check_pass,
     check_weights,
-    of_batch,
     refuse_not_finite,
     returned,
     returned_unread,
 )
 from hvpspec.objective.losses.loss import BatchLoss, Loss, LossFunction, LossValue, loss_value, resolve_loss
+from hvpspec.objective.losses.user_errors import of_batch
 from hvpspec.objective.model_settings import DefaultDtype, settled
 from hvpspec.objective.modes import check_modes, in_mode, training_hint
-from hvpspec.objective.noise import ConstantNoise, fixed_noise
+from hvpspec.objective.noise import ConstantNoise, blaming_changes, fixed_noise, unaltered
 from hvpspec.objective.parameters import ParameterSpace, Snapshot, choose_parameters
 from hvpspec.objective.subsets.shares import to_measure
 from hvpspec.objective.sums import chosen_reduction, counting_of_sums, times
@@ -99,8 +98,6 @@ class Objective:
         reduction: Reduction | None = None,
         matrix: Matrix = "hessian",
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
         self.model = unwrapped(model)
         self.space: ParameterSpace = choose_parameters(self.model, parameters)
         named = dict(self.model.named_parameters(remove_duplicate=False))
@@ -267,10 +264,11 @@ class Objective:
     def settle(self) -> None:
         """Finds out how the loss is called and how batches are weighed, if that is not known yet."""
         if self._counting is None:
-            guessed, seeded = self.loss.given == "model", self.noise_seed is not None
             look = counting_of_sums if self.reduction == "sum" else measured
+            guessed, seeded = self.loss.given == "model", self.noise_seed is not None
             how = {"guessed": guessed, "seeded": seeded, "trust": not self._measure}
-            self._counting = look(to_measure(self.data), self._place, self.dtype, **how)
+            with blaming_changes(self.model, self.data, self.place, self.dtype):
+                self._counting = look(to_measure(self.data), self.place, self.dtype, **how)
         if self._factor is None:
             by_batch = self._counting.by == BATCHES
             self._weight = self._factor = float(self.batch_count()) if by_batch else self._total_weight()
@@ -293,13 +291,14 @@ class Objective:
         return self._counting or Counting()
 
     @contextlib.contextmanager
-    def _place(self, dtype: torch.dtype, moved: bool, gradients: bool) -> Iterator[Evaluate]:
+    def place(self, dtype: torch.dtype, moved: bool, gradients: bool) -> Iterator[Evaluate]:
         """Evaluates losses for the measurement of weights."""
         objective = self.with_(dtype=dtype, reduction="mean")
         objective._counting = Counting()
 
         def evaluate(index: int, batch: Any) -> tuple[float, float | None]:
-            loss, weight = returned(index, objective.raw(index, objective.moved(index, batch)))
+            batch = objective.moved(index, batch)
+            loss, weight = returned(index, unaltered(index, batch, partial(objective.raw, index)))
             return float(loss.detach()), weight
 
         with contextlib.ExitStack() as stack:
@@ -366,7 +365,7 @@ class Objective:
 
     def _batch_loss(self, index: int, batch: Any, deferred: Deferred | None) -> tuple[Tensor, float]:
         batch = self.moved(index, batch)
-        return self.weighed(index, self.raw(index, batch), batch, deferred)
+        return self.weighed(index, unaltered(index, batch, partial(self.raw, index)), batch, deferred)
 
     def raw(self, index: int, batch: Any) -> Any:
         try:
@@ -377,7 +376,7 @@ class Objective:
             if (found := self._made_in.instead(error, self.dtype, partial(self.raw_loss, index, batch))) is not None:
                 return found
             hint = "" if self.train_mode else training_hint(self.model, partial(self.loss, self.model, batch))
-            raise of_batch(index, error, self.model, self.dtype, hint) from error
+            raise of_batch(index, error, self.model, batch, self.dtype, hint) from error
 
     def weighed(self, index: int, result: Any, batch: Any, deferred: Deferred | None = None) -> tuple[Tensor, float]:
         """The mean loss and its weight from what the loss function returned. Raises InputError, naming the batch.
@@ -390,7 +389,7 @@ class Objective:
         if deferred is None or index not in self._weights:
             check_weights(index, float(given), weight := float(count))
             if weight > 0:
-                refuse_not_finite(self.model, index, float(loss.detach()))
+                refuse_not_finite(self.model, index, float(loss.detach()), batch)
             return loss, weight
         weight = self._weights[index]
         for number in {id(each): each for each in (given, count)}.values():

@@ -273,7 +273,7 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
                 "differentiate with respect to; hvpspec.preflight.make_differentiable(model)[0] is a float32 model "
                 "with the same weights."
             )
-        raise InputError(f"the model ({type(model).__name__}) has no parameters.")
+        raise InputError(f"the model ({type(model).__name__}) has no parameters; give the module that has them.")
     chosen = set(tensors) if patterns is None else _fitting(patterns, aliases)
     trainable = [key for key in tensors if key in chosen and tensors[key].requires_grad]
     if not trainable:

@@ -331,7 +331,7 @@ class Measurement:
         again = self.evaluate(index + 1, self.batch)[0]  # another number has another seed
         if abs(again - loss) > self.rounding * max(abs(again), abs(loss)):
             if not self.seeded:
-                raise InputError(is_random(loss, again))
+                raise is_random(loss, again)
             if self.alike and not math.isnan(samples_or_nan(self.first, self.axis or FIRST)):
                 return None
             return f"batch {index}: what its loss is a mean over cannot be measured under noise of NumPy; {self.advice}"

@@ -27,10 +27,10 @@ from hvpspec.options import MATRIX_NAMES
 from hvpspec.oracle.chains import NOTHING, Chain, chain
 from hvpspec.oracle.checks.repeats import check_repeats
 from hvpspec.oracle.columns import through
-from hvpspec.oracle.derivative_errors import is_of_derivatives
+from hvpspec.oracle.derivative_errors import in_other_words, is_of_derivatives, line_of
+from hvpspec.raised import place, said
 from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
-from hvpspec.wording import raised
 
 OnBatch = Callable[[int, float, Tensor | None], None]
 """Is told each batch's number, its weight and its own product, shape (n, b); None stands for a product of zero."""
@@ -83,12 +83,12 @@ def graph_of(
     if weight == 0:
         return BatchGraph(index, 0.0, loss.detach(), False, NOTHING)
     if first:
-        refuse_once_differentiable(index, loss)
+        refuse_once_differentiable(index, loss, objective)
     if not loss.requires_grad:
         return BatchGraph(index, weight, loss.detach(), False, NOTHING)
     if objective.matrix == "empirical-fisher" and heard.samples is None:
         heard.samples = partial(losses_one_by_one, objective, index, one.batch)
-    with _naming(index):
+    with _naming(objective, index, loss):
         links = chain(objective.matrix, loss, heard, parameters)
     return BatchGraph(index, weight, loss.detach(), True, links)
 
@@ -100,7 +100,9 @@ def losses_one_by_one(objective: Objective, index: int, batch: Any) -> Samples:
     try:
         parts = [cut(moved, axis, number, number + 1) for number in range(length(moved, axis))]
     except CannotCut as reason:
-        raise InputError(f"its samples cannot be told apart ({reason}).") from None
+        raise InputError(
+            f"its samples cannot be told apart ({reason}); give batches of tensors with a row for each sample."
+        ) from None
     for part in parts:
         loss, weight = objective.weighed(index, objective.raw(index, part), part)
         losses.append(loss if weight > 0 else torch.zeros_like(loss))
@@ -196,7 +198,7 @@ def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor, *, at_once
         if at_once and product is not None and not all_finite(product):
             raise StaleGraph("its product is not finite")
         return product
-    with _naming(graph.index):
+    with _naming(objective, graph.index):
         product = through(objective, graph.chain, rows)
     if at_once and product is not None and not all_finite(product):
         _refuse(objective, graph, product, rows)
@@ -204,9 +206,10 @@ def _batch_hvp(objective: Objective, graph: BatchGraph, rows: Tensor, *, at_once
 
 
 @contextlib.contextmanager
-def _naming(index: int) -> Iterator[None]:
-    """Raises NotTwiceDifferentiable, which names batch and operation, where autograd lacks a derivative, and
-    InputError, which names the batch, for what else it raises. A device that fails or lacks memory is said as it is."""
+def _naming(objective: Objective, index: int, loss: Tensor | None = None) -> Iterator[None]:
+    """Raises NotTwiceDifferentiable, which names batch, operation and line, where autograd lacks a second derivative,
+    and InputError, which names batch and line, for what else it raises. A device that fails or lacks memory is said as
+    it is. loss: of which the gradient is computed, which may be what fails."""
     try:
         with as_torch_error(f"in batch {index}"):
             yield
@@ -217,13 +220,22 @@ def _naming(index: int) -> Iterator[None]:
             raise
         raise InputError(f"batch {index}: {error}") from error
     except Exception as error:  # a Function of the user's own may raise anything in its backward
+        if not is_of_derivatives(error) or (loss is not None and not _has_gradient(objective, loss)):
+            raise refused_derivative(objective, index, error) from error
         reason = said_of_derivative(error)
-        if not is_of_derivatives(error):
-            raise InputError(f"batch {index}: {refused_derivative(error)}") from error
-        raise NotTwiceDifferentiable(index, operation_named(reason), reason) from error
+        line = place(error) or line_of(objective, index)
+        raise NotTwiceDifferentiable(index, operation_named(reason), reason, line) from error
 
 
-def refuse_once_differentiable(index: int, loss: Tensor) -> None:
+def _has_gradient(objective: Objective, loss: Tensor) -> bool:
+    try:
+        torch.autograd.grad(loss, objective.parameters, retain_graph=True, allow_unused=True)
+    except Exception:
+        return False
+    return True
+
+
+def refuse_once_differentiable(index: int, loss: Tensor, objective: Objective) -> None:
     """Refuses a loss with a custom Function whose backward is marked @once_differentiable.
 
     torch.autograd.grad silently treats the result of such a backward as a constant, so that the Hessian would be
@@ -234,7 +246,9 @@ def refuse_once_differentiable(index: int, loss: Tensor) -> None:
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if code is not None and code.co_filename == torch.autograd.function.__file__:
             name = function.__name__
-            raise NotTwiceDifferentiable(index, name, f"the backward of '{name}' is marked @once_differentiable")
+            line = line_of(objective, index, name)
+            reason = f"the backward of '{name}' is marked @once_differentiable"
+            raise NotTwiceDifferentiable(index, name, reason, line)
 
 
 def graph_nodes(tensors: Iterable[Tensor]) -> set[Any]:
@@ -251,14 +265,16 @@ def graph_nodes(tensors: Iterable[Tensor]) -> set[Any]:
 
 def said_of_derivative(error: Exception) -> str:
     """What torch says, or what a Function of the user's own has raised in its backward."""
-    return first_line(error) if isinstance(error, RuntimeError) else raised(error)
+    return in_other_words(first_line(error)) if isinstance(error, RuntimeError) else said(error)
 
 
-def refused_derivative(error: Exception) -> InputError:
-    """What to raise for what autograd raises while it computes a gradient."""
+def refused_derivative(objective: Objective, index: int, error: Exception) -> InputError:
+    """What to raise for what autograd raises while it computes a batch's gradient."""
+    what = f"differentiating the loss raised {type(error).__name__}: {first_line(error)}"
     if is_of_derivatives(error):
-        return InputError(f"the loss cannot be differentiated: {said_of_derivative(error)}")
-    return InputError(f"differentiating the loss raised {type(error).__name__}: {first_line(error)}.")
+        what = f"the loss cannot be differentiated: {said_of_derivative(error)}"
+    line = place(error) or line_of(objective, index)
+    return InputError(f"batch {index}: {what}{f' ({line})' if line else ''}.")
 
 
 def operation_named(message: str) -> str:

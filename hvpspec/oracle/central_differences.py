@@ -94,7 +94,7 @@ def _one_pass(
         loss, weight = evaluate()
         if weight == 0:
             continue
-        pieces = _gradients(objective, loss, parameters)
+        pieces = _gradients(objective, index, loss, parameters)
         reached = [piece is not None for piece in pieces]
         centre = _as_vector(parameters, pieces)
         check_finite(objective, index, "the gradient", centre, deferred)
@@ -103,10 +103,14 @@ def _one_pass(
         for row, v in enumerate(units):
 
             def gradient_at(
-                way: float, v: Tensor = v, evaluate: Evaluate = evaluate, reached: Sequence[bool] = reached
+                way: float,
+                v: Tensor = v,
+                index: int = index,
+                evaluate: Evaluate = evaluate,
+                reached: Sequence[bool] = reached,
             ) -> Tensor:
                 with moved(objective, parameters, v, way, reached):
-                    return gradient(objective, evaluate()[0], parameters)
+                    return gradient(objective, index, evaluate()[0], parameters)
 
             def estimate(step: float, at: GradientAt = gradient_at, centre: Tensor = centre) -> tuple[Tensor, Tensor]:
                 found = estimated(at, centre, step)
@@ -178,16 +182,16 @@ def least_error(rounded: Tensor, step: float) -> Tensor:
     return 2 * torch.finfo(rounded.dtype).eps * size / step
 
 
-def gradient(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The gradient of a loss as one vector. Raises InputError where there is none."""
-    return _as_vector(parameters, _gradients(objective, loss, parameters))
+def gradient(objective: Objective, index: int, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient of a batch's loss as one vector. Raises InputError where there is none."""
+    return _as_vector(parameters, _gradients(objective, index, loss, parameters))
 
 
 def _as_vector(parameters: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor:
     return joined([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, pieces, strict=True)])
 
 
-def _gradients(objective: Objective, loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _gradients(objective: Objective, index: int, loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """The gradient's pieces; None for parameters that it does not reach. Raises InputError."""
     if not loss.requires_grad:
         return [None] * len(parameters)
@@ -196,7 +200,7 @@ def _gradients(objective: Objective, loss: Tensor, parameters: Sequence[Tensor])
     except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # a Function of the user's own may raise anything in its backward
-        raise refused_derivative(error) from error
+        raise refused_derivative(objective, index, error) from error
 
 
 @contextlib.contextmanager

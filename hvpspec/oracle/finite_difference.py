@@ -285,7 +285,7 @@ def _with_best_step(objective: Objective, enough: float) -> tuple[_Working, Tens
             with working.whole(), one.evaluating() as parameters:
                 loss, length = next(one.losses())[1], size(parameters)
                 unit, value = coarsest_unit(loss), float(loss.detach())
-            if abs(value - own) > _SAME_SAMPLE * abs(own):
+            if one.dtype != objective.dtype and abs(value - own) > _SAME_SAMPLE * abs(own):
                 raise InputError("in float64 the model draws other random numbers.")
             with working.whole():
                 best = _best(partial(differences, one, v), unit**_FIRST_STEP * length, unit * length, enough)

@@ -84,7 +84,7 @@ def _one_pass(objective: Objective, receive: Receive) -> Sums:
             loss, weight = evaluate()
             if weight == 0:
                 continue
-            own = gradient(objective, loss, parameters)
+            own = gradient(objective, index, loss, parameters)
             del loss  # frees memory for the next
             check_finite(objective, index, "the gradient", own)
             total.add_(own, alpha=weight)

@@ -92,8 +92,8 @@ def _validated(checked: Validation) -> str:
 def refuse_once_differentiable(H: HessianOperator, known: Preflight, error: NotTwiceDifferentiable) -> Preflight:
     """With what cannot be differentiated twice, where it is, and how accurate finite differences would be."""
     place = once_differentiable(H.objective, error)
-    where = f" (in '{place}')" if place else ""
-    found = f"the loss cannot be differentiated twice: {error.reason}{where}"
+    where = "; ".join(filter(None, (f"in '{place}'" if place else "", error.line)))
+    found = f"the loss cannot be differentiated twice: {error.reason}" + (f" ({where})" if where else "")
     noise, checked = _tried(H, validate=True)
     done = f"use operations that can be differentiated twice, or {_alternative(noise, checked)}"
     finding = Finding("once_differentiable", found, done, "refused")

@@ -201,7 +201,7 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
     unused = set(objective.space.names)
     total = weights = 0.0
     with objective.evaluating() as parameters:
-        for _, loss, weight in objective.losses():
+        for index, loss, weight in objective.losses():
             total, weights = total + weight * float(loss.detach()), weights + weight
             if not loss.requires_grad:
                 continue
@@ -210,7 +210,7 @@ def _with_gradient(objective: Objective) -> tuple[float, list[Finding]]:
             except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
             except Exception as error:  # a Function of the user's own may raise anything in its backward
-                raise refused_derivative(error) from error
+                raise refused_derivative(objective, index, error) from error
             unused -= {name for name, g in zip(objective.space.names, gradients, strict=True) if g is not None}
     if len(unused) == len(objective.space.names):
         verify(objective)  # refuses a loss of another model; a zero Hessian is an error of its own

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hvpspec.errors import InputError
-from hvpspec.objective.losses.conventions import MODULE_CALLS
+from hvpspec.objective.losses.user_errors import MODULE_CALLS
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 from hvpspec.results.preflight import Finding

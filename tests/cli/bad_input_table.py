@@ -221,7 +221,7 @@ SPECS = {
     "model=syntax.py:f": "--model: importing syntax.py raised SyntaxError",
     "model=lacking.py:f": "No module named 'not_installed_anywhere'",
     "model=raising.py:f": "--model: importing raising.py raised ZeroDivisionError: division by zero",
-    "model=exiting.py:f": "--model: importing exiting.py raised SystemExit: 7.",
+    "model=exiting.py:f": "--model: importing exiting.py raised SystemExit: 7 (exiting.py:1). Put what runs under",
     "model=binary.py:f": "--model: importing binary.py raised SyntaxError",
     "data=bad.py": "--data bad.py: write it as file.py:function",
     "data=bad.py:batchs": "--data bad.py:batchs: bad.py has no 'batchs'; did you mean batches?",
@@ -238,7 +238,7 @@ MODELS = {
     "model=bad.py:number": "--model bad.py:number: expected a torch.nn.Module, got int.",
     "model=bad.py:needs": "--model bad.py:needs: it must be callable without arguments (missing a required argument: "
     "'x').",
-    "model=bad.py:fails": "--model bad.py:fails: it raised RuntimeError: out of luck.",
+    "model=bad.py:fails": "--model bad.py:fails: it raised RuntimeError: out of luck (bad.py:",
     "model=bad.py:nothing": "--model bad.py:nothing: expected a torch.nn.Module, got NoneType.",
     "model=bad.py:listed": "--model bad.py:listed: expected a torch.nn.Module, got list.",
     "model=bad.py:frozen": "every chosen parameter has requires_grad=False (0.weight, 0.bias, 2.weight, 2.bias); call ",
@@ -248,18 +248,17 @@ MODELS = {
     "network that",
     "model=bad.py:other": "missing: 3.weight, 3.bias",
     "model=bad.py:complex_": "unexpected: 2.weight, 2.bias (the entries under 0 fit: add --key 0).",
-    "model=bad.py:Tuple": "the model returned dict, not a tensor or an object with .logits; give a function "
-    "loss(model, "
-    "batch) that uses the right part of it.",
-    "model=bad.py:modeless": "the model's train() or eval() raised NotImplementedError: only eval.",
-    "model=bad.py:picky": "batch 0: the model's forward raised ValueError: only on Sundays.",
+    "model=bad.py:Tuple": "the model returned {'a': float32[20, 3]}, not a tensor or an object with .logits; give a "
+    "function loss(model, batch) that uses the right part of it.",
+    "model=bad.py:modeless": "the model's train() or eval() raised NotImplementedError: only eval (bad.py:",
+    "model=bad.py:picky": "batch 0: the model's forward raised ValueError: only on Sundays (bad.py:",
     "model=bad.py:random": "make model and loss deterministic, or fix their noise with --noise-seed 0.",
 }
 
 DATA = {
     "data=bad.py:number": "data must be a re-iterable of batches, such as a list or a DataLoader; got int.",
     "data=bad.py:nothing": "data must be a re-iterable of batches",
-    "data=bad.py:none": "data has no batches.",
+    "data=bad.py:none": "data has no batches; look at what they are read from.",
     "data=bad.py:generator": "--data bad.py:generator: a generator can be read only once; return a list of batches or "
     "a "
     "DataLoader.",
@@ -267,20 +266,22 @@ DATA = {
     "data=bad.py:tensor": "data must be a re-iterable of batches, such as a list or a DataLoader; got Tensor.",
     "data=bad.py:text": "data must be a re-iterable of batches, such as a list or a DataLoader; got str.",
     "data=bad.py:singles": "data is a Dataset of single samples; wrap it in a DataLoader to get batches.",
-    "data=bad.py:inputs": "needs batches that are pairs (inputs, targets); got a Tensor.",
+    "data=bad.py:inputs": "needs batches that are pairs (inputs, targets); got float32[5, 6].",
     "data=bad.py:vanished": "batch 0: the data raised FileNotFoundError: [Errno 2] No such file or directory: "
-    "'gone.pt'; every product reads the batches again: look at the data set, or read it once (--freeze-data).",
+    "'gone.pt' (bad.py:63, in Vanished.__iter__); every product reads the batches again: look at the data set, or "
+    "read it once (--freeze-data).",
     "data=bad.py:vanished --freeze-data": "batch 0: the data raised FileNotFoundError",
-    "data=bad.py:unwritten": "batch 0: the data raised KeyError: 'row'; every product",
+    "data=bad.py:unwritten": "batch 0: the data raised KeyError: 'row' (bad.py:",
     "data=bad.py:uncollated": "batch 0: the data raised AttributeError: 'list' object has no attribute 'stack'",
-    "data=bad.py:immovable": "batch 0: moving it to cpu raised NotImplementedError.",
+    "data=bad.py:immovable": "batch 0: moving it to cpu raised NotImplementedError (bad.py:",
     "data=bad.py:short": "batch 0: the loss raised ValueError: Expected input batch_size (5) to match target "
     "batch_size",
     "data=bad.py:narrow": "batch 0: the model's forward raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     "data=bad.py:words": "batch 0: the model's forward raised TypeError: linear(): argument 'input' (position 1) must "
     "be",
-    "data=bad.py:labels": "batch 0: the loss raised IndexError: Target 7 is out of bounds.",
-    "data=bad.py:nans": "batch 0: the loss is nan; look at that batch, and at the checkpoint's values.",
+    "data=bad.py:labels": "batch 0: the loss raised IndexError: Target 7 is out of bounds; class labels are whole "
+    "numbers from 0 to",
+    "data=bad.py:nans": "batch 0: the loss is nan; the data have nan at [0, 0] of 'batch[0]'; correct them, or",
     "data=bad.py:triples": "needs batches that are pairs (inputs, targets)",
     "data=bad.py:shuffled": "two passes over the data give different losses",
 }
@@ -288,42 +289,41 @@ DATA = {
 LOSSES = {
     "loss=mse": "outputs have shape (20, 3) and targets (20,); the two must be equal.",
     "loss=bce_with_logits": "outputs have shape (20, 3) and targets (20,)",
-    "loss=causal_lm": 'the loss "causal_lm" needs batches that are dicts with "input_ids".',
+    "loss=causal_lm": 'the loss "causal_lm" needs batches that are dicts with "input_ids"; got (float32[20',
     "loss=model": "batch 0: the model's forward raised TypeError: linear(): argument 'input' (position 1) must be "
-    "Tensor, not tuple (in '0')",
+    "Tensor, not tuple (in module '0'); take the tensor",
     "loss=cosine_similarity": 'the loss "cosine_similarity" needs batches',
     "loss=bad.py:number": "loss must be a name or a function loss(model, batch); got int.",
-    "loss=bad.py:one": "batch 0: the loss raised TypeError: one() takes 1 positional argument but 2 were given.",
-    "loss=bad.py:bent": "the loss cannot be differentiated: KeyError: 'saved'.",
-    "loss=bad.py:bent --no-preflight": "batch 0: the loss cannot be differentiated twice: KeyError: 'saved'.",
-    "loss=bad.py:bent --engine finite-difference": "the loss cannot be differentiated: KeyError: 'saved'.",
+    "loss=bad.py:one": "the loss 'one' cannot be called with a model and a batch, or with outputs and targets (too "
+    "many positional arguments; bad.py:",
+    "loss=bad.py:bent": "batch 0: the loss cannot be differentiated: KeyError: 'saved' (bad.py:",
+    "loss=bad.py:bent --no-preflight": "batch 0: the loss cannot be differentiated: KeyError: 'saved' (bad.py:",
+    "loss=bad.py:bent --engine finite-difference": "batch 0: the loss cannot be differentiated: KeyError: 'saved' (bad",
     "loss=bad.py:recursive": "batch 0: the loss raised RecursionError: maximum recursion depth exceeded",
-    "loss=bad.py:stopped": "batch 0: the loss raised StopIteration.",
-    "loss=bad.py:exited": "batch 0: the loss raised SystemExit.",
+    "loss=bad.py:stopped": "batch 0: the loss raised StopIteration (bad.py:",
+    "loss=bad.py:exited": "batch 0: the loss raised SystemExit (bad.py:",
     "loss=bad.py:broken": "batch 0: the loss raised KeyError: 'no such thing'",
     "loss=bad.py:detached": "look for torch.no_grad() or .detach()",
     "loss=bad.py:no_grad": "look for torch.no_grad() or .detach()",
     "loss=bad.py:constant": "the loss does not depend on the model's parameters, but on others (shape ()): is it "
     "computed ",
     "loss=bad.py:vector": "batch 0: the loss is of shape (20,); it must be a real scalar (the mean over the batch).",
-    "loss=bad.py:float_": "batch 0: the loss is a float; it must be a scalar tensor.",
-    "loss=bad.py:absent": "batch 0: the loss is a NoneType; it must be a scalar tensor.",
+    "loss=bad.py:float_": "batch 0: the loss is a float; it must be a scalar tensor: return the tensor itself, "
+    "without .item() or float().",
+    "loss=bad.py:absent": "batch 0: the loss returned None; it must return a scalar tensor (is there a return in it?).",
     "loss=bad.py:complex_loss": "batch 0: the loss is complex; it must be a real scalar",
     "loss=bad.py:three": "batch 0: the loss returned 3 values; it must return (mean loss, weight).",
     "loss=bad.py:weight": "batch 0: the loss's weight is -1",
     "loss=bad.py:weight_text": "batch 0: the second value that the loss returned is",
     "loss=bad.py:infinite": "batch 0: the loss is inf; look at that batch, and at the checkpoint's values.",
     "loss=bad.py:unreduced": 'has reduction="none"; hvpspec needs reduction="mean" or "sum".',
-    "loss=bad.py:once": "the backward of 'Once' is marked @once_differentiable (in 'the loss') → use operations that "
-    "can be ",
+    "loss=bad.py:once": "the backward of 'Once' is marked @once_differentiable (in 'the loss'; bad.py:",
     "loss=bad.py:fused": "the loss cannot be differentiated twice: AssertionError: dy1 must not require grad",
     "loss=bad.py:fused --no-preflight": "batch 0: the loss cannot be differentiated twice: AssertionError: dy1 must",
     "loss=bad.py:one_number": "batch 0: the loss raised ValueError: only one element tensors can be converted to",
-    "loss=bad.py:array": "batch 0: the loss raised TypeError: expected np.ndarray (got Tensor) (arrays of a "
-    "batch are tensors here, on the device of the model).",
+    "loss=bad.py:array": "batch 0: the loss raised TypeError: expected np.ndarray (got Tensor) (bad.py:",
     "loss=bad.py:difference data=bad.py:triples": "batch 0: called as loss(model, batch), the loss raised TypeError: "
-    "unsupported operand type(s) for -: 'Sequential' and 'tuple', before it evaluated the model; a loss(outputs, "
-    "targets) needs batches that are pairs (inputs, targets), and this one is a tuple of 3.",
+    "unsupported operand type(s) for -: 'Sequential' and 'tuple' (bad.py:",
     "loss=bad.py:values": "batch 0: the loss raised AttributeError: 'list' object has no attribute 'values'",
     "loss=bad.py:own_error": "batch 0: no such column: age.",
     "loss=cross_entropy data=bad.py:triples": 'batch 0: the loss "cross_entropy" needs batches that are pairs',

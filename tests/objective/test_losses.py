@@ -104,7 +104,7 @@ def test_causal_lm_gives_a_model_what_its_forward_takes(signature):
 @pytest.mark.parametrize(
     ("loss", "batch", "message"),
     [
-        ("cross_entropy", torch.zeros(3), r"pairs \(inputs, targets\); got a Tensor"),
+        ("cross_entropy", torch.zeros(3), r"pairs \(inputs, targets\); got float32"),
         ("cross_entropy", (torch.zeros(3, 4), [1, 2, 3]), "targets that are a tensor"),
         ("mse", (torch.zeros(3, 1), torch.zeros(3)), r"outputs have shape \(3, 1\) and targets \(3,\)"),
         ("causal_lm", (torch.zeros(3, 1), torch.zeros(3)), 'dicts with "input_ids"'),
@@ -125,7 +125,7 @@ def test_what_is_no_loss():
         resolve_loss(3)
     model = nn.Module()
     model.forward = lambda x: (x, x)
-    with pytest.raises(InputError, match=r"returned tuple, not a tensor"):
+    with pytest.raises(InputError, match=r"returned \(2 × float32\[2\]\), not a tensor"):
         resolve_loss("mse")(model, (torch.zeros(2), torch.zeros(2)))
 
 

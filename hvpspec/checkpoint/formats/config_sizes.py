@@ -47,7 +47,8 @@ def check_numbers(content: Any, weights: Mapping[str, Tensor], folder: Path) -> 
             if abs(value) > largest and value != float("inf"):
                 raise CheckpointError(
                     f"{folder}: config.json says {one_line(name, 80)} = {value:,}, but the weights have {held:,} "
-                    "values in all; the two do not belong together."
+                    "values in all; the two do not belong together: give "
+                    "the config.json that was saved with the weights."
                 )
 
 
@@ -65,7 +66,7 @@ def check_size(architecture: Any, config: Any, folder: Path, weights: Mapping[st
         except Exception as error:
             raise CheckpointError(
                 f"{folder}: {architecture.__name__} cannot be built from its config.json ({type(error).__name__}: "
-                f"{one_line(error)})."
+                f"{one_line(error)}); correct config.json, or give the one that was saved with the weights."
             ) from error
         else:
             declared = sum(parameter.numel() for parameter in model.parameters())
@@ -75,7 +76,8 @@ def check_size(architecture: Any, config: Any, folder: Path, weights: Mapping[st
     if size is not None:
         raise CheckpointError(
             f"{folder}: config.json describes a model of {size}, but there are {len(weights):,} weight tensors with "
-            f"{held:,} values in all; the two do not belong together."
+            f"{held:,} values in all; the two do not belong together: give "
+            "the config.json that was saved with the weights."
         )
 
 

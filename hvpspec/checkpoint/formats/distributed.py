@@ -124,7 +124,10 @@ def _assemble(
             if place is None:
                 raise damaged(folder, _FORMAT, f"it names no file for a piece of {name}")
             if place.get("transform_descriptors"):
-                raise CheckpointError(f"{folder}: {name} was saved through a transform, which hvpspec cannot undo.")
+                raise CheckpointError(
+                    f"{folder}: {name} was saved through a transform, which hvpspec cannot undo; save the "
+                    "checkpoint without it."
+                )
             piece = _piece(inside(folder, place.get("relative_path"), folder / ".metadata"), place)
             if tuple(piece.shape) != sizes or piece.dtype != whole.dtype:
                 raise damaged(folder, _FORMAT, f"a piece of {name} has another shape or type than declared")

@@ -110,6 +110,8 @@ def read_shards(index: Path, read: Callable[[Path], Mapping[str, Tensor]]) -> di
     for name, wanted in sorted(held.items()):
         shard = read(inside(index.parent, name, index))
         if absent := [tensor for tensor in wanted if tensor not in shard]:
-            raise CheckpointError(f"{index} places {absent[0]} in {name}, which does not hold it.")
+            raise CheckpointError(
+                f"{index} places {absent[0]} in {name}, which does not hold it; copy or download the checkpoint again."
+            )
         found |= {tensor: shard[tensor] for tensor in wanted}
     return found

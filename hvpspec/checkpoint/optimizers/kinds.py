@@ -53,7 +53,7 @@ def kind_of(saved: SavedOptimizer, kind: KindName | None = None) -> Kind:
         raise InputError(f"{saved.place} maximises (maximize=True), where the edge of stability is of minimisation.")
     if found != "Adam":
         if kind is not None and _KINDS[kind] != found:
-            raise InputError(f"{saved.place} is of {found}, not {_KINDS[kind]}.")
+            raise InputError(f"{saved.place} is of {found}, not {_KINDS[kind]}; name no kind, or its own.")
         return found
     return _decoupled_or_not(saved, kind)
 
@@ -111,7 +111,7 @@ def _decoupled_or_not(saved: SavedOptimizer, kind: KindName | None) -> Kind:
         return "AdamW" if kind == "adamw" else "Adam"
     own: Kind = "AdamW" if decoupled else "Adam"
     if kind is not None and _KINDS[kind] != own:
-        raise InputError(f"{saved.place} is of {own}, not {_KINDS[kind]}.")
+        raise InputError(f"{saved.place} is of {own}, not {_KINDS[kind]}; name no kind, or its own.")
     return own
 
 

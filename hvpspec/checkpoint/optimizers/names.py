@@ -95,7 +95,7 @@ def _by_name(saved: SavedOptimizer, model: nn.Module) -> dict[str, str]:
     if not fit.matched:
         raise InputError(
             f"{saved.place} is of another model: it has {listed(keys, _MAX_LISTED_NAMES)}, and this one "
-            f"{listed(dict.fromkeys(first.values()), _MAX_LISTED_NAMES)}."
+            f"{listed(dict.fromkeys(first.values()), _MAX_LISTED_NAMES)}; give the moments of this model."
         )
     return {first[name]: keys[entry] for name, entry in fit.matched.items()}
 

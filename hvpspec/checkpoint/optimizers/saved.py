@@ -93,7 +93,10 @@ def _only(content: Any, place: str) -> SavedOptimizer:
     refuse_zero(content, place)
     found = dict(_found(content))
     if not found:
-        raise InputError(f"{place} is no state dict of an optimizer: it lacks state and param_groups.")
+        raise InputError(
+            f"{place} is no state dict of an optimizer: it lacks state and param_groups; give what "
+            "optimizer.state_dict() returns."
+        )
     if len(found) > 1:
         raise InputError(
             f"{place} holds the states of {len(found)} optimizers ({listed(found)}); load it, and give the state dict "
@@ -150,7 +153,7 @@ def _normal(content: Mapping[str, Any], place: str) -> SavedOptimizer:
         if isinstance(own, (list, tuple)) and len(own) == len(keys):
             names.update(zip(members[-1], map(str, own), strict=True))
     if not members:
-        raise InputError(f"{place} has no parameters.")
+        raise InputError(f"{place} has no parameters; give the state of an optimizer that has made a step.")
     return SavedOptimizer(place, tuple(options), tuple(members), names if _all(names, members) else {}, state)
 
 

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.objective.batches import named_leaves, tensors
+from hvpspec.objective.data_errors import LATER_PASS
 from hvpspec.objective.live_model import named_tensors
 from hvpspec.objective.losses.calls import call_model
+from hvpspec.objective.losses.described import described
 from hvpspec.objective.losses.outputs import announce, announce_samples, each
+from hvpspec.raised import raised, said
 from hvpspec.validation import not_finite_in
-from hvpspec.wording import dtype_name, raised
-
-MODULE_CALLS = ("_wrapped_call_impl", "_call_impl")  # the methods of nn.Module through which a forward is called
+from hvpspec.wording import a_kind, dtype_name
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -31,7 +32,7 @@ def logits_of(outputs: Any) -> Tensor:
     logits = entry(outputs, "logits")
     if not isinstance(logits, Tensor):
         raise InputError(
-            f"the model returned {type(outputs).__name__}, not a tensor or an object with .logits; give a function "
+            f"the model returned {described(outputs)}, not a tensor or an object with .logits; give a function "
             "loss(model, batch) that uses the right part of it."
         )
     return logits
@@ -72,11 +73,15 @@ def returned_unread(index: int, result: Any) -> tuple[Tensor, float | Tensor | N
             )
         loss, weight = result
     if not isinstance(loss, Tensor):
-        advice = "" if isinstance(loss, (tuple, list)) or loss_of(loss) is None else ": return its loss"
-        raise InputError(f"batch {index}: the loss is a {type(loss).__name__}; it must be a scalar tensor{advice}.")
+        raise InputError(f"batch {index}: {_no_tensor(loss)}.")
     if loss.numel() != 1 or loss.is_complex():
         kind = "complex" if loss.is_complex() else f"of shape {tuple(loss.shape)}"
         raise InputError(f"batch {index}: the loss is {kind}; it must be a real scalar (the mean over the batch).")
+    if not loss.is_floating_point():
+        raise InputError(
+            f"batch {index}: the loss is of dtype {dtype_name(loss.dtype)}; it must be floating-point, as what "
+            "counts (right answers, say) cannot be differentiated."
+        )
     if weight is None:
         return loss.reshape(()), None
     if isinstance(weight, Tensor) and weight.numel() == 1 and not weight.is_complex():
@@ -91,6 +96,18 @@ def returned_unread(index: int, result: Any) -> tuple[Tensor, float | Tensor | N
         ) from None
 
 
+def _no_tensor(loss: Any) -> str:
+    """What is wrong with a loss that is no tensor, and what to do."""
+    if loss is None:
+        return "the loss returned None; it must return a scalar tensor (is there a return in it?)"
+    what = f"the loss is {a_kind(loss)}; it must be a scalar tensor"
+    if isinstance(loss, (int, float)):
+        return f"{what}: return the tensor itself, without .item() or float()"
+    if isinstance(loss, (np.ndarray, np.generic)):
+        return f"{what}: compute it with torch, as NumPy cannot be differentiated"
+    return what if isinstance(loss, (tuple, list)) or loss_of(loss) is None else f"{what}: return its loss"
+
+
 def check_weights(index: int, *weights: float) -> None:
     """Raises InputError, naming the batch, for what is no weight."""
     for weight in weights:
@@ -102,76 +119,36 @@ class NoWeight(InputError):
     """There is no mean."""
 
     def __init__(self) -> None:
-        super().__init__("every batch has weight 0, so that there is no mean (are all targets ignored?).")
+        super().__init__(
+            "every batch has weight 0, so that there is no mean (are all targets ignored, or the batches empty?)."
+        )
 
 
 def check_pass(weights: Sequence[float], before: float | None) -> None:
     """Raises InputError where a pass over the data gave no batches, or another total weight than the one before."""
     if not weights:
         if before is None:
-            raise InputError("data has no batches.")
-        raise InputError(
-            "data gave no batches on a later pass; it must be re-iterable, such as a list or a DataLoader."
-        )
+            raise InputError("data has no batches; look at what they are read from.")
+        raise InputError(LATER_PASS)
     total = sum(weights)
     if total and before is not None and not math.isclose(total, before, rel_tol=1e-6):
         raise InputError(
             f"data changed between two passes (total weight {before:g}, then {total:g}); give the same batches each "
-            "time."
+            "time (list(data), --freeze-data)."
         )
 
 
-def refuse_not_finite(model: nn.Module, index: int, loss: float) -> None:
-    """Raises InputError, naming the batch, for a loss that is NaN or Inf."""
+def refuse_not_finite(model: nn.Module, index: int, loss: float, batch: Any = None) -> None:
+    """Raises InputError, naming the batch, for a loss that is NaN or Inf. batch: is looked at for such values."""
     if not math.isfinite(loss):
-        where = not_finite_in(named_tensors(model))
-        why = "look at that batch, and at the checkpoint's values" if where is None else f"the model has {where}"
+        why = "look at that batch, and at the checkpoint's values"
+        if (where := not_finite_in(named_tensors(model))) is not None:
+            why = f"the model has {where}"
+        elif (where := not_finite_in(named_leaves(batch))) is not None:
+            why = f"the data have {where}; correct them, or leave that batch out"
+        elif any(tensor.numel() == 0 for tensor in tensors(batch)):
+            why = f"the batch is empty ({described(batch)}); leave it out"
         raise InputError(f"batch {index}: the loss is {loss}; {why}.")
-
-
-def of_batch(index: int, error: BaseException, model: nn.Module, dtype: torch.dtype, hint: str) -> InputError:
-    """What a model or a loss raised, as an error that names the batch. hint: what may be done about it."""
-    if isinstance(error, InputError):  # hvpspec's own, of what it was given there
-        said = str(error)
-        ended = f"{said.removesuffix('.')}{hint}." if hint else said
-        return InputError(said if said.startswith("batch ") else f"batch {index}: {ended}")
-    hints = f"{precision_hint(error, dtype)}{_conversion_hint(error)}{hint}"
-    return InputError(f"batch {index}: {said_by(model, error)}{hints}")
-
-
-def said_by(model: nn.Module, error: BaseException) -> str:
-    """What an error says, and whether the loss raised it or the model's forward; of the latter, in which module."""
-    names = {id(module): name for name, module in model.named_modules()}
-    running = [
-        names[id(frame.f_locals["self"])]
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_name in MODULE_CALLS and id(frame.f_locals.get("self")) in names
-    ]
-    what = raised(error)
-    if not running:
-        return f"the loss raised {what}"
-    return f"the model's forward raised {what}" + (f" (in '{running[-1]}')" if running[-1] else "")
-
-
-def is_of_dtype(error: BaseException) -> bool:
-    """Whether an error says that tensors of different precisions do not go together."""
-    return re.search(r"\b(Double|Float|dtype|scalar type)\b", str(error)) is not None
-
-
-def _conversion_hint(error: BaseException) -> str:
-    if "expected np.ndarray" not in str(error):
-        return ""
-    return " (arrays of a batch are tensors here, on the device of the model)"
-
-
-def precision_hint(error: BaseException, dtype: torch.dtype) -> str:
-    """What to do where something stayed in another precision than the model and the batches."""
-    if not is_of_dtype(error):
-        return ""
-    return (
-        f" (model and batches are in {dtype_name(dtype)}: what the loss holds itself has to be so too, and a "
-        "model that makes tensors of its own dtype may need the other one)"
-    )
 
 
 # --- losses of users ------------------------------------------------------------------------------------------------
@@ -213,11 +190,11 @@ class UserLoss:
             self._call = way
             return result
         first, second = failed["_of_model"], failed["_of_outputs"]
-        if (type(first), str(first)) == (type(second), str(second)):
+        if said(first) == said(second):
             raise first  # whatever it is given
         raise InputError(
-            f"called as loss(model, batch), the loss raises {type(first).__name__}: {first}; called as "
-            f"loss(outputs, targets), it raises {type(second).__name__}: {second}."
+            f"called as loss(model, batch), the loss raises {raised(first)}; called as loss(outputs, targets), it "
+            f"raises {raised(second)}. The batch is {described(batch)}."
         ) from second
 
     def _of_model(self, model: nn.Module, batch: Any) -> Any:

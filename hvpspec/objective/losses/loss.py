@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hvpspec.objective.losses.criteria import CRITERIA, of_criterion, said_reduc
 from hvpspec.objective.losses.named import NAMED_LOSSES
 from hvpspec.objective.losses.outputs import as_split
 from hvpspec.options import LOSS_NAMES, Reduction
+from hvpspec.raised import defined
 
 LossFunction = Callable[..., Any]
 """`loss(model, batch)` or `loss(outputs, targets)`; it returns the mean loss, or (mean loss, weight)."""
@@ -137,7 +139,27 @@ def resolve_loss(loss: str | LossFunction | nn.Module | Loss) -> Loss:
         return Loss(split, False, split, criterion, said_reduction(split.loss))
     if not callable(loss):
         raise InputError(f"loss must be a name or a function loss(model, batch); got {type(loss).__name__}.")
+    _refuse_signature(loss)
     return Loss(UserLoss(loss), False, loss, loss if isinstance(loss, nn.Module) else None, said_reduction(loss))
+
+
+def _refuse_signature(loss: Callable[..., Any]) -> None:
+    """Raises InputError for what cannot be called with two arguments."""
+    if isinstance(loss, type):
+        raise InputError(f"loss is the class {loss.__name__}; give an object of it, {loss.__name__}().")
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function that Python does not know
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        at = f"; {where}" if (where := defined(function)) else ""
+        raise InputError(
+            f"the loss '{loss_name(loss)}' cannot be called with a model and a batch, or with outputs and targets "
+            f"({error}{at}); give a function loss(model, batch) that takes the batch apart itself."
+        ) from error
 
 
 def loss_name(loss: str | LossFunction | nn.Module) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 from hvpspec.objective.losses.calls import call_model
 from hvpspec.objective.losses.conventions import entry, logits_of, loss_of
+from hvpspec.objective.losses.described import described
 from hvpspec.objective.losses.outputs import announce, announce_samples
 from hvpspec.objective.losses.pairs import outputs_and_targets, same_shape, softmax_cross_entropy
 
@@ -45,7 +46,7 @@ def causal_lm(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | int]:
     parameters (all entries if it takes **kwargs), or else with the input ids only.
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
-        raise InputError('the loss "causal_lm" needs batches that are dicts with "input_ids".')
+        raise InputError(f'the loss "causal_lm" needs batches that are dicts with "input_ids"; got {described(batch)}.')
     ids = batch["input_ids"]
     labels = batch.get("labels")
     if labels is None:
@@ -170,7 +171,7 @@ def _embedding(model: nn.Module, sentences: Any) -> Tensor:
     hidden = getattr(output, "last_hidden_state", output)
     if not isinstance(hidden, Tensor) or hidden.ndim != 3:
         raise InputError(
-            f'the model returned {type(output).__name__}; "cosine_similarity" needs hidden states of shape (sentences, '
+            f'the model returned {described(output)}; "cosine_similarity" needs hidden states of shape (sentences, '
             "tokens, width), which an encoder without a head returns."
         )
     mask = inputs.get("attention_mask")

@@ -96,7 +96,10 @@ def each(loss: Callable[[Any, Any], Any], outputs: Any, batch: Any) -> Elements:
     try:
         count = length(batch, FIRST)
     except CannotCut as reason:
-        raise InputError(f"the samples of a batch cannot be told apart ({reason}).") from None
+        raise InputError(
+            f"the samples of a batch cannot be told apart ({reason}); give batches of tensors with a row for each "
+            "sample."
+        ) from None
     for number in range(count):
         result = loss(cut(outputs, FIRST, number, number + 1), cut(batch, FIRST, number, number + 1))
         one, weight = result if isinstance(result, (tuple, list)) else (result, 1.0)

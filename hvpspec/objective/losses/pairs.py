@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError
 from hvpspec.objective.losses.calls import call_model
 from hvpspec.objective.losses.conventions import logits_of
+from hvpspec.objective.losses.described import described
 from hvpspec.objective.losses.outputs import announce, announce_samples
 
 
@@ -52,15 +53,16 @@ def class_weights(targets: Tensor, weight: Tensor | None, ignore_index: int) -> 
 
 def outputs_and_targets(model: nn.Module, batch: Any, name: str) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        what = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
         raise InputError(
-            f'the loss "{name}" needs batches that are pairs (inputs, targets); got {what}. '
+            f'the loss "{name}" needs batches that are pairs (inputs, targets); got {described(batch)}. '
             "For one batch, give data=[(inputs, targets)]."
         )
     inputs, targets = batch
     outputs = call_model(model, inputs)
     if not isinstance(targets, Tensor):
-        raise InputError(f'the loss "{name}" needs targets that are a tensor; got {type(targets).__name__}.')
+        raise InputError(
+            f'the loss "{name}" needs targets that are a tensor; got {described(targets)}. Make them one in the data.'
+        )
     logits = logits_of(outputs)
     announce(logits)
     return logits, targets
@@ -69,7 +71,8 @@ def outputs_and_targets(model: nn.Module, batch: Any, name: str) -> tuple[Tensor
 def same_shape(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if outputs.shape != targets.shape:  # broadcasting (n, 1) against (n,) is a well-known silent error
         raise InputError(
-            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}; the two must be equal."
+            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}; the two must be equal. "
+            "Reshape the targets in the data, or the outputs in the model."
         )
     return outputs, targets.to(outputs.dtype)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.cutting import CannotCut, cut, length
-from hvpspec.objective.noise import is_random
+from hvpspec.objective.noise import blaming_changes, is_random
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import joined
 from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable
@@ -62,7 +62,10 @@ def verify(objective: Objective) -> None:
     alone = objective.on_first_batch().with_(matrix="hessian")
     few = _first_samples(alone)
     for one in ([] if few is None else [few.in_float64()]) + [alone.in_float64(), alone]:
-        with contextlib.suppress(_CannotTell):  # no float64 of an operation or no memory for it, a batch without weight
+        with (
+            contextlib.suppress(_CannotTell),
+            _blaming_changes(one),
+        ):  # no float64 of an operation or no memory for it, a batch without weight
             if _is_doubtful(one):
                 _judge(alone)
             return
@@ -77,7 +80,7 @@ def verify_differences(objective: Objective) -> None:
     """
     objective.settle()
     alone = objective.on_first_batch()
-    with contextlib.suppress(_CannotTell), alone.evaluating() as parameters:
+    with contextlib.suppress(_CannotTell), _blaming_changes(alone), alone.evaluating() as parameters:
         loss = _repeated(alone, _evaluations(alone))
         if loss.requires_grad and not is_gradient(alone):
             raise InputError(
@@ -135,8 +138,12 @@ def _is_doubtful(objective: Objective) -> bool:
         others = other_leaves(loss, parameters)
         if not loss.requires_grad:
             return False
-        refuse_once_differentiable(0, loss)
+        refuse_once_differentiable(0, loss, objective)
         return _differs(objective, parameters, loss, evaluations, others)
+
+
+def _blaming_changes(objective: Objective) -> contextlib.AbstractContextManager[None]:
+    return blaming_changes(objective.model, objective.data, objective.place, objective.dtype)
 
 
 def _repeated(objective: Objective, evaluate: Callable[[], Tensor]) -> Tensor:
@@ -145,7 +152,7 @@ def _repeated(objective: Objective, evaluate: Callable[[], Tensor]) -> Tensor:
     again = evaluate().detach()
     off = float((again - loss.detach()).abs())
     if off > REPEATED[objective.dtype] * max(float(loss.detach().abs()), float(again.abs())):
-        raise InputError(is_random(float(loss.detach()), float(again)))
+        raise is_random(float(loss.detach()), float(again))
     return loss
 
 
@@ -192,7 +199,7 @@ def _differs(
     sides = []
     for side in (1, -1):
         with moved(objective, parameters, v, side * step, reached):
-            sides.append(gradient(objective, evaluate(), parameters))
+            sides.append(gradient(objective, 0, evaluate(), parameters))
     difference = (sides[0] - sides[1]) / (2 * step)
     bound = float((sides[0] - 2 * centre + sides[1]).norm()) / (2 * step) + float(least_error(centre, step))
     return not float((difference - exact).norm()) <= 2 * bound + unit * float(exact.norm())
@@ -215,7 +222,7 @@ def _reached(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 def _of_another_model(others: Sequence[Tensor]) -> str:
     return (
         f"the loss does not depend on the model's parameters, but on others ({_described(others)}): is it computed "
-        "with another model?"
+        "with another model? It has to use the one that it is given."
     )
 
 

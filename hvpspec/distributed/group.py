@@ -165,7 +165,7 @@ class Group:
 
     def least(self, number: int) -> int:
         """The least of the ranks' numbers, such as how many vectors there is room for."""
-        return min(map(int, self.told(str(number))))
+        return min(map(int, self.told(str(int(number)))))
 
     def same(self, what: str, value: Any) -> None:
         """Raises InputError where ranks have different values (JSON-ready): all of them must be given the same."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hvpspec.operators.preconditioner import Preconditioner, adam_preconditioner
     from hvpspec.options import SpectrumOptions
     from hvpspec.report.documents import load_spectrum
+    from hvpspec.report.vector_folders import load_eigenvectors
     from hvpspec.results.condition import Condition
     from hvpspec.results.density import Density
     from hvpspec.results.diagonal import Diagonal, DiagonalMean
@@ -97,6 +98,7 @@ _PLACES = {
     "gradient": "estimators.gradients.gradient",
     "hessian": "operators.dense",
     "load_checkpoint": "checkpoint.load",
+    "load_eigenvectors": "report.vector_folders",
     "load_spectrum": "report.documents",
     "sample_batches": "objective.subsets.sampled_batches",
     "per_batch": "estimators.batches",
@@ -152,6 +154,7 @@ __all__ = [
     "gradient",
     "hessian",
     "load_checkpoint",
+    "load_eigenvectors",
     "load_spectrum",
     "per_batch",
     "sample_batches",

@@ -24,7 +24,7 @@ from hvpspec.krylov.probes import Pool
 from hvpspec.krylov.vectors import pieces, rademacher, rough_inner
 from hvpspec.results.estimate import Bracket
 
-_SKETCH_SUMS = 127  # a prime, so that the entries of a row or a column of weights go to different sums
+SKETCH_SUMS = 127  # a prime, so that the entries of a row or a column of weights go to different sums
 _CACHED_ENTRIES = 1 << 16  # multiplied by their signs at once on a CPU, whose caches hold them
 _COPIED_ENTRIES = 1 << 24  # elsewhere: few launches, and little memory next to the vectors
 _SKETCH_NUMBER = 1 << 32  # of the seed's random signs: beyond any probe
@@ -40,12 +40,12 @@ def signs_of_sketches(rows: int | range, seed: int, device: torch.device) -> Ten
 
 def sketched(X: Tensor, signs: Tensor) -> Tensor:
     """Random signed sums of the entries of each column: an estimate of inner products, shape (d, b)."""
-    sums = torch.zeros(_SKETCH_SUMS, X.shape[1], dtype=torch.float64, device=X.device)
+    sums = torch.zeros(SKETCH_SUMS, X.shape[1], dtype=torch.float64, device=X.device)
     entries = _CACHED_ENTRIES if X.device.type == "cpu" else _COPIED_ENTRIES
-    most = max(entries // X.shape[1] // _SKETCH_SUMS, 1) * _SKETCH_SUMS
+    most = max(entries // X.shape[1] // SKETCH_SUMS, 1) * SKETCH_SUMS
     for rows in pieces(len(X), most):  # in pieces: a copy of the whole would be another vector
         signed = X[rows] * signs[rows]
-        whole = len(signed) - len(signed) % _SKETCH_SUMS
+        whole = len(signed) - len(signed) % SKETCH_SUMS
         sums += signed[:whole].reshape(-1, *sums.shape).sum(0, dtype=torch.float64)
         if whole < len(signed):
             sums[: len(signed) - whole] += signed[whole:]
@@ -63,7 +63,7 @@ class BatchSpread:
         self._probes = np.zeros((self._folds, 0, 0))
         self._latest = np.zeros((0, 0, 0))
         self._signs = torch.zeros(0, 1, dtype=torch.int8)
-        self._sketches = np.zeros((self._folds + 1, _SKETCH_SUMS, 0))  # of H_g Q for each fold g; last, of Q itself
+        self._sketches = np.zeros((self._folds + 1, SKETCH_SUMS, 0))  # of H_g Q for each fold g; last, of Q itself
         self._latest_sketches = self._sketches
 
     def multiply(self, X: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class BatchSpread:
         if not self._folds:
             return self._A @ X
         basis, probes = self._krylov.basis, self._pool.probes
-        self._latest_sketches = np.zeros((self._folds + 1, _SKETCH_SUMS, X.shape[1]))
+        self._latest_sketches = np.zeros((self._folds + 1, SKETCH_SUMS, X.shape[1]))
         self._latest_sketches[-1] = added(self._sketched(X)).cpu().numpy()
         self._latest = np.zeros((self._folds, basis.m + probes.shape[1] + X.shape[1], X.shape[1]))
 

@@ -133,13 +133,13 @@ def _measure(
             end = error
         found = course.known_by(end)
         assert found is not None
-        if not leads():
-            return _end_with(end)  # the first rank says and writes it
         record = request.record(opened, found)
+        if not leads():
+            return _end_elsewhere(record, request, opened, screen, end)
         figures = partial(_show_figures, record, request, opened, screen, explain=explain)
         paths, failure = _written(options.out, record, figures)
         if failure is None:
-            failure = _save_vectors(record, request, opened, screen, paths)
+            failure = _save_vectors(record, request, opened, screen, paths, alone=end is not None)
         goes_on = found.out_of_time and found.hvps > 0  # with the same command, or one that has more time
         if found.complete and failure is None and not goes_on:
             folder.done()
@@ -157,6 +157,15 @@ def _end_with(reason: BaseException | None) -> None:
         raise reason
 
 
+def _end_elsewhere(
+    record: Record, request: _Request, opened: Opened, screen: Screen, end: BaseException | None
+) -> None:
+    """On other ranks than the first, which says and writes all but their parts of the eigenvectors."""
+    if end is None:
+        _save_vectors(record, request, opened, screen, [])
+    _end_with(end)
+
+
 def _written(folder: Path, record: Record, show: Callable[[bool], None]) -> tuple[list[Path], OutputError | None]:
     """The paths of the files, and what could not be written. show: see `write_report`."""
     try:
@@ -166,13 +175,17 @@ def _written(folder: Path, record: Record, show: Callable[[bool], None]) -> tupl
 
 
 def _save_vectors(
-    record: Record, request: _Request, opened: Opened, screen: Screen, paths: list[Path]
+    record: Record, request: _Request, opened: Opened, screen: Screen, paths: list[Path], *, alone: bool = False
 ) -> OutputError | None:
-    """Writes the vectors that are known, and adds their paths; what could not be written."""
-    saving, failure = request.saving, None
-    inputs = inputs_in(record.provenance)
+    """Writes the vectors that are known, and adds their paths; what could not be written.
+
+    alone: other ranks may have ended, and with them their parts of the eigenvectors.
+    """
+    saving, failure, pairs = request.saving, None, record.spectrum.eigenpairs
+    lost = alone and pairs is not None and pairs.shard is not None
+    wanted = (saving.save_diagonal if leads() else None, None if lost else saving.save_eigenvectors)
     try:
-        for path in save_vectors(record, opened.H.parameters, saving.save_diagonal, saving.save_eigenvectors, inputs):
+        for path in save_vectors(record, opened.H.parameters, *wanted, inputs_in(record.provenance)):
             paths.append(path)
     except OutputError as error:
         failure = error
@@ -242,8 +255,6 @@ class _Course:
             self.known = spectrum(
                 self.opened.A, **self.options.estimators(), journal=self.journal, callback=self.follow
             )
-            if self.request.saving.save_eigenvectors is not None and self.known.eigenpairs is not None:
-                self.known = dataclasses.replace(self.known, eigenpairs=self.known.eigenpairs.gather())
             if self.options.per_batch:
                 self._measure_batches(self.known)
 

@@ -38,6 +38,7 @@ from hvpspec.operators.hessian import HessianOperator
 from hvpspec.operators.preconditioned import Measured, PreconditionedOverData
 from hvpspec.options import MATRIX_NAMES
 from hvpspec.preflight import Finding, Preflight, count_parameters, examine, inspect_operator, make_differentiable
+from hvpspec.preflight.of_ranks import exchange_seconds, on_ranks
 from hvpspec.report.rows.condition import edge_note
 from hvpspec.results.record import CheckpointFile, Provenance
 from hvpspec.runs.checkpoint_order import step_in
@@ -248,7 +249,8 @@ def shown_findings(findings: list[Finding], checkpoint: Path, options: Options) 
 def on_first_rank(
     A: Measured, findings: list[Finding], expect: str | None, options: Options, *, loss: LossValue, measure: bool
 ) -> Preflight:
-    """The preflight. Of ranks, the first one makes it with its own batches, whose products cost what a run's do."""
+    """The preflight. Of ranks, the first one makes it with its own batches, whose products cost what a run's do, but
+    for what ranks send one another."""
     H = A.A if isinstance(A, PreconditionedOverData) else A
     if H.ranks is None:
         return inspect(H, findings, expect, options, loss=loss, measure=measure, of=A)
@@ -263,7 +265,8 @@ def on_first_rank(
         return dataclasses.replace(found, loss=loss.value).to_dict()
 
     group = H.ranks.group
-    return Preflight.from_dict(group.agreed(group.together(find)))
+    found = Preflight.from_dict(group.agreed(group.together(find)))
+    return found if found.seconds is None else on_ranks(found, group.size, exchange_seconds(H))
 
 
 def inspect(

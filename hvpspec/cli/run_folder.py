@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from hvpspec.atomic_files import prepare_folder
-from hvpspec.checkpoint.formats.safetensors_files import read_metadata
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options.flags import flag_name
 from hvpspec.cli.options.source import Earlier, Source
@@ -27,6 +26,7 @@ from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.operators.preconditioned import Measured
 from hvpspec.options import SpectrumOptions
+from hvpspec.report.vector_folders import read_about
 from hvpspec.results.record import Provenance
 from hvpspec.system.folder_lock import FolderLock
 from hvpspec.wording import counted
@@ -106,7 +106,7 @@ class RunFolder:
     def _check_vectors(self, option: str, path: Path, inputs: Mapping[str, Any]) -> None:
         """What hvpspec has not written may be somebody's checkpoint: it is not replaced in any case."""
         try:
-            then = json.loads(read_metadata(path)["inputs"])
+            then = json.loads(read_about(path)["inputs"])
         except (CheckpointError, ValueError, KeyError):
             raise InputError(f"{option} {path} exists, and was not written by hvpspec; choose another file.") from None
         if not self.earlier.force and (others := _others(then, inputs)):

@@ -24,9 +24,9 @@ from hvpspec.cli.preconditioned import preconditioned
 from hvpspec.cli.prepare import (
     CHECKING,
     Read,
-    inspect,
     load,
     made_by,
+    on_first_rank,
     read,
     refuse,
     shown_findings,
@@ -133,7 +133,8 @@ def follow(ordered: Sequence[Path], request: Request) -> None:
         if series.rows:
             request.screen.error(f"{done_so_far()}.")
         raise
-    _summarise(series, request.screen)
+    if series.writes:
+        _summarise(series, request.screen)
 
 
 def _continue(series: Series, request: Request) -> None:
@@ -144,8 +145,7 @@ def _continue(series: Series, request: Request) -> None:
         _show_done(series, screen)
         series.write()
         return
-    with interruptible():
-        opened = _open(series, request)
+    opened = _open(series, request)
     _show_done(series, screen)
     if done:
         series.write()
@@ -188,22 +188,23 @@ def _open(series: Series, request: Request) -> _Opened:
     source, options, done = request.source, request.options, len(series.rows)
     number = max(done - 1, 0)
     checkpoint = series.checkpoints[number]
-    loaded = load(checkpoint, source, request.screen, options.seed, with_step=True)
-    if done:
-        series.check_unchanged(number, loaded.read.fingerprint.sha256)
-    if any(finding.kind == "quantised" and finding.severity == "note" for finding in loaded.findings):
-        raise InputError("the checkpoints are of a quantised model; track it as it was before quantisation.")
-    operator = operator_named(options.one_matrix, loaded.loss)
-    H = operator(loaded.model, loaded.loss, loaded.data, **options.operator())
-    loss = H.loss()
-    if done:
-        _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))
+    with interruptible():
+        loaded = load(checkpoint, source, request.screen, options.seed, with_step=True)
+        if done:
+            series.check_unchanged(number, loaded.read.fingerprint.sha256)
+        if any(finding.kind == "quantised" and finding.severity == "note" for finding in loaded.findings):
+            raise InputError("the checkpoints are of a quantised model; track it as it was before quantisation.")
+        operator = operator_named(options.one_matrix, loaded.loss)
+        H = operator(loaded.model, loaded.loss, loaded.data, **options.operator())
+        loss = H.loss()
+        if done:
+            _check_same_series(series, source, loss, loss_tolerance(H.torch_dtype))
     of_model = examine(loaded.model, H.device, train_mode=options.train_mode)
     findings = shown_findings([*loaded.findings, *of_model], checkpoint, options)
     expect = None if done else source.expect_loss
     with request.screen.waiting(CHECKING):
         A = request.operator(H, checkpoint)
-        preflight = inspect(H, findings, expect, options, loss=loss, measure=request.preflight, of=A)
+        preflight = on_first_rank(A, findings, expect, options, loss=loss, measure=request.preflight)
     refuse(preflight)
     return _Opened(loaded.model, H, loss, preflight, loaded.read)
 

@@ -13,9 +13,8 @@ from hvpspec.errors import InputError, LostRank
 from hvpspec.system.stops import holding
 
 _SECONDS_IN_A_COLLECTIVE = 300.0  # at most: all ranks are at it when it begins
-_SPREAD = ("spectrum", "check", "demo")  # commands that ranks work on together
-_ALONE = ("compare",)  # commands that read files only
-_BY_ITSELF = "--per-batch"  # whose batches are no work to share
+_WRITING = ("spectrum", "demo", "track")  # commands that replace what is in a folder
+_ALONE = ("compare",)  # commands that read files only: of these the first rank is enough
 
 
 def is_under_torchrun() -> bool:
@@ -48,19 +47,16 @@ def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str] | None]:
     if command in _ALONE:
         yield list(arguments) if leads() else None
         return
-    if command is not None and command not in _SPREAD:
-        raise InputError(f"hvpspec {command} runs as one process; start it without torchrun.")
-    if _BY_ITSELF in arguments:
-        raise InputError(f"{_BY_ITSELF} runs as one process; start it without torchrun.")
     backend = _backend(arguments)
     dist.init_process_group(backend, timeout=timedelta(seconds=_SECONDS_IN_A_COLLECTIVE))
     group = group_of(None)
     assert group is not None
     with contextlib.ExitStack() as stack:
-        own = [*arguments, *(["--no-journal", "--no-gradient"] if command in ("spectrum", "demo") else [])]
+        own = [*arguments, *(["--no-journal"] if command in _WRITING else [])]
         if not leads():
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hvpspec-rank-"))
-            own += ["--out", folder, *(["--force"] if command in ("spectrum", "demo") else [])]
+            own += ["--out", folder] if command in (*_WRITING, "check") else []
+            own += ["--force"] if command in _WRITING else []
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))

@@ -2,11 +2,18 @@
 
 Started from eigenvectors of the whole matrix, Lanczos would be no faster: λ_max itself is found a step or two sooner,
 but the start is then random only in part, and to show that nothing lies beyond takes as many steps more.
+
+Of ranks, each looks at its own batches, with whole vectors and products that are no business of the others. They do so
+in rounds of one batch on each rank, after which all know what each has found: so a budget is divided as in one process,
+an error or a signal on one of them ends all within a round, and what is known by then is known to the first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hvpspec.distributed.shard import sharded
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.estimators.passes.ends import Ends, Side
 from hvpspec.estimators.passes.shared_pass import SharedPass
@@ -25,6 +33,7 @@ from hvpspec.options import DEFAULT_MAX_BATCHES, BatchOptions, BatchWhich, Place
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket, Estimate
 from hvpspec.results.parts import ENDS, Batch, Batches
+from hvpspec.system.stops import asked
 from hvpspec.system.time_limit import OutOfTime, check_time
 from hvpspec.system.time_limit import time_limit as allowed_time
 from hvpspec.validation import check_duration
@@ -68,7 +77,8 @@ def per_batch(
         Of the random starts.
     max_hvps : int, optional
         Budget of products, each with the matrix of one batch only; by default 20 for each batch. It is divided equally
-        among the batches to come. What is not known to the tolerance then has ``converged=False``.
+        among the batches to come. What is not known to the tolerance then has ``converged=False``. Of ranks, those of a
+        round divide what is left before it.
     time_limit : float or str, optional
         Budget of time, see `hvpspec.spectrum`.
     max_batches : int, default 1000
@@ -81,8 +91,8 @@ def per_batch(
     journal : path, optional
         A folder for a journal, see `hvpspec.spectrum`: the same call goes on with the batch that was interrupted.
     callback : callable, optional
-        Called with the current `Batches` after each product. An exception that it raises, or Ctrl-C, ends the run; the
-        last `Batches` has what was known.
+        Called with the current `Batches` after each product; of ranks, on each of them after its own products. An
+        exception that it raises, or Ctrl-C, ends the run; the last `Batches` has what was known.
 
     Returns
     -------
@@ -98,7 +108,7 @@ def per_batch(
     -----
     λ_max of a batch takes about 6 to 10 products, of which each costs a product with that batch alone, and a forward
     pass. One batch is in memory at a time. Batches without weight, such as those of which all targets are ignored, are
-    left out.
+    left out. Ranks divide the batches among them; to be called on all of them.
 
     Examples
     --------
@@ -118,7 +128,7 @@ def per_batch(
     if operator.batch_operators is None:
         raise InputError("the operator has no batches of data; give a HessianOperator, or one like it.")
     of_run = SpectrumOptions(k=1, which=which, rtol=rtol, confidence=confidence, seed=seed, max_hvps=max_hvps)
-    with allowed_time(seconds):
+    with allowed_time(seconds), sharded(operator.shard):
         timed, _ = within_time(operator)
         with keeping(journal, timed, of_run) as (view, log):
             run = _Run(view, options, storage, log, callback)
@@ -141,48 +151,80 @@ class _Run:
         self.numbers = drawn_batches(self.A.batch_count, self.options)
         self.known = Batches((), None, self.A.batch_count, len(self.numbers), 0, out_of_time=True)
         self.rounding = 0.0  # of products, relative to the norm
+        self.group = None if self.A.shard is None else self.A.shard.group
+        self.rank, self.ranks = (0, 1) if self.group is None else (self.group.rank, self.group.size)
 
     def measure(self, pairs: Eigenpairs | None) -> None:
         """The whole matrix first, and then each batch."""
         whole, hvps = self._of_whole(pairs)
         self.known = replace(self.known, whole=whole, whole_hvps=hvps)
-        self._report(0)
-        budget, operators = self.options.budget(len(self.numbers)), self.A.batch_operators
-        assert operators is not None
-        for place, (number, operator_of) in enumerate(operators(frozenset(self.numbers))):
-            left = budget - self.known.hvps
-            if left < 1:
-                break
-            check_time()
-            allowed = min(max(left // (len(self.numbers) - place), _LEAST_HVPS), left)
-            found, hvps = self._fact(number, allowed, operator_of)
-            batches = (*self.known.batches, found) if found.largest or found.smallest else self.known.batches
-            self.known = replace(self.known, batches=batches, hvps=self.known.hvps + hvps)
-            self._report(0)
+        self._report_on_all()
+        assert self.A.batch_operators is not None
+        self.operators = self.A.batch_operators(frozenset(filter(self._is_here, self.numbers)))
+        for allowed in self._rounds():
+            self._measure_round(allowed)
         self.known = replace(self.known, out_of_time=False)
+
+    def _is_here(self, number: int) -> bool:
+        """Whether this rank has the batch."""
+        return number % self.ranks == self.rank
+
+    def _rounds(self) -> Iterator[dict[int, int]]:
+        """The batches that are looked at side by side, one on each rank, and how many products each may take."""
+        budget, done = self.options.budget(len(self.numbers)), 0
+        queues = [[number for number in self.numbers if number % self.ranks == rank] for rank in range(self.ranks)]
+        for numbers in itertools.zip_longest(*queues):
+            left, allowed = budget - self.known.hvps, dict[int, int]()
+            for number in numbers:
+                if number is not None and left >= 1:
+                    allowed[number] = min(max(left // (len(self.numbers) - done), _LEAST_HVPS), left)
+                    left, done = left - allowed[number], done + 1
+            if not allowed:
+                return
+            yield allowed
+
+    def _measure_round(self, allowed: dict[int, int]) -> None:
+        facts = functools.cache(lambda: self._facts(allowed))
+        for number, most in allowed.items():
+
+            def find(number: int = number) -> dict[str, Any]:
+                return facts()[number]
+
+            name = f"batch {number}, {most} products, {self.options}"
+            fact = find() if self.journal is None else self.journal.fact(name, find)
+            found = Batch.from_dict(fact["batch"])
+            batches = (*self.known.batches, found) if found.largest or found.smallest else self.known.batches
+            batches = tuple(sorted(batches, key=lambda batch: batch.number))
+            self.known = replace(self.known, batches=batches, hvps=self.known.hvps + fact["hvps"])
+        self._report_on_all()
 
     def _report(self, under_way: int) -> None:
         """under_way: products with the present batch."""
         if self.callback is not None:
             self.callback(replace(self.known, hvps=self.known.hvps + under_way, out_of_time=False))
 
-    def _fact(
-        self, number: int, allowed: int, operator_of: Callable[[], tuple[float, Any]]
-    ) -> tuple[Batch, int]:  # fmt: skip
-        """A batch and the products it took: from the journal of an interrupted run, or found now."""
+    def _report_on_all(self) -> None:
+        """What is known to all ranks; an error on one of them is raised on all."""
+        self._report(0) if self.group is None else self.group.together(lambda: self._report(0))
 
-        def find() -> dict[str, Any]:
-            weight, operator = operator_of()
-            if operator is None:
-                return {"batch": Batch(number, 0.0).to_dict(), "hvps": 0}
-            found, hvps = self._of_batch(Batch(number, weight), operator, allowed)
-            return {"batch": found.to_dict(), "hvps": hvps}
+    def _facts(self, allowed: dict[int, int]) -> dict[int, dict[str, Any]]:
+        """Of each batch of a round, with the products that it took."""
+        if self.group is None:
+            return self._own_facts(allowed)
+        with sharded(None):  # the vectors of a batch's matrix are whole
+            own = self.group.together(lambda: self._own_facts(allowed))
+        return dict(fact for said in self.group.told(json.dumps([*own.items()])) for fact in json.loads(said))
 
-        if self.journal is None:
-            fact = find()
-        else:
-            fact = self.journal.fact(f"batch {number}, {allowed} products, {self.options}", find)
-        return Batch.from_dict(fact["batch"]), fact["hvps"]
+    def _own_facts(self, allowed: dict[int, int]) -> dict[int, dict[str, Any]]:
+        return {number: self._fact(number, most) for number, most in allowed.items() if self._is_here(number)}
+
+    def _fact(self, number: int, allowed: int) -> dict[str, Any]:
+        check_time()
+        weight, operator = next(find for each, find in self.operators if each == number)()
+        if operator is None:
+            return {"batch": Batch(number, 0.0).to_dict(), "hvps": 0}
+        found, hvps = self._of_batch(Batch(number, weight), operator, allowed)
+        return {"batch": found.to_dict(), "hvps": hvps}
 
     def _of_batch(self, batch: Batch, operator: Any, allowed: int) -> tuple[Batch, int]:
         view, _ = within_time(as_symmetric(operator))
@@ -192,6 +234,8 @@ class _Run:
             warnings.simplefilter("ignore", ZeroHessianWarning)  # of one batch it need not be a mistake
             for _ in self._steps(ends, min(allowed, _MAX_STEPS)):
                 self._report(view.hvps)
+                if self.group is not None and (stop := asked()) is not None:  # signals are held where ranks work
+                    raise stop
         return self._with_ends(batch, ends), view.hvps
 
     def _of_whole(self, pairs: Eigenpairs | None) -> tuple[Batch, int]:

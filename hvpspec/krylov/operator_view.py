@@ -43,7 +43,10 @@ State = dict[str, Any]
 
 
 BatchOperators = Callable[[Collection[int]], Iterator[tuple[int, Callable[[], tuple[float, Any]]]]]
-"""For the batches of these numbers: the number, and what gives the batch's weight and operator; None without weight."""
+"""For the batches of these numbers: the number, and what gives the batch's weight and operator; None without weight.
+
+Of ranks, each has those of its own batches alone, with whole vectors.
+"""
 
 
 @runtime_checkable
@@ -301,7 +304,7 @@ def _from_data_operator(A: Any) -> Symmetric:
         decide=Symmetric.decide if shard is None else lambda name, find: shard.group.least(find()),
         shard=shard,
         batch_count=count,
-        batch_operators=None if shard else getattr(A, "batch_operators", None),
+        batch_operators=getattr(A, "batch_operators", None),
         semidefinite=_semidefinite(A),
     )
 

@@ -11,7 +11,7 @@ from hvpspec.objective.batches import numbered
 from hvpspec.objective.losses.conventions import NoWeight
 from hvpspec.objective.objective import Objective
 from hvpspec.operators.parts.over_engine import OverEngine
-from hvpspec.operators.parts.ranks import Ranks
+from hvpspec.operators.parts.ranks import Ranks, Spread
 from hvpspec.oracle import Chooser
 
 
@@ -22,6 +22,8 @@ class OverBatches(OverEngine):
     hvps: int
     _product: Chooser
     _ranks: Ranks | None
+    spread: Spread | None
+    sharing: int = 1  # ranks that have parts of the long vectors, also where this is the operator of one of them alone
 
     def batch_count(self) -> int:
         """Number of batches of the data.
@@ -33,10 +35,23 @@ class OverBatches(OverEngine):
         """
         return self.objective.batch_count() if self._ranks is None else self._ranks.batch_count
 
+    def alone(self) -> Self:
+        """The operator of this rank's batches alone, which other ranks know nothing of; itself without ranks."""
+        if self._ranks is None:
+            return self
+        other = copy.copy(self)
+        other.sharing, other._ranks, other.spread = self._ranks.group.size, None, None
+        return other
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that share the work, if it is shared."""
+        return self._ranks
+
     def batch_operators(
         self, numbers: Collection[int]
     ) -> Iterator[tuple[int, Callable[[], tuple[float, Self | None]]]]:
-        """The operators of single batches, for one pass over the data.
+        """The operators of single batches, for one pass over the data. Of ranks, each has those of its own batches.
 
         Parameters
         ----------
@@ -48,8 +63,14 @@ class OverBatches(OverEngine):
         tuple of int and callable
             The batch's number, and what gives its weight and the operator of that batch alone, or None where the weight
             is 0. That costs one forward pass of the batch. The operator makes its products by the engine in use, and is
-            to be dropped before the next batch is asked for, so that what it saves is freed.
+            to be dropped before the next batch is asked for, so that what it saves is freed. Other ranks know nothing
+            of it.
         """
+        if self._ranks is not None:
+            self._ranks.settle()
+        return self._of_batches(numbers)
+
+    def _of_batches(self, numbers: Collection[int]) -> Iterator[tuple[int, Callable[[], tuple[float, Self | None]]]]:
         for number, batch in numbered(self.objective.data):
             if number in numbers:
                 yield number, partial(self._on_batch, number, batch)
@@ -62,6 +83,6 @@ class OverBatches(OverEngine):
             weight = objective.value().weight
         except NoWeight:
             return 0.0, None
-        one = copy.copy(self)
+        one = copy.copy(self.alone())
         one.objective, one._product, one.hvps = objective, self._product.on(objective), 0
         return weight, one

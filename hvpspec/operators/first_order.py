@@ -9,6 +9,8 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import ParameterSpace, joined
+from hvpspec.operators.parts.gradient_of_ranks import gradient_of_ranks
+from hvpspec.operators.parts.ranks import Ranks
 from hvpspec.operators.preconditioner import Preconditioner
 from hvpspec.operators.tensors import TensorOperator
 from hvpspec.oracle.loss_gradient import LossGradient, Receive, loss_gradient
@@ -33,6 +35,7 @@ class FirstOrder(TensorOperator):
     """An operator of an objective."""
 
     objective: Objective
+    _ranks: Ranks | None
 
     def values(self) -> Tensor:
         """The chosen parameters as a vector.
@@ -52,18 +55,22 @@ class FirstOrder(TensorOperator):
         ----------
         receive : callable
             ``receive(number, weight, gradient)`` is called for each batch with its number, its weight, and the
-            gradient (n, 1) of its own mean loss, whose memory is used again afterwards.
+            gradient (n, 1) of its own mean loss, whose memory is used again afterwards. Of ranks, each is told of its
+            own batches.
 
         Returns
         -------
         LossGradient
-            With `columns` of shape (n, 2), of which the first is the gradient. Costs one gradient and no HVP.
+            With `columns` of shape (n, 2), of which the first is the gradient; where vectors are spread over ranks,
+            this rank's rows. Costs one gradient and no HVP.
 
         Raises
         ------
         InputError
             Where the loss cannot be differentiated, or its gradient is not finite.
         """
+        if self._ranks is not None:
+            return gradient_of_ranks(self._ranks, self.objective, receive)
         return loss_gradient(self.objective, receive)
 
     def next_update(self, gradient: Tensor, preconditioner: Preconditioner | None = None) -> NextUpdate | None:
@@ -72,7 +79,7 @@ class FirstOrder(TensorOperator):
         Parameters
         ----------
         gradient : Tensor, shape (n,)
-            That of the loss.
+            That of the loss; a whole one, also where vectors are spread over ranks.
         preconditioner : Preconditioner, optional
             As `hvpspec.adam_preconditioner` returns it.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -290,17 +289,6 @@ class HessianOperator(OverBatches):
             product = self._product(columns, (lambda *batch: check_time()) if limited else None)
         self.hvps += columns.shape[1]
         return product
-
-    def alone(self) -> HessianOperator:
-        """The operator of this rank's batches alone, which other ranks know nothing of; itself without ranks."""
-        other = copy.copy(self)
-        other._ranks = other.spread = None
-        return other if self._ranks else self
-
-    @property
-    def ranks(self) -> Ranks | None:
-        """The processes that share the work, if it is shared."""
-        return self._ranks
 
     def local(self, columns: Tensor) -> Tensor:
         """The product where vectors are spread over ranks: to be called on all of them.

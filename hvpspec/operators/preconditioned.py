@@ -261,14 +261,19 @@ class PreconditionedOverData(PreconditionedOperator):
         return self.A.values() / self.scale
 
     def loss_gradient(self, receive: Receive) -> LossGradient:
-        """In the operator's own coordinates D^(1/2) p, with the gradient of the decay that the shift stands for."""
+        """In the operator's own coordinates D^(1/2) p, with the gradient of the decay that the shift stands for.
+
+        Of ranks, this one's rows, as `HessianOperator` has it.
+        """
         decay = (self.shift * self.A.values())[:, None]
 
         def scaled(number: int, weight: float, gradient: Tensor) -> None:
             receive(number, weight, self._times_scale(gradient + decay))
 
-        found = self.A.loss_gradient(scaled)
-        return found._replace(columns=self._times_scale(found.columns + decay))
+        found, spread = self.A.loss_gradient(scaled), self.spread
+        if spread is None:
+            return found._replace(columns=self._times_scale(found.columns + decay))
+        return found._replace(columns=spread.times_scale(found.columns + spread.shard.part(decay)))
 
     def next_update(self, gradient: Tensor, preconditioner: Preconditioner | None = None) -> NextUpdate | None:
         """That of the optimizer whose preconditioner it is, where it is one's; `gradient` is as `loss_gradient` has it.
@@ -323,7 +328,7 @@ class _Spread:
         own.shift = self.shard.part(operator.shift) if operator.shift.ndim else operator.shift
         own.A = inner  # type: ignore[assignment]
         self.multiply_by_folds, self.recompute, self.fresh = own.multiply_by_folds, own.recompute, own.fresh
-        self._own = own
+        self.times_scale, self._own = own._times_scale, own
 
     def matmat(self, columns: Tensor) -> Tensor:
         scaled = self._own._times_scale(columns)

@@ -44,6 +44,7 @@ from hvpspec.options import (
     probes_for_bulk,
     verification_hvps,
 )
+from hvpspec.preflight.of_ranks import rows_of_rank, whole_vectors
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import counted
 
@@ -184,10 +185,10 @@ def _most_probes(moments: Moments, options: SpectrumOptions) -> float:
 def check_room(H: HessianOperator, options: SpectrumOptions) -> tuple[int, int]:
     """How many long vectors there is room for, and how many of them for the basis. It makes no product.
 
-    Raises InputError if a run needs more.
+    Of ranks, it is the room that one of them has for its rows. Raises InputError if a run needs more.
     """
     n, dtype = int(H.shape[0]), H.torch_dtype
-    room = check_storage(options.basis_memory, options.basis_on).vectors(n, dtype, H.device)
+    room = check_storage(options.basis_memory, options.basis_on).vectors(rows_of_rank(H), dtype, H.device)
     least = least_basis(min(options.k, n) if options.pairs else 1, min(options.block_size, n))
     capacity, _ = share_room(room, n, dtype.itemsize, least, probes=bool(options.sampled))
     return room, capacity
@@ -213,10 +214,10 @@ def with_forecast(
 ) -> Preflight:
     """The preflight with products, seconds and memory of the whole run, with what is done once besides its products.
 
-    held: bytes in use after a product, besides what that itself took.
+    held: bytes in use after a product, besides what that itself took. Of ranks, memory is that of each.
     """
     blocks = () if options.blocks is None else find_blocks(H, options.blocks)
-    n, itemsize = int(H.shape[0]), H.torch_dtype.itemsize
+    n, rows, itemsize = int(H.shape[0]), rows_of_rank(H), H.torch_dtype.itemsize
     plan = forecast(n, options, moments, tuple(block.size for block in blocks))
     pairs = min(options.k, n) if options.pairs else 0  # whose vectors are made in the end
     (room, capacity), so_far = check_room(H, options), high_water(H.device)
@@ -238,8 +239,9 @@ def with_forecast(
         if held is None or known.memory is None:
             return None
         vectors = peak_vectors(hvps - probes) + 2 * min(probes, MAX_LIVE_PROBES)
-        long = (max(min(vectors, room), min(hvps - probes, room) + pairs) + _WORKING_VECTORS) * n * itemsize
-        long += working_bytes(n, itemsize) if options.diagonal else 0
+        long = (max(min(vectors, room), min(hvps - probes, room) + pairs) + _WORKING_VECTORS) * rows * itemsize
+        long += working_bytes(rows, itemsize) if options.diagonal else 0
+        long += whole_vectors(H, options)
         run = held + known.memory + long + H.expected_saved_bytes(hvps, known.memory) + further
         return max(run, so_far or 0)
 
@@ -264,7 +266,7 @@ def _rounding_products(H: HessianOperator, options: SpectrumOptions) -> float:
 
 def _seconds_of_an_inner_product(H: HessianOperator) -> float:
     """Of two long vectors with themselves."""
-    X = torch.ones(H.shape[0], 2, dtype=H.torch_dtype, device=H.device)
+    X = torch.ones(rows_of_rank(H), 2, dtype=H.torch_dtype, device=H.device)
     fastest = math.inf
     for _ in range(2):
         start = time.perf_counter()

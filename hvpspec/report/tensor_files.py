@@ -1,4 +1,7 @@
-"""Vectors of a result as safetensors files, cut into tensors with the names and shapes of the model's parameters."""
+"""Vectors of a result as safetensors files, cut into tensors with the names and shapes of the model's parameters.
+
+Of ranks, the first one writes a file; a folder (`hvpspec.report.vector_folders`) is written by all of them.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from hvpspec.checkpoint.formats.safetensors_files import ToWrite, write_safetens
 from hvpspec.errors import InputError, OutputError
 from hvpspec.objective.parameters import ParameterSpace
 from hvpspec.options import VECTORS_SUFFIX
+from hvpspec.report.vector_folders import Layout, layout_of, named, save_folder
 from hvpspec.results.diagonal import Diagonal
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.record import Record
@@ -38,7 +42,7 @@ def save_diagonal(
         "converged": json.dumps(found.converged),
         "hvps": str(found.hvps),
     }
-    tensors = _tensors(found.values[None], parameters, "diagonal")
+    tensors = _tensors(found.values[None], layout_of(parameters, len(found.values), "diagonal"))
     alone = {name: ToWrite(tensor.dtype, tensor.shape[1:], tensor.parts) for name, tensor in tensors.items()}
     return _written(Path(path), alone, {**about, **(metadata or {})})
 
@@ -50,7 +54,7 @@ def save_eigenvectors(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """See `Eigenpairs.save`."""
+    """See `Eigenpairs.save`; of ranks, to be called on all of them."""
     if found.vectors is None:
         raise InputError("the eigenvectors are not known: they are not in a spectrum.json.")
     about = {
@@ -60,8 +64,20 @@ def save_eigenvectors(
         "errors": json.dumps(found.error.tolist()),
         "converged": json.dumps(found.converged),
         "hvps": str(found.hvps),
+        **(metadata or {}),
     }
-    return _written(Path(path), _tensors(found.vectors.T, parameters, "eigenvectors"), {**about, **(metadata or {})})
+    if not Path(path).suffix:
+        return save_folder(found, Path(path), parameters, about)
+    whole = found.gather().vectors
+    assert whole is not None
+    layout = layout_of(parameters, len(whole))
+
+    def write() -> Path:
+        if found.shard is not None and found.shard.group.rank:
+            return Path(path)
+        return _written(Path(path), _tensors(whole.T, layout), {**about, **named(layout)})
+
+    return write() if found.shard is None else found.shard.group.together(write)
 
 
 def save_vectors(
@@ -93,23 +109,14 @@ def _provenance(record: Record) -> dict[str, str]:
     return about
 
 
-def _tensors(rows: np.ndarray, parameters: ParameterSpace | None, alone: str) -> dict[str, ToWrite]:
+def _tensors(rows: np.ndarray, layout: Layout) -> dict[str, ToWrite]:
     """The vectors in `rows` (k, n), cut into a tensor (k, …) for each parameter, or whole under one name.
 
     They are written piece by piece: together they may take most of the memory.
     """
-    if parameters is None:
-        return {alone: ToWrite(rows.dtype, rows.shape, rows)}
-    if parameters.n != rows.shape[1]:
-        raise InputError(f"the parameters have {parameters.n:,} entries, and the vectors {rows.shape[1]:,}.")
-    pairs = parameters.are_complex or (False,) * len(parameters.names)
     return {
-        name: ToWrite(
-            rows.dtype,
-            (len(rows), *shape, *((2,) if is_complex else ())),
-            _cut(rows, parameters.slice(name)),
-        )
-        for name, shape, is_complex in zip(parameters.names, parameters.shapes, pairs, strict=True)
+        name: ToWrite(rows.dtype, (len(rows), *shape), _cut(rows, slice(where.start, where.stop)))
+        for name, (shape, where) in layout.items()
     }
 
 

@@ -265,7 +265,7 @@ def measured_lines(preflight: Preflight) -> list[str]:
 
 
 def expected_costs(preflight: Preflight) -> str:
-    """ ", about 5 s (0.05 s each), 340 MiB in all", as far as known.
+    """ ", about 5 s (0.05 s each), 340 MiB in all", as far as known; "340 MiB per rank" where ranks share a run.
 
     A product of a long run may take less than the one that was measured: each is what it takes there, with all else.
     """
@@ -273,7 +273,8 @@ def expected_costs(preflight: Preflight) -> str:
     if preflight.expected_seconds is not None:
         each = f" ({rounded(preflight.expected_seconds / hvps, 2)} s each)" if hvps else ""
         seconds = f", about {duration(preflight.expected_seconds)}{each}"
-    memory = "" if preflight.expected_memory is None else f", {readable(preflight.expected_memory)} in all"
+    of = "in all" if preflight.ranks is None else "per rank"
+    memory = "" if preflight.expected_memory is None else f", {readable(preflight.expected_memory)} {of}"
     return seconds + memory
 
 
@@ -286,5 +287,5 @@ def worst_case(preflight: Preflight) -> str:
     if preflight.most_seconds is not None:
         worst.append(duration(preflight.most_seconds))
     if preflight.most_memory is not None:
-        worst.append(readable(preflight.most_memory))
+        worst.append(readable(preflight.most_memory) + (" per rank" if preflight.ranks is not None else ""))
     return f"up to {', '.join(worst)} if the trace is near 0 or eigenvalues cluster"

@@ -125,29 +125,34 @@ class Eigenpairs(Stored):
     def save(
         self, path: str | os.PathLike[str], parameters: Any = None, *, metadata: Mapping[str, str] | None = None
     ) -> Path:
-        """Writes the eigenvectors to a safetensors file.
+        """Writes the eigenvectors to a safetensors file, or to a folder of torch.distributed.checkpoint.
+
+        `hvpspec.load_eigenvectors` reads both. Where ranks share the work, it is to be called on all of them.
 
         Parameters
         ----------
         path : path
-            Whose name ends in ".safetensors". A file there is replaced, whole or not at all.
+            A file, see `Diagonal.save`, for which the first rank needs whole vectors. Or a name without an ending, for
+            a folder: each rank writes its own rows, and any number of them may read it. A folder there is replaced if
+            this method has written it.
         parameters : ParameterSpace, optional
-            ``H.parameters`` of the operator: the file then has a tensor for each parameter, with its name and the
-            shape (k, …), so that ``{name: tensor[i] for name, tensor in file.items()}`` is eigenvector i in the shape
-            of the model's state dict; a complex parameter has a last axis of length 2. Without it, there is one
-            tensor, "eigenvectors", of shape (k, n).
+            See `Diagonal.save`; tensors have the shape (k, …), so that ``{name: tensor[i] for name, tensor in
+            file.items()}`` is eigenvector i in the shape of the model's state dict. Without it, there is one tensor,
+            "eigenvectors", of shape (k, n). A folder has the same tensors, which ``torch.distributed.checkpoint.load``
+            reads as well.
         metadata : mapping of str to str, optional
-            What the header is to say besides eigenvalues, residuals and errors (lists in JSON), and version.
+            See `Diagonal.save`; eigenvalues, residuals and errors are there in any case, as lists in JSON. In a folder,
+            the file hvpspec.json says this.
 
         Returns
         -------
         Path
-            Of the file.
+            Of the file or the folder.
 
         Raises
         ------
         InputError
-            For a path that cannot be written to, parameters of another operator, and where the vectors are not known.
+            As for `Diagonal.save`; and for a folder that is there and was not written by hvpspec.
 
         Examples
         --------

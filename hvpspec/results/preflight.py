@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from hvpspec.entries import Count, Size
-from hvpspec.results.codec import Stored, Within
+from hvpspec.results.codec import LEFT_OUT, Stored, Within
 
 Severity = Literal["fixed", "note", "refused"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
@@ -78,6 +78,8 @@ class Preflight(Stored):
         Estimated products, seconds and bytes of the whole run.
     most_hvps, most_seconds, most_memory : int or float or None
         The same where the spectrum needs the most products.
+    ranks : int or None
+        How many processes share the run; memory is that of each. None for one.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -95,6 +97,7 @@ class Preflight(Stored):
     most_hvps: _Count = None
     most_seconds: _Size = None
     most_memory: _Count = None
+    ranks: Annotated[Count | None, Within("measured"), LEFT_OUT] = None
 
     @property
     def refused(self) -> tuple[Finding, ...]:

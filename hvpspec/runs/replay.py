@@ -23,6 +23,7 @@ from torch import Tensor
 from hvpspec.bounds.quadrature import read_density
 from hvpspec.bounds.rounding import SampledRounding
 from hvpspec.bounds.zero_rows import density_with_zeros
+from hvpspec.distributed.shard import added, rows_of, sharded
 from hvpspec.errors import InputError
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.eigsh import Wanted, current, with_zero_rows
@@ -220,11 +221,12 @@ class Comparison:
 
 
 def compared_products(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
-    """Two products with the vectors that the run began with."""
+    """Two products with the vectors that the run began with; where ranks share them, to be called on all."""
     kept = found.lanczos
     assert kept is not None
     start = kept.of_start or kept.relation
-    return _with_probes(found, A, seed) if start.T.shape[0] == 0 else _with_steps(found, A, seed)
+    with sharded(A.shard):
+        return _with_probes(found, A, seed) if start.T.shape[0] == 0 else _with_steps(found, A, seed)
 
 
 def _with_steps(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
@@ -233,12 +235,12 @@ def _with_steps(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
     assert kept is not None
     start = kept.of_start or kept.relation
     T, C = start.T.dense(), start.C.dense()
-    g = normalised(gaussian(A.n, 0, seed=seed, dtype=A.dtype, device=A.device))
+    g = normalised(gaussian(rows_of(A.n), 0, seed=seed, dtype=A.dtype, device=A.device))
     image = A @ g
     rounding = _rounding(A, g, image)
     if kept.zero_rows:
         zero = (image == 0).all(1)
-        if int(zero.sum()) != kept.zero_rows:
+        if int(added(zero.sum()[None])[0]) != kept.zero_rows:
             return Comparison(math.inf, 0.0)
         inside = outside_of(zero, g)
         image, g = image / _length(inside), normalised(inside)
@@ -264,7 +266,7 @@ def _with_probes(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
         raise InputError("the run has made no product, so that there is nothing to compare with")
     first = restored_grams(kept.probes[:1])[0]
     many = min(2, first.count)
-    X = probes(A.n, range(many), seed=seed, dtype=A.dtype, device=A.device)
+    X = probes(rows_of(A.n), range(many), seed=seed, dtype=A.dtype, device=A.device)
     Y = A @ X
     wy, yy = inner(X, Y).cpu().numpy(), inner(Y, Y).cpu().numpy()
     measured = [*wy.ravel(), *np.sqrt(np.diag(yy))]

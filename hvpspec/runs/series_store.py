@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hvpspec.atomic_files import replacing, write_json, write_text, write_whole
 from hvpspec.checkpoint.formats.files import sha256
+from hvpspec.distributed.group import Group, group_of
 from hvpspec.errors import InputError
 from hvpspec.plots.series import plot_series
 from hvpspec.plots.style import to_bytes
@@ -22,7 +24,10 @@ _FREE_SETTINGS = ("lr", "momentum", "measure_savings", "expect_loss")
 
 
 class Series:
-    """What is done, written after each checkpoint: track.json, track.csv, the picture, and the last eigenvectors."""
+    """What is done, written after each checkpoint: track.json, track.csv, the picture, and the last eigenvectors.
+
+    Of ranks that share the work, the first one reads and writes these files; the others know what it knows.
+    """
 
     def __init__(
         self,
@@ -44,7 +49,26 @@ class Series:
         self.rows: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []  # where the rows come from: one entry for each run of the command
         self.vectors: np.ndarray | None = None
-        if (folder / "track.json").exists():
+        self._group = group_of(None)
+        if self._group is None:
+            self._begin(restart=restart, force=force)
+        else:
+            self._begin_together(self._group, restart=restart, force=force)
+
+    def _begin_together(self, group: Group, *, restart: bool, force: bool) -> None:
+        """What the first rank finds in its folder, on all of them."""
+        leads = group.rank == 0
+        group.together(lambda: self._begin(restart=restart, force=force) if leads else None)
+        shape = None if self.vectors is None else self.vectors.shape
+        self.rows, self.runs, shape = group.agreed([self.rows, self.runs, shape])
+        if shape is not None:
+            own = torch.zeros(shape, dtype=torch.float64)
+            own = own if self.vectors is None else torch.from_numpy(self.vectors).double()
+            self.vectors = group.added(own.to("cuda" if group.backend == "nccl" else "cpu")).cpu().numpy()
+
+    def _begin(self, *, restart: bool, force: bool) -> None:
+        """Goes on with what is in the folder."""
+        if (self.folder / "track.json").exists():
             try:
                 self._resume()
             except InputError:
@@ -118,6 +142,11 @@ class Series:
             "vectors_sha256": sha256(kept), "runs": self.runs, "checkpoints": self.rows,
         }  # fmt: skip
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process does."""
+        return self._group is None or self._group.rank == 0
+
     def _vectors_after(self, done: int) -> Path:
         return self.folder / f"track-vectors-{done}.npy"
 
@@ -125,6 +154,8 @@ class Series:
         """Adds a checkpoint. It is done once track.json has it; its eigenvectors are written before that."""
         self.rows.append(entry)
         self.vectors = vectors
+        if not self.writes:
+            return
         kept = self._vectors_after(len(self.rows))
         try:
             with replacing(kept) as file:
@@ -139,6 +170,8 @@ class Series:
 
         Eigenvectors of an earlier checkpoint, from which nothing starts any more, are removed.
         """
+        if not self.writes:
+            return
         write_json(self.folder / "track.json", self.document())
         write_text(self.folder / "track.csv", csv_text(self.rows))
         picture = plot_series(self.rows)

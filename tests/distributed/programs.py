@@ -54,10 +54,26 @@ def convolutional(batches):
     return nn.Sequential(*layers).double(), data
 
 
+def of_gradient(found):
+    """The figures of a gradient; NaN for those that are not known."""
+    names = "norm", "curvature", "share", "noise_scale"
+    estimates = [getattr(found, name) for name in names]
+    if found.update is not None:
+        estimates += [found.update.curvature, found.update.change]
+    values = [np.nan if each is None else each.value for each in estimates]
+    bounds = [[np.nan] * 2 if each is None else each.interval for each in estimates]
+    return {
+        "gradient": values, "parts": found.parts, "bounds": bounds, "bounds of parts": found.parts_error,
+        "samples": found.samples,
+        "curvature's data_error": found.curvature.data_error or np.nan, "of gradient": [found.batches, found.hvps],
+    }  # fmt: skip
+
+
 def of_pass(found):
     """The figures of a spectrum."""
     pairs, condition = found.eigenpairs, found.condition
     return {
+        **({} if found.gradient is None else of_gradient(found.gradient)),
         "values": pairs.values, "error": pairs.error, "data_error": pairs.data_error, "hvps": found.hvps,
         "trace": [found.trace.value, found.trace.error, found.trace.data_error],
         "norm": [found.frobenius_norm.value, found.frobenius_norm.error],
@@ -70,7 +86,7 @@ def spectra(program, loss, batches):
     """The spectrum of a program, whose last figure is a product with a whole vector."""
     model, data = program(batches)
     H = HessianOperator(model, loss, data)
-    found = of_pass(hvpspec.spectrum(H, 3, rtol=0.05, max_hvps=60, seed=1))
+    found = of_pass(hvpspec.spectrum(H, 3, rtol=0.05, max_hvps=60, seed=1, gradient=True))
     ones = torch.ones(H.shape[0], dtype=torch.float64)
     return {**found, "loss": H.loss().value, "weight": H.loss().weight, "product": (H @ ones).numpy()}
 

@@ -16,7 +16,8 @@ PROGRAMS = {
 def same(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-10, err_msg=name)
+        off = 1e-6 if "bounds" in str(name) else 1e-10  # these have square roots of residuals that are rounding
+        np.testing.assert_allclose(found[name], value, rtol=off, atol=off, err_msg=name)
     assert found.get("hvps") == expected.get("hvps")
 
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,30 @@ _MAX_METADATA_BYTES = 1 << 30
 _MAX_DEPTH = 100  # of nested dicts
 
 
-def read_distributed(folder: Path, *, others: bool = False) -> dict[str, Any]:
-    """The nested state dict that was saved, with its tensors joined from their pieces, and None for other entries.
+@dataclass(frozen=True)
+class Directory:
+    """What the metadata of a directory say: entries by name, where each was in the saved dict, and where pieces are."""
 
-    others: reads these as well, as far as they hold plain data.
-    """
+    folder: Path
+    entries: dict[str, Record]
+    paths: dict[str, Any]
+    places: dict[Any, Record]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors."""
+        return {name: shape(entry.get("size")) for name, entry in self.entries.items() if _is_tensor(entry)}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor."""
+        return _dtype(self.entries[name])
+
+    def tensor(self, name: str, offsets: tuple[int, ...] | None = None, sizes: tuple[int, ...] | None = None) -> Tensor:
+        """A tensor, or the box of it that begins at `offsets`, joined from its pieces; no others are read."""
+        return _assemble(self.folder, name, self.entries[name], self.places, offsets, sizes)
+
+
+def open_distributed(folder: Path) -> Directory:
+    """Reads the metadata."""
     with opened(inside(folder, ".metadata", folder)) as file:
         if os.fstat(file.fileno()).st_size > _MAX_METADATA_BYTES:
             raise damaged(folder, _FORMAT, "its .metadata is too large")
@@ -47,47 +67,74 @@ def read_distributed(folder: Path, *, others: bool = False) -> dict[str, Any]:
             if isinstance(index, Record) and isinstance(place, Record)
         }
         held = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        declared = sum(_bytes(entry) for entry in entries.values() if entry.is_a("TensorStorageMetadata"))
+        declared = sum(_bytes(entry) for entry in entries.values() if _is_tensor(entry))
     except CheckpointError:
         raise
     except Exception as error:
         raise damaged(folder, _FORMAT, error) from error
     if declared > held:
         raise damaged(folder, _FORMAT, f"it declares {declared:,} bytes of tensors, but its files hold {held:,}")
+    return Directory(folder, entries, paths or {}, places)
+
+
+def read_distributed(folder: Path, *, others: bool = False) -> dict[str, Any]:
+    """The nested state dict that was saved, with its tensors joined from their pieces, and None for other entries.
+
+    others: reads these as well, as far as they hold plain data.
+    """
+    known = open_distributed(folder)
     content: dict[str, Any] = {}
-    for name, entry in entries.items():
+    for name, entry in known.entries.items():
         value = None
-        if entry.is_a("TensorStorageMetadata"):
-            value = _assemble(folder, name, entry, places)
+        if _is_tensor(entry):
+            value = known.tensor(name)
         elif others:
-            value = _other(folder, places.get((name, (0,)), places.get((name, None))))
+            value = _other(folder, known.places.get((name, (0,)), known.places.get((name, None))))
         try:
-            _place(content, (paths or {}).get(name) or (name,), value)
+            _place(content, known.paths.get(name) or (name,), value)
         except (TypeError, AttributeError) as error:
             raise damaged(folder, _FORMAT, error) from error
     return content
 
 
-def _assemble(folder: Path, name: str, entry: Record, places: dict[Any, Record]) -> Tensor:
-    """One tensor, joined from its pieces, which must cover it."""
+def _is_tensor(entry: Record) -> bool:
+    return entry.is_a("TensorStorageMetadata")
+
+
+def _assemble(
+    folder: Path, name: str, entry: Record, places: dict[Any, Record],
+    first: tuple[int, ...] | None, lengths: tuple[int, ...] | None,
+) -> Tensor:  # fmt: skip
+    """One tensor, or a box of it, joined from its pieces, which must cover it."""
     try:
-        whole = torch.empty(shape(entry.get("size")), dtype=_dtype(entry))
-        covered, seen = 0, torch.zeros(whole.shape, dtype=torch.bool)
+        of = shape(entry.get("size"))
+        start, size = ((0,) * len(of) if first is None else first), (of if lengths is None else lengths)
+        whole = torch.empty(size, dtype=_dtype(entry))
+        covered, seen = 0, torch.zeros(size, dtype=torch.bool)
         chunks = entry.get("chunks")
         for chunk in chunks:
             offset, sizes = shape(chunk.get("offsets")), shape(chunk.get("sizes"))
+            if len(offset) != len(of) or any(a + b > c for a, b, c in zip(offset, sizes, of, strict=True)):
+                raise damaged(folder, _FORMAT, f"a piece of {name} has another shape or type than declared")
+            ends = [min(a + b, c + d) for a, b, c, d in zip(offset, sizes, start, size, strict=True)]
+            begins = [max(a, c) for a, c in zip(offset, start, strict=True)]
+            if any(end <= begin for begin, end in zip(begins, ends, strict=True)):
+                continue
             place = places.get((name, offset), places.get((name, None)) if len(chunks) == 1 else None)
             if place is None:
                 raise damaged(folder, _FORMAT, f"it names no file for a piece of {name}")
             if place.get("transform_descriptors"):
                 raise CheckpointError(f"{folder}: {name} was saved through a transform, which hvpspec cannot undo.")
             piece = _piece(inside(folder, place.get("relative_path"), folder / ".metadata"), place)
-            window = tuple(slice(start, start + length) for start, length in zip(offset, sizes, strict=True))
-            if tuple(piece.shape) != sizes or whole[window].shape != piece.shape or piece.dtype != whole.dtype:
+            if tuple(piece.shape) != sizes or piece.dtype != whole.dtype:
                 raise damaged(folder, _FORMAT, f"a piece of {name} has another shape or type than declared")
-            whole[window] = piece
+            window, source = (
+                tuple(slice(a - c, b - c) for a, b, c in zip(begins, ends, origin, strict=True))
+                for origin in (start, offset)
+            )
+            whole[window] = piece[source]
             seen[window] = True
-            covered += math.prod(sizes)
+            covered += math.prod(b - a for a, b in zip(begins, ends, strict=True))
     except CheckpointError:
         raise
     except Exception as error:

@@ -32,7 +32,8 @@ class Saving:
         option(
             OUTPUT,
             "Write the eigenvectors to this file, such as vectors.safetensors: a tensor for each parameter, with its "
-            "name, and with the eigenvectors along the first axis.",
+            "name, and with the eigenvectors along the first axis. A name without an ending is a folder of "
+            "torch.distributed.checkpoint, to which each rank writes its own part.",
             "--save-eigenvectors",
             metavar="FILE",
         ),
@@ -50,9 +51,10 @@ class Saving:
         if len({path.absolute() for path in self.paths().values()}) < len(self.paths()):
             raise InputError("--save-diagonal and --save-eigenvectors name the same file; give each its own.")
         for name, path in self.paths().items():
-            if path.suffix != VECTORS_SUFFIX:
+            is_folder = path == self.save_eigenvectors and not path.suffix
+            if path.suffix != VECTORS_SUFFIX and not is_folder:
                 raise InputError(f"{name} {path}: the name of the file must end in {VECTORS_SUFFIX}.")
-            prepare_folder(path.parent, name, files=[path.name])
+            prepare_folder(path.parent, name, files=[] if is_folder else [path.name])
         return options if self.save_diagonal is None else dataclasses.replace(options, diagonal=True)
 
     def for_matrix(self, options: Options, *, several: bool) -> Saving:

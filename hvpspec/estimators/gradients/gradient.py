@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpspec.distributed.shard import over_ranks, part, rows_of, whole
 from hvpspec.errors import InputError
 from hvpspec.estimators.gradients.noise_scale import Batches, Noise, noise_of
 from hvpspec.estimators.gradients.share import Rest, shares
 from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT, Symmetric, as_symmetric
-from hvpspec.krylov.vectors import column_inner, inner, times
+from hvpspec.krylov.vectors import column_inner, column_inner_of_part, inner, times
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Estimate
 from hvpspec.results.gradient import Gradient, Update
 from hvpspec.results.spectrum import Spectrum
-from hvpspec.system.time_limit import interruptible
 from hvpspec.validation import check_confidence
 
 _CONFIDENCE_OF_GAPS = 0.99  # that no eigenvalue, and no copy of one, was missed: see `Eigenpairs`
@@ -30,7 +30,7 @@ _MARGIN = 2.0  # what products err, next to what one of them has shown
 class LossOperator(Protocol):
     """An operator of a loss, such as a HessianOperator. What its methods return: see hvpspec/operators/first_order.py.
 
-    All of it is in the operator's coordinates, which a preconditioner changes.
+    All of it is in the operator's coordinates, which a preconditioner changes. Of ranks, `columns` has this one's rows.
     """
 
     def loss_gradient(self, receive: Any) -> Any:
@@ -40,6 +40,7 @@ class LossOperator(Protocol):
         """The update that an optimizer would make; None where none is known."""
 
 
+@over_ranks
 def gradient(
     H: Any,
     pairs: Eigenpairs | None = None,
@@ -111,8 +112,6 @@ def check_loss(A: Any) -> LossOperator:
         raise InputError(
             f"the gradient needs an operator of a loss, such as a HessianOperator; got {type(A).__name__}."
         )
-    if getattr(A, "spread", None) is not None:
-        raise InputError("several ranks do not look at the gradient yet; leave it out (--no-gradient).")
     return A
 
 
@@ -135,7 +134,7 @@ def _check_pairs(pairs: Any, n: int) -> None:
         )
     if pairs.vectors is None:
         raise InputError("the eigenpairs have no vectors (those from a file have none); compute them again.")
-    if len(pairs.vectors) != n:
+    if len(pairs.vectors) not in (n, len(rows_of(n))):
         raise InputError(f"the eigenvectors have {len(pairs.vectors):,} entries, and the matrix {n:,} rows.")
 
 
@@ -153,8 +152,9 @@ def measured(
     The gradient itself is in no journal: a run that is resumed computes it again, and gets the same bits.
     """
     batches = Batches()
-    with interruptible():
-        found = H.loss_gradient(batches.receive)
+    found = H.loss_gradient(batches.receive)
+    if operator.shard is not None:
+        batches.gather(operator.batch_count, found.columns.device)
     g = found.columns[:, :1].contiguous()
     known = _Known(g, found, batches, operator, confidence)
     if known.norm == 0:
@@ -162,12 +162,12 @@ def measured(
     reasons: dict[str, str] = {}
     update = None
     try:
-        update = H.next_update(g[:, 0], preconditioner)
+        update = H.next_update(whole(g)[:, 0], preconditioner)
     except InputError as error:
         if preconditioner is not None:
             raise
         reasons["update"] = str(error)
-    along = None if update is None else update.vector[:, None].to(g)
+    along = None if update is None else part(update.vector[:, None]).to(g)
     length = 0.0 if along is None else math.sqrt(float(column_inner(along, along)))
     units = [g / known.norm] if along is None or length == 0 else [g / known.norm, along / length]
     products = _Products(operator, torch.cat(units, 1), pairs)
@@ -191,7 +191,8 @@ class _Products:
         if A.multiply_by_folds is None:
             self.products = A @ X
         else:
-            self.products, folds = A.by_folds(X, lambda product: (column_inner(X, product),))
+            # Of ranks, each reduces its own rows; `by_folds` adds them.
+            self.products, folds = A.by_folds(X, lambda product: (column_inner_of_part(X, product),))
             self.spread = _standard_errors(np.array([fold.weight for fold in folds]), [fold.parts[0] for fold in folds])
         self.along = column_inner(X, self.products).tolist()
         lengths = column_inner(self.products, self.products).sqrt().tolist()
@@ -296,7 +297,8 @@ class _Known:
             return None, np.zeros(0), np.zeros(0)
         unit, image = products.X[:, :1], products.products[:, :1]
         assert pairs.vectors is not None
-        V = torch.from_numpy(pairs.vectors).to(unit)
+        V = torch.from_numpy(pairs.vectors)
+        V = (V if len(V) == len(unit) else part(V)).to(unit)
         components = inner(V, unit)[:, 0].cpu().numpy()
         rest = unit - times(V, components[:, None])
         of_rest = image - times(V, (pairs.values * components)[:, None])
@@ -324,7 +326,7 @@ class _Known:
 
 def _update(update: Any, g: Tensor, length: float, products: _Products, known: _Known) -> Update:
     """update: as the operator gives it. length: of its vector in the operator's coordinates."""
-    slope = float(inner(g, update.vector[:, None].to(g.device))) - update.decay_slope
+    slope = float(inner(g, part(update.vector[:, None]).to(g.device))) - update.decay_slope
     if products.count < 2:  # it is zero
         nothing = Estimate(0.0, 0.0, known.confidence, converged=True, hvps=0, method="exact")
         return Update(update.optimizer, update.step, 0.0, 0.0, nothing, nothing)

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpspec.bounds.data_error import signs_of_sketches, sketched
+from hvpspec.bounds.data_error import SKETCH_SUMS, signs_of_sketches, sketched
 from hvpspec.bounds.population import MIN_FOLDS, in_random_order
 from hvpspec.bounds.probe_intervals import chi_squared
-from hvpspec.krylov.vectors import column_inner
+from hvpspec.distributed.shard import added
+from hvpspec.krylov.vectors import column_inner_of_part
 
 _SEED = 0  # of the signs, which mean nothing
 _MOST_COMPARED = 32  # groups of neighbouring batches whose order is looked at
@@ -46,11 +47,24 @@ class Batches:
     _signs: Tensor | None = None
 
     def receive(self, number: int, weight: float, gradient: Tensor) -> None:
-        """Takes the gradient (n, 1) of a batch."""
+        """Takes the gradient (n, 1) of a batch, which is whole, also where other vectors are spread over ranks."""
         if self._signs is None:
             self._signs = signs_of_sketches(len(gradient), _SEED, gradient.device)
-        kept = torch.cat([column_inner(gradient, gradient), sketched(gradient, self._signs)[:, 0]]).cpu().numpy()
+        square, sketch = column_inner_of_part(gradient, gradient), sketched(gradient, self._signs)[:, 0]
+        kept = torch.cat([square, sketch]).cpu().numpy()
         self.weights[number], self.squares[number], self.sketches[number] = weight, float(kept[0]), kept[1:]
+
+    def gather(self, count: int, device: torch.device) -> None:
+        """Where ranks share the batches, of which there are `count`: each gets what the others have kept."""
+        kept = torch.zeros(count, 2 + SKETCH_SUMS, dtype=torch.float64)
+        for number, weight in self.weights.items():
+            kept[number, 0], kept[number, 1] = weight, self.squares[number]
+            kept[number, 2:] = torch.from_numpy(self.sketches[number])
+        everything = added(kept.to(device)).cpu().numpy()
+        known = [int(number) for number in np.flatnonzero(everything[:, 0])]
+        self.weights = {number: float(everything[number, 0]) for number in known}
+        self.squares = {number: float(everything[number, 1]) for number in known}
+        self.sketches = {number: everything[number, 2:] for number in known}
 
     @property
     def mean_square(self) -> float:

@@ -19,13 +19,21 @@ _COMPARED_BATCHES = 2  # of all data, with which each rank begins to measure wha
 class Share(SampledBatches):
     """The batches of one rank.
 
-    numbers: theirs among all `of` batches, by which they are named and their noise is drawn. whole: the data of all
-    ranks; None where each rank has been given its own. measures_whole: see `Evidence`.
+    numbering: theirs among all `of` batches, by which they are named and their noise is drawn; of p ranks, batch b is
+    on number b mod p. numbers: where they are in the data, which is another place where the batches are a sample.
+    whole: the data of all ranks; None where each rank has been given its own. measures_whole: see `Evidence`.
     """
 
-    def __init__(self, data: Iterable[Any], numbers: Sequence[int], of: int, whole: Iterable[Any] | None) -> None:
-        super().__init__(data, numbers, of, 0)
-        self.numbering = self.numbers
+    def __init__(
+        self,
+        data: Iterable[Any],
+        numbering: Sequence[int],
+        of: int,
+        whole: Iterable[Any] | None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(data, numbering if numbers is None else numbers, of, 0)
+        self.numbering: Sequence[int] = tuple(numbering)
         self.whole = whole
         self.measures_whole = False
 
@@ -50,7 +58,7 @@ class Evidence:
             yield from share.whole
         else:
             yield from islice(share.whole, _COMPARED_BATCHES)
-            seen = sum(number < _COMPARED_BATCHES for number in share.numbers)
+            seen = sum(number < _COMPARED_BATCHES for number in share.numbering)
             yield from islice(share, seen, None)
 
 
@@ -66,10 +74,10 @@ def share_of(data: Iterable[Any], rank: int, size: int) -> Share:
     if (sampler := _own_sampler(data)) is not None:
         return _given_share(data, sampler, rank, size)
     of = number_of(data)
-    numbers = range(rank, of, size)
+    numbering = range(rank, of, size)
     if isinstance(data, SampledBatches):
-        return Share(data.all_data, [data.numbers[number] for number in numbers], of, data)
-    return Share(data, numbers, of, data)
+        return Share(data.all_data, numbering, of, data, [data.numbers[number] for number in numbering])
+    return Share(data, numbering, of, data)
 
 
 def _given_share(data: Iterable[Any], sampler: DistributedSampler[Any], rank: int, size: int) -> Share:

@@ -50,6 +50,11 @@ class Ranks:
         """Of all ranks."""
         return self._share.of
 
+    @property
+    def has_data(self) -> bool:
+        """Whether this rank has batches."""
+        return bool(self._share.numbers)
+
     def local(self, product: Product, columns: Tensor) -> Tensor:
         """This rank's rows of the product, for its rows of the vectors."""
         whole = self._gathered(columns)

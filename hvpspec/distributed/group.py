@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from hvpspec.system.stops import asked
 
 DEFAULT_PATIENCE = 40.0  # seconds without a sign of life after which a rank is taken to be lost
 _NUMBER = "="  # begins a message that is no error
-_SECONDS_TO_STOP = 4.0  # without a sign of life, once a signal has asked this process to stop
+_SECONDS_TO_STOP = 6.0  # without a sign of life, once a signal has asked this process to stop, or an error ends it
 _SECONDS_BETWEEN_LOOKS = 0.5  # for signs of life, and for signals, during a wait
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 5e-5, 2e-3  # seconds between looks for what is waited for
 
@@ -50,6 +51,7 @@ class Group:
         self._round = 0
         self._has_left, self._epoch = False, 0
         self._told_of: BaseException | None = None  # an error that all ranks know of
+        self._inherits: bool | None = None
         self.bytes_sent = 0  # of this rank, in collectives of long vectors
 
     # --- numbers ---
@@ -181,6 +183,33 @@ class Group:
                 self._store.set(f"{self._epoch}/left/{self.rank}", as_told(error))
                 self._has_left = True
 
+    def inherits(self, error: BaseException) -> bool:
+        """Whether all ranks before this one have ended without getting here. Asked when an error ends the run."""
+        if self._inherits is None:
+            self.leave(error)
+            try:
+                self._store.set(f"ends/{self.rank}", "")
+                self._inherits = self.rank > 0 and self._are_gone(range(self.rank))
+            except RuntimeError:  # the store has gone, with the first rank's process
+                self._inherits = self.rank == 1
+        return self._inherits
+
+    def _are_gone(self, ranks: Iterable[int]) -> bool:
+        """Whether none of the ranks says that it ends, or shows any life."""
+        begun = time.monotonic()
+        seen = {rank: (self._pulse.of(rank), begun) for rank in ranks}
+        while seen and time.monotonic() < begun + self.patience:
+            self._pulse.beat()
+            for rank, (last, since) in list(seen.items()):
+                if self._store.check([f"ends/{rank}"]):
+                    return False
+                if (now := self._pulse.of(rank)) != last:
+                    seen[rank] = now, time.monotonic()
+                elif time.monotonic() > since + _SECONDS_TO_STOP:
+                    del seen[rank]
+            time.sleep(_SECONDS_BETWEEN_LOOKS / 10)
+        return not seen
+
     def _come_back(self) -> None:
         """Whoever has caught an error may go on, once all ranks have it: what each says then is of the same call."""
         if self._has_left:
@@ -213,7 +242,9 @@ class Group:
             if self._store.check([left]) and not self._store.check([key]):
                 error = raised_again(self._store.get(left).decode(), rank)
             elif (stop := asked()) is not None and looked > since + _SECONDS_TO_STOP:
-                error = stop
+                # SIGTERM is what torchrun sends to the others where a rank has ended.
+                silent = f"no sign of life for {_SECONDS_TO_STOP:g} s, after SIGTERM"
+                error = LostRank(rank, silent) if stop.number == signal.SIGTERM else stop
             elif looked > since + self.patience:
                 error = LostRank(rank, f"no sign of life for {self.patience:g} s")
             if error is not None:

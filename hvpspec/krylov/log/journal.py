@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import shutil
 import time
 import warnings
@@ -29,7 +28,7 @@ from hvpspec.distributed.alone import Alone
 from hvpspec.distributed.group import Group
 from hvpspec.errors import InputError
 from hvpspec.krylov.log.inputs import differing, on_other_ranks
-from hvpspec.krylov.log.log_file import Header, LogFile
+from hvpspec.krylov.log.log_file import Header, LogFile, sync_folder
 from hvpspec.krylov.log.other_ranks import Left, OtherRanks, left_by_others, log_path, remove_others
 from hvpspec.krylov.log.records import PRODUCTS, Answer, checksum, columns_of, fields, on_device_of, products_in, read
 from hvpspec.krylov.operator_view import AsymmetricProducts, State, Symmetric
@@ -147,7 +146,7 @@ class Journal:
             if self._log.size:
                 self._note(f"{self._path} is damaged from its start, so that the run starts over.")
             self._log.append({"format": FORMAT, "inputs": inputs})
-            return _sync_folder(self.folder)
+            return sync_folder(self.folder)
         if differences := differing(header["inputs"], inputs):
             if to_start_over is None:
                 return self._log.append({"format": FORMAT, "inputs": inputs})
@@ -394,13 +393,3 @@ class Journal:
         if contradictory or refused or (self._log is not None and self._log.records == 1):  # nothing to go on from
             self.finish()
         self.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Puts on disk that the folder has a new file, where the system has a way to."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -168,6 +168,16 @@ def write(file: int, buffer: Buffer) -> None:
         rest = rest[os.write(file, rest) :]
 
 
+def sync_folder(folder: Path) -> None:
+    """Puts on disk that the folder has a new file, where the system has a way to."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _sync(file: int) -> None:
     with contextlib.suppress(OSError):  # a full disk shows at the next write
         os.fsync(file)

@@ -45,6 +45,10 @@ class Left:
     spent: float
     checked: tuple[int, ...]
 
+    @property
+    def who(self) -> str:
+        return f"{self.ranks} ranks" if self.ranks > 1 else "one process"
+
 
 def log_path(folder: Path, rank: int, ranks: int) -> Path:
     """The log of one rank."""
@@ -131,8 +135,7 @@ class OtherRanks:
 
     def said(self) -> str:
         """How much was taken over."""
-        by = f"{self.left.ranks} ranks" if self.left.ranks > 1 else "one process"
-        return f"{self.taken} of {counted(self.left.products, 'product')} of {by} were taken over"
+        return f"{self.taken} of {counted(self.left.products, 'product')} of {self.left.who} were taken over"
 
     def take(self, kind: str, X: Tensor, number: int) -> tuple[Answer, Header] | None:
         """Answer number `number` and its header, where it is to these vectors, which are overwritten; else None."""

@@ -17,7 +17,7 @@ from hvpspec.cli.commands.track import track
 from hvpspec.cli.commands.verify import verify
 from hvpspec.cli.console import plain_console
 from hvpspec.cli.ends import EXIT, Said, explained
-from hvpspec.distributed.launch import inherits, is_under_torchrun, leads, ranks_joined
+from hvpspec.distributed.launch import is_under_torchrun, leads, ranks_joined
 from hvpspec.errors import InputError, OutputError
 from hvpspec.escaping import on_screen
 from hvpspec.system.stops import asked, stoppable
@@ -91,7 +91,7 @@ def run(arguments: list[str] | None = None, began: float | None = None) -> int:
         if not isinstance(error, KeyboardInterrupt | InputError | OutputError | TyperException):
             error = asked() or error  # a library that a signal interrupts, as while it is imported, fails as it likes
         message, status = explained(error)
-        if inherits(error) or leads():
+        if leads():
             plain_console(stderr=True).print(on_screen(f"hvpspec: {message}"))
         return status
 

@@ -99,6 +99,8 @@ def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str] | None]:
             group.together(lambda: None)  # the first rank has written all files
         except BaseException as error:
             group.leave(error)
+            inherits(error)
+            group.linger()
             raise
     dist.destroy_process_group()
 

@@ -54,7 +54,7 @@ def _digest_of_batches(objective: Objective, group: Group | None) -> str:
 
     if group is None or not isinstance(share := objective.data, Share):
         return _digest(own())
-    said = group.told(json.dumps([*zip(share.numbers, group.together(own), strict=False)]))
+    said = group.told(json.dumps([*zip(share.numbering, group.together(own), strict=False)]))
     return _digest(digest for _, digest in sorted(each for part in said for each in json.loads(part)))
 
 

@@ -340,7 +340,8 @@ class Journal:
             return None
         found = self._others.take(kind, X, self._answers)
         if found is None:
-            return self._end_others()
+            self._end_others()
+            return None
         answer, header = found
         self._noise_then = max(self._noise_then, float(header["state"].get("noise", 0.0)))
         self._start = min(self._start, time.perf_counter() - float(header["seconds"]))

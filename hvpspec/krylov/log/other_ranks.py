@@ -175,7 +175,7 @@ class OtherRanks:
                 pass
         if self._at >= self.left.answers:
             return None
-        vectors, answers, header = [], [], {}
+        vectors, answers, header = list[Tensor](), list[tuple[Answer, slice]](), Header()
         for log, own, header in self._next_answers():
             found = read(log, header) if (header["kind"], header.get("columns")) == (kind, columns) else None
             if found is None:

@@ -10,10 +10,10 @@ import torch
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.krylov.log import journal as journal_module
 from hvpspec.krylov.log.journal import Journal
+from hvpspec.krylov.log.log_file import LogFile
 from hvpspec.krylov.log.other_ranks import OtherRanks
-from hvpspec.krylov.log.records import products_in
+from hvpspec.krylov.log.records import ANSWERS, as_bytes, products_in, read
 from tests.distributed.programs import classifier, of_pass
 from tests.distributed.ranks import on_ranks
 
@@ -64,7 +64,7 @@ def bits(found):
 
 def records(folder, name):
     """Of a log, with its header; and the products in it."""
-    log = journal_module.LogFile(Path(folder) / name, only_read=True)
+    log = LogFile(Path(folder) / name, only_read=True)
     count, products = sum(1 for _ in log.headers()), products_in(log)
     log.close()
     return count, products
@@ -132,7 +132,7 @@ def full(file, buffer):
 
 def shorten(path):
     """Without its last record."""
-    log = journal_module.LogFile(path)
+    log = LogFile(path)
     log.cut(sum(1 for _ in log.headers()) - 1)
     log.close()
 
@@ -142,6 +142,23 @@ def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
+
+
+def scale_product(path, factor):
+    """The first product, in a log that is whole: as another operator would have left it."""
+    log, changed = LogFile(path, only_read=True), LogFile(path.with_suffix(".new"))
+    while (header := log.header()) is not None:
+        if header.get("kind") not in ANSWERS:
+            log.payload([])
+            changed.append(header)
+            continue
+        columns, answer = read(log, header)
+        answer.tensors[0].mul_(factor)
+        factor = 1.0
+        changed.append(header, [as_bytes(tensor) for tensor in (columns, *answer.tensors)])
+    log.close()
+    changed.close()
+    path.with_suffix(".new").replace(path)
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +242,23 @@ def test_three_ranks_take_over_from_two_and_one_process_too(of_two, folder):
             assert taken(found["single"]) == (single, single)
     assert not (folder / "three").exists()
     assert not (folder / "alone").exists()
+
+
+def test_a_product_that_does_not_belong_to_its_vector_ends_the_taking_over(of_two, folder):
+    shutil.copytree(folder / "left", folder / "scaled")
+    for rank in (0, 1):
+        scale_product(folder / f"scaled/rank-{rank}-of-2.log", 1 + 1e-7)
+    found = spectrum(folder / "scaled")
+    assert taken(found)[0] == 0
+    assert bits(found) == bits(spectrum(None))
+
+
+def test_logs_of_other_inputs_and_parts_of_logs_are_not_taken_over(of_two, folder):
+    shutil.copytree(folder / "left", folder / "others")
+    with pytest.raises(InputError, match=r"other inputs \(k: 4 then, 3 now\)"):
+        spectrum(folder / "others", k=3)
+    (folder / "others/rank-1-of-2.log").unlink()
+    found = spectrum(folder / "others", k=3)
+    assert found["said"] == []
+    assert bits(found) == bits(spectrum(None, k=3))
+    assert not (folder / "others").exists()

@@ -168,7 +168,8 @@ class Journal:
         for later in self._log.headers():
             self.spent_before = later.get("spent", 0.0)
         if lost := before - self.made:
-            self._note(f"{self.folder}: {counted(lost, 'product')} there are not whole on all ranks, and made again.")
+            are = "product there is" if lost == 1 else "products there are"
+            self._note(f"{self.folder}: {lost} {are} not whole on all ranks, and made again.")
 
     def _left(self, inputs: dict[str, Any], to_start_over: str | None) -> Left | None:
         """What another number of ranks has left, where it is more than this one has."""

@@ -146,11 +146,13 @@ class OtherRanks:
         vectors, answer, header = found[0].to(X.device), on_device_of(X, found[1]), found[2]
         if not self._equal(X, vectors, _ROUNDOFFS_OF_SAME_VECTOR * self._A.unit_roundoff):
             return None
+        checked = number in self.left.checked and kind in PRODUCTS
+        before = X.clone() if checked else X
         X.copy_(vectors)
-        if number in self.left.checked and kind in PRODUCTS:
-            allowed = _ROUNDOFFS_OF_SAME_PRODUCT * self._A.eps
-            if not self._equal(self._A.multiply(X), answer.tensors[0], allowed):
-                return None
+        allowed = _ROUNDOFFS_OF_SAME_PRODUCT * self._A.eps
+        if checked and not self._equal(self._A.multiply(X), answer.tensors[0], allowed):
+            X.copy_(before)
+            return None
         self.taken += X.shape[1] if kind in PRODUCTS else 0
         return answer, header
 

@@ -42,14 +42,26 @@ def check_size(name: str, size: Any) -> int | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on the device: what is free, within the limits that it runs under."""
+    """Bytes that this process may still take on the device: what is free, within the limits that it runs under.
+
+    Of the machine's memory, an equal share where torchrun has started several processes on it.
+    """
     if device.type == "cuda":
         import torch  # here, not above: the command line checks sizes before it needs torch, which takes seconds
 
         # What torch's allocator holds in reserve is given to the next tensors.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + max(int(cached), 0)
-    return max(0, min([_available(), *_left_by_limits(), *left_in_groups()]))
+    own_share = min([_available(), *left_in_groups()]) // _processes_here()
+    return max(0, min([own_share, *_left_by_limits()]))
+
+
+def _processes_here() -> int:
+    """Those that torchrun has started on this machine, which ask for memory at the same time."""
+    try:
+        return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    except ValueError:
+        return 1
 
 
 def _available() -> int:

@@ -173,10 +173,11 @@ def _continue(series: Series, request: Request) -> None:
         note_run()
         entry = _row(checkpoint, read_then, found, opened.H, series, request)
         assert found.spectrum.eigenpairs is not None
-        assert found.spectrum.eigenpairs.vectors is not None
+        vectors = found.spectrum.eigenpairs.gather().vectors
+        assert vectors is not None
         screen.line(_line(entry))  # first, in case it cannot be written
         with holding():
-            series.add(entry, found.spectrum.eigenpairs.vectors)
+            series.add(entry, vectors)
         check_stops()
         left = len(series.remaining)
         if len(series.rows) == done + 1 and left:

@@ -152,12 +152,14 @@ def _loaded(path: Path, group: Any) -> Eigenpairs:
         k = len(columns[0])
         if any(column.shape != (k,) for column in columns) or any(shape[:1] != (k,) for shape in shapes):
             raise ValueError("another number of eigenvectors than of eigenvalues")
+        if any(pieces.dtype(name) not in (torch.float32, torch.float64) for name in names):
+            raise ValueError("tensors of another dtype")
         sizes = [math.prod(shape[1:]) for shape in shapes]
         shard = None if group is None else Shard(group, sum(sizes))
         rows = range(sum(sizes)) if shard is None else shard.rows
         vectors = _joined(pieces, names, sizes, rows, k)
         converged, hvps = bool(json.loads(about["converged"])), int(about["hvps"])
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise CheckpointError(f"{path}: these are no eigenvectors that hvpspec has written ({error}).") from error

@@ -10,7 +10,9 @@ import time
 import numpy as np
 import pytest
 
+from hvpspec import cli, load_eigenvectors
 from tests.cli_files import call
+from tests.track_files import NAMES, USUAL, rows, without_seconds
 
 LIMIT = 240  # seconds
 
@@ -25,10 +27,22 @@ def torchrun(*arguments, size=2, **options):
     )
 
 
-def test_the_demo(tmp_path):
-    out, err = torchrun("demo", "--out", tmp_path / "two").communicate(timeout=LIMIT)
-    assert call(tmp_path, "demo", "--out", "one", "--no-gradient").returncode == 0
-    found, expected = (json.loads((tmp_path / name / "spectrum.json").read_text()) for name in ("two", "one"))
+DEMO = ("demo", "-k", "3", "--rtol", "0.1", "--per-batch")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder of the demo on two ranks and on one process, and what the first of them said."""
+    folder = tmp_path_factory.mktemp("demo")
+    saving = ("--save-eigenvectors", folder / "vectors")
+    out, err = torchrun(*DEMO, *saving, "--out", folder / "two", cwd=folder).communicate(timeout=LIMIT)
+    assert call(folder, *DEMO, "--out", "one").returncode == 0
+    return folder, out, err
+
+
+def test_the_demo(demo):
+    folder, out, err = demo
+    found, expected = (json.loads((folder / name / "spectrum.json").read_text()) for name in ("two", "one"))
     for name in ("trace", "frobenius_norm"):
         assert found[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-10), err
     values = [[entry["value"] for entry in each["eigenvalues"]] for each in (found, expected)]
@@ -38,18 +52,60 @@ def test_the_demo(tmp_path):
     assert "written to" in out
     ranks = found["provenance"]["ranks"]
     assert (ranks["count"], ranks["backend"], ranks["hosts"], len(ranks["devices"])) == (2, "gloo", 1, 2)
+    assert found["preflight"]["measured"]["ranks"] == 2
+    assert "MiB per rank" in out
+    for name in ("norm", "curvature", "share", "noise_scale"):
+        assert found["gradient"][name]["value"] == pytest.approx(expected["gradient"][name]["value"], rel=1e-10)
+    each = [[batch["largest"]["value"] for batch in one["per_batch"]["batches"]] for one in (found, expected)]
+    np.testing.assert_allclose(*each, rtol=1e-10)
+
+
+def test_one_process_verifies_and_reads_what_ranks_have_made(demo):
+    folder, out, _ = demo
+    done = call(folder, "verify", "two")
+    assert (done.returncode, done.stdout.count("agrees "), done.stderr) == (0, 5, "")
+    assert "vectors" in out.splitlines()[-1]
+    found, pairs = json.loads((folder / "two/spectrum.json").read_text()), load_eigenvectors(folder / "vectors")
+    assert pairs.values.tolist() == [entry["value"] for entry in found["eigenvalues"]]
+    np.testing.assert_allclose(pairs.vectors.T @ pairs.vectors, np.eye(3), atol=1e-10)
+
+
+def test_ranks_verify_what_one_process_has_made(demo):
+    process = torchrun("verify", "one", "--json", cwd=demo[0])
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert [check["what"] for check in json.loads(out)["checks"]] == [
+        "file",
+        "figures",
+        "checkpoint",
+        "loss",
+        "products",
+    ]
+
+
+def test_a_series_goes_on_with_another_number_of_ranks(training_run, monkeypatch):
+    """One process begins it, two ranks go on, and one process ends it."""
+    monkeypatch.chdir(training_run)
+    command = ("track", *USUAL, "-k", "2", "--rtol", "0.1")
+    for names, out in ((NAMES[:4], "alone"), (NAMES[:1], "shared")):
+        assert cli.run([*command, *names, "--out", out]) == 0
+    process = torchrun(*command, *NAMES[:3], "--out", "shared")
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert out.count(NAMES[2]) == 1
+    assert cli.run([*command, *NAMES[:4], "--out", "shared"]) == 0
+    found, expected = (without_seconds(rows(training_run / name)) for name in ("shared", "alone"))
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            if "error" not in name and "bound" not in name and isinstance(value, float):
+                assert one[name] == pytest.approx(value, rel=1e-9), name
+        assert one["hvps"] == other["hvps"]
 
 
 def expected_count(out):
     """That of a report that is printed once."""
     return len([line for line in out.splitlines() if "trace" in line and "plan" not in line]) + out.count("plan: ")
-
-
-def test_a_command_for_one_process(tmp_path):
-    process = torchrun("track", tmp_path, "--model", "m.py:f")
-    err = process.communicate(timeout=LIMIT)[1]
-    assert process.returncode != 0
-    assert err.count("hvpspec track runs as one process; start it without torchrun.") == 1
 
 
 def test_sigterm_saves_what_is_known(tmp_path):

@@ -109,3 +109,27 @@ def short_budget(batches):
     except KeyboardInterrupt:
         ended = True
     return found, seen[-1], ended, of_batches(hvpspec.per_batch(H))
+
+
+def saved(batches, folder):
+    """Eigenvectors of which each rank writes its part; the whole ones."""
+    model, data = classifier(batches)
+    H = HessianOperator(model, "cross_entropy", data)
+    pairs = hvpspec.eigsh(H, 3, tol=1e-9)
+    pairs.save(f"{folder}/whole")
+    pairs.save(f"{folder}/named", H.parameters, metadata={"by": "ranks"})
+    pairs.save(f"{folder}/named", H.parameters)  # in place of the other one
+    pairs.save(f"{folder}/named.safetensors", H.parameters)
+    return pairs.values, pairs.gather().vectors
+
+
+def loaded(batches, folder):
+    """What was saved: values, rows of this rank, whole vectors; and products of a warm start from the rows."""
+    model, data = classifier(batches)
+    H = HessianOperator(model, "cross_entropy", data)
+    found = []
+    for name in ("whole", "named", "named.safetensors"):
+        pairs = hvpspec.load_eigenvectors(f"{folder}/{name}")
+        warm = hvpspec.eigsh(H, 3, tol=1e-9, start=pairs.vectors)
+        found.append((pairs.values, len(pairs.vectors), pairs.gather().vectors, warm.values, warm.hvps))
+    return found

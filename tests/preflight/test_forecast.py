@@ -23,6 +23,7 @@ from hvpspec.options import SpectrumOptions
 from hvpspec.preflight import Preflight, inspect_operator
 from hvpspec.preflight import forecast as forecasts
 from hvpspec.preflight.forecast import Moments, forecast, norm_rank, read_moments, with_forecast
+from hvpspec.preflight.of_ranks import on_ranks
 from hvpspec.report.terminal import measured_lines
 
 CROWDED = ("flat", "step")  # whose eigenvalues coincide or lie close: only the range is right
@@ -332,3 +333,36 @@ def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeyp
     measured = json.loads((tmp_path / "spectrum.json").read_text())["preflight"]["measured"]
     assert f"expected: about {measured['expected_hvps']:,} HVPs (--max-hvps 1,000), about" in printed.out
     assert f"up to {measured['most_hvps']:,} HVPs, " in printed.out
+
+
+def test_memory_of_a_rank():
+    """Its rows of the vectors, and the whole ones of a product; room for a basis is that for its rows."""
+    H, held = network("trained"), 1 << 40  # more than this process ever took
+    n = H.shape[0]
+    known, taken = replace(inspect_operator(H), memory=1 << 20), {}
+    options = SpectrumOptions(k=10, max_hvps=80, rtol=1e-6)
+    for ranks in (1, 2, 4):
+        H.sharing = ranks
+        taken[ranks] = with_forecast(H, known, None, held, options).most_memory - held
+    whole = 3 * n * 4
+    halved, quartered = (taken[1] + whole - taken[ranks] for ranks in (2, 4))
+    assert quartered == pytest.approx(1.5 * halved, rel=1e-3)
+    assert 0.75 * 80 * n * 4 < quartered < 0.75 * 200 * n * 4
+    with_gradient = with_forecast(H, known, None, held, replace(options, gradient=True)).most_memory - held
+    assert with_gradient - taken[4] == pytest.approx((3 * 8 + 4) * n - whole, rel=0.1)
+    tight = replace(options, basis_memory=20 * n * 4)
+    assert forecasts.check_room(H, tight)[0] == 20 * n // -(-n // 4)
+    H.sharing = 1
+    with pytest.raises(InputError, match="there is room for 20 vectors"):
+        forecasts.check_room(H, tight)
+
+
+def test_what_ranks_send_takes_time():
+    known = Preflight(
+        seconds=2.0, hvps=5, expected_hvps=60, expected_seconds=120.0, most_hvps=600, expected_memory=1 << 30
+    )
+    found = on_ranks(known, 4, exchange=0.5)
+    assert (found.ranks, found.seconds, found.expected_seconds, found.most_seconds) == (4, 2.5, 150.0, None)
+    assert measured_lines(found)[-2].endswith("about 60 HVPs, about 3 min (2.5 s each), 1 GiB per rank")
+    assert Preflight.from_dict(found.to_dict()) == found
+    assert "ranks" not in known.to_dict()["measured"]

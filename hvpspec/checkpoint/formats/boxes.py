@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-Offsets = Sizes = tuple[int, ...]
+Offsets = tuple[int, ...]
+Sizes = tuple[int, ...]
 
 
 class Box(NamedTuple):

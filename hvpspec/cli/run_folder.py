@@ -21,7 +21,7 @@ from hvpspec.cli.console import Screen
 from hvpspec.cli.options.flags import flag_name
 from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.distributed.group import group_of
-from hvpspec.distributed.launch import leads
+from hvpspec.distributed.launch import inherits, leads
 from hvpspec.errors import CheckpointError, InputError
 from hvpspec.krylov.log.inputs import differing, inputs_of
 from hvpspec.krylov.log.journal import Journal
@@ -161,6 +161,7 @@ def held(path: Path, earlier: Earlier, screen: Screen) -> Iterator[RunFolder]:
         try:
             yield folder
         except BaseException as error:
+            inherits(error)
             folder.close(error)
             raise
         folder.close(None)

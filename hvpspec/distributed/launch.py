@@ -46,12 +46,14 @@ def inherits(error: BaseException) -> bool:
 
     To be asked by all ranks as soon as an error ends the run: others wait for the answer of those before them.
     """
+    if not is_under_torchrun() or _voice.inherited:
+        return _voice.inherited
     import torch.distributed as dist
 
     from hvpspec.distributed.group import group_of
 
-    if not is_under_torchrun() or not dist.is_initialized() or _voice.inherited:
-        return _voice.inherited
+    if not dist.is_initialized():
+        return False
     group = group_of(None)
     if group is not None and group.inherits(error):
         _voice.inherited = True

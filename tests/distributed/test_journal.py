@@ -266,3 +266,20 @@ def test_logs_of_other_inputs_and_parts_of_logs_are_not_taken_over(of_two, folde
     assert found["said"] == []
     assert bits(found) == bits(spectrum(None, k=3))
     assert not (folder / "others").exists()
+
+
+def test_starting_over_removes_what_other_ranks_have_left(of_two, folder):
+    again = folder / "again"
+    shutil.copytree(folder / "left", again)
+    with pytest.raises(InputError, match="left by an interrupted run with other inputs"):
+        Journal(again, {"seed": 1})
+    with Journal(again, {"seed": 1}, replace=True) as journal:
+        assert journal.left is None
+        assert not journal.replaying
+        journal.finish()
+    assert not again.exists()
+    shutil.copytree(folder / "left", again)
+    with Journal(again, {"seed": 1}, restart=True) as journal:
+        assert journal.left is None
+        assert [path.name for path in again.iterdir()] == ["rank-0.log"]
+    assert not again.exists()

@@ -195,7 +195,7 @@ def test_as_many_ranks_go_on_to_the_same_bits(of_two):
 
 def test_other_inputs_are_refused_on_all_ranks(of_two):
     for found in of_two:
-        assert "other inputs (k: 4 then, 3 now)" in found["foreign"]
+        assert "other inputs (k: 8 then, 3 now)" in found["foreign"]
         assert "other inputs (batches: " in found["data"]
 
 
@@ -259,7 +259,7 @@ def test_a_product_that_does_not_belong_to_its_vector_ends_the_taking_over(of_tw
 
 def test_logs_of_other_inputs_and_parts_of_logs_are_not_taken_over(of_two, folder):
     shutil.copytree(folder / "left", folder / "others")
-    with pytest.raises(InputError, match=r"other inputs \(k: 4 then, 3 now\)"):
+    with pytest.raises(InputError, match=r"other inputs \(k: 8 then, 3 now\)"):
         spectrum(folder / "others", k=3)
     (folder / "others/rank-1-of-2.log").unlink()
     found = spectrum(folder / "others", k=3)

@@ -20,6 +20,7 @@ from usage import only_help
 
 import hvpspec
 from hvpspec.krylov.log import journal
+from hvpspec.krylov.log.records import Answer
 from hvpspec.results.spectrum import Spectrum
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +85,7 @@ def inside() -> float:
         seconds = []
         for _ in range(10):
             start = time.process_time()
-            log.answer("product", X, lambda: journal.Answer([product]))
+            log.answer("product", X, lambda: Answer([product]))
             seconds.append(time.process_time() - start)
         log.finish()
     return min(seconds)

@@ -17,8 +17,8 @@ from hvpspec.cli.commands.track import track
 from hvpspec.cli.commands.verify import verify
 from hvpspec.cli.console import plain_console
 from hvpspec.cli.ends import EXIT, Said, explained
-from hvpspec.distributed.launch import is_lost, is_under_torchrun, leads, ranks_joined
-from hvpspec.errors import InputError, OutputError
+from hvpspec.distributed.launch import is_under_torchrun, leads, ranks_joined
+from hvpspec.errors import InputError, LostRank, OutputError
 from hvpspec.escaping import on_screen
 from hvpspec.system.stops import asked, stoppable
 from hvpspec.system.time_limit import counting_from
@@ -88,10 +88,10 @@ def run(arguments: list[str] | None = None, began: float | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
-        if not isinstance(error, KeyboardInterrupt | InputError | OutputError | TyperException):
+        if not isinstance(error, KeyboardInterrupt | InputError | OutputError | LostRank | TyperException):
             error = asked() or error  # a library that a signal interrupts, as while it is imported, fails as it likes
         message, status = explained(error)
-        if leads() or is_lost(error):
+        if leads():
             plain_console(stderr=True).print(on_screen(f"hvpspec: {message}"))
         return status
 

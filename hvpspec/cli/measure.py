@@ -19,11 +19,10 @@ from hvpspec.cli.options.saving import Saving
 from hvpspec.cli.options.source import Earlier, Source
 from hvpspec.cli.prepare import Opened, made_by, open_checkpoint, refuse, zero_hessian_refused
 from hvpspec.cli.run_folder import RunFolder, held, inputs_in
-from hvpspec.distributed.launch import leads
+from hvpspec.distributed.launch import inherits, leads
 from hvpspec.errors import InputError, OutputError
 from hvpspec.estimators.batches import per_batch
 from hvpspec.estimators.spectrum import spectrum
-from hvpspec.krylov.log.journal import Journal
 from hvpspec.memory import readable
 from hvpspec.options import EIGENVALUE_KINDS
 from hvpspec.report.documents import to_document
@@ -113,20 +112,21 @@ def _measure(
                 refuse(opened.preflight)
                 _show_findings(opened.preflight, screen)
                 request = dataclasses.replace(request, start=request.start - folder.spent_before)
-                course = _Course(opened, request, screen, folder.journal)
+                course = _Course(opened, request, screen, folder)
                 course.run()
             held.enter_context(holding())
         except BaseException as error:  # sys.exit() in somebody's code included
             held.enter_context(holding())
+            inherits(error)
             if course is None or course.known_by(error) is None:
                 if isinstance(error, OutOfTime):
                     raise InputError(
                         f"--time-limit {options.time_limit} was over before the loss on the data was known, and "
-                        f"{_nothing_written(options.out)}; allow more time."
+                        f"{_nothing_written(folder.home)}; allow more time."
                     ) from None
                 if not isinstance(error, KeyboardInterrupt):
                     raise
-                where = _nothing_written(options.out)
+                where = _nothing_written(folder.home)
                 screen.error(f"{stopped_by(error)} before the first figure was known; {where}.")
                 raise ended(error) from None
             forget_frames(error)  # frees what the product held
@@ -135,14 +135,12 @@ def _measure(
         assert found is not None
         record = request.record(opened, found)
         if not leads():
-            return _end_elsewhere(record, request, opened, screen, end)
+            return _end_elsewhere(record, request, opened, screen, folder, end)
         figures = partial(_show_figures, record, request, opened, screen, explain=explain)
-        paths, failure = _written(options.out, record, figures)
+        paths, failure = _written(folder.home, record, figures)
         if failure is None:
             failure = _save_vectors(record, request, opened, screen, paths, alone=end is not None)
-        goes_on = found.out_of_time and found.hvps > 0  # with the same command, or one that has more time
-        if found.complete and failure is None and not goes_on:
-            folder.done()
+        _remove_journal(folder, found, failure, end)
     _show_files(record, paths, screen)
     if end is not None and failure is not None:
         screen.error(explained(failure)[0])
@@ -158,12 +156,20 @@ def _end_with(reason: BaseException | None) -> None:
 
 
 def _end_elsewhere(
-    record: Record, request: _Request, opened: Opened, screen: Screen, end: BaseException | None
+    record: Record, request: _Request, opened: Opened, screen: Screen, folder: RunFolder, end: BaseException | None
 ) -> None:
     """On other ranks than the first, which says and writes all but their parts of the eigenvectors."""
     if end is None:
         _save_vectors(record, request, opened, screen, [])
+    _remove_journal(folder, record.spectrum, None, end)
     _end_with(end)
+
+
+def _remove_journal(folder: RunFolder, found: Spectrum, failure: OutputError | None, end: BaseException | None) -> None:
+    """Unless the same command, or one that has more time, is to go on from there."""
+    goes_on = found.out_of_time and found.hvps > 0
+    if found.complete and not goes_on:
+        folder.done(failure is None, ended=end is not None)
 
 
 def _written(folder: Path, record: Record, show: Callable[[bool], None]) -> tuple[list[Path], OutputError | None]:
@@ -242,9 +248,9 @@ def _show_findings(preflight: Preflight, screen: Screen) -> None:
 class _Course:
     """The course of a run: what is known so far, and how many products the user expects."""
 
-    def __init__(self, opened: Opened, request: _Request, screen: Screen, journal: Journal | None) -> None:
+    def __init__(self, opened: Opened, request: _Request, screen: Screen, folder: RunFolder) -> None:
         self.opened, self.request, self.options, self.screen = opened, request, request.options, screen
-        self.journal = journal
+        self.journal, self.home = folder.journal, folder.home
         self.show: Callable[[Progress], None] = lambda step: None
         self.known: Spectrum | None = None
         self.expected = opened.preflight.expected_hvps or 0
@@ -290,8 +296,8 @@ class _Course:
 
     def save(self, stop: Stopped) -> None:
         """While a library's call goes on: whoever has sent the signal may not wait for its end."""
-        if (known := self.known_by(stop)) is not None:
-            write_json(self.options.out / "spectrum.json", to_document(self.request.record(self.opened, known)))
+        if (inherits(stop) or leads()) and (known := self.known_by(stop)) is not None:
+            write_json(self.home / "spectrum.json", to_document(self.request.record(self.opened, known)))
             self.screen.error(f"{stopped_by(stop)}: what is known is saved; waiting for an operation to end.")
 
     def follow(self, step: Progress) -> None:

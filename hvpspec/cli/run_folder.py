@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +20,8 @@ from hvpspec.atomic_files import prepare_folder
 from hvpspec.cli.console import Screen
 from hvpspec.cli.options.flags import flag_name
 from hvpspec.cli.options.source import Earlier, Source
+from hvpspec.distributed.group import group_of
+from hvpspec.distributed.launch import inherits, leads
 from hvpspec.errors import CheckpointError, InputError
 from hvpspec.krylov.log.inputs import differing, inputs_of
 from hvpspec.krylov.log.journal import Journal
@@ -40,12 +43,16 @@ _FREE_OPTIONS = ("lr", "momentum", "time_limit")  # what is measured does not de
 class RunFolder:
     """A folder while a run holds it; use `held`.
 
-    spent_before: seconds that interrupted processes of this run took, as their journals tell. vectors: files that
-    vectors go to, by option.
+    home: of ranks that share the work, the folder of the first one: there the journal is, and what another one writes
+    in its place. spent_before: seconds that interrupted processes of this run took, as their journals tell. vectors:
+    files that vectors go to, by option.
     """
 
     def __init__(self, path: Path, earlier: Earlier, screen: Screen) -> None:
         self.path, self.earlier, self._screen = path, earlier, screen
+        self._group = group_of(None)
+        first = os.path.abspath(path) if self._group is None else self._group.agreed(os.path.abspath(path))
+        self.home = path if leads() else Path(first)
         self.journal: Journal | None = None
         self.spent_before = 0.0
         self.vectors: Mapping[str, Path] = {}
@@ -70,14 +77,15 @@ class RunFolder:
         """
         if self.earlier.no_journal:
             return
-        folder = self.path / (JOURNAL if number is None else f"{JOURNAL}-{number}")
+        folder = self.home / (JOURNAL if number is None else f"{JOURNAL}-{number}")
         _remove({*self.path.glob(f"{JOURNAL}-*")} - {folder})
         inputs = inputs_of(replace(as_symmetric(H), fingerprint=partial(H.fingerprint, loss)), options, start)
         inputs = {flag_name(name) if name in _FIELDS else name: value for name, value in inputs.items()}
         named = {flag_name(name): value for name, value in dataclasses.asdict(source).items() if name != "expect_loss"}
         inputs = {"checkpoint (SHA-256)": sha256, **named, **inputs}
-        H.follow(recall(inputs))
-        self._remember = lambda: remember(inputs, H.chosen)
+        own = inputs if self._group is None else {**inputs, "rank": f"{self._group.rank} of {self._group.size}"}
+        H.follow(recall(own))
+        self._remember = lambda: remember(own, H.chosen)
         self.journal = Journal(
             folder,
             inputs,
@@ -85,10 +93,15 @@ class RunFolder:
             replace=self.earlier.force,
             to_start_over="go back to these, start over with --restart, or choose another --out",
             note=self._screen.warning,
+            say=self._screen.note,
+            group=self._group,
             began=self._began,
         )
         self.spent_before += self.journal.spent_before
-        if self.journal.made:
+        if (left := self.journal.left) is not None:
+            products = counted(left.products, "product")
+            self._screen.note(f"goes on with an interrupted run of {left.who}: {products} in {self.journal.folder}")
+        elif self.journal.made:
             products = counted(self.journal.made, "product")
             self._screen.note(f"goes on with an interrupted run: {products} in {self.journal.folder}")
 
@@ -120,9 +133,14 @@ class RunFolder:
                 "--force."
             )
 
-    def done(self) -> None:
-        """What was computed is written: the journal is no longer needed."""
-        if self.journal is not None:
+    def done(self, well: bool = True, *, ended: bool = False) -> None:
+        """What was computed is written, if the first rank says so: the journal is no longer needed.
+
+        ended: by a signal or an error, after which no rank waits for what another one says.
+        """
+        if self._group is not None:
+            well = not ended and bool(self._group.agreed(well))
+        if well and self.journal is not None:
             self._remember()
             self.journal.finish()
             self.journal = None
@@ -150,6 +168,7 @@ def held(path: Path, earlier: Earlier, screen: Screen) -> Iterator[RunFolder]:
         try:
             yield folder
         except BaseException as error:
+            inherits(error)
             folder.close(error)
             raise
         folder.close(None)

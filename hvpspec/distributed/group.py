@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hvpspec.distributed.failures import PassedOn, as_told, raised_again
 from hvpspec.distributed.pulse import Pulse
+from hvpspec.distributed.store import Store
 from hvpspec.distributed.wire import Wire, answering
 from hvpspec.errors import InputError, LostRank
 from hvpspec.system.stops import asked
 
 DEFAULT_PATIENCE = 40.0  # seconds without a sign of life after which a rank is taken to be lost
 _NUMBER = "="  # begins a message that is no error
-_SECONDS_TO_STOP = 4.0  # without a sign of life, once a signal has asked this process to stop
+_SECONDS_TO_STOP = 6.0  # without a sign of life, once a signal has asked this process to stop, or an error ends it
+_SECONDS_TO_LINGER = 3.0  # at most, after an error
 _SECONDS_BETWEEN_LOOKS = 0.5  # for signs of life, and for signals, during a wait
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 5e-5, 2e-3  # seconds between looks for what is waited for
 
@@ -45,11 +47,12 @@ class Group:
         self.backend = str(dist.get_backend(handle))
         members = "-".join(map(str, dist.get_process_group_ranks(handle or dist.group.WORLD)))
         store = dist.distributed_c10d._get_default_store()  # there is no public name for it
-        self._store = dist.distributed_c10d.PrefixStore(f"hvpspec/{members}", store)
+        self._store = Store(dist.distributed_c10d.PrefixStore(f"hvpspec/{members}", store))
         self._pulse = Pulse(self._store, self.rank)
         self._round = 0
         self._has_left, self._epoch = False, 0
         self._told_of: BaseException | None = None  # an error that all ranks know of
+        self._inherits: bool | None = None
         self.wire = Wire(handle)
 
     # --- numbers ---
@@ -132,14 +135,14 @@ class Group:
         number, self._round = self._round, self._round + 1
         self._store.set(f"{self._epoch}/{number}/{self.rank}", words)
         if self.rank == 0:
-            said = [self._heard(f"{self._epoch}/{number}/{rank}", rank) for rank in range(self.size)]
+            said = [self._waited(f"{self._epoch}/{number}/{rank}", rank) for rank in range(self.size)]
             self._store.set(f"{self._epoch}/{number}/all", json.dumps(said))
             for rank in range(self.size) if number else ():  # all have read what was said in the last round
-                self._store.delete_key(f"{self._epoch}/{number - 1}/{rank}")
+                self._store.remove(f"{self._epoch}/{number - 1}/{rank}")
             if number > 1:
-                self._store.delete_key(f"{self._epoch}/{number - 2}/all")
+                self._store.remove(f"{self._epoch}/{number - 2}/all")
             return said
-        verdict: list[str] = json.loads(self._heard(f"{self._epoch}/{number}/all", 0))
+        verdict: list[str] = json.loads(self._waited(f"{self._epoch}/{number}/all", 0))
         return verdict
 
     def agreed(self, value: Any) -> Any:
@@ -148,7 +151,7 @@ class Group:
 
     def least(self, number: int) -> int:
         """The least of the ranks' numbers, such as how many vectors there is room for."""
-        return min(map(int, self.told(str(number))))
+        return min(map(int, self.told(str(int(number)))))
 
     def same(self, what: str, value: Any) -> None:
         """Raises InputError where ranks have different values (JSON-ready): all of them must be given the same."""
@@ -164,25 +167,52 @@ class Group:
                 self._store.set(f"{self._epoch}/left/{self.rank}", as_told(error))
                 self._has_left = True
 
+    def inherits(self, error: BaseException) -> bool:
+        """Whether all ranks before this one have ended without getting here. Asked when an error ends the run."""
+        if self._inherits is None:
+            self.leave(error)
+            try:
+                self._inherits = self.rank > 0 and self._are_gone(range(self.rank))
+                self._store.set(f"ends/{self.rank}", "")
+            except LostRank:  # the store has gone, with the first rank's process
+                self._inherits = self.rank == 1
+        return self._inherits
+
+    def linger(self) -> None:
+        """The first rank, whose process may keep the store, waits until the others know that it ends."""
+        until = time.monotonic() + _SECONDS_TO_LINGER
+        keys = [f"ends/{rank}" for rank in range(1, self.size)] if self.rank == 0 else []
+        with contextlib.suppress(LostRank):
+            while keys and time.monotonic() < until and not self._store.has(*keys):
+                time.sleep(_SECONDS_BETWEEN_LOOKS / 10)
+
+    def _are_gone(self, ranks: Iterable[int]) -> bool:
+        """Whether none of the ranks says that it ends, or shows any life."""
+        begun = time.monotonic()
+        seen = {rank: (self._pulse.of(rank), begun) for rank in ranks}
+        while seen and time.monotonic() < begun + self.patience:
+            self._pulse.beat()
+            for rank, (last, since) in list(seen.items()):
+                if self._store.has(f"ends/{rank}"):
+                    return False
+                if (now := self._pulse.of(rank)) != last:
+                    seen[rank] = now, time.monotonic()
+                elif time.monotonic() > since + _SECONDS_TO_STOP:
+                    del seen[rank]
+            time.sleep(_SECONDS_BETWEEN_LOOKS / 10)
+        return not seen
+
     def _come_back(self) -> None:
         """Whoever has caught an error may go on, once all ranks have it: what each says then is of the same call."""
         if self._has_left:
             for rank in range(self.size):
-                self._heard(f"{self._epoch}/left/{rank}", rank)
+                self._waited(f"{self._epoch}/left/{rank}", rank)
             self._epoch, self._round, self._has_left = self._epoch + 1, 0, False
 
-    def _heard(self, key: str, rank: int) -> str:
-        """What is under the key, once it is there. Raises LostRank where the rank does not show any life."""
-        try:
-            return self._waited(key, rank)
-        except RuntimeError as gone:  # the process that keeps the store
-            if isinstance(gone, LostRank | torch.OutOfMemoryError):
-                raise
-            raise LostRank(None, str(gone)) from None
-
     def _waited(self, key: str, rank: int) -> str:
-        last, since, pause, looked = b"", time.monotonic(), _SHORTEST_PAUSE, time.monotonic()
-        while not self._store.check([key]):
+        """What is under the key, once it is there. Raises LostRank where the rank does not show any life."""
+        last, since, pause, looked = "", time.monotonic(), _SHORTEST_PAUSE, time.monotonic()
+        while not self._store.has(key):
             time.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE)
             if time.monotonic() < looked + _SECONDS_BETWEEN_LOOKS:
@@ -193,16 +223,18 @@ class Group:
                 last, since = now, looked
             error: BaseException | None = None
             left = f"{self._epoch}/left/{rank}"
-            if self._store.check([left]) and not self._store.check([key]):
-                error = raised_again(self._store.get(left).decode(), rank)
+            if self._store.has(left) and not self._store.has(key):
+                error = raised_again(self._store.get(left), rank)
             elif (stop := asked()) is not None and looked > since + _SECONDS_TO_STOP:
-                error = stop
+                # SIGTERM is what torchrun sends to the others where a rank has ended.
+                silent = f"no sign of life for {_SECONDS_TO_STOP:g} s, after SIGTERM"
+                error = LostRank(rank, silent) if stop.number == signal.SIGTERM else stop
             elif looked > since + self.patience:
                 error = LostRank(rank, f"no sign of life for {self.patience:g} s")
             if error is not None:
                 self.leave(error)
                 raise error
-        return bytes(self._store.get(key)).decode()
+        return self._store.get(key)
 
 
 def shares(n: int, size: int) -> list[int]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from hvpspec.errors import InputError, LostRank
 from hvpspec.system.stops import holding
@@ -22,21 +25,51 @@ def is_under_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
+@dataclass
+class _Voice:
+    """streams: stdout and stderr before they were silenced. inherited: whether this rank speaks for one before it."""
+
+    streams: tuple[Any, Any] | None = None
+    inherited: bool = False
+
+
+_voice = _Voice()
+
+
 def leads() -> bool:
     """Whether this process prints and writes."""
-    return not is_under_torchrun() or os.environ["RANK"] == "0"
+    return not is_under_torchrun() or os.environ["RANK"] == "0" or _voice.inherited
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether the first rank may not say what has happened."""
-    return isinstance(error, LostRank) and error.rank in (0, None)
+def inherits(error: BaseException) -> bool:
+    """Whether this process prints and writes from now on, as the ranks before it have ended without a word.
+
+    To be asked by all ranks as soon as an error ends the run: others wait for the answer of those before them.
+    """
+    if not is_under_torchrun() or _voice.inherited:
+        return _voice.inherited
+    import torch.distributed as dist
+
+    from hvpspec.distributed.group import group_of
+
+    if not dist.is_initialized():
+        return False
+    group = group_of(None)
+    if group is not None and group.inherits(error):
+        _voice.inherited = True
+        if isinstance(error, LostRank) and error.rank is None:
+            error.rank = 0
+        if _voice.streams is not None:
+            sys.stdout, sys.stderr = _voice.streams
+    return _voice.inherited
 
 
 @contextlib.contextmanager
 def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str] | None]:
     """The process group, while a command runs; the arguments of this rank's command, None where it has nothing to do.
 
-    Ranks but the first print nothing, and write to a folder that is removed. An error on one rank ends all of them.
+    Ranks but the first print nothing, and write to a folder that is removed; see `inherits`. An error on one rank ends
+    all of them.
     Signals are noted, and raised in the next product, on all ranks at once.
     """
     import torch.distributed as dist
@@ -52,12 +85,13 @@ def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str] | None]:
     group = group_of(None)
     assert group is not None
     with contextlib.ExitStack() as stack:
-        own = [*arguments, *(["--no-journal"] if command in _WRITING else [])]
+        own = list(arguments)
         if not leads():
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hvpspec-rank-"))
             own += ["--out", folder] if command in (*_WRITING, "check") else []
             own += ["--force"] if command in _WRITING else []
             nowhere = stack.enter_context(open(os.devnull, "w"))
+            _voice.streams = sys.stdout, sys.stderr
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         stack.enter_context(holding())
@@ -67,6 +101,8 @@ def ranks_joined(arguments: Sequence[str]) -> Iterator[list[str] | None]:
             group.together(lambda: None)  # the first rank has written all files
         except BaseException as error:
             group.leave(error)
+            inherits(error)
+            group.linger()
             raise
     dist.destroy_process_group()
 
@@ -80,8 +116,8 @@ def _backend(arguments: Sequence[str]) -> str:
     import torch
 
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if number >= count:
-        here = os.environ.get("LOCAL_WORLD_SIZE", str(number + 1))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(number + 1)))
+    if here > count:
         raise InputError(
             f"{here} ranks on this machine have {count} GPUs, and each needs one; start {max(count, 1)} "
             "(torchrun --nproc-per-node), or leave out --device cuda."

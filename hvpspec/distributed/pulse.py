@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import Any
+
+from hvpspec.distributed.store import Store
 
 _INTERVAL = 2.0  # seconds between beats
 _WORKING = 0.01  # share of the interval, in processor time: less is no work
@@ -18,8 +19,7 @@ _WORKING = 0.01  # share of the interval, in processor time: less is no work
 class Pulse:
     """Of this rank, from now on, and of the others as they are in the store."""
 
-    def __init__(self, store: Any, rank: int) -> None:
-        """store: of torch.distributed."""
+    def __init__(self, store: Store, rank: int) -> None:
         self._store, self._rank = store, rank
         self._beats, self._last = 0, 0.0
         threading.Thread(target=self._watch, name="hvpspec-pulse", daemon=True).start()
@@ -30,10 +30,10 @@ class Pulse:
             self._last, self._beats = time.monotonic(), self._beats + 1
             self._store.set(f"pulse/{self._rank}", str(self._beats))
 
-    def of(self, rank: int) -> bytes:
+    def of(self, rank: int) -> str:
         """What changes as long as that rank is alive."""
         key = f"pulse/{rank}"
-        return bytes(self._store.get(key)) if self._store.check([key]) else b""
+        return self._store.get(key) if self._store.has(key) else ""
 
     def _watch(self) -> None:
         before = time.process_time()

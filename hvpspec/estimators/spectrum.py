@@ -111,9 +111,11 @@ def spectrum(
         As for `hvpspec.eigsh`.
     journal : path, optional
         A folder for a journal of the products. If the run is interrupted or killed, the same call goes on from there,
-        and gives the same results to the last bit. It takes as much disk space as all vectors that are multiplied, and
-        is removed when the run ends well. A call with other options or another operator is refused: delete the folder
-        to start over. What a HessianOperator depends on is compared in full; any other operator by its first product.
+        and gives the same results to the last bit. It takes twice as much disk space as all vectors that are
+        multiplied, and is removed when the run ends well. Of ranks, each keeps its part there; another number of them
+        goes on as well, with the products made so far. A call with other options or another operator is refused:
+        delete the folder to start over. What a HessianOperator depends on is compared in full; any other operator by
+        its first product.
     callback : callable, optional
         Called with a `Progress` before the first product, with the planned number of products, and after each step. An
         exception that it raises, or Ctrl-C, ends the run; the last `Progress` has what was known.

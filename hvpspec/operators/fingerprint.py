@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,25 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpspec.distributed.group import Group
 from hvpspec.objective.batches import mapped
 from hvpspec.objective.live_model import named_tensors
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.objective import Objective
+from hvpspec.objective.subsets.shares import Share
 
 _DIGEST_BYTES = 16
 _CONSTANTS = (bool, int, float, complex, str, bytes)
 
 
-def fingerprint(objective: Objective, loss: LossValue) -> dict[str, Any]:
+def fingerprint(objective: Objective, loss: LossValue, group: Group | None = None) -> dict[str, Any]:
     """The model's values, the chosen parameters, the batches and the loss on them, by names that a message can give.
 
-    On a GPU sums may be rounded in another way at each time: there the loss is compared to six digits.
+    group: the ranks that share the batches, whose digest does not depend on how many there are. On a GPU sums may be
+    rounded in another way at each time: there the loss is compared to six digits.
     """
     exact = objective.device.type == "cpu"
     return {
         "values of the model": digest_of_model(objective),
         "parameters chosen": _digest([repr(objective.space.names)]),
-        "batches": digest_of_data(objective.data),
+        "batches": _digest_of_batches(objective, group),
         "loss on the data": repr(loss.value) if exact else f"{loss.value:.6g}",
         "weight of the data": loss.weight,
         "noise seed": objective.noise_seed,
@@ -40,6 +44,18 @@ def fingerprint(objective: Objective, loss: LossValue) -> dict[str, Any]:
 def digest_of_model(objective: Objective) -> str:
     """Of the model's values, by name."""
     return _digest(_of_model(objective))
+
+
+def _digest_of_batches(objective: Objective, group: Group | None) -> str:
+    """Of the batches of all ranks, in their order."""
+
+    def own() -> list[str]:
+        return [digest_of_data([batch]) for batch in objective.data]
+
+    if group is None or not isinstance(share := objective.data, Share):
+        return _digest(own())
+    said = group.told(json.dumps([*zip(share.numbering, group.together(own), strict=False)]))
+    return _digest(digest for _, digest in sorted(each for part in said for each in json.loads(part)))
 
 
 def digest_of_data(data: Iterable[Any]) -> str:

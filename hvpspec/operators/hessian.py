@@ -239,7 +239,8 @@ class HessianOperator(OverBatches):
             By names that a message can give: digests of the model's values and of the batches, the loss, and options.
             Costs a pass over the data.
         """
-        of_loss = fingerprint(self.objective, loss or self.loss())
+        group = None if self._ranks is None else self._ranks.group
+        of_loss = fingerprint(self.objective, loss or self.loss(), group)
         return {**of_loss, "matrix": self.matrix, "engine": self._product.name}
 
     def loss(self) -> LossValue:

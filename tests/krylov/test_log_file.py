@@ -1,6 +1,7 @@
 """A log ends at what is torn, changed or out of place, and goes on from there."""
 
 import os
+import zlib
 
 import pytest
 
@@ -115,3 +116,25 @@ def test_a_system_that_takes_less_at_once(written, monkeypatch):
     log.append({"kind": "slow"}, [b"123456789"])
     log.close()
     assert read(written)[0] == [({"kind": "slow"}, b"123456789")]
+
+
+def test_records_are_left_out_gone_back_to_and_cut_off(written):
+    log = LogFile(written, only_read=True)
+    start = log.position
+    log.skip()
+    assert (log.records, log.header()["kind"]) == (1, "none")
+    log.position = start
+    assert log.header()["kind"] == "first"
+    log.close()
+    log = LogFile(written)
+    log.cut(2)
+    assert log.records == 0
+    log.close()
+    assert read(written)[0] == EXPECTED[:2]
+
+
+def test_a_checksum_that_is_known_is_not_computed_again(tmp_path):
+    log = LogFile(tmp_path / "log")
+    log.append({}, [b"abc", b"de"], zlib.crc32(b"abc"))
+    log.close()
+    assert read(tmp_path / "log")[0] == [({}, b"abcde")]

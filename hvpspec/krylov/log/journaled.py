@@ -16,7 +16,8 @@ from hvpspec.atomic_files import prepare_folder
 from hvpspec.errors import InputError
 from hvpspec.krylov.by_folds import ByFolds, FoldOf, Reduce
 from hvpspec.krylov.log.inputs import inputs_of
-from hvpspec.krylov.log.journal import Answer, Journal
+from hvpspec.krylov.log.journal import Journal
+from hvpspec.krylov.log.records import Answer
 from hvpspec.krylov.operator_view import Multiply, Recompute, Symmetric
 from hvpspec.options import SpectrumOptions
 from hvpspec.results.estimate import Recomputed
@@ -38,14 +39,13 @@ def keeping(
     """
     if journal is None:
         yield A, None
-    elif A.shard is not None:
-        raise InputError("runs of several ranks keep no journal yet; leave journal out.")
     elif isinstance(journal, Journal):
         yield journaled(A, journal), journal
         journal.ended()
     else:
         prepare_folder(Path(journal), "journal")
-        with Journal(Path(journal), inputs_of(A, options, start)) as log:
+        group = None if A.shard is None else A.shard.group
+        with Journal(Path(journal), inputs_of(A, options, start), group=group) as log:
             yield journaled(A, log), log
             log.ended()
             log.finish()
@@ -64,7 +64,7 @@ def journaled(A: Symmetric, journal: Journal) -> Symmetric:
         multiply_by_folds=None if A.multiply_by_folds is None else _multiplying_by_folds(A, journal, compare),
         recompute=None if A.recompute is None else _recomputing(A.recompute, journal),
         noise=lambda: journal.noise,
-        decide=journal.fact,
+        decide=lambda name, find: int(journal.fact(name, lambda: A.decide(name, find))),
     )
 
 

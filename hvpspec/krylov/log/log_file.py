@@ -34,8 +34,9 @@ class LogFile:
     records, end: how many have been read or written, and the bytes that they take, after which it goes on.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    def __init__(self, path: Path, *, only_read: bool = False) -> None:
+        how = os.O_RDONLY if only_read else os.O_RDWR | os.O_CREAT
+        self._file = os.open(path, how | getattr(os, "O_CLOEXEC", 0), 0o666)
         self.records = self.end = 0
         self._digest = b""
         self._syncing: threading.Thread | None = None
@@ -44,6 +45,15 @@ class LogFile:
     def size(self) -> int:
         """Bytes of the file."""
         return os.fstat(self._file).st_size
+
+    @property
+    def position(self) -> tuple[int, int, bytes]:
+        """Where it goes on; it may be set to an earlier one."""
+        return self.records, self.end, self._digest
+
+    @position.setter
+    def position(self, to: tuple[int, int, bytes]) -> None:
+        self.records, self.end, self._digest = to
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -67,8 +77,15 @@ class LogFile:
             checksum, at = zlib.crc32(buffer, checksum), at + len(buffer)
         if (checksum, sum(map(len, buffers))) != (header["crc"], header["bytes"]):
             return False
-        self.records, self.end, self._digest = self.records + 1, at, digest
+        self.position = self.records + 1, at, digest
         return True
+
+    def skip(self) -> None:
+        """Goes on to the record after the next one, whatever its payload."""
+        found = self._header_at(self.end, self._digest)
+        assert found is not None
+        header, digest, at = found
+        self.position = self.records + 1, at + header["bytes"], digest
 
     def headers(self) -> Iterator[Header]:
         """Of all further records; this goes on to none of them, and reads no payload."""
@@ -100,13 +117,14 @@ class LogFile:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def append(self, header: Header, buffers: Sequence[Buffer] = ()) -> None:
+    def append(self, header: Header, buffers: Sequence[Buffer] = (), of_first: int | None = None) -> None:
         """Writes a record after the last one read or written; whatever follows that is lost.
 
-        The bytes are with the system when this returns, so that they outlive the process. Raises OSError.
+        of_first: the CRC-32 of the first buffer, where it is known. The bytes are with the system when this returns, so
+        that they outlive the process. Raises OSError.
         """
-        checksum = 0
-        for buffer in buffers:
+        checksum = of_first or 0
+        for buffer in buffers if of_first is None else buffers[1:]:
             checksum = zlib.crc32(buffer, checksum)
         text = json.dumps({**header, "bytes": sum(map(len, buffers)), "crc": checksum}).encode()
         digest = _digest(self._digest, text)
@@ -120,12 +138,16 @@ class LogFile:
             with contextlib.suppress(OSError):
                 self.cut()
             raise
-        self.records, self.end, self._digest = self.records + 1, os.lseek(self._file, 0, os.SEEK_CUR), digest
+        self.position = self.records + 1, os.lseek(self._file, 0, os.SEEK_CUR), digest
 
-    def cut(self) -> None:
-        """Removes what follows the last record read or written."""
+    def cut(self, further: int = 0) -> None:
+        """Removes what follows the last record read or written, and `further` ones after it."""
+        before = self.position
+        for _ in range(further):
+            self.skip()
         if self.size > self.end:
             os.ftruncate(self._file, self.end)
+        self.position = before
 
     def sync(self) -> None:
         """Has the system put on disk what was written so far, meanwhile."""
@@ -144,6 +166,16 @@ def write(file: int, buffer: Buffer) -> None:
     rest = memoryview(buffer)
     while len(rest):
         rest = rest[os.write(file, rest) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts on disk that the folder has a new file, where the system has a way to."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _sync(file: int) -> None:

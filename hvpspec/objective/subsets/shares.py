@@ -111,7 +111,9 @@ def _own_sampler(data: Any) -> DistributedSampler[Any] | None:
 
 def all_batches(data: Iterable[Any]) -> Iterable[Any]:
     """Those of all ranks, as far as this one can read them."""
-    return (data.whole or data.all_data) if isinstance(data, Share) else data
+    if not isinstance(data, Share):
+        return data
+    return data.all_data if data.whole is None else data.whole
 
 
 def to_measure(data: Iterable[Any]) -> Iterable[Any]:

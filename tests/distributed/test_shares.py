@@ -49,6 +49,7 @@ def test_of_a_sample():
     drawn = sample_batches(list("abcdefgh"), 5, seed=0)
     parts = [batch for rank in range(2) for batch in share_of(drawn, rank, 2)]
     assert sorted(parts) == sorted(drawn)
+    assert [number for number, _ in numbered(share_of(drawn, 1, 2))] == [1, 3]  # theirs in the sample
 
 
 def test_what_shows_the_mean_begins_with_the_same_batches():

@@ -17,8 +17,7 @@ from hvpspec.results.density import Density
 
 _ANGLE_OF_KNOWN_VECTOR = 1e-2  # radians; an eigenvalue whose vector is known to this angle is treated as known
 _LEAST_STEPS_TO_COMPARE = 6  # with fewer steps
-_FEW_STEPS = 10  # with fewer, more of these distances:
-_SHARES = {False: (0.5, 1.2), True: (0.65, 1.4)}  # to half the steps and to the averaged rule, for many and few steps
+_SHARE_OF_HALF, _SHARE_OF_AVERAGED = 0.65, 1.4  # of the distances to these, that the quadrature's error is taken to be
 _COINCIDING_ROUNDOFFS = 200  # of ‖H‖: values of different segments that are closer than this are copies
 
 _Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights
@@ -39,11 +38,10 @@ def _settling(spaces: list[Krylov]) -> float | None:
     is from the distribution; in fact about twice as far, as errors of different nodes do not cancel. And Laurie's
     averaged quadrature (1996, doi:10.1090/S0025-5718-96-00713-9), whose error is smaller, is as far from the latter as
     that from the distribution. It misses what half the steps show: clusters that have just been resolved. The larger of
-    the two, with margins that are larger for few steps. All are of the mean over the spaces. None where a space has too
-    few steps or has become invariant.
+    the two, with margins, held in at least 98 % of 180 cases on each of 39 spectra. All are of the mean over the
+    spaces. None where a space has too few steps or has become invariant.
     """
     rules: list[tuple[_Rule, _Rule, _Rule]] = []
-    few = False
     for krylov in spaces:
         known = krylov.of_start
         steps, block = len(known.T), min(known.segments[0][1], len(known.T)) if known.segments else 0
@@ -51,10 +49,10 @@ def _settling(spaces: list[Krylov]) -> float | None:
             return None
         half = block * (steps // (2 * block))
         rules.append((_gauss(known.T, block), _gauss(known.T[:half, :half], block), _averaged(known.T, block)))
-        few |= steps < _FEW_STEPS * block
     all_steps, from_half, averaged = (_mean(of_spaces) for of_spaces in zip(*rules, strict=True))
-    shares = zip(_SHARES[few], (from_half, averaged), strict=True)
-    return max(share * wasserstein(*all_steps, *rule) for share, rule in shares)
+    return max(
+        _SHARE_OF_HALF * wasserstein(*all_steps, *from_half), _SHARE_OF_AVERAGED * wasserstein(*all_steps, *averaged)
+    )
 
 
 def _mean(rules: Sequence[_Rule]) -> _Rule:

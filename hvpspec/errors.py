@@ -117,13 +117,17 @@ class LostRank(RuntimeError):
         Which one, where that is known.
     reason : str
         What was seen of it.
+    product : int or None
+        The number of the product that was under way, where one was.
     """
 
     def __init__(self, rank: int | None, reason: str) -> None:
         super().__init__(rank, reason)
         self.rank, self.reason = rank, reason
+        self.product: int | None = None
 
     def __str__(self) -> str:
         who = "another rank" if self.rank is None else f"rank {self.rank}"
         reason = " ".join(self.reason.split())
-        return f"{who} has ended or does not answer any more ({reason}); what it printed may say why."
+        when = "" if self.product is None else f" in product {self.product:,}"
+        return f"{who} has ended or does not answer any more{when} ({reason}); what it printed may say why."

@@ -138,7 +138,7 @@ def _measure(
             return _end_elsewhere(record, request, opened, screen, folder, end)
         figures = partial(_show_figures, record, request, opened, screen, explain=explain)
         paths, failure = _written(folder.home, record, figures)
-        if failure is None:
+        if _goes_on(opened, failure, end):
             failure = _save_vectors(record, request, opened, screen, paths, alone=end is not None)
         _remove_journal(folder, found, failure, end)
     _show_files(record, paths, screen)
@@ -159,10 +159,16 @@ def _end_elsewhere(
     record: Record, request: _Request, opened: Opened, screen: Screen, folder: RunFolder, end: BaseException | None
 ) -> None:
     """On other ranks than the first, which says and writes all but their parts of the eigenvectors."""
-    if end is None:
+    if end is None and _goes_on(opened, None, end):
         _save_vectors(record, request, opened, screen, [])
     _remove_journal(folder, record.spectrum, None, end)
     _end_with(end)
+
+
+def _goes_on(opened: Opened, failure: OutputError | None, end: BaseException | None) -> bool:
+    """Whether eigenvectors are saved after the report: on all ranks, or on none of them."""
+    ranks = opened.H.ranks
+    return failure is None if ranks is None or end is not None else bool(ranks.group.agreed(failure is None))
 
 
 def _remove_journal(folder: RunFolder, found: Spectrum, failure: OutputError | None, end: BaseException | None) -> None:
@@ -195,9 +201,10 @@ def _save_vectors(
             paths.append(path)
     except OutputError as error:
         failure = error
+    why = "other ranks may have ended with their parts of it" if lost else "it was not known by then"
     for name, path in saving.paths().items() if failure is None else ():
         if path not in paths:
-            screen.error(f"{name} {path}: not written, as it was not known by then.")
+            screen.error(f"{name} {path}: not written, as {why}.")
     return failure
 
 

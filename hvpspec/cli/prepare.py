@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 import warnings
@@ -285,7 +286,11 @@ def inspect(
         H, findings, loss=loss, expect=expect, measure=measure, options=options.spectrum(),
         preconditioned=of if isinstance(of, PreconditionedOverData) else None,
     )  # fmt: skip
-    return with_per_batch(found, planned_per_batch(H.batch_count(), options.batches())) if options.per_batch else found
+    if not options.per_batch:
+        return found
+    asked = options.batches()
+    of_rank = dataclasses.replace(asked, max_batches=math.ceil(asked.max_batches / H.sharing))
+    return with_per_batch(found, planned_per_batch(H.batch_count(), of_rank))
 
 
 def _show_head(checkpoint: Path, source: Source, H: HessianOperator, loss: LossValue, screen: Screen) -> None:

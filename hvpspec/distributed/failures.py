@@ -19,8 +19,20 @@ class PassedOn(BaseException):
         self.error = error
 
 
+_MARK = "\0error "  # begins what is told of an error, and nothing else that is told
+
+
 def as_told(error: BaseException) -> str:
     """The error as a text from which `raised_again` makes one of the same kind."""
+    return _MARK + _as_json(error)
+
+
+def tells_of_error(words: str) -> bool:
+    """Whether they are of `as_told`."""
+    return words.startswith(_MARK)
+
+
+def _as_json(error: BaseException) -> str:
     if isinstance(error, OutOfTime):
         return json.dumps(["OutOfTime", ""])
     if isinstance(error, KeyboardInterrupt):
@@ -35,7 +47,7 @@ def as_told(error: BaseException) -> str:
 
 def raised_again(told: str, rank: int) -> BaseException:
     """The error that a rank has told of, with its number in the message."""
-    kind, words = json.loads(told)
+    kind, words = json.loads(told.removeprefix(_MARK))
     if kind == "OutOfTime":
         return OutOfTime()
     if kind == "Stopped":

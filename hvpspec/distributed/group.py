@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from hvpspec.distributed.failures import PassedOn, as_told, raised_again
+from hvpspec.distributed.failures import PassedOn, as_told, raised_again, tells_of_error
 from hvpspec.distributed.pulse import Pulse
 from hvpspec.distributed.store import Store
 from hvpspec.distributed.wire import Wire, answering
@@ -25,7 +25,6 @@ from hvpspec.errors import InputError, LostRank
 from hvpspec.system.stops import asked
 
 DEFAULT_PATIENCE = 40.0  # seconds without a sign of life after which a rank is taken to be lost
-_NUMBER = "="  # begins a message that is no error
 _SECONDS_TO_STOP = 6.0  # without a sign of life, once a signal has asked this process to stop, or an error ends it
 _SECONDS_TO_LINGER = 3.0  # at most, after an error
 _SECONDS_BETWEEN_LOOKS = 0.5  # for signs of life, and for signals, during a wait
@@ -94,7 +93,7 @@ class Group:
             error = raised
         if error is not None and error is self._told_of:
             raise error
-        self._meet("" if error is None else as_told(error), error)
+        self.told("" if error is None else as_told(error), error)
         return found  # type: ignore[no-any-return]
 
     def knows(self, error: BaseException) -> bool:
@@ -116,12 +115,15 @@ class Group:
 
         Raises what a rank has raised instead of getting here.
         """
-        return [float(words.removeprefix(_NUMBER)) for words in self._meet(f"{_NUMBER}{number!r}", None)]
+        return [float(words) for words in self.told(repr(number))]
 
-    def _meet(self, words: str, error: BaseException | None) -> list[str]:
-        """What the ranks say, if none tells of an error; else the error of the first that does is raised."""
-        said = self.told(words)
-        failed = next((rank for rank, each in enumerate(said) if each and not each.startswith(_NUMBER)), None)
+    def told(self, words: str, error: BaseException | None = None) -> list[str]:
+        """What each rank says, in their order. May be asked for inside `together`, as often on each rank.
+
+        Where ranks tell of errors instead, the first one's is raised. error: what `words` tell of.
+        """
+        said = self._said(words)
+        failed = next((rank for rank, each in enumerate(said) if tells_of_error(each)), None)
         if failed is None:
             return said
         own = error is not None and failed == self.rank
@@ -129,8 +131,7 @@ class Group:
         assert self._told_of is not None
         raise self._told_of from (None if own else error)
 
-    def told(self, words: str) -> list[str]:
-        """What each rank says, in their order."""
+    def _said(self, words: str) -> list[str]:
         self._come_back()
         number, self._round = self._round, self._round + 1
         self._store.set(f"{self._epoch}/{number}/{self.rank}", words)

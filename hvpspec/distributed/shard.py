@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -106,9 +106,17 @@ def over_ranks(estimator: Callable[P, Result]) -> Callable[P, Result]:
         if (callback := kwargs.get("callback")) is not None:  # what it raises on one rank is raised on all
             kwargs["callback"] = lambda found: shard.group.together(lambda: callback(found))  # type: ignore[operator]
         with sharded(shard):
+            shard.group.same("options", repr(_plain(args[1:], kwargs)))
             return estimator(*args, **kwargs)
 
     return call
+
+
+def _plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Options that must be the same on all ranks, as what is asked for depends on them."""
+    named = [*enumerate(args), *sorted(kwargs.items())]
+    kinds = (bool, int, float, str, tuple)
+    return [(name, value) for name, value in named if isinstance(value, kinds) and name not in ("journal", "verbose")]
 
 
 def added(parts: Tensor) -> Tensor:

@@ -221,7 +221,10 @@ class _Run:
 
     def _fact(self, number: int, allowed: int) -> dict[str, Any]:
         check_time()
-        weight, operator = next(find for each, find in self.operators if each == number)()
+        find = next((find for each, find in self.operators if each == number), None)
+        if find is None:
+            raise InputError(f"the data gave no batch {number} any more; give data that are the same in every pass.")
+        weight, operator = find()
         if operator is None:
             return {"batch": Batch(number, 0.0).to_dict(), "hvps": 0}
         found, hvps = self._of_batch(Batch(number, weight), operator, allowed)

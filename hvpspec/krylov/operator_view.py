@@ -287,6 +287,8 @@ def _from_data_operator(A: Any) -> Symmetric:
     engine_state = getattr(A, "state", dict)
     recompute = getattr(of, "recompute", None) if A.torch_dtype != torch.float64 else None
     shard: Shard | None = getattr(of, "shard", None)
+    if shard is not None:
+        A.agree_on_noise()
     return Symmetric(
         A.shape[0],
         A.torch_dtype,

@@ -35,6 +35,25 @@ class OverBatches(OverEngine):
         """
         return self.objective.batch_count() if self._ranks is None else self._ranks.batch_count
 
+    def agree_on_noise(self) -> None:
+        """Of ranks, whose products by finite differences err differently, all take the largest error for theirs."""
+        ranks = self._ranks
+        if ranks is not None and self._product.engine == "finite-difference":
+            ranks.settle()
+            own = ranks.group.together(lambda: self._product.noise if ranks.has_data else 0.0)
+            ranks.noise = max(ranks.group.met(own))
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on computing as an operator in another process would have; of ranks, to be called on all.
+
+        Parameters
+        ----------
+        state : dict
+            What its `state()` returned.
+        """
+        super().resume(state)
+        self.agree_on_noise()
+
     def alone(self) -> Self:
         """The operator of this rank's batches alone, which other ranks know nothing of; itself without ranks."""
         if self._ranks is None:

@@ -187,7 +187,7 @@ class HessianOperator(OverBatches):
     @property
     def noise(self) -> float:
         """Estimated relative error of the products beyond rounding; 0 except for finite differences."""
-        return self._product.noise
+        return self._product.noise if self._ranks is None else self._ranks.noise
 
     def recompute(self, columns: Tensor) -> tuple[Tensor, Recomputed] | None:
         """The product with other rounding errors, which shows how accurate float32 is here.
@@ -284,6 +284,7 @@ class HessianOperator(OverBatches):
             return columns.clone()
         if self._ranks is not None:
             product = self._ranks.whole(self._product, columns)
+            self.agree_on_noise()
         else:
             limited = math.isfinite(time_left())
             product = self._product(columns, (lambda *batch: check_time()) if limited else None)
@@ -301,7 +302,7 @@ class HessianOperator(OverBatches):
         Returns
         -------
         Tensor
-            This rank's rows of the product. Costs b HVPs; n b numbers are received, and as many sent.
+            This rank's rows of the product. Costs b HVPs; 2 (p − 1)/p n b numbers are sent, by each of p ranks.
         """
         return self._multiply_columns(columns) if self.spread is None else self.spread.matmat(columns)
 

@@ -265,6 +265,10 @@ class PreconditionedOverData(PreconditionedOperator):
         """See `HessianOperator`."""
         return self.A.batch_count()
 
+    def agree_on_noise(self) -> None:
+        """See `HessianOperator`."""
+        self.A.agree_on_noise()
+
     @property
     def ranks(self) -> Ranks | None:
         """See `HessianOperator`."""
@@ -310,8 +314,8 @@ class PreconditionedOverData(PreconditionedOperator):
         self, numbers: Collection[int]
     ) -> Iterator[tuple[int, Callable[[], tuple[float, PreconditionedOverData | None]]]]:
         """See `HessianOperator`; with the same preconditioner for each batch."""
-        for number, inside in self.A.batch_operators(numbers):
-            yield number, partial(self._around, inside)
+        inside = self.A.batch_operators(numbers)  # begun here, as it is on other ranks
+        return ((number, partial(self._around, operator)) for number, operator in inside)
 
     def _around(
         self, inside: Callable[[], tuple[float, HessianOperator | None]]

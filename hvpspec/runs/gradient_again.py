@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from hvpspec.distributed.shard import sharded
 from hvpspec.estimators.gradients.gradient import LossOperator, in_spectrum
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.results.estimate import Estimate
@@ -24,7 +25,8 @@ _Pair = tuple[str, float | None, float | None, float]
 def gradient_differences(found: Spectrum, H: LossOperator, A: Symmetric, confidence: float) -> list[str]:
     """For each figure of the gradient that is another one now, a sentence. A: what is counted of H."""
     assert found.gradient is not None
-    now = in_spectrum(H, A, replace(found, eigenpairs=None), confidence)
+    with sharded(A.shard):
+        now = in_spectrum(H, A, replace(found, eigenpairs=None), confidence)
     return [
         f"gradient.{name} is {_shown(then)}, and a fresh gradient and product give {_shown(value)}"
         for name, then, value, allowed in _pairs(found.gradient, now)

@@ -63,7 +63,7 @@ def test_the_demo(demo):
 def test_one_process_verifies_and_reads_what_ranks_have_made(demo):
     folder, out, _ = demo
     done = call(folder, "verify", "two")
-    assert (done.returncode, done.stdout.count("agrees "), done.stderr) == (0, 5, "")
+    assert (done.returncode, done.stdout.count("agrees "), done.stderr) == (0, 6, "")
     assert "vectors" in out.splitlines()[-1]
     found, pairs = json.loads((folder / "two/spectrum.json").read_text()), load_eigenvectors(folder / "vectors")
     assert pairs.values.tolist() == [entry["value"] for entry in found["eigenvalues"]]
@@ -79,6 +79,7 @@ def test_ranks_verify_what_one_process_has_made(demo):
         "figures",
         "checkpoint",
         "loss",
+        "gradient",
         "products",
     ]
 

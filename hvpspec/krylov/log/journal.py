@@ -392,6 +392,8 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         contradictory = kind is not None and issubclass(kind, AsymmetricProducts)
         refused = kind is not None and issubclass(kind, InputError) and self.made <= 1  # as it would be again
-        if contradictory or refused or (self._log is not None and self._log.records == 1):  # nothing to go on from
+        if contradictory:  # what other numbers of ranks have left would be as well
             self.finish()
+        elif refused or (self._log is not None and self._log.records == 1):  # nothing of this run to go on from
+            self._remove()
         self.close()

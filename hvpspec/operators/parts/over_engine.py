@@ -18,13 +18,7 @@ class OverEngine(FirstOrder):
         return self._product.state()
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Goes on computing as an operator in another process would have, whose `state()` this is.
-
-        Parameters
-        ----------
-        state : dict
-            What that returned.
-        """
+        """Goes on computing as an operator in another process would have, whose `state()` this is."""
         self._product.resume(state)
 
     def follow(self, known: list[dict[str, Any]] | None) -> None:

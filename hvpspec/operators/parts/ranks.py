@@ -45,6 +45,7 @@ class Ranks:
         self.group, self.shard = group, Shard(group, objective.space.n)
         self._objective, self._share = objective, objective.data
         self._settled = False
+        self.noise = 0.0  # the largest of the ranks', of products by finite differences
         self._numbers: list[list[int]] | None = None
         self._described: RankList | None = None
 
@@ -146,8 +147,8 @@ class Ranks:
         try:
             yield
         except BaseException as error:
-            lost = isinstance(error, LostRank) or (isinstance(error, KeyboardInterrupt) and not self.group.knows(error))
-            self.group.wire.drop() if lost else self.group.wire.drain()
+            on_all = isinstance(error, NoWeight) or (self.group.knows(error) and not isinstance(error, LostRank))
+            self.group.wire.drain() if on_all else self.group.wire.drop()  # other ranks may not send their part
             raise
 
     def described(self) -> RankList:
@@ -252,13 +253,24 @@ class Spread:
 
     def matmat(self, columns: Tensor) -> Tensor:
         """This rank's rows of the product."""
-        self._operator.hvps += columns.shape[1]
-        return self._ranks.local(self._product, columns)
+        with self._counted(columns):
+            return self._ranks.local(self._product, columns)
 
     def multiply_by_folds(self, columns: Tensor, folds: int, receive: Receive) -> Tensor:
         """The same; `receive` gets its rows of each fold's product."""
+        with self._counted(columns):
+            return self._ranks.local_by_folds(self._product, columns, folds, receive)
+
+    @contextlib.contextmanager
+    def _counted(self, columns: Tensor) -> Iterator[None]:
+        """Around a product: where it fails for lack of a rank, the error says which product that was."""
         self._operator.hvps += columns.shape[1]
-        return self._ranks.local_by_folds(self._product, columns, folds, receive)
+        try:
+            yield
+        except LostRank as error:
+            error.product = self._operator.hvps
+            raise
+        self._operator.agree_on_noise()
 
     def recompute(self, columns: Tensor) -> tuple[Tensor, Any] | None:
         """The product with other rounding errors."""

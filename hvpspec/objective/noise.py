@@ -90,16 +90,20 @@ def _changed(model: nn.Module, data: Iterable[Any], place: Place, dtype: torch.d
     return []
 
 
-def unaltered(index: int, batch: Any, evaluate: Callable[[Any], Any]) -> Any:
+def unaltered(index: int, batch: Any, evaluate: Callable[[Any], Any], given: Any) -> Any:
     """What a loss returns for a batch. Raises InputError where it writes to the batch, so that it returns something
-    else the next time."""
-    before = [(name, tensor, _version(tensor)) for name, tensor in named_leaves(batch)]
+    else the next time.
+
+    given: the batch as the data have it. What is a copy of that, in another dtype or on another device, is made anew.
+    """
+    own = {id(tensor) for _, tensor in named_leaves(given)}
+    before = [(name, tensor, _version(tensor)) for name, tensor in named_leaves(batch) if id(tensor) in own]
     result = evaluate(batch)
     changed = [name for name, tensor, version in before if _version(tensor) != version]
     if not changed:
         return result
     again = evaluate(batch)
-    if torch.equal(returned(index, result)[0].detach(), returned(index, again)[0].detach()):
+    if torch.allclose(returned(index, result)[0].detach(), returned(index, again)[0].detach(), 0, 0, equal_nan=True):
         return again  # such as labels that are set to -100 again; the first graph may need what is overwritten
     raise InputError(
         f"batch {index}: the loss changes {listed(changed, 3)} in place, so that each evaluation gives another value; "

@@ -297,8 +297,8 @@ class Objective:
         objective._counting = Counting()
 
         def evaluate(index: int, batch: Any) -> tuple[float, float | None]:
-            batch = objective.moved(index, batch)
-            loss, weight = returned(index, unaltered(index, batch, partial(objective.raw, index)))
+            moved_batch = objective.moved(index, batch)
+            loss, weight = returned(index, unaltered(index, moved_batch, partial(objective.raw, index), batch))
             return float(loss.detach()), weight
 
         with contextlib.ExitStack() as stack:
@@ -364,8 +364,8 @@ class Objective:
             yield lambda: self._inner.evaluate(partial(self._loss_of, batch))
 
     def _batch_loss(self, index: int, batch: Any, deferred: Deferred | None) -> tuple[Tensor, float]:
-        batch = self.moved(index, batch)
-        return self.weighed(index, unaltered(index, batch, partial(self.raw, index)), batch, deferred)
+        moved = self.moved(index, batch)
+        return self.weighed(index, unaltered(index, moved, partial(self.raw, index), batch), moved, deferred)
 
     def raw(self, index: int, batch: Any) -> Any:
         try:

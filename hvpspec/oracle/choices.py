@@ -20,6 +20,7 @@ from hvpspec.oracle.checks.agreement import disagreement
 from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.recorded.linearized import Linearized
 from hvpspec.oracle.retained import RetainedGraphs
+from hvpspec.system.out_of_memory import OutOfMemory, within_memory
 
 SINGLE = ("autograd", "finite-difference")  # engines that leave nothing to choose
 
@@ -169,11 +170,17 @@ class ThroughForms:
         now, self._settled = self._form(), True
         if any(due[name] != now[name] for name in ("form", "whole", "level")):
             self._plain.drop()
-            made = None if due["form"] is None else engine_in(due, self.objective, self._memory_limit)
-            if isinstance(made, str):
+            made = None if due["form"] is None else within_memory(lambda: self._again(due))
+            if isinstance(made, str | OutOfMemory):
                 self._choices.known, self._settled = None, self.name in SINGLE
                 return
             self._fast = made
         elif self._fast is not None:
             self._fast.together = due["together"]
         self._plan = due["plan"]
+
+    def _again(self, due: Form) -> Linearized | str:
+        try:
+            return engine_in(due, self.objective, self._memory_limit)
+        except InputError as error:
+            return described(error)

@@ -342,7 +342,7 @@ class Chooser(ThroughForms):
         return min(seconds[1:])
 
     def _fall_back(self, reason: str) -> None:
-        self._fast, self._settled = None, True
+        self._fast, self._settled, self._choices.known = None, True, None
         self._announce(f"autograd ({reason})")
 
     def _without_memory(self) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,5 +55,6 @@ def _path(inputs: Mapping[str, Any]) -> Path | None:
         root = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # nobody's home
         return None
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    where = {**inputs, "host": platform.node()}  # the folder may be shared by several
+    digest = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()
     return (root if given else root / "hvpspec") / f"choices-{digest[:32]}.json"

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 from cli_files import USUAL, call, without_times
 
-from hvpspec.oracle import choose
+import hvpspec
+from hvpspec.oracle import choices, choose
 from hvpspec.oracle.prices import Prices
+from hvpspec.oracle.recorded.linearized import Linearized
 from hvpspec.runs.remembered import CACHE_VARIABLE
 
 ASK = ("spectrum", *USUAL, "-k", "2", "--rtol", "0.3", "--out")
@@ -56,3 +59,45 @@ def test_the_same_command_chooses_the_same_engine(folder, tmp_path, clocks, monk
     assert found(folder, "again")["provenance"]["engine"] == "autograd"
     remembered.write_text(json.dumps({"forms": [{**forms[-1], "from": 0, "form": "cudagraph"}]}))
     assert found(folder, "again")["provenance"]["engine"] == "autograd"
+
+
+def test_an_engine_that_lacks_memory_now_is_not_tried_again_and_again(monkeypatch):
+    """What an earlier run has chosen is followed where it works, and no longer where it does not."""
+    model = torch.nn.Linear(3, 2).double()
+    data = [(torch.randn(5, 3).double(), torch.randint(0, 2, (5,)))]
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="auto")
+    form = {"from": 0, "form": "eager", "together": 1, "whole": False, "level": 0, "plan": "linearized, eager"}
+    tries = []
+
+    def lacking(*_, **__):
+        tries.append(1)
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Linearized, "resume", lacking)
+    v = torch.randn(H.shape[0], dtype=torch.float64)
+    expected = H @ v
+    H.follow([form])
+    for _ in range(3):
+        assert torch.equal(H @ v, expected)
+    assert len(tries) == 1
+
+
+def test_an_engine_that_fails_is_not_made_again(monkeypatch):
+    model = torch.nn.Linear(3, 2).double()
+    data = [(torch.randn(5, 3).double(), torch.randint(0, 2, (5,)))]
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="auto")
+    form = {"from": 0, "form": "eager", "together": 1, "whole": False, "level": None, "plan": "linearized, eager"}
+    v = torch.randn(H.shape[0], dtype=torch.float64)
+    expected = H @ v
+    made, real = [], choices.engine_in
+    monkeypatch.setattr(choices, "engine_in", lambda *of: made.append(1) or real(*of))
+    H.follow([form])
+    assert torch.allclose(H @ v, expected, rtol=1e-12)
+
+    def failing(*_):
+        raise RuntimeError("it fails now")
+
+    monkeypatch.setattr(Linearized, "__call__", failing)
+    for _ in range(3):
+        assert torch.allclose(H @ v, expected, rtol=1e-12)
+    assert len(made) == 1

@@ -92,7 +92,7 @@ def test_a_file_that_parses_the_command_line(place):
         assert done.stderr.endswith('parse them under if __name__ == "__main__":.\n')
         assert done.stderr.count("\n") == 1
     done = call(place, "spectrum", "m.pt", "--model", "leaves.py:made", *usual)
-    assert 'raised SystemExit: 3. Put what runs under if __name__ == "__main__":.' in done.stderr
+    assert 'raised SystemExit: 3 (leaves.py:1). Put what runs under if __name__ == "__main__":.' in done.stderr
 
 
 @pytest.mark.slow  # each pass starts a process that imports torch

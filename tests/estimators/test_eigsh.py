@@ -102,7 +102,7 @@ def test_float32_errors_hold():
     [
         ({"k": 0}, "k must be a whole number ≥ 1; got 0"),
         ({"k": 2.5}, "k must be"),
-        ({"which": "SM"}, 'which must be one of "LM"'),
+        ({"which": "XM"}, 'which must be one of "LM"'),
         ({"tol": -1}, "tol must be"),
         ({"tol": float("nan")}, "tol must be"),
         ({"seed": -1}, "seed must be"),

@@ -332,3 +332,25 @@ def test_a_time_limit_ends_it(monkeypatch):
     assert found.hvps == operator.products
     np.testing.assert_allclose(found.residual, np.linalg.norm(B - INDEFINITE @ found.x, axis=0), rtol=1e-9)
     assert hvpspec.solve(operator, B[:, 0], time_limit="1min").converged
+
+
+@pytest.mark.parametrize("method", ["auto", "cg", "minres"])
+def test_a_preconditioner_may_write_to_what_it_is_given(method):
+    diagonal = np.linspace(1, 3, N)
+    A, b = np.diag(diagonal) + 0.1 * DEFINITE / 5000, B[:, 0].copy()
+    found = hvpspec.solve(A, b, M=lambda r: np.divide(r, diagonal, out=r), method=method)
+    assert found.converged
+    np.testing.assert_array_equal(b, B[:, 0])
+    assert np.linalg.norm(b - A @ found.x) <= 1.01 * found.residual + 1e-12
+
+
+def test_no_time_for_the_products_of_the_preconditioner():
+    """Which are an operator's that looks at the time itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+    data = [(torch.randn(50, 6).double(), torch.randint(0, 3, (50,)))]
+    H, G = (of(model, "cross_entropy", data) for of in (hvpspec.HessianOperator, hvpspec.GGNOperator))
+    b = torch.randn(H.shape[0], dtype=torch.float64)
+    found = hvpspec.solve(H, b, damping=3, M=G, time_limit=0.05, rtol=1e-300)
+    assert not found.converged
+    assert torch.isfinite(found.x).all()

@@ -145,6 +145,14 @@ def test_half_of_them_where_memory_lacks(monkeypatch):
     assert sizes[:5] == [8, 4, 2, 2, 4]
 
 
+def test_another_matrix_of_the_model_is_compared_again(passes):
+    case = CASES["mlp"]()
+    for of in ("hessian", "ggn"):
+        A, V = operator_and_vectors(case.model, case.loss, case.data, of)
+        A @ V
+        assert len(columns._compared[case.model]) == (1 if of == "hessian" else 2)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu(monkeypatch, passes):
     monkeypatch.setattr(columns, "TOGETHER_ON", {"cuda"})

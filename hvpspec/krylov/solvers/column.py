@@ -45,7 +45,7 @@ class Column:
     iterations: int = 0
 
     def __post_init__(self) -> None:
-        self.x, self.rest, self.residual = torch.zeros_like(self.right), self.right, length(self.right)
+        self.x, self.rest, self.residual = torch.zeros_like(self.right), self.right.clone(), length(self.right)
         self.target = self.tolerance * self.residual
 
     def rounding(self, x: Tensor | None = None) -> float:

@@ -18,8 +18,10 @@ from hvpspec.errors import InputError
 from hvpspec.krylov.by_folds import ASYMMETRY_LIMIT
 from hvpspec.krylov.operator_view import DataOperator, Symmetric, as_symmetric
 from hvpspec.krylov.solvers.iterate import Multiply
+from hvpspec.krylov.solvers.shifted import BudgetSpent
 from hvpspec.krylov.vectors import inner
 from hvpspec.results.diagonal import Diagonal
+from hvpspec.system.time_limit import OutOfTime
 
 _ROUNDOFFS_OF_PRODUCT = 1e4  # in float32, of ‖M r‖: what M may be off by, as it may be computed in that precision
 _NEEDED = "CG and MINRES need a symmetric positive definite M, an approximation of (A + damping · I)⁻¹"
@@ -53,7 +55,10 @@ class Checked:
         self._first: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, r: Tensor) -> Tensor:
-        z = self._multiply(r)
+        try:
+            z = self._multiply(r.clone())  # which it may use as its own
+        except OutOfTime:  # of products that M makes itself
+            raise BudgetSpent from None
         if not float(largest(torch.linalg.vector_norm(z, torch.inf))) < torch.inf:
             raise InputError("M returned a product with NaN or Inf entries; fix M first, or leave it out.")
         if self._first is None:
@@ -112,7 +117,7 @@ def _of_optimizer(M: Any, A: Any) -> Tensor:
 def _of_function(M: Callable[[Any], Any], operator: Symmetric, arrays: bool) -> Multiply:
     def multiply(r: Tensor) -> Tensor:
         v = whole(r)[:, 0]
-        given = M(v.cpu().numpy() if arrays else v.clone())
+        given = M(v.cpu().numpy() if arrays else v)
         try:
             product = torch.as_tensor(given).detach().to(r.device)
         except (TypeError, ValueError, RuntimeError) as error:

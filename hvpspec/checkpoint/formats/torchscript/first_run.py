@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _RUNS = 3  # torch compiles a program anew from what its first two runs have shown
+_COULD_NOT_BEGIN = 75  # the exit status EX_TEMPFAIL: nothing is said of the program
 _MAX_SECONDS = 600  # which nobody's batch takes three times
 _CHECKED_HEAP = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"} if sys.platform == "linux" else {}
 
@@ -41,6 +43,8 @@ def try_before_use(model: nn.Module, refuse: Any) -> None:
                 torch.save((args, kwargs), given[0])
             except (TypeError, AttributeError, NotImplementedError):
                 return  # not tensors with values, or objects that only this process has: the next call is tried
+            except (OSError, RuntimeError, PicklingError) as error:
+                raise refuse(f"could not be tried in a process of its own ({type(error).__name__})") from error
             try:
                 torch.jit.save(model, str(given[1]))
             except (OSError, RuntimeError) as error:  # a full disk
@@ -69,6 +73,8 @@ def _fails(given: tuple[Path, Path]) -> str | None:
         return f"did not end within {_MAX_SECONDS:,} s when it was tried in a process of its own"
     if ended.returncode == 0:
         return None
+    if ended.returncode == _COULD_NOT_BEGIN:
+        return "could not be tried in a process of its own, which could not load it; look at the memory that is free"
     how = f"with exit code {ended.returncode:#x}"
     with contextlib.suppress(ValueError):
         how = f"by {signal.Signals(-ended.returncode).name}"
@@ -77,8 +83,11 @@ def _fails(given: tuple[Path, Path]) -> str | None:
 
 def _run(given: str, model: str) -> None:
     """The model with these arguments, and its derivatives. What Python can report shows again where it is used."""
-    args, kwargs = torch.load(given, weights_only=False)  # of the process that started this one
-    program = torch.jit.load(model)  # type: ignore[no-untyped-call]
+    try:
+        args, kwargs = torch.load(given, weights_only=False)  # of the process that started this one
+        program = torch.jit.load(model)  # type: ignore[no-untyped-call]
+    except Exception:
+        sys.exit(_COULD_NOT_BEGIN)
     _limit_memory(any(value.is_cuda for value in _tensors((args, kwargs, list(program.parameters())))))
     for _ in range(_RUNS):
         with contextlib.suppress(Exception):

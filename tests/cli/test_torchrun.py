@@ -79,8 +79,8 @@ def test_ranks_verify_what_one_process_has_made(demo):
         "figures",
         "checkpoint",
         "loss",
-        "gradient",
         "products",
+        "gradient",
     ]
 
 

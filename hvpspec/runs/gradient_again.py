@@ -55,7 +55,7 @@ def _pairs(then: Gradient, now: Gradient) -> Iterator[_Pair]:
 
 
 def _of(name: str, then: Estimate | None, now: Estimate | None) -> _Pair:
-    allowed = 0.0 if now is None or then is None else _SHARE_OF_ERROR * (then.error + now.error)
+    allowed = 0.0 if now is None or then is None else _SHARE_OF_ERROR * max(then.error, now.error)
     return f"{name}.value", None if then is None else then.value, None if now is None else now.value, allowed
 
 

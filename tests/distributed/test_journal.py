@@ -10,9 +10,9 @@ import torch
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.krylov.log.journal import Journal
+from hvpspec.krylov.log.journal import FORMAT, Journal
 from hvpspec.krylov.log.log_file import LogFile
-from hvpspec.krylov.log.other_ranks import OtherRanks
+from hvpspec.krylov.log.other_ranks import OtherRanks, left_by_others
 from hvpspec.krylov.log.records import ANSWERS, as_bytes, products_in, read
 from tests.distributed.programs import classifier, of_pass
 from tests.distributed.ranks import on_ranks
@@ -283,3 +283,11 @@ def test_starting_over_removes_what_other_ranks_have_left(of_two, folder):
         assert journal.left is None
         assert [path.name for path in again.iterdir()] == ["rank-0.log"]
     assert not again.exists()
+
+
+def test_what_other_ranks_have_left_outlives_a_run_that_ends_at_once(of_two, folder):
+    shutil.copytree(folder / "left", folder / "short")
+    _, inputs = left_by_others(folder / "short", 1, FORMAT)
+    with pytest.raises(KeyboardInterrupt), Journal(folder / "short", inputs):
+        raise KeyboardInterrupt  # before anything was taken over
+    assert {path.name for path in (folder / "short").iterdir()} == {"rank-0-of-2.log", "rank-1-of-2.log"}

@@ -94,12 +94,13 @@ def unaltered(index: int, batch: Any, evaluate: Callable[[Any], Any], given: Any
     """What a loss returns for a batch. Raises InputError where it writes to the batch, so that it returns something
     else the next time.
 
-    given: the batch as the data have it. What is a copy of that, in another dtype or on another device, is made anew.
+    given: the batch as the data have it. A copy, in another dtype or on another device, is another one each time.
     """
-    own = {id(tensor) for _, tensor in named_leaves(given)}
-    before = [(name, tensor, _version(tensor)) for name, tensor in named_leaves(batch) if id(tensor) in own]
+    before = [(name, tensor, _version(tensor)) for name, tensor in named_leaves(batch)]
     result = evaluate(batch)
-    changed = [name for name, tensor, version in before if _version(tensor) != version]
+    written = [(name, tensor) for name, tensor, version in before if _version(tensor) != version]
+    own = {id(tensor) for _, tensor in named_leaves(given)} if written else set()
+    changed = [name for name, tensor in written if id(tensor) in own]
     if not changed:
         return result
     again = evaluate(batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -28,6 +28,7 @@ from hvpspec.oracle.chains import NOTHING, Chain, chain
 from hvpspec.oracle.checks.repeats import check_repeats
 from hvpspec.oracle.columns import through
 from hvpspec.oracle.derivative_errors import in_other_words, is_of_derivatives, line_of
+from hvpspec.oracle.graph_memory import graph_nodes
 from hvpspec.raised import place, said
 from hvpspec.system.out_of_memory import as_torch_error, is_out_of_memory
 from hvpspec.validation import all_finite, not_finite_in
@@ -249,18 +250,6 @@ def refuse_once_differentiable(index: int, loss: Tensor, objective: Objective) -
             line = line_of(objective, index, name)
             reason = f"the backward of '{name}' is marked @once_differentiable"
             raise NotTwiceDifferentiable(index, name, reason, line)
-
-
-def graph_nodes(tensors: Iterable[Tensor]) -> set[Any]:
-    """All nodes of the autograd graph behind the tensors."""
-    stack: list[Any] = [tensor.grad_fn for tensor in tensors]
-    seen: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack += [parent for parent, _ in node.next_functions]
-    return seen
 
 
 def said_of_derivative(error: Exception) -> str:

@@ -27,7 +27,8 @@ from hvpspec.kernels.deferred import Deferred, not_finite
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import as_real, joined
-from hvpspec.oracle.autograd import OnBatch, graph_nodes, refused_derivative
+from hvpspec.oracle.autograd import OnBatch, refused_derivative
+from hvpspec.oracle.graph_memory import graph_nodes
 from hvpspec.validation import all_finite, not_finite_in
 
 Evaluate = Callable[[], tuple[Tensor, float]]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch import Tensor
 from hvpspec.objective.batches import numbered
 from hvpspec.objective.losses.conventions import returned
 from hvpspec.objective.objective import Objective
+from hvpspec.oracle.graph_memory import from_outputs
 from hvpspec.raised import place_in
 
 _SAID_OF_DERIVATIVES = re.compile(
@@ -63,7 +62,7 @@ def line_of(objective: Objective, index: int, operation: str = "") -> str:
         with objective.evaluating() as parameters, torch.enable_grad(), torch.autograd.detect_anomaly(check_nan=False):
             batch = next(batch for number, batch in numbered(objective.data) if number == index)
             loss, _ = returned(index, objective.raw(index, objective.moved(index, batch)))
-            for node in _nodes(loss) if operation else ():
+            for node in from_outputs([loss]) if operation else ():
                 if node.name() == f"{operation}Backward":
                     return place_in("".join(node.metadata["traceback_"]))
             _differentiate_twice(loss, parameters)
@@ -76,15 +75,3 @@ def _differentiate_twice(loss: Tensor, parameters: tuple[Tensor, ...]) -> None:
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         curved = [gradient for gradient in gradients if gradient is not None and gradient.requires_grad]
         torch.autograd.grad(curved, parameters, [torch.ones_like(each) for each in curved], allow_unused=True)
-
-
-def _nodes(loss: Tensor) -> Iterator[Any]:
-    """Those of the autograd graph behind a loss."""
-    stack: list[Any] = [loss.grad_fn]
-    seen: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            stack += [parent for parent, _ in node.next_functions]

@@ -1,4 +1,4 @@
-"""What an autograd graph holds: bytes, and whether it runs Python when it is differentiated."""
+"""What an autograd graph holds: its nodes, bytes, and whether it runs Python when it is differentiated."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
-
-from hvpspec.oracle.autograd import graph_nodes
 
 
 @dataclass(frozen=True)
@@ -75,3 +73,20 @@ def _has_storage(tensor: Tensor) -> bool:
     except (RuntimeError, NotImplementedError):  # sparse, and of torch.func's transforms
         return False
     return True
+
+
+def graph_nodes(tensors: Iterable[Tensor]) -> set[Any]:
+    """All nodes of the autograd graph behind the tensors."""
+    return set(from_outputs(tensors))
+
+
+def from_outputs(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """The same, each once, from the tensors on."""
+    stack: list[Any] = [tensor.grad_fn for tensor in tensors]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [parent for parent, _ in node.next_functions]

@@ -33,9 +33,9 @@ from hvpspec.objective.losses.loss import BatchLoss
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle import autograd
-from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, graph_nodes, graph_of
+from hvpspec.oracle.autograd import BatchGraph, OnBatch, StaleGraph, graph_of
 from hvpspec.oracle.checks.agreement import ROUNDING
-from hvpspec.oracle.graph_memory import held_by
+from hvpspec.oracle.graph_memory import graph_nodes, held_by
 from hvpspec.oracle.recorded.saved_activations import SAVED_SHARE
 from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of
 from hvpspec.system.device_clock import time_when_done

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hvpspec.errors import InputError, NotTwiceDifferentiable
 from hvpspec.objective.batches import tensors
 from hvpspec.objective.objective import Objective
-from hvpspec.oracle.autograd import graph_nodes, said_of_derivative
+from hvpspec.oracle.autograd import said_of_derivative
+from hvpspec.oracle.graph_memory import graph_nodes
 
 
 def once_differentiable(objective: Objective, error: NotTwiceDifferentiable) -> str | None:

@@ -61,10 +61,10 @@ class _Planner(DefaultSavePlanner):
         return part.entries(box)
 
 
-def write_distributed(folder: Path, parts: Mapping[str, Part], beside: Mapping[str, str], group: Group | None) -> None:
+def write_distributed(folder: Path, parts: Mapping[str, Part], texts: Mapping[str, str], group: Group | None) -> None:
     """Writes a directory, whole or not at all; to be called on all ranks of the group.
 
-    beside: texts of further files, by name. Raises OSError where that cannot be done.
+    texts: those of further files, by name. Raises OSError where that cannot be done.
     """
     under_way = folder.with_name(f".{folder.name}.writing")
 
@@ -78,7 +78,7 @@ def write_distributed(folder: Path, parts: Mapping[str, Part], beside: Mapping[s
     def begin() -> None:
         shutil.rmtree(under_way, ignore_errors=True)
         under_way.mkdir(parents=True)
-        for name, text in beside.items():
+        for name, text in texts.items():
             (under_way / name).write_text(text, encoding="utf-8")
 
     def end() -> None:

@@ -28,13 +28,14 @@ from hvpspec.objective.cutting import CannotCut, cut, length
 from hvpspec.objective.noise import blaming_changes, is_random
 from hvpspec.objective.objective import REPEATED, Objective
 from hvpspec.objective.parameters import joined
-from hvpspec.oracle.autograd import graph_nodes, refuse_once_differentiable
+from hvpspec.oracle.autograd import refuse_once_differentiable
 from hvpspec.oracle.central_differences import coarsest_unit, gradient, least_error, moved, size
 from hvpspec.oracle.chains import derivative
 from hvpspec.oracle.checks.repeats import check_repeats
 from hvpspec.oracle.checks.samples import refuse_mixed_samples
 from hvpspec.oracle.columns import through
 from hvpspec.oracle.finite_difference import NO_FUNCTION, compared, is_gradient
+from hvpspec.oracle.graph_memory import graph_nodes
 from hvpspec.results.preflight import agree
 from hvpspec.system.out_of_memory import OutOfMemory, within_memory
 from hvpspec.wording import two_digits_percent

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_RUNS = 3  # torch compiles a program anew from what its first two runs have shown
+_RUNS = 3  # torch compiles a program again from what its first two runs have shown
 _COULD_NOT_BEGIN = 75  # the exit status EX_TEMPFAIL: nothing is said of the program
 _MAX_SECONDS = 600  # which nobody's batch takes three times
 _CHECKED_HEAP = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"} if sys.platform == "linux" else {}

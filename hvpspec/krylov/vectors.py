@@ -105,7 +105,7 @@ def times(V: Tensor, small: Tensor | np.ndarray) -> Tensor:
 def subtract_times(W: Tensor, V: Tensor, small: Tensor | np.ndarray) -> None:
     """W ← W − V S, in place, for W (n, k), vectors V (n, m) and a small matrix S (m, k)."""
     small = uploaded(small, V)
-    if W.shape[1] == 1:  # cuBLAS refuses a product of matrices into one row, in place (PyTorch 2.11)
+    if W.shape[1] == 1 and W.device.type == "cuda":  # cublasLt refuses a product into one row, in place (PyTorch 2.11)
         W[:, 0].addmv_(V, small[:, 0], alpha=-1)
     else:
         W.T.addmm_(small.T, V.T, alpha=-1)

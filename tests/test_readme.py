@@ -82,7 +82,7 @@ def test_the_figures_on_finite_differences():
 @pytest.mark.parametrize("link", re.findall(r"\]\((results/[^)]+\.md)\)", README))
 def test_results_are_there_and_name_their_command(link):
     text = (Path(__file__).parent.parent / link).read_text()
-    script = re.search(r"`python (scripts/\w+\.py)", text).group(1)
+    script = re.search(r"`python (scripts/\w+(?:\.py)?)", text).group(1)
     assert (Path(__file__).parent.parent / script).exists()
 
 

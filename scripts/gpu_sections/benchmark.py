@@ -140,9 +140,9 @@ def _row(name: str, case: _Case, seconds: float) -> tuple[str, bool]:
 
     seconds: in which it must be ready.
     """
-    failed, good = None, True
     if seconds <= 0:
         return f"| {name} | no time left | | | | | | |", True
+    failed, good = None, True
     try:
         cells = _cells(name, case, seconds)
         good = not (name.startswith("hvpspec") and float(cells[-1]) > _LARGEST_ERROR)

@@ -333,11 +333,13 @@ def test_a_product_that_does_not_fit_on_a_gpu_is_computed_with_less():
     saved = H._product._fast._saved.size
     release_memory()
     taken = []
-    for size in (2**32, 2**29, 2**26):  # what torch's cache still holds in parts as well
-        with contextlib.suppress(torch.OutOfMemoryError):
-            while True:
-                taken.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-    assert relative(H @ v, expected) <= 1e-4
-    del taken
+    try:
+        for size in (2**32, 2**29, 2**26):  # what torch's cache still holds in parts as well
+            with contextlib.suppress(torch.OutOfMemoryError):
+                while True:
+                    taken.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        assert relative(H @ v, expected) <= 1e-4
+    finally:
+        taken.clear()  # the traceback of a failure would keep it from the other tests
     fast = H._product._fast
     assert fast is None or fast._saved is None or fast._saved.size < saved

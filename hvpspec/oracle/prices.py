@@ -51,7 +51,8 @@ COSTS = {
     # As measured on an H200 (results/gpu.md): a recorded product takes 0.5 to 0.96 of a kept one, and 2.3 to 2.6
     # gradients of large networks. A CUDA graph is launched at once, which is most of the time of small ones. Compiled,
     # a GPT of 0.94 million parameters takes 0.3 of the eager time, which launching dominates; large networks were not
-    # measured, and others report three quarters. Triton compiles for longer than the CPU's compiler. A form is timed before it is used, so that a price which is off costs time and nothing else.
+    # measured, and others report three quarters. Triton compiles for longer than the CPU's compiler. A form is timed
+    # before it is used, so that a price which is off costs time and nothing else.
     "cuda": Costs(0.8, 2.5, 0.8, 0.8, 20.0, 0.05, captures=True),
 }
 

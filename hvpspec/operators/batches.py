@@ -54,6 +54,12 @@ class OverBatches(OverEngine):
         super().resume(state)
         self.agree_on_noise()
 
+    def follow(self, known: list[dict[str, Any]] | None) -> None:
+        """See `OverEngine`. Of ranks, to be called on all: where one knows of no earlier run, all choose anew."""
+        if self._ranks is not None and not all(self._ranks.group.met(float(bool(known)))):
+            known = None
+        super().follow(known)
+
     def alone(self) -> Self:
         """The operator of this rank's batches alone, which other ranks know nothing of; itself without ranks."""
         if self._ranks is None:

@@ -166,7 +166,7 @@ class HessianOperator(OverBatches):
             model, loss, own, parameters=parameters, dtype=torch_dtype(dtype), device=device, noise_seed=noise_seed,
             measure=verify, train_mode=check_flag("train_mode", train_mode), reduction=reduction, matrix=self.matrix,
         )  # fmt: skip
-        self._product = Chooser(self.objective, engine, limit, verified=not verify)
+        self._product = Chooser(self.objective, engine, limit, verified=not verify, shared=ranks is not None)
         self.torch_dtype, self.device = self.objective.dtype, self.objective.device
         self.hvps = 0
         self._ranks = None if ranks is None else Ranks(ranks, self.objective)

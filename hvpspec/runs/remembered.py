@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hvpspec.atomic_files import write_json
-from hvpspec.oracle.choices import Form, are_forms
+from hvpspec.oracle.choice.forms import Form, are_forms
 
 CACHE_VARIABLE = "HVPSPEC_CACHE"  # names the folder; empty for none
 _MAX_FILES = 1000  # of a few hundred bytes

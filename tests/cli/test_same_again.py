@@ -7,8 +7,9 @@ import torch
 from cli_files import USUAL, call, without_times
 
 import hvpspec
-from hvpspec.oracle import choices, choose
-from hvpspec.oracle.prices import Prices
+from hvpspec.oracle import choose
+from hvpspec.oracle.choice import forms
+from hvpspec.oracle.choice.prices import Prices
 from hvpspec.oracle.recorded.linearized import Linearized
 from hvpspec.runs.remembered import CACHE_VARIABLE
 
@@ -27,6 +28,7 @@ def clocks(monkeypatch):
             return now[0]
 
         monkeypatch.setattr(choose, "time_when_done", time_when_done)
+        monkeypatch.setattr(changes, "costs_on", lambda device: None)
         monkeypatch.setattr(choose.Chooser, "_measure", lambda self: recorded)
         monkeypatch.setattr(choose.Chooser, "_prices", lambda self: Prices(plain, plain / 10, 0.0, 300, None))
 
@@ -52,12 +54,12 @@ def test_the_same_command_chooses_the_same_engine(folder, tmp_path, clocks, monk
     assert found(folder, "again") == first
 
     (remembered,) = (tmp_path / "cache").iterdir()
-    forms = json.loads(remembered.read_text())["forms"]
-    assert [form["form"] for form in forms][:2] == [None, "eager"]
+    known = json.loads(remembered.read_text())["forms"]
+    assert [form["form"] for form in known][:2] == [None, "eager"]
     # What does not fit any more, or is damaged, is not followed.
-    remembered.write_text(json.dumps({"forms": [{**forms[-1], "together": "many"}]}))
+    remembered.write_text(json.dumps({"forms": [{**known[-1], "together": "many"}]}))
     assert found(folder, "again")["provenance"]["engine"] == "autograd"
-    remembered.write_text(json.dumps({"forms": [{**forms[-1], "from": 0, "form": "cudagraph"}]}))
+    remembered.write_text(json.dumps({"forms": [{**known[-1], "from": 0, "form": "cudagraph"}]}))
     assert found(folder, "again")["provenance"]["engine"] == "autograd"
 
 
@@ -89,8 +91,8 @@ def test_an_engine_that_fails_is_not_made_again(monkeypatch):
     form = {"from": 0, "form": "eager", "together": 1, "whole": False, "level": None, "plan": "linearized, eager"}
     v = torch.randn(H.shape[0], dtype=torch.float64)
     expected = H @ v
-    made, real = [], choices.engine_in
-    monkeypatch.setattr(choices, "engine_in", lambda *of: made.append(1) or real(*of))
+    made, real = [], forms.engine_in
+    monkeypatch.setattr(forms, "engine_in", lambda *of: made.append(1) or real(*of))
     H.follow([form])
     assert torch.allclose(H @ v, expected, rtol=1e-12)
 

@@ -300,7 +300,8 @@ def test_a_model(tmp_path, engine, loss, dtype):
 
 
 def test_the_engine_that_was_chosen_by_time_is_used_again(tmp_path, monkeypatch):
-    from hvpspec.oracle import choose, prices
+    from hvpspec.oracle import choose
+    from hvpspec.oracle.choice import prices
     from hvpspec.oracle.recorded import linearized
 
     def operator(data):

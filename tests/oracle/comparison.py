@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import hvpspec
-from hvpspec.oracle import autograd, prices
+from hvpspec.oracle import autograd
+from hvpspec.oracle.choice import prices
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 

@@ -14,7 +14,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from zoo import mlp
 
 import hvpspec
-from hvpspec.oracle import autograd, choose, prices
+from hvpspec.oracle import autograd, choose
+from hvpspec.oracle.choice import prices
 from hvpspec.oracle.recorded import linearized, recordings, tracing
 
 

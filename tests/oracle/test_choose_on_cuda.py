@@ -8,7 +8,8 @@ from oracle.comparison import free_to_compile, operators, relative
 from zoo import mlp
 
 import hvpspec
-from hvpspec.oracle import choose, prices
+from hvpspec.oracle import choose
+from hvpspec.oracle.choice import changes, prices
 from hvpspec.oracle.recorded import linearized
 
 
@@ -26,7 +27,7 @@ class OnCuda:
 
             return changed
 
-        monkeypatch.setattr(choose, "costs_on", lambda device: costs)
+        monkeypatch.setattr(changes, "costs_on", lambda device: costs)
         monkeypatch.setattr(linearized.Linearized, "capture", change("CUDA graph"))
         monkeypatch.setattr(linearized.Linearized, "compile", change("compiled"))
         monkeypatch.setattr(choose.Chooser, "_measure", lambda chooser: seconds[chooser._fast.form])

@@ -27,6 +27,7 @@ from hvpspec.objective.subsets.shares import Share
 from hvpspec.operators.parts.checked_ranks import check_alone, check_together
 from hvpspec.operators.parts.fold_rounds import FoldRounds
 from hvpspec.operators.parts.folds import Folds, Receive, fold_of
+from hvpspec.oracle import Chooser
 from hvpspec.results.record import RankList
 from hvpspec.system.stops import asked
 from hvpspec.system.time_limit import check_time, interruptible
@@ -221,13 +222,26 @@ class Ranks:
 
         def work() -> Tensor:
             found = torch.zeros_like(whole)
-            if self._share.numbers:
-                with interruptible(), contextlib.suppress(NoWeight):
-                    found = product(whole, each)
+            with self._agreeing(product):
+                if self._share.numbers:
+                    with interruptible(), contextlib.suppress(NoWeight):
+                        found = product(whole, each)
+                elif isinstance(product, Chooser):
+                    product.attend(whole.shape[1])
             end()
             return found
 
         return self.group.together(work), self._objective.weight if self._share.numbers else 0.0
+
+    def _agreeing(self, product: Product) -> contextlib.AbstractContextManager[None]:
+        """Around a product, before which ranks may change the engine."""
+        if not isinstance(product, Chooser):
+            return contextlib.nullcontext()
+
+        def tell(own: Any) -> list[Any]:
+            return [json.loads(words) for words in self.group.told(json.dumps(own))]
+
+        return product.agreeing(tell, counts=bool(self._share.numbers) and self._objective.weight > 0)
 
     def _total(self, weight: float) -> float:
         total = sum(self.group.met(weight))

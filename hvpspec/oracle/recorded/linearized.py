@@ -345,9 +345,14 @@ class Linearized:
                 if cost > _MAX_COST_RATIO * best or difference > _MAX_DIFFERENCE_TOGETHER:
                     break
                 self.together, best, size = size, cost, 2 * size
-        for graph in self._graphs.values():
-            graph.forget(self.together)
+        self.join(self.together)
         return self.together
+
+    def join(self, together: int) -> None:
+        """Computes so many vectors together from now on, at most as many as `vectorise` has found."""
+        self.together = together
+        for graph in self._graphs.values():
+            graph.forget(together)
 
     def describe(self) -> str:
         """The plan in one line."""

@@ -6,7 +6,9 @@ would differ in their last digits.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +19,15 @@ from hvpspec.objective.objective import Objective
 from hvpspec.options import Engine
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.checks.agreement import disagreement
+from hvpspec.oracle.choice.standings import Outcome
 from hvpspec.oracle.finite_difference import FiniteDifference
 from hvpspec.oracle.recorded.linearized import Linearized
 from hvpspec.oracle.retained import RetainedGraphs
 from hvpspec.system.out_of_memory import OutOfMemory, within_memory
 
 SINGLE = ("autograd", "finite-difference")  # engines that leave nothing to choose
+
+Tell = Callable[[Any], list[Any]]
 
 Form = dict[str, Any]
 """JSON-ready: `form`, `together`, `whole` and `level` of the recorded engine, and `plan`, the line that says so."""
@@ -86,8 +91,14 @@ def engine_in(form: Form, objective: Objective, memory_limit: int | None) -> Lin
     return fast if difference is None else difference
 
 
+def only(own: Any) -> list[Any]:
+    """What is said where there are no other ranks."""
+    return [own]
+
+
 class ThroughForms:
-    """The part of a `Chooser` that goes on as another process has begun, and as an earlier run of the command went."""
+    """The part of a `Chooser` that goes on as other ranks do, as another process has begun, and as an earlier run of
+    the command went."""
 
     objective: Objective
     name: Engine
@@ -97,11 +108,15 @@ class ThroughForms:
     _fast: Linearized | None
     _differences: FiniteDifference | None
     _settled: bool
+    _closed: bool
     _most_columns: int
     _made: int
     _expected: int
     _seconds: float
     _spent: float
+
+    _tell: Tell | None
+    _counts: bool
 
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None  # the engine of an earlier process, to be made again
@@ -112,13 +127,36 @@ class ThroughForms:
         """How products are computed, in one line."""
         raise NotImplementedError
 
+    @contextlib.contextmanager
+    def agreeing(self, tell: Tell, *, counts: bool = True) -> Iterator[None]:
+        """Around a product that all ranks make, or attend.
+
+        tell: what each rank says, in their order (JSON-ready). counts: whether this rank has a part in the product.
+        """
+        before = self._tell, self._counts
+        self._tell, self._counts = tell, counts
+        try:
+            yield
+        finally:
+            self._tell, self._counts = before
+
+    def _told(self, own: Any) -> list[Any]:
+        """What the ranks say that have a part in the product; each must ask as often as the others."""
+        assert self._tell is not None
+        return [each for each in self._tell(own if self._counts else None) if each is not None]
+
+    def _outcomes(self, change: Callable[[], Outcome]) -> tuple[Outcome, list[Outcome]]:
+        """Of a change on this rank, and on all that have a part in the product."""
+        own = change() if self._counts else Outcome()
+        return own, [Outcome(**each) for each in self._told(dataclasses.asdict(own))]
+
     def state(self) -> dict[str, Any]:
         """What measurements have decided of how products are computed, JSON-ready: `resume` goes on from there."""
         if self._resumed is not None:
             return self._resumed
         differences = self._differences
         return {
-            **self._form(), "shown": self.plan, "settled": self._settled,
+            **self._form(), "shown": self.plan, "settled": self._settled, "closed": self._closed,
             "most_columns": self._most_columns, "made": self._made, "expected": self._expected,
             "seconds": self._seconds, "spent": self._spent, "choices": dataclasses.asdict(self._choices),
             "differences": None if differences is None else differences.state(),
@@ -134,14 +172,19 @@ class ThroughForms:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Goes on with the engine of an earlier process; costs are not compared again. It is made when it is needed."""
-        self._resumed, self._plan, self._settled = state, state["plan"], state["settled"]
+        self._resumed, self._plan, self._settled, self._closed = state, state["plan"], state["settled"], state["closed"]
         for name in ("most_columns", "made", "expected", "seconds", "spent"):
             setattr(self, f"_{name}", state[name])
         self._choices = Choices(**state["choices"])
 
     def follow(self, known: list[Form] | None) -> None:
-        """A run begins; known: the forms of an earlier one with the same inputs, which its products get as well."""
-        self._choices = Choices(known=known)
+        """A run begins; known: the forms of an earlier one with the same inputs, which its products get as well.
+
+        Of ranks, all of them have some, or none.
+        """
+        self._choices = Choices(known=known or None)
+        if self._choices.known:
+            self._closed = self.name in SINGLE
 
     @property
     def chosen(self) -> list[Form]:

@@ -67,6 +67,12 @@ def is_worth(saved: float, cost: float) -> bool:
     return saved > _LEAST_RATIO * cost
 
 
+def compiling_pays(costs: Costs, products: int, recorded: float, graphs: float, operations: int) -> bool:
+    """Whether to compile for so many products to come. recorded: seconds of one now; operations: of the recordings."""
+    saved = products * (recorded - costs.compiled_product(recorded, graphs))
+    return is_worth(saved, (1 + PRODUCTS_TO_CHECK) * recorded + costs.to_compile(operations))
+
+
 @dataclass(frozen=True)
 class Prices:
     """Seconds, while plain double backward is in use.

@@ -8,7 +8,7 @@ from cli_files import USUAL, call, without_times
 
 import hvpspec
 from hvpspec.oracle import choose
-from hvpspec.oracle.choice import forms
+from hvpspec.oracle.choice import changes, forms
 from hvpspec.oracle.choice.prices import Prices
 from hvpspec.oracle.recorded.linearized import Linearized
 from hvpspec.runs.remembered import CACHE_VARIABLE

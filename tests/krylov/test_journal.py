@@ -301,7 +301,7 @@ def test_a_model(tmp_path, engine, loss, dtype):
 
 def test_the_engine_that_was_chosen_by_time_is_used_again(tmp_path, monkeypatch):
     from hvpspec.oracle import choose
-    from hvpspec.oracle.choice import prices
+    from hvpspec.oracle.choice import changes, prices
     from hvpspec.oracle.recorded import linearized
 
     def operator(data):
@@ -316,8 +316,8 @@ def test_the_engine_that_was_chosen_by_time_is_used_again(tmp_path, monkeypatch)
 
     with monkeypatch.context() as slow:  # products that take so long that recording them is worth it
         slow.setattr(prices.Prices, "records", lambda known, products: True)
-        slow.setattr(prices.Prices, "time_to_try", lambda known, products, spent: None)
-        slow.setattr(choose, "_MAX_COST_RATIO", 1e9)
+        slow.setattr(prices.Prices, "time_to_try", lambda known, products, spent: 1e9)
+        slow.setattr(changes, "_MAX_COST_RATIO", 1e9)
         slow.setitem(prices.COSTS, "cpu", dataclasses.replace(prices.COSTS["cpu"], seconds_to_compile=1e9))
         slow.setattr(linearized.Linearized, "vectorise", together)
         whole = operator(Stopping())

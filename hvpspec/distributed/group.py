@@ -23,6 +23,7 @@ from hvpspec.distributed.store import Store
 from hvpspec.distributed.wire import Wire, answering
 from hvpspec.errors import InputError, LostRank
 from hvpspec.system.stops import asked
+from hvpspec.system.time_limit import uninterrupted
 
 DEFAULT_PATIENCE = 40.0  # seconds without a sign of life after which a rank is taken to be lost
 _SECONDS_TO_STOP = 6.0  # without a sign of life, once a signal has asked this process to stop, or an error ends it
@@ -122,7 +123,8 @@ class Group:
 
         Where ranks tell of errors instead, the first one's is raised. error: what `words` tell of.
         """
-        said = self._said(words)
+        with uninterrupted():  # other ranks wait for what is half said
+            said = self._said(words)
         failed = next((rank for rank, each in enumerate(said) if tells_of_error(each)), None)
         if failed is None:
             return said

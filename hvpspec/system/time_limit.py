@@ -80,6 +80,16 @@ def interruptible() -> Iterator[None]:
         _interruptible.reset(token)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Inside of `interruptible`: no alarm is raised meanwhile; `check_time` says later that it went off."""
+    token = _interruptible.set(False)
+    try:
+        yield
+    finally:
+        _interruptible.reset(token)
+
+
 def _can_ring() -> bool:
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         return False

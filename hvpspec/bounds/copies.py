@@ -25,11 +25,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from hvpspec.bounds.probe_intervals import chi_squared, student
 from hvpspec.krylov.probes import Grams
 
-MAX_WEIGHT_OF_ONE = 11.0  # the 99.9 % quantile of χ²₁: a node with more weight per copy is not taken for single
+_CHANCE_OF_LESS_WEIGHT = 0.999  # of so many copies: a node with more than that is not taken for just these
 _LEAST_FREEDOM = 10.0  # degrees of freedom of a variance that counts at least one eigenvalue a node
 
 
@@ -65,6 +66,15 @@ class Sums:
         return visible
 
 
+def largest_weight(copies: np.ndarray) -> np.ndarray:
+    """What a random vector has at most of so many eigenvectors together (in squares), but for a chance of 0.1 %.
+
+    It is a χ² variable with as many degrees of freedom: 11 for one, 21 for five.
+    """
+    found: np.ndarray = 2 * special.gammaincinv(np.maximum(copies, 1) / 2, _CHANCE_OF_LESS_WEIGHT)
+    return np.where(copies > 0, found, 0.0)
+
+
 def single(
     values: np.ndarray,
     shares: np.ndarray,
@@ -79,7 +89,7 @@ def single(
     shares: the weight of a node times the number of eigenvalues that the random vector has components in; `others` are
     known eigenvalues that are not among these. sums: with intervals at `confidence`.
     """
-    chosen = converged & (shares <= MAX_WEIGHT_OF_ONE * copies)
+    chosen = converged & (shares <= largest_weight(copies))
     while True:
         rest = float(shares.sum()) - float(copies[chosen].sum())
         bulk = ~chosen & (shares > 0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvpspec.bounds.copies import MAX_WEIGHT_OF_ONE, Sums, single
+from hvpspec.bounds.copies import Sums, largest_weight, single
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.bounds.moment_bounds import bounds_of_rest
 from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
@@ -219,7 +219,7 @@ def _samples(
         )
         mass = rest + counted
         if likely:  # the bounds remain those of the weights that were sampled
-            few = exact | (atoms & (left * segment.weights <= MAX_WEIGHT_OF_ONE * copies))
+            few = exact | (atoms & (left * segment.weights <= largest_weight(copies)))
             counted, rest = np.where(few, copies, 0.0) / n, np.where(few, 0.0, rest)
             if rest.sum() > 0:
                 mass = counted + rest * (left / n - counted.sum()) / rest.sum()

@@ -112,6 +112,19 @@ def test_counts_hold_at_their_rate(seeds):
     assert held >= {25: 22, 75: 68}[len(seeds)]
 
 
+def test_half_of_the_eigenvalues_are_not_taken_for_the_few_copies_that_are_known():
+    """Two values: five later segments show five copies of each, and sixty are there."""
+    values, held = np.repeat([1.0, 3.0], 60), 0
+    for seed in range(30):
+        found = hvpspec.spectrum(rotated(values, seed), 6, seed=seed, rtol=0.02, max_hvps=40).density
+        count = found.count(-np.inf, 2)
+        assert found.samples == 6
+        assert abs(count.value - 60) < 15  # five standard deviations
+        assert count.error < 8
+        held += abs(count.value - 60) <= count.error
+    assert held >= 25
+
+
 @pytest.mark.parametrize("values", [np.zeros(40), np.full(40, 2.0), np.r_[3, 3, 1, np.zeros(37)], [4.0], [1.0, -1.0]])
 def test_closed_spaces_are_exact(values):
     found = hvpspec.spectral_density(rotated(values), rtol=0.0)

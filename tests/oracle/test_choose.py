@@ -3,6 +3,7 @@
 import gc
 import logging
 import math
+import sys
 import time
 import weakref
 
@@ -155,6 +156,7 @@ def test_expected_costs_follow_from_the_products_made(monkeypatch):
     case = mlp()
     assert math.isnan(hvpspec.HessianOperator(case.model, case.loss, case.data).expected_seconds(10))
     monkeypatch.setattr(recordings, "_PACE", [0.01])
+    monkeypatch.setattr(recordings, "SECONDS_TO_IMPORT", 0.0)
     H = priced(0.5, 0.4)
     assert H.expected_seconds(2) == 1.0  # graphs are kept from now on; recording is not worthwhile
     recording = 3.0 + 0.5 + 3 * 0.465  # and its checks
@@ -169,9 +171,19 @@ def test_expected_costs_follow_from_the_products_made(monkeypatch):
     assert plain.expected_seconds(1000) == pytest.approx(900.0)
 
 
+def test_a_first_recording_has_the_tracer_to_import(monkeypatch):
+    """A process that records nothing does without; a small network's recording takes less than that."""
+    monkeypatch.delitem(sys.modules, recordings._TRACER, raising=False)
+    prices = priced(0.018, 0.01)._product._prices()
+    assert prices.recording == pytest.approx(300 * recordings._PACE[0] + recordings.SECONDS_TO_IMPORT)
+    monkeypatch.setitem(sys.modules, recordings._TRACER, recordings)
+    assert priced(0.018, 0.01)._product._prices().recording == pytest.approx(300 * recordings._PACE[0])
+
+
 def test_a_slow_double_backward_is_recorded_early(monkeypatch):
     """As of convolutions with long kernels: a product takes several gradients, a recorded one does not."""
     monkeypatch.setattr(recordings, "_PACE", [0.01])
+    monkeypatch.setattr(recordings, "SECONDS_TO_IMPORT", 0.0)
     slow, usual = priced(1.0, 0.2)._product._prices(), priced(0.3, 0.2)._product._prices()
     assert slow.records(10)
     assert slow.time_to_try(10, spent=0.0) == 0  # the attempt could cost a tenth of all that comes

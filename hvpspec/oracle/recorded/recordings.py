@@ -9,6 +9,8 @@ Where what is computed depends on the data, each batch is recorded by itself, at
 
 from __future__ import annotations
 
+import importlib
+import sys
 import time
 import weakref
 from collections.abc import Callable, Hashable
@@ -27,6 +29,9 @@ from hvpspec.oracle.recorded.tracing import NeedsValues, NotRecordable, Recordin
 
 SECONDS_A_NODE = 0.01
 """That recording takes, of the gradient's graph, as measured (6 to 12 ms); until one has been made here."""
+
+_TRACER = "torch._functorch.aot_autograd"  # with all that recording imports
+SECONDS_TO_IMPORT = 1.3  # that takes, as measured; as much as a small network's recording, or more
 
 MOST_BATCHES = 64  # that are recorded one by one; of more, none is
 
@@ -53,7 +58,7 @@ _PACE = [SECONDS_A_NODE]
 
 def seconds_to_record(nodes: int) -> float:
     """What a recording is expected to take, from the number of nodes of the gradient's graph."""
-    return nodes * _PACE[0]
+    return nodes * _PACE[0] + (0.0 if _TRACER in sys.modules else SECONDS_TO_IMPORT)
 
 
 def are_known(objective: Objective) -> bool:
@@ -71,6 +76,7 @@ def record_first(objective: Objective, nodes: int) -> None:
     """
     if are_known(objective):
         return
+    importlib.import_module(_TRACER)
     start, frozen = time.perf_counter(), objective.frozen_values()
     with objective.evaluating():
         for batch in islice(objective.data, 1):

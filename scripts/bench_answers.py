@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import resource
 import statistics
 import time
 import warnings
@@ -34,6 +35,7 @@ import hvpspec
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("autograd", "linearized", "compiled")
 BUDGETS = (10, 60, 300)
+_PROCESSOR_TIME = " Processor time of one core, that of the C++ compiler included."
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 
 def answer(name: str, engine: Any, budget: int, limit: float, processor_time: bool) -> tuple[float, str]:
     """Seconds until the last of the products, and the plan. Products beyond the limit are not made."""
-    clock = time.process_time if processor_time else time.perf_counter
+    clock = processor_seconds if processor_time else time.perf_counter
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     network = NETWORKS[name]()
@@ -133,6 +135,12 @@ def answer(name: str, engine: Any, budget: int, limit: float, processor_time: bo
             break
     rest = (budget - len(times)) * statistics.median(times[-5:])
     return clock() - start + rest, H.plan
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it has waited for, such as a C++ compiler."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def apart(*arguments: Any) -> tuple[float, str]:
@@ -162,6 +170,8 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="count that, on a machine that is not idle")
     options = parser.parse_args()
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # as on the first run
+    if options.processor_time:
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # compilers that are waited for, so that their time counts
     engines, budgets = list(options.engine or ENGINES), list(options.budget or BUDGETS)
     lines = [
         f"| network | products | {' | '.join(f'{engine}, s' for engine in engines)} | auto, s | off | plan of auto |",
@@ -175,7 +185,7 @@ def main() -> None:
     head = (
         "# Seconds to the whole answer\n\n"
         f"Made by `python scripts/bench_answers.py`; torch {torch.__version__.split('+')[0]}, CPU, "
-        f"{torch.get_num_threads()} threads.{part}{' Processor time.' if options.processor_time else ''}\n\n"
+        f"{torch.get_num_threads()} threads.{part}{_PROCESSOR_TIME if options.processor_time else ''}\n\n"
         + " ".join((__doc__ or "").split("\n\n")[2].split())
     )
     (ROOT / "results" / "answers.md").write_text("\n\n".join([head, "\n".join(lines)]) + "\n")

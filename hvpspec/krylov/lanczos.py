@@ -111,6 +111,7 @@ class Krylov:
     starts: random vectors that have been put into it. whole: the length of the vectors, where ranks have parts of them.
     semidefinite: whether H is known to have no negative eigenvalue. zero: which rows of H are known to be zero
     (n_rows,). The space is then that of the other rows: all vectors are 0 in these, and n is the number of the others.
+    growth: the factor by which the start has grown, as it is 0 there.
     """
 
     basis: Basis
@@ -124,6 +125,7 @@ class Krylov:
     starts: int = 0
     zero: Tensor | None = None
     zeros: int = 0
+    growth: float = 1.0
     whole: int | None = None
     semidefinite: bool = False
 
@@ -249,8 +251,8 @@ def confine(krylov: Krylov, zero: Tensor) -> float:
     """Confines an empty space to the rows of H that are not zero; the factor by which its start vector has grown."""
     krylov.zero, krylov.zeros = zero, int(added(zero.sum()))
     inside = outside_of(zero, krylov.frontier)
-    krylov.frontier = normalised(inside)
-    return 1 / _length(inside)
+    krylov.frontier, krylov.growth = normalised(inside), 1 / _length(inside)
+    return krylov.growth
 
 
 def outside_of(zero: Tensor | None, X: Tensor) -> Tensor:

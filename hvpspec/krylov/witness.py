@@ -36,6 +36,7 @@ def witness(
         krylov.zeros,
         rest,
         sampled_rounding,
+        krylov.growth,
     )
 
 

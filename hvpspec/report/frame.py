@@ -29,12 +29,15 @@ def to_frame(spectrum: Spectrum) -> pandas.DataFrame:
     import pandas
 
     columns = ["quantity", "value", "error", "confidence", "data_standard_error", "lower", "upper", "converged"]
+    if spectrum.eigenpairs is not None:
+        columns.append("all_copies")
     if spectrum.blocks is not None or (spectrum.diagonal is not None and spectrum.diagonal.means):
         columns.insert(1, "block")
     if spectrum.per_batch is not None:
         columns.insert(1, "batch")
     frame = pandas.DataFrame(list(_rows(spectrum)), columns=columns)
-    return frame.astype({"converged": "boolean", **({"batch": "Int64"} if "batch" in columns else {})})
+    kinds = {"converged": "boolean", "all_copies": "boolean", "batch": "Int64"}
+    return frame.astype({name: kind for name, kind in kinds.items() if name in columns})
 
 
 def _rows(spectrum: Spectrum) -> Iterator[Row]:
@@ -71,6 +74,7 @@ def _eigenvalues(pairs: Eigenpairs) -> Iterator[Row]:
         yield {
             "quantity": f"lambda_{number}", "value": value, "error": error, "confidence": 1.0,
             "data_standard_error": data, "lower": value - error, "upper": value + error, "converged": pairs.converged,
+            "all_copies": pairs.all_copies,
         }  # fmt: skip
 
 

@@ -48,8 +48,9 @@ class Eigenpairs(Stored):
         there are too few batches. `error` does not include it, nor does it include that a sample's λ_max is larger than
         the population's on average; `population` does.
     all_copies : bool
-        Whether it is shown (at 99 %) that the values include all copies of multiple eigenvalues, and eigenvalues that
-        are too close to be resolved. One start vector alone cannot show that.
+        Whether it is shown (at 99 %) that no copy of a multiple eigenvalue is missing among the values, nor one that
+        is too close to be resolved: counted with multiplicity, these are the k asked for. The last of them may have
+        further copies that k leaves out. One start vector alone cannot show that.
     rounding : Rounding or None
         The rounding error of float32 products, as measured; `error` includes it. None where it is not measured.
     reached : ndarray of bool, shape (k,), or None
@@ -291,6 +292,10 @@ class Lanczos(Stored):
         Bounds on the eigenvalues that the basis does not contain.
     sampled_rounding : tuple of float
         What rounding adds to the sampled parts of trace and norm.
+    start_growth : float or None
+        By how much the start has grown when it was confined to the rows that were not zero in the first product. Some
+        of these may have been zero by rounding alone, and do not count among `zero_rows`. None in files of older
+        versions.
     """
 
     relation: Relation
@@ -302,6 +307,7 @@ class Lanczos(Stored):
     zero_rows: Count
     rest: tuple[Annotated[float, NonFinite(-math.inf)], Annotated[float, NonFinite(math.inf)]]
     sampled_rounding: tuple[Size, Size] = (0.0, 0.0)
+    start_growth: Annotated[Size | None, LEFT_OUT] = None
 
 
 MOST_ROWS = 4_000  # of T in a file: to decompose a larger one takes minutes, and gigabytes

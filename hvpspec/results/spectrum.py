@@ -316,7 +316,9 @@ class Spectrum(Stored):
             - ``data_standard_error``: *one* standard error of the value as an estimate for the population that the data
               are a sample of; NaN where it is not known;
             - ``lower``, ``upper``: the interval, which may be lopsided;
-            - ``converged``: whether the tolerance asked for was reached; missing where there was none.
+            - ``converged``: whether the tolerance asked for was reached; missing where there was none;
+            - ``all_copies``: of eigenvalues, whether no copy is missing among them (see `Eigenpairs`); only where there
+              are any.
 
         Raises
         ------

@@ -239,18 +239,19 @@ def _with_steps(found: Spectrum, A: Symmetric, seed: int) -> Comparison:
     g = normalised(gaussian(rows_of(A.n), 0, seed=seed, dtype=A.dtype, device=A.device))
     image = A @ g
     rounding = _rounding(A, g, image)
-    if kept.zero_rows:
-        zero = (image == 0).all(1)
-        if int(added(zero.sum()[None])[0]) != kept.zero_rows:
-            return Comparison(math.inf, 0.0)
-        inside = outside_of(zero, g)
-        image, g = image / _length(inside), normalised(inside)
+    zero, growth = (image == 0).all(1), kept.start_growth
+    if int(added(zero.sum()[None])[0]) < kept.zero_rows:
+        return Comparison(math.inf, 0.0)
+    if growth is None:  # of an older version
+        growth = 1 / _length(outside_of(zero, g)) if kept.zero_rows else 1.0
     width = start.segments[0][1] if start.segments else 1
-    measured = [_dot(g, image), _length(image)]
+    # The start was 0 in rows in which its image is 0, so that it had another length: the products are the same.
+    slope = growth**2 * _dot(g, image)
+    measured = [slope, growth * _length(image)]
     recorded = [T[0, 0], math.hypot(*T[:, 0], *C[0])]
     scale = recorded[1]
     if width == 1 and len(T) > 1 and T[1, 0] > _LEAST_STEP * scale:
-        following = normalised(image - g * _dot(g, image))
+        following = (image - g * slope) * (growth / T[1, 0])
         second = A @ following
         rounding += _rounding(A, following, second)
         measured += [_dot(following, second), _length(second)]

@@ -28,7 +28,7 @@ _HINTS: dict[str, Any] = {
     "step": int | None, "lambda_min_error": Size | None, "frobenius_norm_error": Size | None, "edge": Size | None,
     "overlap": Size | None, "eigenvalue_hvps": Count | None, "cold_hvps": Count | None, "hvps_saved": int | None,
     "hvps_saved_estimate": int | None, "converged": bool | None, "eigenvalues_converged": bool | None,
-    "trace_converged": bool | None, "frobenius_norm_converged": bool | None,
+    "trace_converged": bool | None, "frobenius_norm_converged": bool | None, "eigenvalues_all_copies": bool | None,
 }  # fmt: skip
 _NUMBER = float | None  # of every other column
 COLUMNS = (
@@ -37,6 +37,7 @@ COLUMNS = (
     "lambda_max_over_edge", "overlap", "hvps", "eigenvalue_hvps", "cold_hvps", "hvps_saved",
     "hvps_saved_estimate", "converged", "seconds", "sha256", "eigenvalues_converged", "trace_converged",
     "frobenius_norm_converged", "gradient_norm", "gradient_curvature", "gradient_share", "noise_scale",
+    "eigenvalues_all_copies",
 )  # fmt: skip
 
 
@@ -97,7 +98,8 @@ def row(
     hvps_saved: how many fewer were needed here (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues
     took than `first`, which is what they took at the first checkpoint, from a random start; None there. converged:
     whether every quantity is within its tolerance; otherwise the errors of λ_max and λ_min are those of the brackets;
-    eigenvalues_converged and so on: whether this one is. gradient_norm and so on: see `hvpspec.gradient`.
+    eigenvalues_converged and so on: whether this one is. eigenvalues_all_copies: see `Eigenpairs`. gradient_norm and so
+    on: see `hvpspec.gradient`.
     """
     spectrum, cold = found.spectrum, found.cold_hvps
     columns = {
@@ -113,6 +115,7 @@ def row(
         "eigenvalue_hvps": found.eigenvalue_hvps,
         "hvps_saved_estimate": None if first is None else first - found.eigenvalue_hvps,
         "eigenvalues_converged": None if spectrum.eigenpairs is None else spectrum.eigenpairs.converged,
+        "eigenvalues_all_copies": None if spectrum.eigenpairs is None else spectrum.eigenpairs.all_copies,
         "seconds": spectrum.seconds,
         "sha256": sha256,
     }

@@ -27,7 +27,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from estimators.adversarial import (  # noqa: E402
-    COUNTS_OF_DENSITY,
     NETWORKS,
     SPECTRA,
     N,
@@ -56,9 +55,9 @@ def required(figure: str) -> float:
 
 
 def missed(figure: str, held: int, made: int) -> bool:
-    """Whether so few held that the rate is not met, beyond chance. Counts of one density hold or miss together."""
-    rate, together = required(figure), COUNTS_OF_DENSITY if figure == "density count" else 1
-    return held < made if rate == 1 else bool(stats.binom.cdf(held / together, made / together, rate) < CHANCE)
+    """Whether so few held that the rate is not met, beyond chance."""
+    rate = required(figure)
+    return held < made if rate == 1 else bool(stats.binom.cdf(held, made, rate) < CHANCE)
 
 
 def run(name: str, seeds: int) -> tuple[Counter[Key], Counter[Key]]:
@@ -171,8 +170,7 @@ def tabulate(
         "Known: of matrices of which it is known that no eigenvalue is negative. Network: the Gauss-Newton and the",
         "empirical Fisher matrices of small classifiers, of which it is known as well.",
         "A rate is missed where a binomial variable with the required one would be so small with a chance below",
-        f"{CHANCE:.1%}; what is certain, at the first miss. The {COUNTS_OF_DENSITY} counts of one density are taken",
-        "for one trial, as they hold or miss together where there are few values.",
+        f"{CHANCE:.1%}; what is certain, at the first miss.",
         "",
         *lines,
         "",

@@ -30,7 +30,7 @@ from scipy import special
 from hvpspec.bounds.probe_intervals import chi_squared, student
 from hvpspec.krylov.probes import Grams
 
-_CHANCE_OF_LESS_WEIGHT = 0.999  # of so many copies: a node with more than that is not taken for just these
+_PROBABILITY_OF_LESS = 0.999  # that the weight of the copies known is less: a node with more may have further ones
 _LEAST_FREEDOM = 10.0  # degrees of freedom of a variance that counts at least one eigenvalue a node
 
 
@@ -66,13 +66,14 @@ class Sums:
         return visible
 
 
-def largest_weight(copies: np.ndarray) -> np.ndarray:
-    """What a random vector has at most of so many eigenvectors together (in squares), but for a chance of 0.1 %.
+def no_heavier(shares: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Which nodes have no more weight than a random vector may have on just so many eigenvalues.
 
-    It is a χ² variable with as many degrees of freedom: 11 for one, 21 for five.
+    shares: as for `single`. The weight of c eigenvalues has a χ² distribution with c degrees of freedom, whose quantile
+    grows like c: six copies found of sixty are not all.
     """
-    found: np.ndarray = 2 * special.gammaincinv(np.maximum(copies, 1) / 2, _CHANCE_OF_LESS_WEIGHT)
-    return np.where(copies > 0, found, 0.0)
+    few: np.ndarray = shares <= 2 * special.gammaincinv(copies / 2, _PROBABILITY_OF_LESS)
+    return few
 
 
 def single(
@@ -89,7 +90,7 @@ def single(
     shares: the weight of a node times the number of eigenvalues that the random vector has components in; `others` are
     known eigenvalues that are not among these. sums: with intervals at `confidence`.
     """
-    chosen = converged & (shares <= largest_weight(copies))
+    chosen: np.ndarray = converged & no_heavier(shares, copies)
     while True:
         rest = float(shares.sum()) - float(copies[chosen].sum())
         bulk = ~chosen & (shares > 0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hvpspec.bounds.copies import Sums, largest_weight, single
+from hvpspec.bounds.copies import Sums, no_heavier, single
 from hvpspec.bounds.eigenvalues import Exclusion, bracket
 from hvpspec.bounds.moment_bounds import bounds_of_rest
 from hvpspec.krylov.lanczos import COINCIDING, Krylov, Ritz
@@ -109,7 +109,9 @@ def _whole(krylov: Krylov, confidence: float, hvps: int) -> Density:
 class _Sample:
     """One segment: its number of start vectors, and for each node its weight, whether exact, and both bounds' steps.
 
-    errors: how far the eigenvalue of an exact node may be from it.
+    errors: how far the eigenvalue of an exact node may be from it. shares: for how many eigenvalues the weight stands
+    that was sampled. copies: how many are known at a node that is known accurately, 0 at others. near: within which
+    distance nodes of different segments coincide.
     """
 
     width: int
@@ -119,6 +121,9 @@ class _Sample:
     errors: np.ndarray
     below: np.ndarray
     above: np.ndarray
+    shares: np.ndarray
+    copies: np.ndarray
+    near: float
 
 
 def read_density(
@@ -137,7 +142,9 @@ def read_density(
     low = max(bracket(ritz, exclusion, -1, confidence).lower for ritz, exclusion in known)
     low = min(low, *(float(ritz.values[0]) for ritz, _ in known))  # which rounding may take below a floor
     high = min(bracket(ritz, exclusion, 1, confidence).upper for ritz, exclusion in known)
-    samples = [sample for krylov in spaces for sample in _samples(krylov, low, high, sums, confidence, likely)]
+    samples = [sample for krylov in spaces for sample in _samples(krylov, low, high, sums, confidence)]
+    if likely:  # the bounds remain those of the weights that were sampled
+        samples = _with_likely_counts(samples, spaces[0].n)
     count = sum(sample.width for sample in samples)
 
     def column(name: str, *, shared: bool = True) -> np.ndarray:
@@ -179,9 +186,34 @@ def _interlaced(known: list[Ritz], nodes: np.ndarray, n: int) -> tuple[np.ndarra
     return lower, upper
 
 
-def _samples(
-    krylov: Krylov, low: float, high: float, sums: Sums | None, confidence: float, likely: bool
-) -> list[_Sample]:
+def _with_likely_counts(samples: list[_Sample], n: int) -> list[_Sample]:
+    """With the number of copies that are known as the weight of each node that need not stand for more of them.
+
+    Of several segments, all that have sampled an eigenvalue decide together: each alone, one would often count the few
+    copies it knows of twenty because its own weight happens to be small.
+    """
+    places = np.concatenate([sample.nodes for sample in samples])
+    order = np.argsort(places, kind="stable")
+    places = places[order]
+    sampled = [np.where(sample.copies > 0, sample.shares, 0.0) * sample.width for sample in samples]
+    known = [sample.copies * sample.width for sample in samples]
+    totals = [np.concatenate([[0.0], np.cumsum(np.concatenate(column)[order])]) for column in (sampled, known)]
+    found = []
+    for sample in samples:
+        first = np.searchsorted(places, sample.nodes - sample.near, side="left")
+        end = np.searchsorted(places, sample.nodes + sample.near, side="right")
+        weights, copies = (total[end] - total[first] for total in totals)
+        few = sample.exact | ((sample.copies > 0) & no_heavier(weights, copies))
+        counted = np.where(few & ~sample.exact, sample.copies / n, np.where(few, sample.weights, 0.0))
+        rest = np.where(few, 0.0, sample.weights)
+        if rest.sum() > 0:
+            mass = counted + rest * (1 - counted.sum()) / rest.sum()
+            sample = replace(sample, weights=mass)
+        found.append(sample)
+    return found
+
+
+def _samples(krylov: Krylov, low: float, high: float, sums: Sums | None, confidence: float) -> list[_Sample]:
     """One for each segment; the spectrum lies in [low, high].
 
     The start of a segment is random in the complement of the earlier segments, whose values are all known exactly. A
@@ -217,22 +249,19 @@ def _samples(
         points, below, above = bounds_of_rest(
             values, segment.radii, rest, segment.weights, exact, counted, (low, high), exclusion, n, rounding
         )
-        mass = rest + counted
-        if likely:  # the bounds remain those of the weights that were sampled
-            few = exact | (atoms & (left * segment.weights <= largest_weight(copies)))
-            counted, rest = np.where(few, copies, 0.0) / n, np.where(few, 0.0, rest)
-            if rest.sum() > 0:
-                mass = counted + rest * (left / n - counted.sum()) / rest.sum()
         earlier, nothing = np.full(len(before), 1 / n), np.zeros(len(points))
         found.append(
             _Sample(
                 segment.width,
                 np.concatenate([before, values, points]),
-                np.concatenate([earlier, mass, nothing]),
+                np.concatenate([earlier, rest + counted, nothing]),
                 np.concatenate([np.ones(len(before), bool), exact, nothing.astype(bool)]),
                 np.concatenate([0 * earlier, np.where(atoms & (exclusion is not None), segment.radii, 0.0), nothing]),
                 np.concatenate([earlier, below]),
                 np.concatenate([earlier, above]),
+                np.concatenate([0 * earlier, left * segment.weights, nothing]),
+                np.concatenate([0 * earlier, np.where(atoms, copies, 0.0), nothing]),
+                segment.near,
             )
         )
         before = np.concatenate([before, np.repeat(segment.values, segment.copies.astype(int))])

@@ -186,6 +186,7 @@ class Density(Stored):
         within, beyond = self._known(a, b)
         most = min(self.n * (high_b - low_a), self.n - beyond)
         least = min(max(self.n * (low_b - high_a), within), most)
+        value = min(max(value, least), most)
         return Estimate.between(value, least, most, self.confidence, self.hvps, "slq")
 
     def _known(self, a: float, b: float) -> tuple[float, float]:

@@ -13,8 +13,6 @@ from torch import nn
 import hvpspec
 
 N = 120
-_SHARES_COUNTED = (0.25, 0.6, 0.9)  # of the distinct eigenvalues
-COUNTS_OF_DENSITY = len(_SHARES_COUNTED)
 
 
 def _semicircle(n: int) -> np.ndarray:
@@ -186,8 +184,7 @@ def _of_condition(values: np.ndarray, found: hvpspec.Condition, rounding: float)
 
 def _of_density(values: np.ndarray, density: hvpspec.Density) -> Iterator[tuple[str, bool]]:
     distinct = np.unique(np.round(values / np.abs(values).max(initial=1e-300), 6)) * np.abs(values).max(initial=1e-300)
-    for share in _SHARES_COUNTED:
-        at = int(share * (len(distinct) - 1))
+    for at in sorted({int(share * (len(distinct) - 1)) for share in (0.25, 0.6, 0.9)}):  # one interval counts once
         place = (distinct[at] + distinct[at + 1]) / 2 if len(distinct) > 1 else distinct[0] - 1.0
         low, high = density.cdf_bounds(place)
         yield "density count", bool(low - 1e-9 <= (values <= place).mean() <= high + 1e-9)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from estimators.adversarial import dense, localised
 from estimators.spectra import COPIES, NAMES, SEEDS, eigenvalues, matrix, rotated
 from zoo import explicit_hessian, mlp
 
@@ -217,3 +218,45 @@ def test_the_error_holds_where_few_eigenvalues_or_two_clusters_make_it_up(top):
         found = hvpspec.spectral_density(A, rtol=0.05, seed=seed)
         held += distance(found, values) <= found.error
     assert held >= 27
+
+
+FEW_VALUES = {
+    "half and half": [60, 60],
+    "twenty and the rest": [20, 100],
+    "one and the rest": [1, 119],
+    "thirds": [40, 40, 40],
+    "one, half, and the rest": [1, 59, 60],
+}
+
+
+@SEEDS
+@pytest.mark.parametrize("vectors", [dense, localised])
+@pytest.mark.parametrize("name", FEW_VALUES)
+def test_counts_of_a_few_values_hold_where_their_copies_are_found_one_after_the_other(name, vectors, seeds):
+    """Each space closes after a few steps, with one more copy; six of sixty were counted for all of them."""
+    copies = FEW_VALUES[name]
+    values = np.repeat([1.0, 3.0, -2.0][: len(copies)], copies)
+    distinct, held = np.unique(values), 0
+    cuts = (distinct[1:] + distinct[:-1]) / 2
+    true, off = (values[:, None] <= cuts).mean(0), []
+    for seed in seeds:
+        found = hvpspec.spectrum(vectors(values, seed), 6, seed=seed, rtol=0.02, max_hvps=25).density
+        lower, upper = found.cdf_bounds(cuts)
+        held += ((lower <= true + 1e-9) & (true <= upper + 1e-9)).all()
+        assert ((lower <= found.cdf(cuts)) & (found.cdf(cuts) <= upper)).all()
+        off.append(np.abs(found.cdf(cuts) - true))
+        count = found.count(-np.inf, cuts[0])
+        assert count.interval == pytest.approx((len(values) * lower[0], len(values) * upper[0]))
+    assert np.mean(off) < 0.03
+    assert held >= {25: 20, 75: 64}[len(seeds)]  # 95 %, of one interval or two
+
+
+def test_several_vectors_decide_together_how_many_copies_there_are():
+    """Each alone took one copy for all of eight, where its weight happened to be small."""
+    values, off = np.repeat([1.0, 3.0], [8, 292]), []
+    for seed in range(12):
+        found = hvpspec.spectral_density(np.diag(values), rtol=1e-3, seed=seed, max_hvps=24)
+        lower, upper = found.cdf_bounds(2.0)
+        assert lower <= found.cdf(2.0) <= upper
+        off.append(300 * found.cdf(2.0) - 8)
+    assert abs(np.mean(off)) < 2

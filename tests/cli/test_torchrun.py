@@ -36,7 +36,8 @@ def demo(tmp_path_factory):
     """The folder of the demo on two ranks and on one process, and what the first of them said."""
     folder = tmp_path_factory.mktemp("demo")
     saving = ("--save-eigenvectors", folder / "vectors")
-    out, err = torchrun(*DEMO, *saving, "--out", folder / "two", cwd=folder).communicate(timeout=LIMIT)
+    ranks = torchrun(*DEMO, *saving, "--out", folder / "two", program=[unrendered.__file__], cwd=folder)
+    out, err = ranks.communicate(timeout=LIMIT)
     assert call(folder, *DEMO, "--out", "one").returncode == 0
     return folder, out, err
 
@@ -115,7 +116,7 @@ def test_sigterm_saves_what_is_known(tmp_path):
     process = torchrun("demo", "--out", tmp_path, *long, "--engine", "autograd")  # to record takes longer than we wait
     while not process.stdout.readline().startswith("expected: "):
         assert process.poll() is None
-    time.sleep(5)
+    time.sleep(2)
     process.send_signal(signal.SIGTERM)
     _out, err = process.communicate(timeout=LIMIT)
     assert process.returncode != 0

@@ -69,9 +69,9 @@ def test_overlap_is_a_bound_on_what_the_start_has_of_an_eigenvector():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_errors_bound_the_distance_to_an_eigenvalue(name):
-    A, values = matrix(name, 400), eigenvalues(name, 400)
+    A, values = matrix(name, 200), eigenvalues(name, 200)
     smaller = {"one start": 0, "two starts": 0, "probes": 0}
-    for seed in range(6):
+    for seed in range(3):
         for tol in (0.3, 1e-2, 1e-4):
             for how, found in (
                 ("one start", hvpspec.eigsh(A, 5, tol=tol, seed=seed)),
@@ -83,8 +83,8 @@ def test_errors_bound_the_distance_to_an_eigenvalue(name):
                 smaller[how] += (found.error < 0.1 * found.residuals).sum()
     assert smaller["one start"] == 0  # it cannot show that a value is single
     if name in ("polynomial", "exponential, slow", "indefinite with outliers"):
-        assert smaller["two starts"] > 10  # ‖r‖²/gap is at work where values are isolated
-        assert smaller["probes"] > 10
+        assert smaller["two starts"] > 5  # ‖r‖²/gap is at work where values are isolated
+        assert smaller["probes"] > 5
 
 
 @pytest.mark.parametrize("split", [0.0, 1e-8, 1e-7, 1e-6, 1e-4])

@@ -9,7 +9,9 @@ import pytest
 import torch
 import track_files
 from cli_files import TRAIN
+from matplotlib.figure import Figure
 from torch import nn
+from unrendered import unrendered
 from zoo import Case, explicit_hessian
 
 import hvpspec
@@ -21,6 +23,21 @@ def heard():
     """Ctrl-C, which is ignored where a script runs the tests in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+RENDER = Figure.savefig
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unrendered():
+    """Pictures are drawn and not rendered in this process, but for tests that ask for `rendered`."""
+    with unrendered():
+        yield
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", RENDER)
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +84,7 @@ def stage(folder, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(stage)
             patch.setattr(sys, "argv", command)
+            patch.setattr(Figure, "savefig", RENDER)
             assert cli.run() == 0
     return stage
 

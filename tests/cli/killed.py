@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cli_files import without_times
+from unrendered import unrendered
 
 from hvpspec import cli
 
@@ -86,4 +87,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with unrendered():
+        main()

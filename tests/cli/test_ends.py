@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+import unrendered
 from cli_files import TRAIN, call
 
 from hvpspec import atomic_files
@@ -349,9 +350,12 @@ def test_track_says_what_is_done(training_run, tmp_path):
 
 
 def in_shell(folder, line):
-    """A shell's line with `hvpspec …` in it, in a process of its own."""
+    """A shell's line with `hvpspec …` in it, or `unrendered …` for pictures that are not, in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    line = line.replace("hvpspec", '"$PYTHON" -m hvpspec demo --max-hvps 12 -k 1 --no-preflight --out out')
+    for name, program in (("unrendered", unrendered.__file__), ("hvpspec", "-m hvpspec")):
+        if line.find(name) >= 0:
+            line = line.replace(name, f'"$PYTHON" {program} demo --max-hvps 12 -k 1 --no-preflight --out out')
+            break
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, capture_output=True, text=True, env=environment, timeout=120, check=False
     )
@@ -360,10 +364,10 @@ def in_shell(folder, line):
 @pytest.mark.parametrize(
     ("line", "status", "said"),
     [
-        ("hvpspec | head -1; exit ${PIPESTATUS[0]}", 0, ""),  # a reader that has seen enough
+        ("unrendered | head -1; exit ${PIPESTATUS[0]}", 0, ""),  # a reader that has seen enough
         ("hvpspec >&- 2>&- <&-", 0, ""),
-        ("hvpspec > /dev/full", 1, "hvpspec: what is printed could not all be written to stdout (No space left on"),
-        ("trap '' TERM; hvpspec & sleep 1.5; kill -TERM $!; wait $!", 0, ""),  # ignored by the parent, as with nohup
+        ("unrendered > /dev/full", 1, "hvpspec: what is printed could not all be written to stdout (No space left on"),
+        ("trap '' TERM; unrendered & sleep 1.5; kill -TERM $!; wait $!", 0, ""),  # ignored by the parent, as with nohup
     ],
 )
 def test_streams_that_fail_and_signals_that_are_ignored_do_not_end_a_run(tmp_path, line, status, said):

@@ -153,7 +153,7 @@ def test_killed_in_every_write_of_a_run_of_the_demo(tmp_path, monkeypatch, limit
     assert figures(document(tmp_path / "out")) == figures(document(tmp_path / "whole"))
 
 
-def test_two_runs_give_the_same_files_but_for_times(tmp_path):
+def test_two_runs_give_the_same_files_but_for_times(tmp_path, rendered):
     command = [*DEMO, "--blocks", "*", "--out", "out"]
     files = []
     for _ in range(2):

@@ -48,6 +48,11 @@ SHORT = ("--model", "nasty.py:build", "--data", "nasty.py:batches", "--dtype", "
 FILES = ["=1+1.pt", "a[b]\x1b[31m\n$x$<i>.pt"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _unrendered():
+    """Here pictures are rendered: they show the names."""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("nasty")

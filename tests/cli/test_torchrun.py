@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 from hvpspec import cli, load_eigenvectors
+from tests import unrendered
 from tests.cli_files import call
 from tests.track_files import NAMES, USUAL, rows, without_seconds
 
 LIMIT = 240  # seconds
 
 
-def torchrun(*arguments, size=2, **options):
+def torchrun(*arguments, size=2, program=("-m", "hvpspec"), **options):
     """Starts a command on several ranks of one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", "--rdzv-backend=c10d",
-               "--rdzv-endpoint=localhost:0", "-m", "hvpspec", *map(str, arguments)]  # fmt: skip
+               "--rdzv-endpoint=localhost:0", *program, *map(str, arguments)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
@@ -35,7 +36,8 @@ def demo(tmp_path_factory):
     """The folder of the demo on two ranks and on one process, and what the first of them said."""
     folder = tmp_path_factory.mktemp("demo")
     saving = ("--save-eigenvectors", folder / "vectors")
-    out, err = torchrun(*DEMO, *saving, "--out", folder / "two", cwd=folder).communicate(timeout=LIMIT)
+    ranks = torchrun(*DEMO, *saving, "--out", folder / "two", program=[unrendered.__file__], cwd=folder)
+    out, err = ranks.communicate(timeout=LIMIT)
     assert call(folder, *DEMO, "--out", "one").returncode == 0
     return folder, out, err
 
@@ -90,7 +92,7 @@ def test_a_series_goes_on_with_another_number_of_ranks(training_run, monkeypatch
     command = ("track", *USUAL, "-k", "2", "--rtol", "0.1")
     for names, out in ((NAMES[:4], "alone"), (NAMES[:1], "shared")):
         assert cli.run([*command, *names, "--out", out]) == 0
-    process = torchrun(*command, *NAMES[:3], "--out", "shared")
+    process = torchrun(*command, *NAMES[:3], "--out", "shared", program=[unrendered.__file__])
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert out.count(NAMES[2]) == 1
@@ -114,7 +116,7 @@ def test_sigterm_saves_what_is_known(tmp_path):
     process = torchrun("demo", "--out", tmp_path, *long, "--engine", "autograd")  # to record takes longer than we wait
     while not process.stdout.readline().startswith("expected: "):
         assert process.poll() is None
-    time.sleep(5)
+    time.sleep(2)
     process.send_signal(signal.SIGTERM)
     _out, err = process.communicate(timeout=LIMIT)
     assert process.returncode != 0

@@ -16,7 +16,7 @@ from hvpspec.report.documents import schema
 from hvpspec.runs.checkpoint_order import step_of
 
 
-def test_a_series_against_explicit_hessians(training_run, exact, monkeypatch, capsys):
+def test_a_series_against_explicit_hessians(training_run, exact, monkeypatch, capsys, rendered):
     folder, before = training_run, None
     monkeypatch.chdir(folder)
     shuffled = [NAMES[i] for i in (5, 1, 0, 3, 2, 4)]

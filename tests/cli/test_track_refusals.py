@@ -4,10 +4,12 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import unrendered
 from track_files import NAMES, SHORT, USUAL, rows, without_seconds
 
 from hvpspec import cli
@@ -82,6 +84,9 @@ def test_killed_between_two_files_it_goes_on_to_the_same_figures(run_folder, uni
         f"    seen.append(1) if os.path.basename(b).startswith({at!r}) else None\n"
         "    os._exit(9) if len(seen) == 3 else replace(a, b)\n"
         "os.replace = dying\n"
+        f"sys.path.insert(0, {str(Path(unrendered.__file__).parent)!r})\n"
+        "import unrendered\n"
+        "unrendered.unrendered().start()\n"
         "from hvpspec import cli\n"
         "sys.exit(cli.run(sys.argv[1:]))\n"
     )

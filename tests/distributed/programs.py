@@ -123,7 +123,7 @@ def others(batches):
         [block.lambda_max.lower, block.smallest.upper, block.density.nodes.sum()] for block in by_position.blocks
     ]
     found["data error of a sample"] = hvpspec.eigsh(
-        HessianOperator(model, "cross_entropy", hvpspec.sample_batches(data, 4, seed=1)), 2
+        HessianOperator(model, "cross_entropy", hvpspec.sample_batches(data, batches - 1, seed=1)), 2
     ).data_error
     of = model, "cross_entropy", data
     named = {

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from datetime import timedelta
+from multiprocessing import set_forkserver_preload
 
 import torch
 import torch.distributed as dist
@@ -10,11 +11,14 @@ import torch.multiprocessing as mp
 
 SECONDS = 120  # that a collective may take
 
+# Ranks are forked from a process that has imported these and done nothing else: each would need seconds to import them.
+set_forkserver_preload(["torch._dynamo", "pytest", "hvpspec.oracle.recorded.linearized", "hvpspec.runs.track"])
+
 
 def on_ranks(function, size, *arguments):
     """What `function(rank, *arguments)` returns on each rank, in their order."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_run, (size, folder, function, arguments), size)
+        mp.start_processes(_run, (size, folder, function, arguments), size, start_method="forkserver")
         return [torch.load(f"{folder}/found-{rank}", weights_only=False) for rank in range(size)]
 
 

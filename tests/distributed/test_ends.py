@@ -136,7 +136,7 @@ def lost(rank, size, folder, how):
 @pytest.mark.parametrize("how", ["sleeps", "killed"])
 def test_a_rank_that_does_not_answer(tmp_path, how):
     """The others end within seconds, with a sentence that names it, and with what they know."""
-    started = mp.start_processes(lost, (3, str(tmp_path), how), 3, join=False, start_method="spawn")
+    started = mp.start_processes(lost, (3, str(tmp_path), how), 3, join=False, start_method="forkserver")
     begun = time.monotonic()
     while time.monotonic() < begun + 100 and not all((tmp_path / f"found-{rank}").exists() for rank in (0, 2)):
         time.sleep(0.2)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from estimators.spectra import NAMES, matrix
 from torch import nn
+from unrendered import unrendered
 
 import hvpspec
 from hvpspec import cli, demo
@@ -302,6 +303,7 @@ def test_peak_memory(budget):
     assert found.expected_memory / 1.4 <= peak <= 1.25 * found.most_memory
 
 
+@unrendered()
 def test_what_is_printed_has_both_and_is_updated_by_the_probes(tmp_path, monkeypatch, capsys):
     H = network("untrained")
     found = inspect_operator(H, options=SpectrumOptions(k=10, rtol=0.05, max_hvps=1000))

@@ -40,6 +40,7 @@ from hvpspec.oracle.recorded.graph_rewrites import (
     simplify,
     without_write_backs,
 )
+from hvpspec.oracle.recorded.private_writes import without_private_writes
 from hvpspec.oracle.recorded.quiet_torch import functional_conversions, vmapped, without_logs
 from hvpspec.oracle.recorded.splitting import Choice, NotSplittable, Parts, choices, parts, split
 
@@ -248,6 +249,7 @@ def _without_writes(
     """The graph of a function, recorded again without operations that write in place where it has some."""
     graph = how(function, arguments)
     made_in_their_dtypes(graph)
+    without_private_writes(graph)
     if any(_writes(node) for node in graph.graph.nodes):
         with torch.no_grad():
             graph = how(torch.func.functionalize(graph, remove="mutations"), arguments)

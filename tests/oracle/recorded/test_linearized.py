@@ -1,5 +1,7 @@
 """The recorded engines against the reference: every test model, other batches, changed values, changed data."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,17 @@ from hvpspec.oracle.recorded import linearized
 from hvpspec.oracle.recorded.tracing import NotRecordable, shape_of
 
 
+@cache
+def same(name):
+    """The same model for all that do not change it, so that it is recorded once."""
+    return CASES[name]()
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("limit", [None, 1, "20 kB"], ids=["all kept", "none kept", "some kept"])
 def test_agreement(name, limit):
     """One vector and several, with activations saved, recomputed, or some of each; with ragged last batches."""
-    reference, fast = operators(CASES[name](), memory_limit=limit)
+    reference, fast = operators(same(name), memory_limit=limit)
     V = torch.randn(fast.shape[0], 11, dtype=torch.float64)
     expected = reference @ V
     for _ in range(2):
@@ -32,7 +40,7 @@ def test_agreement(name, limit):
 @pytest.mark.parametrize("name", CASES)
 def test_vectors_computed_together(name, monkeypatch):
     """As many as are asked for, when a vector gets cheaper each time: the measurement is made to say so."""
-    reference, fast = operators(CASES[name]())
+    reference, fast = operators(same(name))
     costs = iter(2.0**-power for power in range(20))
     monkeypatch.setattr(linearized, "_fastest", lambda work, device: next(costs))
     V = torch.randn(fast.shape[0], 11, dtype=torch.float64)

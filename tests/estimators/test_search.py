@@ -163,8 +163,8 @@ def test_a_rest_of_a_few_dimensions_is_spanned(n, seed):
 
 
 def test_a_copy_of_which_the_basis_has_a_part_is_mostly_not_looked_for_in_new_vectors():
-    """The rest of its eigenvector was in the frontier, to which every new start is orthogonal. Rounding decides how a run
-    goes: some span the whole space in the end, or say that they have not converged."""
+    """The rest of its eigenvector was in the frontier, to which every new start is orthogonal. Rounding decides how a
+    run goes: some span the whole space in the end, or say that they have not converged."""
     values, few = np.r_[np.repeat([5.0, 4.0, 3.0], 3), np.linspace(0, 1, 191)], 0
     for turn in (1, 5):
         for seed in range(4):

@@ -1,5 +1,7 @@
 """Rows that are exactly zero are found by the first product; rank, signs and condition number are of the rest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from scipy.sparse.linalg import LinearOperator
 from torch import nn
 
 import hvpspec
+from hvpspec.krylov.operator_view import as_symmetric
 from hvpspec.report.rows.condition import condition_notes
+from hvpspec.runs.replay import compared_products
 
 
 def with_zero_rows(values, n, seed=0):
@@ -124,6 +128,32 @@ def test_a_row_that_is_zero_by_rounding_alone_is_found_out():
     assert found.condition.zero_rows == 0
     assert found.density.n == 40
     assert found.eigenpairs.values == pytest.approx(np.linspace(1, 3, 40)[::-1][:3], abs=0.02)
+
+
+@pytest.mark.parametrize("known", [0, 3])
+def test_a_start_that_left_out_more_rows_than_are_zero_is_verified(known):
+    """What is 0 in one product by rounding need not be in the next one."""
+    A = np.pad(rotated(np.linspace(1, 9, 60)), (0, known + 4))
+    made = 0
+
+    def multiply(X):
+        nonlocal made
+        made += 1
+        Y = A @ X
+        if made > 1:
+            Y[60 + known :] = 1e-17
+        return Y
+
+    shape = (64 + known, 64 + known)
+    found = hvpspec.spectrum(LinearOperator(shape, matvec=multiply, matmat=multiply, dtype=float), 3, max_hvps=30)
+    assert found.condition.zero_rows == known
+    assert found.lanczos.start_growth > 1.01
+    exact = as_symmetric(A)
+    assert compared_products(found, exact, seed=0).agree
+    assert not compared_products(found, as_symmetric(A * 1.001), seed=0).agree
+    growth = found.lanczos.start_growth
+    altered = replace(found, lanczos=replace(found.lanczos, start_growth=growth * 1.001))
+    assert not compared_products(altered, exact, seed=0).agree
 
 
 def test_refinement_and_blocks_know_them():

@@ -155,8 +155,9 @@ class Density(Stored):
         lower = below + self._true_share(lower - whole, -1)
         upper = above + self._true_share(upper - whole, 1)
         if self.sure_lower is not None and self.sure_upper is not None:
-            lower = np.maximum(lower, self._step(self.sure_lower, x))
-            upper = np.minimum(upper, self._step(self.sure_upper, x))
+            # Weights say nothing against what is certain: a single eigenvalue may have got next to none.
+            least, most = self._step(self.sure_lower, x), self._step(self.sure_upper, x)
+            lower, upper = np.clip(lower, least, most), np.clip(upper, least, most)
         exact = self.cdf(x)
         lower, upper = np.clip(lower - _ROUNDING, 0.0, 1.0), np.clip(upper + _ROUNDING, 0.0, 1.0)
         return np.where(outside, exact, lower), np.where(outside, exact, upper)

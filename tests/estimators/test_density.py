@@ -260,3 +260,16 @@ def test_several_vectors_decide_together_how_many_copies_there_are():
         assert lower <= found.cdf(2.0) <= upper
         off.append(300 * found.cdf(2.0) - 8)
     assert abs(np.mean(off)) < 2
+
+
+def test_a_bound_that_is_certain_is_not_contradicted_by_a_small_weight():
+    """Of the one eigenvalue 1, a random vector may have so little that "less than one" was the upper end."""
+    values, held = np.repeat([1.0, 3.0], [1, 119]), 0
+    for seed in range(40):
+        found = hvpspec.spectral_density(localised(values, seed), seed=seed, max_hvps=5)
+        lower, upper = found.cdf_bounds([0.0, 2.0, 3.5])
+        assert (lower <= upper).all()
+        assert upper[1] >= 1 / 120 - 1e-9
+        low, high = found.count(0, 2).interval
+        held += low - 1e-6 <= 1 <= high + 1e-6
+    assert held >= 35

@@ -43,6 +43,7 @@ from hvpspec.operators.hessian import HessianOperator
 from hvpspec.operators.preconditioned import Measured
 from hvpspec.preflight import Preflight, examine, expected_loss, loss_tolerance
 from hvpspec.report.numbers import duration, with_error
+from hvpspec.report.rows.blocks import MARK
 from hvpspec.report.terminal import findings_lines
 from hvpspec.results.runs.tracked import Tracked
 from hvpspec.runs.checkpoint_order import find_checkpoints, natural
@@ -324,9 +325,16 @@ def _line(entry: dict[str, Any]) -> str:
     name = Path(entry["checkpoint"]).name
     name = name if len(name) < 20 else f"…{name[-18:]}"
     value, error = with_error(entry["lambda_max"], _known(entry["lambda_max_error"]))
+    error += _mark(entry, "eigenvalues")
     trace = "" if entry["trace"] is None else with_error(entry["trace"], _known(entry["trace_error"]))[0]
+    trace += _mark(entry, "trace")
     overlap = "" if entry["overlap"] is None else f"{entry['overlap']:.3f}"
     return f"{name:<20}{entry['loss']:>10.5g}{value:>11.10}{error:>9}{trace:>11}{overlap:>9}{entry['hvps']:>6}"
+
+
+def _mark(entry: dict[str, Any], name: str) -> str:
+    """The mark of a quantity that is not within its tolerance."""
+    return MARK if entry[f"{name}_converged"] is False else ""
 
 
 def _known(error: float | None) -> float:
@@ -350,7 +358,7 @@ def _summarise(series: Series, screen: Screen) -> None:
     if short:
         screen.line(
             f"{short} of {len(rows)} checkpoints did not reach the tolerance: the errors say how accurate each value "
-            "is. More products (--max-hvps) would narrow them."
+            f"is, {MARK} marks λ_max and traces that it is true of. More products (--max-hvps) would narrow them."
         )
     screen.announce(series.document(), *(series.folder / f"track.{kind}" for kind in FILES))
 

@@ -204,15 +204,17 @@ class Spectrum(Stored):
     @staticmethod
     def _lines(name: str, quantity: Eigenpairs | Estimate | Density | None) -> list[str]:
         if isinstance(quantity, Eigenpairs):
-            copies = ", further copies not excluded" if quantity.converged and not quantity.all_copies else ""
-            lines = [f"  eigenpairs      {len(quantity.values)}: {abridged(quantity.values.tolist())}{copies}"]
+            open_ = ", not converged" if not quantity.converged else ""
+            open_ = open_ or ("" if quantity.all_copies else ", further copies not excluded")
+            lines = [f"  eigenpairs      {len(quantity.values)}: {abridged(quantity.values.tolist())}{open_}"]
             for end in ("lambda_max", "lambda_min"):
                 if (bracket := getattr(quantity, end)) is not None:
                     lines.append(f"    {end}    {bracket}")
             return lines
+        state = "" if quantity is None or quantity.converged else ", not converged"
         if isinstance(quantity, Density):
-            return [f"  density         {counted(quantity.weighted_nodes, 'node')}, error {quantity.error:.2g}"]
-        return [f"  {name:<15} {'not reached' if quantity is None else quantity}"]
+            return [f"  density         {counted(quantity.weighted_nodes, 'node')}, error {quantity.error:.2g}{state}"]
+        return [f"  {name:<15} {'not reached' if quantity is None else quantity}{state}"]
 
     def _repr_html_(self) -> str:
         html: str = presented("html", self)
@@ -305,7 +307,8 @@ class Spectrum(Stored):
         pandas.DataFrame
             With the columns
 
-            - ``quantity``: "lambda_1", "lambda_2", …, "lambda_max", "trace", "stable_rank" and so on;
+            - ``quantity``: "lambda_1", "lambda_2", …, "eigenvalues" (how many of them were found), "lambda_max",
+              "trace", "density" (its Wasserstein distance as ``error``), "stable_rank" and so on;
             - ``block``: the name of a block or of a parameter (of "diagonal_mean"), missing for the whole matrix; only
               where there are any;
             - ``batch``: the number of a mini-batch, missing for all data; only where there are some;
@@ -316,9 +319,9 @@ class Spectrum(Stored):
             - ``data_standard_error``: *one* standard error of the value as an estimate for the population that the data
               are a sample of; NaN where it is not known;
             - ``lower``, ``upper``: the interval, which may be lopsided;
-            - ``converged``: whether the tolerance asked for was reached; missing where there was none;
-            - ``all_copies``: of eigenvalues, whether no copy is missing among them (see `Eigenpairs`); only where there
-              are any.
+            - ``converged``: whether the tolerance asked for was reached; missing where there was none. Of
+              "eigenvalues", also that none is missing between those found, see `Eigenpairs.converged`;
+            - ``note``: what is not certain, in the words of `summary`; empty where there is nothing to say.
 
         Raises
         ------

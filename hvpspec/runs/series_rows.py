@@ -29,6 +29,7 @@ _HINTS: dict[str, Any] = {
     "overlap": Size | None, "eigenvalue_hvps": Count | None, "cold_hvps": Count | None, "hvps_saved": int | None,
     "hvps_saved_estimate": int | None, "converged": bool | None, "eigenvalues_converged": bool | None,
     "trace_converged": bool | None, "frobenius_norm_converged": bool | None, "eigenvalues_all_copies": bool | None,
+    "density_converged": bool | None, "refined_converged": bool | None,
 }  # fmt: skip
 _NUMBER = float | None  # of every other column
 COLUMNS = (
@@ -37,7 +38,7 @@ COLUMNS = (
     "lambda_max_over_edge", "overlap", "hvps", "eigenvalue_hvps", "cold_hvps", "hvps_saved",
     "hvps_saved_estimate", "converged", "seconds", "sha256", "eigenvalues_converged", "trace_converged",
     "frobenius_norm_converged", "gradient_norm", "gradient_curvature", "gradient_share", "noise_scale",
-    "eigenvalues_all_copies",
+    "eigenvalues_all_copies", "density_converged", "refined_converged",
 )  # fmt: skip
 
 
@@ -98,10 +99,11 @@ def row(
     hvps_saved: how many fewer were needed here (below 0: more). hvps_saved_estimate: how many fewer the eigenvalues
     took than `first`, which is what they took at the first checkpoint, from a random start; None there. converged:
     whether every quantity is within its tolerance; otherwise the errors of λ_max and λ_min are those of the brackets;
-    eigenvalues_converged and so on: whether this one is. eigenvalues_all_copies: see `Eigenpairs`. gradient_norm and so
+    eigenvalues_converged and so on: whether this one is; eigenvalues_all_copies: see `Eigenpairs`. gradient_norm and so
     on: see `hvpspec.gradient`.
     """
-    spectrum, cold = found.spectrum, found.cold_hvps
+    spectrum, cold, pairs = found.spectrum, found.cold_hvps, found.spectrum.eigenpairs
+    refined = None if spectrum.condition is None else spectrum.condition.refined
     columns = {
         "checkpoint": checkpoint,
         "step": step,
@@ -114,8 +116,10 @@ def row(
         "hvps_saved": None if cold is None else cold - spectrum.hvps,
         "eigenvalue_hvps": found.eigenvalue_hvps,
         "hvps_saved_estimate": None if first is None else first - found.eigenvalue_hvps,
-        "eigenvalues_converged": None if spectrum.eigenpairs is None else spectrum.eigenpairs.converged,
-        "eigenvalues_all_copies": None if spectrum.eigenpairs is None else spectrum.eigenpairs.all_copies,
+        "eigenvalues_converged": None if pairs is None else pairs.converged,
+        "eigenvalues_all_copies": None if pairs is None else pairs.all_copies,
+        "density_converged": None if spectrum.density is None else spectrum.density.converged,
+        "refined_converged": None if refined is None else refined.converged,
         "seconds": spectrum.seconds,
         "sha256": sha256,
     }

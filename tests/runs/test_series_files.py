@@ -14,6 +14,7 @@ ROW = {name: 1.5 for name in COLUMNS} | {
     "checkpoint": "a-1.pt", "step": 1, "hvps": 9, "eigenvalue_hvps": 7, "cold_hvps": None, "hvps_saved": None,
     "hvps_saved_estimate": -2, "converged": True, "sha256": "0" * 64, "eigenvalues_converged": True,
     "trace_converged": False, "frobenius_norm_converged": None, "eigenvalues_all_copies": True,
+    "density_converged": False, "refined_converged": None,
 }  # fmt: skip
 WHOLE = {
     "schema": SCHEMA, "settings": {"k": 2, "lr": None}, "command": ["hvpspec", "track"], "vectors_sha256": "1" * 64,

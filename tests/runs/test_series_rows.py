@@ -1,8 +1,11 @@
 """Rows of a series against numbers by hand."""
 
+import numpy as np
 import pytest
 from report import examples
 
+import hvpspec
+from hvpspec.cli import series
 from hvpspec.results.eigenpairs import Eigenpairs
 from hvpspec.results.estimate import Bracket
 from hvpspec.results.runs.tracked import Tracked
@@ -40,3 +43,23 @@ def test_brackets_take_over_where_they_lie_further_out():
     found = made(examples.spectrum(eigenpairs=negative))
     assert (found["lambda_max"], found["lambda_max_error"]) == (4.0, 2.0)
     assert (found["lambda_min"], found["lambda_min_error"]) == (-20.0, 0.5)
+
+
+def test_each_quantity_says_whether_it_is_within_its_tolerance():
+    spectrum = hvpspec.spectrum(
+        np.diag([30.0, *np.linspace(-1, 3, 299)]), 3, max_hvps=30, rtol=0.003, refine=True, refine_hvps=4
+    )
+    found, document = made(spectrum), spectrum.to_dict()
+    assert not found["converged"]
+    for name in ("trace", "frobenius_norm", "density"):
+        assert found[f"{name}_converged"] == document[name]["converged"]
+    for name in ("eigenvalues_converged", "eigenvalues_all_copies"):
+        assert found[name] == document[name]
+    assert found["refined_converged"] == document["condition"]["refined"]["converged"]
+    assert made(examples.spectrum(density=None, condition=None))["density_converged"] is None
+
+
+def test_a_line_marks_what_is_not_within_its_tolerance():
+    entry = made(hvpspec.spectrum(np.diag([30.0, *np.linspace(-1, 3, 299)]), 3, max_hvps=30, rtol=0.2))
+    assert series._line(entry).count("†") == 1
+    assert "†" not in series._line({**entry, "eigenvalues_converged": None})

@@ -169,7 +169,7 @@ class HessianOperator(OverBatches):
         self._product = Chooser(self.objective, engine, limit, verified=not verify, shared=ranks is not None)
         self.torch_dtype, self.device = self.objective.dtype, self.objective.device
         self.hvps = 0
-        self._ranks = None if ranks is None else Ranks(ranks, self.objective)
+        self._ranks = None if ranks is None else Ranks(ranks, self.objective, engine)
         self.spread = None if self._ranks is None else Spread(self._ranks, self._product, self)
         n = self.objective.space.n
         super().__init__(dtype=_DTYPES[self.torch_dtype], shape=(n, n))

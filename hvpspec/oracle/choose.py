@@ -150,15 +150,16 @@ class Chooser(Changes):
             self._make(self._resumed)
         self._prepare(columns.shape[1])
         self._join(columns.shape[1])
+        if not self._counts:
+            self._note(columns.shape[1])
+            return self._plain(columns, on_batch)
         may_give_up(self)
         start = time_when_done(columns.device)
         product = within_memory(lambda: self._product(columns, on_batch))
         if isinstance(product, OutOfMemory):
             product = self._with_less(lambda: self._product(columns, on_batch))
         taken = time_when_done(columns.device) - start
-        if self.name not in SINGLE:
-            self._choices.add(columns.shape[1], self._form())
-        self._made += columns.shape[1]
+        self._note(columns.shape[1])
         self._spent += taken
         self._seconds = min(self._seconds, taken / columns.shape[1])
         return product
@@ -208,5 +209,9 @@ class Chooser(Changes):
         self._resumed = None
         self._prepare(columns)
         self._join(columns)
-        self._choices.add(columns, self._form())
+        self._note(columns)
+
+    def _note(self, columns: int) -> None:
+        if self.name not in SINGLE:
+            self._choices.add(columns, self._form())
         self._made += columns

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import hvpspec
+from hvpspec.oracle import choose
 from hvpspec.oracle.choice import changes
 from hvpspec.oracle.choice.prices import Prices
 from hvpspec.oracle.recorded.linearized import Linearized
@@ -95,8 +96,64 @@ def without_weight(rank):
     return found
 
 
+def after_errors(rank):
+    """An error ends a product on all ranks, in different places; the next one is made as if nothing had been."""
+    model, data = programs.classifier(2)
+    found, v = {}, torch.ones(83, 4, dtype=torch.float64)
+    exact = hvpspec.HessianOperator(model, "cross_entropy", data, engine="autograd", group=False) @ v
+
+    def once(real):
+        left = [1] if rank == 1 else []
+
+        def raising(*arguments, **options):
+            if left:
+                left.pop()
+                raise hvpspec.InputError("this once")
+            return real(*arguments, **options)
+
+        return raising
+
+    places = {
+        "verify": ("autograd", choose, "verify"), "record": ("linearized", changes, "record_first"),
+        "join": ("linearized", Linearized, "vectorise"), "undo": ("compiled", changes.Changes, "_undo"),
+    }  # fmt: skip
+    for name, (engine, where, what) in places.items():
+        H = hvpspec.HessianOperator(model, "cross_entropy", data, engine=engine)
+        said = None
+        fails = mock.patch.object(Linearized, "compile", side_effect=RuntimeError("no compiler"))
+        with mock.patch.object(where, what, once(getattr(where, what))), fails:
+            try:
+                H @ v
+            except hvpspec.InputError as error:
+                said = str(error)
+            off = [float((H @ v - exact).abs().max()) for _ in range(3)]
+        found[name] = said, max(off), H.engine
+    try:
+        hvpspec.HessianOperator(model, "cross_entropy", data, engine=("auto", "linearized", "auto")[rank]) @ v
+    except hvpspec.InputError as error:
+        found["other engines"] = str(error)
+    return found
+
+
+def goes_back(rank):
+    """Compiling works on one rank and not on the other one: none of them uses it."""
+    model, data = programs.classifier(2)
+    H = hvpspec.HessianOperator(model, "cross_entropy", data, engine="compiled")
+
+    def compiled(fast):
+        if rank == 1:
+            raise RuntimeError("no compiler here")
+        fast.form = "compiled"
+
+    with mock.patch.object(Linearized, "compile", compiled):
+        for _ in range(2):
+            H @ torch.ones(H.shape[0], 1, dtype=torch.float64)
+    return H.engine, H.plan
+
+
 def all_of_it(rank):
-    found = {"clocks": by_clocks(rank), "failing": failing(rank), "following": following(rank)}
+    found = {"after errors": after_errors(rank), "goes back": goes_back(rank)}
+    found |= {"clocks": by_clocks(rank), "failing": failing(rank), "following": following(rank)}
     return {**found, "without weight": without_weight(rank) if rank < SIZE else None}
 
 
@@ -145,3 +202,20 @@ def test_a_rank_without_weight_takes_part(found):
     for each in found:
         on_all, alone = each["without weight"]
         np.testing.assert_allclose(on_all, alone, rtol=1e-10, atol=1e-14)
+
+
+def test_a_product_can_be_tried_again_after_an_error(found):
+    for each in found:
+        for said, off, _ in list(each["after errors"].values())[:4]:
+            assert said is not None
+            assert "this once" in said
+            assert off <= 1e-12
+        assert each["after errors"]["other engines"].startswith("rank 1 was given another matrix, engine, dtype")
+    assert {each["after errors"]["record"][2] for each in found[:2]} == {"linearized"}
+
+
+def test_what_compiles_on_one_rank_alone_is_not_used(found):
+    for engine, plan in (each["goes back"] for each in found[:2]):
+        assert engine == "linearized"
+        assert plan.startswith("linearized, eager")
+        assert "not compiled: no compiler here" in plan

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 import weakref
+from unittest import mock
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from zoo import mlp
 
 import hvpspec
 from hvpspec.oracle import autograd, choose
-from hvpspec.oracle.choice import prices
+from hvpspec.oracle.choice import changes, prices
 from hvpspec.oracle.recorded import linearized, recordings, tracing
+from hvpspec.oracle.recorded.linearized import Linearized
 
 
 def test_custom_functions_keep_working():
@@ -291,3 +293,44 @@ def test_the_activations_to_be_saved_are_predicted_within_the_limit():
     for _ in range(2):
         plain @ torch.ones(H.shape[0])
     assert plain.expected_saved_bytes(100, 2**30) == 0
+
+
+def test_an_engine_that_failed_is_not_tried_again_where_a_run_goes_on(monkeypatch):
+    """In the last product before an interruption: what the next one would have known is in the state."""
+    case = mlp()
+    monkeypatch.setattr(changes, "costs_on", lambda device: None)
+    monkeypatch.setattr(prices.Prices, "records", lambda *_: True)
+    monkeypatch.setattr(prices.Prices, "time_to_try", lambda *_: 1e9)
+    monkeypatch.setattr(changes, "_MAX_COST_RATIO", 1e9)
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data)
+    v = torch.ones(H.shape[0], 1, dtype=torch.float64)
+    expected = H @ v
+    H @ v
+    assert H.engine == "linearized"
+    unbroken = H.state()
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(Linearized, "__call__", mock.Mock(side_effect=RuntimeError("broken")))
+        assert relative(H @ v, expected) <= 1e-12
+    other = hvpspec.HessianOperator(case.model, case.loss, case.data)
+    other.resume(H.state())
+    assert relative(other @ v, expected) <= 1e-12
+    assert other.engine == H.engine == "autograd"
+    H.resume(unbroken)  # what this operator has met with since is not of that run
+    assert relative(H @ v, expected) <= 1e-12
+    assert H.engine == "linearized"
+
+
+@needs_compiler
+def test_an_engine_that_is_compiled_is_not_compiled_again(monkeypatch):
+    case, made = mlp(), []
+    real = Linearized.compile
+    monkeypatch.setattr(Linearized, "compile", lambda fast: made.append(1) or real(fast))
+    H = hvpspec.HessianOperator(case.model, case.loss, case.data, engine="compiled")
+    v = torch.ones(H.shape[0], 1, dtype=torch.float64)
+    H @ v
+    for known in (H.chosen, None):
+        H.follow(known)
+        H @ v
+    assert H.plan.startswith("linearized, compiled")
+    assert made == [1]

@@ -15,6 +15,7 @@ from hvpspec.errors import InputError
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.subsets.shares import Share
 from hvpspec.operators.fingerprint import digest_of_data, digest_of_model
+from hvpspec.options import Engine
 
 
 def check_alone(group: Group, objective: Objective) -> None:
@@ -32,11 +33,13 @@ def check_alone(group: Group, objective: Objective) -> None:
         )
 
 
-def check_together(group: Group, objective: Objective, share: Share) -> None:
+def check_together(group: Group, objective: Objective, share: Share, engine: Engine) -> None:
     """Raises InputError where ranks were given different things, or the same GPU."""
     first = [] if share.whole is None else list(islice(share.whole, 1))
     packages = ("hvpspec", "torch", "numpy")
-    options = (objective.matrix, objective.dtype, objective.reduction, objective.noise_seed, objective.device.type)
+    options = (
+        objective.matrix, engine, objective.dtype, objective.reduction, objective.noise_seed, objective.device.type,
+    )  # fmt: skip
 
     def known() -> dict[str, Any]:
         return {
@@ -45,7 +48,7 @@ def check_together(group: Group, objective: Objective, share: Share) -> None:
             "model": digest_of_model(objective),
             "first batch or number of batches": [share.of * (share.whole is not None), digest_of_data(first)],
             "loss": objective.loss.name,
-            "matrix, dtype, reduction, noise seed or kind of device": repr(options),
+            "matrix, engine, dtype, reduction, noise seed or kind of device": repr(options),
         }
 
     for name, value in group.together(known).items():

@@ -27,6 +27,7 @@ from hvpspec.objective.subsets.shares import Share
 from hvpspec.operators.parts.checked_ranks import check_alone, check_together
 from hvpspec.operators.parts.fold_rounds import FoldRounds
 from hvpspec.operators.parts.folds import Folds, Receive, fold_of
+from hvpspec.options import Engine
 from hvpspec.oracle import Chooser
 from hvpspec.results.record import RankList
 from hvpspec.system.stops import asked
@@ -40,11 +41,11 @@ Product = Callable[[Tensor, OnBatch], Tensor]
 class Ranks:
     """The ranks that share an objective's data and its vectors. `share` is this rank's."""
 
-    def __init__(self, group: Group, objective: Objective) -> None:
+    def __init__(self, group: Group, objective: Objective, engine: Engine) -> None:
         assert isinstance(objective.data, Share)
         check_alone(group, objective)
         self.group, self.shard = group, Shard(group, objective.space.n)
-        self._objective, self._share = objective, objective.data
+        self._objective, self._share, self._engine = objective, objective.data, engine
         self._settled = False
         self.noise = 0.0  # the largest of the ranks', of products by finite differences
         self._numbers: list[list[int]] | None = None
@@ -167,7 +168,7 @@ class Ranks:
         """
         if self._settled:
             return None
-        check_together(self.group, self._objective, self._share)
+        check_together(self.group, self._objective, self._share, self._engine)
         has_data, objective = bool(self._share.numbers), self._objective
 
         def counting() -> str:
@@ -231,7 +232,13 @@ class Ranks:
             end()
             return found
 
-        return self.group.together(work), self._objective.weight if self._share.numbers else 0.0
+        try:
+            found = self.group.together(work)
+        except BaseException:
+            if isinstance(product, Chooser):
+                product.reopen()
+            raise
+        return found, self._objective.weight if self._share.numbers else 0.0
 
     def _agreeing(self, product: Product) -> contextlib.AbstractContextManager[None]:
         """Around a product, before which ranks may change the engine."""

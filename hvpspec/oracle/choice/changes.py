@@ -16,7 +16,7 @@ from hvpspec.errors import InputError
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import described
 from hvpspec.oracle.checks.agreement import disagreement
-from hvpspec.oracle.choice.forms import ThroughForms, only
+from hvpspec.oracle.choice.forms import SINGLE, ThroughForms, only
 from hvpspec.oracle.choice.prices import Prices, costs_on
 from hvpspec.oracle.choice.standings import (
     Outcome,
@@ -40,6 +40,7 @@ from hvpspec.system.out_of_memory import (
 
 _LOG = logging.getLogger("hvpspec")
 
+_FORMS = {"compile": "compiled", "capture": "CUDA graph"}
 _TOO_LITTLE_MEMORY = "too little memory for the linearized engine"
 _MAX_COST_RATIO = 1.05  # of a recorded product and the reference's: it is not used above
 
@@ -65,7 +66,8 @@ class Changes(ThroughForms):
     def _join(self, columns: int) -> None:
         """Measures how many vectors are best computed together where twice as many come as before; ranks take the least
         of their numbers."""
-        if self._tell is None or self._choices.due is not None or columns < 2 * self._most_columns:
+        known = self.name in SINGLE or self._choices.due is not None
+        if self._tell is None or known or columns < 2 * self._most_columns:
             return
         self._most_columns, fast = columns, self._fast
         if fast is not None and self._counts:
@@ -76,12 +78,14 @@ class Changes(ThroughForms):
             self._announce()
 
     def _change(self, step: Step) -> None:
+        has_fallen_back = self._fast is None and self._failed == step.reason
         self._settled = step.do in ("fall back", "compile")
-        if step.do == "fall back":
+        if step.do == "fall back" and not has_fallen_back:
             self._fall_back(step.reason)
         elif step.do == "record":
             self._record(step.seconds)
         elif step.do == "compile":
+            self._closed = True  # also where it is interrupted: it is not tried again
             self._try("compile")
         self._closed = self._settled
 
@@ -196,6 +200,8 @@ class Changes(ThroughForms):
     def _changed(self, change: str) -> Outcome:
         fast, before = self._fast, self._seconds
         assert fast is not None
+        if fast.form == _FORMS[change]:  # by a preflight, say
+            return Outcome("", before, before)
         try:
             getattr(fast, change)()
             difference = disagreement(fast, self.objective)

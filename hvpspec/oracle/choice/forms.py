@@ -109,6 +109,7 @@ class ThroughForms:
     _differences: FiniteDifference | None
     _settled: bool
     _closed: bool
+    _failed: str
     _most_columns: int
     _made: int
     _expected: int
@@ -140,6 +141,10 @@ class ThroughForms:
         finally:
             self._tell, self._counts = before
 
+    def reopen(self) -> None:
+        """An error has ended a product of all ranks, in different places: what gates an exchange is the same again."""
+        self._closed, self._most_columns = self.name in SINGLE, 1
+
     def _told(self, own: Any) -> list[Any]:
         """What the ranks say that have a part in the product; each must ask as often as the others."""
         assert self._tell is not None
@@ -156,7 +161,8 @@ class ThroughForms:
             return self._resumed
         differences = self._differences
         return {
-            **self._form(), "shown": self.plan, "settled": self._settled, "closed": self._closed,
+            **self._form(), "shown": self.plan,
+            "settled": self._settled, "closed": self._closed, "failed": self._failed,
             "most_columns": self._most_columns, "made": self._made, "expected": self._expected,
             "seconds": self._seconds, "spent": self._spent, "choices": dataclasses.asdict(self._choices),
             "differences": None if differences is None else differences.state(),
@@ -172,7 +178,9 @@ class ThroughForms:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Goes on with the engine of an earlier process; costs are not compared again. It is made when it is needed."""
-        self._resumed, self._plan, self._settled, self._closed = state, state["plan"], state["settled"], state["closed"]
+        self._resumed, self._plan, self._settled = state, state["plan"], state["settled"]
+        # Logs of older versions do not have these.
+        self._closed, self._failed = state.get("closed", self._settled), state.get("failed", "")
         for name in ("most_columns", "made", "expected", "seconds", "spent"):
             setattr(self, f"_{name}", state[name])
         self._choices = Choices(**state["choices"])

@@ -71,24 +71,33 @@ def none_nearer(exclusion: Exclusion | None, ritz: Ritz, found: np.ndarray, sigm
 def block_shows_all_copies(exclusion: Exclusion | None, ritz: Ritz, chosen: np.ndarray) -> bool:
     """Whether a start of several vectors shows that none of the chosen Ritz values has more copies than were found.
 
-    A further copy u can be chosen orthogonal to the c Ritz vectors of its eigenvalue, so that their terms in the bound
-    on the component of the start in u are zero. That component is at least the smallest singular value of the b × (c +
-    1) components of the start in the eigenspace. Its square is about 1/(c + 1) times that of b − c vectors in u.
+    Found are all Ritz values, those included that k leaves out. A further copy u can be chosen orthogonal to the c Ritz
+    vectors of its eigenvalue, so that their terms in the bound on the component of the start in u are zero. That
+    component is at least the smallest singular value of the b × (c + 1) components of the start in the eigenspace. Its
+    square is about 1/(c + 1) times that of b − c vectors in u.
     """
     if exclusion is None or exclusion.width < 2 or exclusion.share != 1 or not len(chosen):
         return False
-    for i in chosen:
+    found = _with_copies(ritz, chosen)
+    for i in found:
         near = ritz.residuals[i] + ritz.noise[i]
         value = float(ritz.values[i])
-        copies = int((np.abs(ritz.values[chosen] - value) <= near + ritz.residuals[chosen]).sum())
+        copies = int((np.abs(ritz.values[found] - value) <= near + ritz.residuals[found]).sum())
         if copies >= exclusion.width:
             return False
         rest = exclusion.without(np.abs(exclusion.values - value) <= near)
         rest = replace(rest, width=exclusion.width - copies)
-        level = rest.least_overlap(PROBABILITY_OF_MISS / len(chosen)) / math.sqrt(copies + 1)
+        level = rest.least_overlap(PROBABILITY_OF_MISS / len(found)) / math.sqrt(copies + 1)
         if float(rest.overlap(np.array([value]))[0]) > level:
             return False
     return True
+
+
+def _with_copies(ritz: Ritz, chosen: np.ndarray) -> np.ndarray:
+    """The chosen Ritz values and those that may be further copies of them, which k has left out."""
+    off = (ritz.residuals + ritz.noise)[chosen]
+    near: np.ndarray = np.flatnonzero((np.abs(ritz.values[:, None] - ritz.values[chosen]) <= off).any(1))
+    return near
 
 
 def _gaps_to_check(found: np.ndarray, tol: float, exclusion: Exclusion) -> np.ndarray:

@@ -128,7 +128,7 @@ def _read(shared: SharedPass, wanted: Nearest, confidence: float) -> tuple[Eigen
     ritz, exclusion = krylov.ritz(), Exclusion.of(krylov)
     chosen = wanted.choose(ritz)
     values, residuals, noise = ritz.values[chosen], ritz.residuals[chosen], ritz.noise[chosen]
-    known = krylov.m == krylov.n or block_shows_all_copies(exclusion, ritz, _with_copies(ritz, chosen))
+    known = krylov.m == krylov.n or block_shows_all_copies(exclusion, ritz, chosen)
     counted, everywhere = np.full(len(chosen), known), (-math.inf, math.inf)
     largest = bracket(ritz, exclusion, 1, confidence)
     population, reason = shared.spread.population(ritz, largest)
@@ -151,13 +151,6 @@ def _read(shared: SharedPass, wanted: Nearest, confidence: float) -> tuple[Eigen
         at_rounding=wanted.distances(values) <= noise,
     )
     return pairs, chosen, ritz
-
-
-def _with_copies(ritz: Ritz, chosen: np.ndarray) -> np.ndarray:
-    """With those that may be further copies of the eigenvalues chosen, which k has left out."""
-    off = (ritz.residuals + ritz.noise)[chosen]
-    near: np.ndarray = np.flatnonzero((np.abs(ritz.values[:, None] - ritz.values[chosen]) <= off).any(1))
-    return near
 
 
 def _floor(krylov: Krylov) -> float:

@@ -58,7 +58,8 @@ class Gradient(Stored):
     curvature : Estimate or None
         gᵀHg / ‖g‖²; None where the gradient is zero. Its `data_error` is along this g, held fixed.
     share : Estimate or None
-        The part of ‖g‖² in the span of the k eigenvectors; None without eigenvectors.
+        The part of ‖g‖² in the span of the k eigenvectors; None without eigenvectors. Where k leaves out copies of the
+        last eigenvalue, any vector of its eigenspace is an eigenvector: it is along the ones that were found.
     eigenvalues : ndarray of float64, shape (k,)
         Theirs, in the order of the eigenpairs.
     parts : ndarray of float64, shape (k,)

@@ -187,3 +187,15 @@ def test_what_is_not_shown_of_copies_is_said_where_eigenvalues_are_read():
     assert wide.eigenpairs.all_copies
     assert wide.eigenpairs.values == pytest.approx([1, 1])
     assert not any("further copies" in text for text in (wide.summary(), repr(wide), repr(wide.eigenpairs)))
+
+
+@pytest.mark.parametrize("block_size", [2, 3])
+@pytest.mark.parametrize("copies", [3, 5])
+def test_a_block_does_not_show_all_copies_of_a_last_value_that_has_as_many_or_more(block_size, copies):
+    """Of those that k leaves out, which the block shows as well, none was counted."""
+    for seed in range(40):
+        k = 1 + seed % 4
+        values = np.r_[np.arange(9.0, 9 - k + 1, -1) + 5, np.full(copies, 5.0), np.linspace(0, 4, 101 - k - copies)]
+        found = hvpspec.eigsh(np.diag(values), k, seed=seed, block_size=block_size)
+        assert found.values == pytest.approx(values[:k], rel=1e-4)
+        assert not found.all_copies

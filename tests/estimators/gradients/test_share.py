@@ -34,12 +34,17 @@ def quadratic(A, g):
     return hvpspec.HessianOperator(Point(), loss, [torch.zeros(1)], verify=False, engine="autograd")
 
 
+def of_gradient(seed):
+    """Its components along the eigenvectors."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal(N) * np.where(rng.random(N) < 0.2, 5, 0.3)
+
+
 def case(name, seed):
     """Matrix, gradient, and the share of each eigenvector: a few have most of it."""
-    rng = np.random.default_rng(seed)
     Q = ortho_group.rvs(N, random_state=seed)
     A = (Q * np.array(SPECTRA[name])) @ Q.T
-    c = rng.standard_normal(N) * np.where(rng.random(N) < 0.2, 5, 0.3)
+    c = of_gradient(seed)
     return quadratic((A + A.T) / 2, Q @ c), c**2 / (c @ c)
 
 
@@ -62,6 +67,21 @@ def test_the_interval_holds(name, which):
                     assert abs(part - parts[row].sum()) <= error + 1e-10
             widths.append(high - low)
     assert min(widths) < 0.01 or name == "dense" or which == "BE"
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_where_k_leaves_copies_out_it_is_along_the_eigenvectors_found(k):
+    """Of three eigenvalues 5, or of two 3, some are among the k."""
+    values = np.array(SPECTRA["copies"])
+    for seed in range(6):
+        H, _ = case("copies", seed)
+        pairs = hvpspec.spectrum(H, k, seed=seed, rtol=0.2).eigenpairs
+        low, high = hvpspec.gradient(H, pairs).share.interval
+        Q = ortho_group.rvs(N, random_state=seed)
+        components = of_gradient(seed)
+        exact = np.where(np.abs(values[:, None] - pairs.values) < 1e-3, Q.T @ pairs.vectors, 0.0)
+        share = np.linalg.norm(np.linalg.qr(exact)[0].T @ components) ** 2 / (components @ components)
+        assert low - 1e-10 <= share <= high + 1e-10
 
 
 def test_without_a_gap_it_says_so():

@@ -3,6 +3,8 @@
 import importlib
 import runpy
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,15 @@ def test_shell_scripts_say_what_they_do(name):
     assert first == "#!/usr/bin/env bash"
     assert second.startswith("# ")
     assert (SCRIPTS / name).stat().st_mode & 0o100
+
+
+def test_the_ceiling_is_tried_on_a_share_of_all_ranks_and_multiplicities(capsys):
+    script = importlib.import_module("calibrate_adversarial")
+    rows = [script.check_ceiling(4, 1, share) for share in (1.0, 0.5)]
+    assert [(row.cells, row.runs) for row in rows] == [(11, 22), (6, 12)]  # in float64 and float32
+    assert all(row.mean <= row.most <= 16 and row.open_ends == 0 for row in rows)
+    script.write_ceiling(rows[:1], Namespace(seeds=1, share=1.0, printed=True))
+    printed = capsys.readouterr().out
+    assert "22 runs on 11 ranks and multiplicities of 11." in printed
+    with pytest.raises(AssertionError):
+        script.write_ceiling([replace(rows[0], most=17)], Namespace(seeds=1, share=1.0, printed=True))

@@ -215,7 +215,7 @@ def document(found: dict[int, list[dict[str, float]]], command: str, samples: in
         "its sum is complete with the last batch: a product with one vector waits for both. Products by folds "
         "send each fold while the next is multiplied, so that only a rank's last fold is waited for; of "
         f"several long vectors (sets of {WHOLE_BYTES / 2**30:g} GiB), the next come in and the last go out "
-        "while others are multiplied. Where ranks have two folds (2 and 3 ranks here), that has saved a quarter to a "
+        "while others are multiplied. Where ranks have two folds (2 and 3 ranks here), that has saved a fifth to a "
         "half of the waiting, which is a small part of a product on one machine; where they have one (4 ranks), "
         "nothing.", "",
         "## By the formulas", "",

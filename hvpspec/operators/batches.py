@@ -55,7 +55,7 @@ class OverBatches(OverEngine):
         self.agree_on_noise()
 
     def follow(self, known: list[dict[str, Any]] | None) -> None:
-        """See `OverEngine`. Of ranks, to be called on all: where one knows of no earlier run, all choose anew."""
+        """See `OverEngine`. Of ranks, to be called on all: where one knows of no earlier run, all choose freely."""
         if self._ranks is not None and not all(self._ranks.group.met(float(bool(known)))):
             known = None
         super().follow(known)

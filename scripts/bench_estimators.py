@@ -35,7 +35,7 @@ from baselines.sketched import sketched  # noqa: E402
 from estimators.spectra import NAMES, eigenvalues, matrix  # noqa: E402
 from measure_checkpoints import explicit_demo_hessian  # noqa: E402
 
-from hvpspec.krylov.vectors import gaussian  # noqa: E402
+from hvpspec.kernels.random_vectors import gaussian  # noqa: E402
 
 DIGITS = "digits checkpoint"
 XTRACE = tuple(name for name in NAMES if name != "rank one")

@@ -166,7 +166,7 @@ def write_ceiling(found: Iterable[Ceiling], options: argparse.Namespace) -> None
         f"Made by `python scripts/calibrate_adversarial.py --ceiling {arguments}`.",
         f"It is n + {FURTHER_HVPS} at most, whatever the matrix. Tried: matrices of n = 1 … {len(rows)}, whose",
         "eigenvalues are 1, 2, … with so many copies each, up to a rank, and zeros; float64 and float32, k = 1, 5 or",
-        f"10, {options.seeds} seeds each: {runs:,} runs on {cells:,} ranks and multiplicities of {known:,}.",
+        f"10; seeds for each: {options.seeds}. {runs:,} runs on {cells:,} ranks and multiplicities of {known:,}.",
         "In brackets: runs in which trace or norm did not converge to the default tolerances.",
         "",
         "| n | ranks and multiplicities | runs | at most | on average |",

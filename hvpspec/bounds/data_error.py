@@ -18,10 +18,11 @@ from torch import Tensor
 
 from hvpspec.bounds.population import MIN_FOLDS, in_random_order, population_bracket
 from hvpspec.distributed.shard import added
+from hvpspec.kernels.random_vectors import rademacher
 from hvpspec.krylov.lanczos import Krylov, Ritz, Step
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Pool
-from hvpspec.krylov.vectors import pieces, rademacher, rough_inner
+from hvpspec.krylov.vectors import pieces, rough_inner
 from hvpspec.results.estimate import Bracket
 
 SKETCH_SUMS = 127  # a prime, so that the entries of a row or a column of weights go to different sums

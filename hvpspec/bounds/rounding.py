@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.distributed.shard import rows_of
+from hvpspec.kernels.random_vectors import gaussian, rademacher
 from hvpspec.krylov.lanczos import Krylov
 from hvpspec.krylov.operator_view import (
     ROUNDOFFS_PER_PRODUCT,
@@ -29,7 +30,7 @@ from hvpspec.krylov.operator_view import (
     Symmetric,
     refuse_asymmetric,
 )
-from hvpspec.krylov.vectors import column_inner, gaussian, inner, rademacher, times
+from hvpspec.krylov.vectors import column_inner, inner, times
 from hvpspec.results.estimate import Rounding
 from hvpspec.wording import dtype_name
 

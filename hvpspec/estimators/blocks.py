@@ -30,11 +30,11 @@ from hvpspec.distributed.shard import Shard, rows_of, sharded
 from hvpspec.estimators.density import SharedDensity
 from hvpspec.estimators.passes.ends import Ends
 from hvpspec.estimators.passes.shared_pass import SharedPass
+from hvpspec.kernels.random_vectors import probes
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.blocks import BlockRows
 from hvpspec.krylov.operator_view import Multiply, Symmetric
 from hvpspec.krylov.probes import Grams
-from hvpspec.krylov.vectors import probes
 from hvpspec.options import SampledQuantity, SpectrumOptions
 from hvpspec.results.density import Density
 from hvpspec.results.estimate import Bracket, Estimate

@@ -29,10 +29,10 @@ from hvpspec.distributed.shard import over_ranks, whole
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.extend_or_probe import choose, ends
 from hvpspec.estimators.passes.shared_pass import SharedPass
+from hvpspec.kernels.random_vectors import probes
 from hvpspec.krylov.basis import check_storage
 from hvpspec.krylov.blocks import BlockRows, NamedParameters
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.krylov.vectors import probes
 from hvpspec.options import LEAST_HVPS_TO_CHECK, Place, SpectrumOptions
 from hvpspec.results.diagonal import Diagonal, DiagonalMean
 from hvpspec.results.estimate import Estimate

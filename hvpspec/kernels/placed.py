@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hvpspec.kernels.deferred import same
+from hvpspec.kernels.comparison import same
 from hvpspec.memory import free_memory
 
 _SHARE = 0.1  # of the free memory, on either device, for copies of batches

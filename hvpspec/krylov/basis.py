@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.kernels.full_precision import in_full_precision
+from hvpspec.kernels.random_vectors import CHUNK
 from hvpspec.krylov.vectors import (
-    CHUNK,
     column_inner,
     inner,
     pieces,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hvpspec.distributed.shard import added
 from hvpspec.errors import InputError
-from hvpspec.krylov.vectors import CHUNK, inner_of_part, pieces
+from hvpspec.kernels.random_vectors import CHUNK
+from hvpspec.krylov.vectors import inner_of_part, pieces
 
 _COPIED_ENTRIES = 1 << 22  # of both factors of an inner product, where the rows of a block are copied
 

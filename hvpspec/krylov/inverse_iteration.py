@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from hvpspec.distributed.shard import rows_of
+from hvpspec.kernels.random_vectors import gaussian
 from hvpspec.krylov.lanczos import outside_of
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.solvers.iterate import following, length
 from hvpspec.krylov.solvers.minimal_residuals import minres
 from hvpspec.krylov.solvers.shifted import BudgetSpent, ShiftedProducts
 from hvpspec.krylov.solvers.together import Procedure, Request, together
-from hvpspec.krylov.vectors import column_inner, gaussian, inner
+from hvpspec.krylov.vectors import column_inner, inner
 from hvpspec.results.eigenpairs import Eigenpairs
 
 _INNER_TOLERANCE = 0.05  # the residual of a solution of unit length, relative to the last round's

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from hvpspec.distributed.shard import added, rows_of
 from hvpspec.kernels.full_precision import full_precision
+from hvpspec.kernels.random_vectors import gaussian
 from hvpspec.krylov.basis import Basis, orthogonalise
 from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT, Symmetric, refuse_asymmetric
-from hvpspec.krylov.vectors import column_inner, gaussian, inner, subtract_times, times
+from hvpspec.krylov.vectors import column_inner, inner, subtract_times, times
 from hvpspec.options import Place
 
 COINCIDING = 1e-8  # of ‖H‖: Ritz values that are closer than this are copies of one eigenvalue

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from hvpspec.kernels.full_precision import full_precision, in_full_precision
+from hvpspec.kernels.random_vectors import probes
 from hvpspec.krylov.basis import orthogonalise
 from hvpspec.krylov.lanczos import Krylov, Step, outside_of
 from hvpspec.krylov.operator_view import refuse_asymmetric
-from hvpspec.krylov.vectors import inner, probes, subtract_times, times
+from hvpspec.krylov.vectors import inner, subtract_times, times
 
 MAX_LIVE_PROBES = 64  # probes that are kept as vectors, each with its image
 _LEAST_PROBES_FOR_DIRECTION = 4

@@ -1,9 +1,8 @@
-"""What is computed with long vectors, in full precision; and random ones, which depend on (seed, number, position)."""
+"""What is computed with long vectors, in full precision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,11 @@ from torch import Tensor
 from hvpspec.distributed.shard import added, part, rows_of
 from hvpspec.errors import InputError
 from hvpspec.kernels.full_precision import in_full_precision
+from hvpspec.kernels.random_vectors import CHUNK
 
-CHUNK = 1 << 16  # positions that share one counter stream. Part of the meaning of a seed: never change it.
-_SIGN_STREAM, _GAUSSIAN_STREAM, _PROBE_STREAM = 0, 1, 2  # separate streams of one seed
 _FLOAT32_SUM = 1 << 12  # entries whose products are summed in float32
 _MOST_SUMS = 1 << 15  # in one call: CUDA has a limit of 65,535 on how many matrices are multiplied at once
 _COPIED_ENTRIES = 1 << 24  # of an intermediate result: few launches, and little memory next to a longer vector
-_FILLED_TOGETHER = 64 * CHUNK  # entries of a random vector that are in float64 on the CPU at once
 _SHORTEST_SUM = 1e-3  # length of a sum of unit vectors below which they are taken to cancel
 
 
@@ -161,93 +158,3 @@ def warm_direction(start: Any, n: int, dtype: torch.dtype, device: torch.device)
     total = times(X, (1 / lengths).to(dtype)[:, None])
     length = float(column_inner(total, total).sqrt())
     return total / length if length > _SHORTEST_SUM and n > 2 else None
-
-
-def rademacher(
-    rows: int | range, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Random signs, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed.
-
-    rows: the positions in the whole vectors; n for the first n. The bits go to the device packed, and become numbers
-    there.
-    """
-    rows = _positions(rows)
-    before = rows.start % 8  # signs of the first byte that belong to earlier positions
-    columns = torch.empty(len(numbers), -(-(before + len(rows)) // 8), 8, dtype=dtype, device=device)
-    signs = torch.from_numpy(2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8) - 1)
-    signs = signs.to(device, dtype)  # of the eight bits of each byte
-    for column, number in zip(columns, numbers, strict=True):
-        packed = torch.from_numpy(_packed_bits(rows, seed, number)).to(device)
-        torch.index_select(signs, 0, packed.int(), out=column)
-    return columns.view(len(numbers), columns.shape[1] * 8)[:, before : before + len(rows)].T
-
-
-def _packed_bits(rows: range, seed: int, number: int) -> np.ndarray:
-    """From the byte of the first position to that of the last."""
-    first, last = rows.start // 8, -(-rows.stop // 8)
-    bits = np.empty(last - first, dtype=np.uint8)
-    for start in range(rows.start - rows.start % CHUNK, rows.stop, CHUNK):
-        stop = min(start + CHUNK, rows.stop)
-        words = _stream(seed, number, start, _SIGN_STREAM).random_raw(-(-(stop - start) // 64))
-        own = words.astype("<u8").view(np.uint8)[: -(-(stop - start) // 8)]
-        skipped = max(first - start // 8, 0)
-        bits[max(start // 8 - first, 0) : -(-stop // 8) - first] = own[skipped:]
-    return bits
-
-
-def probes(rows: int | range, numbers: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal probes, shape (n, len(numbers)): column j is probe number `numbers[j]` of the seed.
-
-    rows: the positions in the whole vectors; n for the first n.
-    """
-    rows = _positions(rows)
-    columns = torch.empty(len(numbers), len(rows), dtype=dtype, device=device)
-    for column, number in zip(columns, numbers, strict=True):
-        _fill_normal(column, rows, number, seed, _PROBE_STREAM)
-    return columns.T
-
-
-def gaussian(rows: int | range, number: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A standard normal vector, shape (n, 1): Gaussian number `number` of the seed. rows: see `probes`."""
-    rows = _positions(rows)
-    vector = torch.empty(len(rows), dtype=dtype, device=device)
-    _fill_normal(vector, rows, number, seed, _GAUSSIAN_STREAM)
-    return vector[:, None]
-
-
-def _positions(rows: int | range) -> range:
-    return range(rows) if isinstance(rows, int) else rows
-
-
-def _fill_normal(vector: Tensor, rows: range, number: int, seed: int, kind: int) -> None:
-    """Writes standard normal numbers into the vector, part by part: none of it is on the CPU as a whole.
-
-    Chunks do not depend on one another, so that as many threads compute them as PyTorch would use.
-    """
-    threads = torch.get_num_threads()
-    values = np.empty(min(len(rows) + rows.start % CHUNK, _FILLED_TOGETHER))
-    origin = rows.start - rows.start % CHUNK  # of the chunk that the first position is in
-
-    def fill(start: int) -> None:
-        generator = np.random.Generator(_stream(seed, number, start, kind))
-        first = (start - origin) % _FILLED_TOGETHER
-        generator.standard_normal(out=values[first : first + min(CHUNK, rows.stop - start)])
-
-    for piece in pieces(rows.stop - origin, _FILLED_TOGETHER):
-        starts = range(origin + piece.start, origin + piece.stop, CHUNK)
-        if threads > 1 and len(starts) > 1:
-            with ThreadPoolExecutor(min(threads, len(starts))) as pool:
-                list(pool.map(fill, starts))
-        else:
-            for start in starts:
-                fill(start)
-        skipped = max(rows.start - origin - piece.start, 0)
-        found = torch.from_numpy(values[skipped : piece.stop - piece.start])
-        first = max(origin + piece.start - rows.start, 0)
-        vector[first : first + len(found)] = found.to(vector.dtype)
-
-
-def _stream(seed: int, number: int, start: int, kind: int) -> np.random.Philox:
-    """The counter-based generator for one chunk of one vector (Philox, doi:10.1145/2063384.2063405)."""
-    key = np.array([seed, number], dtype=np.uint64)  # a list with a seed of 2**63 or more would be rounded to float64
-    return np.random.Philox(key=key, counter=[0, 0, start // CHUNK, kind])

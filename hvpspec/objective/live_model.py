@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.comparison import Prepared, prepared, same
+from hvpspec.kernels.deferred import Deferred
 from hvpspec.kernels.placed import Placed, in_precision_of
 
 _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
@@ -88,7 +91,59 @@ def named_tensors(model: nn.Module, *, every_name: bool = False) -> Iterator[tup
 
 def versions(model: nn.Module) -> list[int]:
     """How often each parameter and buffer has been written to in place, as far as torch has noticed."""
-    return [-1 if tensor.is_inference() else tensor._version for _, tensor in named_tensors(model)]
+    return [-1 if tensor.is_inference() else tensor._version for tensor in _tensors(model)]
+
+
+class LiveValues:
+    """Whether a model has the values that it had at another moment, which is asked for each product.
+
+    Most of what that takes is done once, as long as the same tensors stay in the same places.
+    """
+
+    def __init__(self, model: nn.Module, placed: Placed, dtype: torch.dtype) -> None:
+        self._model, self._placed, self._dtype = model, placed, dtype
+        self._moment: Callable[[], object | None] = lambda: None
+        self._slots: list[tuple[str, Tensor]] = []
+        self._prepared: Prepared | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LiveValues, (self._model, self._placed, self._dtype)
+
+    def are(self, moment: object, values: Callable[[], Mapping[str, Tensor]], deferred: Deferred | None) -> bool:
+        """Whether these are the values at that moment, to the bit.
+
+        values: gives them by name, in the precision and on the device of what is placed. deferred: see
+        `hvpspec.kernels.comparison.same`.
+        """
+        slots = list(_slots(self._model))
+        tensors, known = [tensor for _, tensor in slots], self._prepared
+        if known is not None and self._moment() is moment and _are_the(self._slots, slots) and known.is_of(tensors):
+            return known.same(deferred)
+        self._forget()
+        named, then = dict(named_tensors(self._model)), values()
+        now = [self._placed.trusted(tensor, self._dtype) for tensor in named.values()]
+        if named.keys() != then.keys() or not same(now, [then[name] for name in named], deferred):
+            return False
+        if all(_is_same_memory(one, tensor) for one, tensor in zip(now, named.values(), strict=True)):
+            expected = {id(tensor): then[name] for name, tensor in named.items()}
+            self._prepared = prepared(tensors, [expected[id(tensor)] for tensor in tensors])
+            self._slots, self._moment = slots, weakref.ref(moment, self._forget)
+        return True
+
+    def _forget(self, _: object = None) -> None:
+        """Also once that moment's values are dropped elsewhere, so that their memory is free."""
+        self._slots, self._prepared = [], None
+
+
+def _is_same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.layout == other.layout == torch.strided and one.data_ptr() == other.data_ptr()
+
+
+def _are_the(expected: Sequence[tuple[str, Tensor]], slots: Sequence[tuple[str, Tensor]]) -> bool:
+    return len(slots) == len(expected) and all(
+        name == other and tensor is same_tensor
+        for (name, tensor), (other, same_tensor) in zip(slots, expected, strict=True)
+    )
 
 
 @contextlib.contextmanager
@@ -135,11 +190,16 @@ def ordinary_tensors(model: nn.Module, dtype: torch.dtype, placed: Placed) -> It
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     """The parameters and buffers, some perhaps several times; in a tenth of the time that their names take."""
+    return (tensor for _, tensor in _slots(model))
+
+
+def _slots(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The same with what their modules call them."""
     for module in modules_of(model):
         for slots in (module._parameters, module._buffers):
-            for tensor in slots.values():
+            for name, tensor in slots.items():
                 if tensor is not None:
-                    yield tensor
+                    yield name, tensor
 
 
 @contextlib.contextmanager

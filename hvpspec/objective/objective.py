@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvpspec.kernels.deferred import Deferred, same
+from hvpspec.kernels.deferred import Deferred
 from hvpspec.kernels.inner_derivatives import InnerDerivatives
 from hvpspec.kernels.placed import Placed
 from hvpspec.kernels.torch_kernels import EXCLUSIVE, prepared_to_differentiate
 from hvpspec.objective.batches import OneBatch, check_data, move_numbered, number_of, numbered
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
+    LiveValues,
     differentiated_in,
     in_precision,
     named_tensors,
@@ -120,6 +121,7 @@ class Objective:
         self._modes_are_safe = False
         self._weight: float | None = None
         self._values = Placed(self.device)  # the model's, where it is on another device
+        self._live = LiveValues(self.model, self._values, self.dtype)
         self._moved = Placed(self.device, limited=True)  # batches
         self._weights: dict[int, float] = {}  # of the batches, in the last pass
         self.last_pass: tuple[float, float] | None = None  # at which parameters, by a sum of norms, and the loss
@@ -315,13 +317,7 @@ class Objective:
         deferred: is asked to raise Doubtful where values have changed; what can be told at once is returned.
         """
         self._look(deferred)
-        named = dict(named_tensors(self.model))
-        then = {**snapshot.constants, **dict(zip(self.space.names, snapshot.parameters, strict=True))}
-        now = [self._values.trusted(tensor, self.dtype) for tensor in named.values()]
-        if named.keys() != then.keys():
-            return False
-        before = [then[name].detach() for name in named]
-        return same(now, before, deferred)
+        return self._live.are(snapshot, lambda: snapshot.named(self.space.names), deferred)
 
     def frozen_values(self) -> tuple[Hashable, ...]:
         """What a recording of the loss takes for constants: see `hvpspec.objective.frozen_values`."""

@@ -37,6 +37,11 @@ class Snapshot:
         """All of them, without the graph."""
         return [tensor.detach() for tensor in (*self.parameters, *self.constants.values())]
 
+    def named(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The same by name; names: of the parameters."""
+        chosen = {name: tensor.detach() for name, tensor in zip(names, self.parameters, strict=True)}
+        return {**self.constants, **chosen}
+
 
 @dataclass(frozen=True)
 class ParameterSpace:

@@ -22,6 +22,7 @@ from torch import Tensor
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.kernels.casts import WithoutCasts
 from hvpspec.kernels.deferred import Deferred, Doubtful, not_finite
+from hvpspec.kernels.random_vectors import directions
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 from hvpspec.oracle.autograd import OnBatch
@@ -176,8 +177,7 @@ class FiniteDifference:
             return Validation((), len(tried), float("nan"), float("nan"))
         working = self._prepare()
         part = working.objective.with_(parameters=list(names))
-        generator = torch.Generator().manual_seed(0)
-        v = torch.randn(part.space.n, 1, generator=generator, dtype=torch.float64).to(part.device, part.dtype)
+        v = directions(part.space.n, 1, dtype=part.dtype, device=part.device).T
         with working.whole():
             try:
                 exact = autograd.hvp(part, v)
@@ -246,8 +246,7 @@ def is_gradient(objective: Objective) -> bool:
     Costs 14 gradients where the loss is smooth.
     """
     engine = FiniteDifference(objective)
-    generator = torch.Generator().manual_seed(1)
-    X = torch.randn(objective.space.n, 2, generator=generator, dtype=torch.float64).to(objective.device)
+    X = directions(objective.space.n, 2, dtype=torch.float64, device=objective.device).T
     Y = engine(X)
     (x, y), (x_times, y_times) = X.T, Y.T
     explained = engine.noise * float(x.norm() * y_times.norm() + y.norm() * x_times.norm())
@@ -279,8 +278,8 @@ def _with_best_step(objective: Objective, enough: float) -> tuple[_Working, Tens
     double = objective.in_float64()
     for working in (_Working(double, True), _Working(double, False), _Working(objective, False)):
         one = working.objective
-        v = torch.randn(1, one.space.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        v = (v / v.norm()).to(one.device, one.dtype)
+        v = directions(one.space.n, 1, dtype=one.dtype, device=one.device)
+        v /= v.norm()
         try:
             with working.whole(), one.evaluating() as parameters:
                 loss, length = next(one.losses())[1], size(parameters)

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.kernels.deferred import Deferred, differ, receive, same
+from hvpspec.kernels.comparison import differ, same
+from hvpspec.kernels.deferred import Deferred, receive
 from hvpspec.kernels.layouts import parts
 from hvpspec.memory import free_memory, readable
 from hvpspec.objective.live_model import named_tensors

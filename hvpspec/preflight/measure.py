@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hvpspec.bounds.rounding import asymmetry, symmetric_in_float64
 from hvpspec.errors import InputError, NotTwiceDifferentiable
+from hvpspec.kernels.random_vectors import probes
 from hvpspec.kernels.torch_kernels import noting_replacements
 from hvpspec.krylov.vectors import column_inner
 from hvpspec.memory import peak_memory, resident
@@ -56,6 +57,7 @@ _ZERO = Finding(
 _MAX_PRODUCT_CHANGE = 1e-4  # relative difference between two evaluations of a product; two engines differ by less
 _MAX_ASYMMETRY = 1e-3  # relative
 _PRODUCTS, _SAMPLED_PRODUCTS = 2, 3  # with random vectors; of the latter kind where trace or norm are asked for
+_FIRST_PROBE = 1 << 32  # the number of the first one here; a run begins with 0 and does not come so far
 _SHARE_OF_RUN = 0.05  # of its products, that may be spent on knowing better how many these are
 _MAX_FURTHER_PRODUCTS = 8
 
@@ -283,8 +285,8 @@ def _more(
 
 def _normal(H: Measured, seed: int, first: int, count: int) -> Tensor:
     """Columns of standard normal entries, from number `first` of those of this seed."""
-    generator = torch.Generator().manual_seed(seed + (first << 32))
-    return torch.randn(H.shape[0], count, generator=generator, dtype=torch.float64).to(H.device, H.torch_dtype)
+    numbers = range(_FIRST_PROBE + first, _FIRST_PROBE + first + count)
+    return probes(int(H.shape[0]), numbers, seed=seed, dtype=H.torch_dtype, device=H.device)
 
 
 def _too_few_digits(H: Measured, X: Tensor, symmetry: float, repeats: float) -> Finding | None:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.random_vectors import directions
 from hvpspec.objective.losses.user_errors import MODULE_CALLS
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
@@ -56,9 +57,7 @@ def _casts(objective: Objective) -> _Casts:
 
 def _error(objective: Objective) -> float | None:
     """The relative difference between a product and one with these parts in the run's dtype; None where that fails."""
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(objective.space.n, 1, generator=generator, dtype=torch.float64)
-    v = v.to(objective.device, objective.dtype)
+    v = directions(objective.space.n, 1, dtype=objective.dtype, device=objective.device).T
     found = autograd.hvp(objective, v)
     try:
         with _Widening(objective.dtype):

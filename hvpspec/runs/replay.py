@@ -29,9 +29,10 @@ from hvpspec.errors import InputError
 from hvpspec.estimators.condition_figures import read_condition
 from hvpspec.estimators.eigsh import Wanted, current, with_zero_rows
 from hvpspec.estimators.passes.shared_pass import SharedPass
+from hvpspec.kernels.random_vectors import gaussian, probes
 from hvpspec.krylov.lanczos import normalised, outside_of
 from hvpspec.krylov.operator_view import ROUNDOFFS_PER_PRODUCT, Symmetric
-from hvpspec.krylov.vectors import column_inner, gaussian, inner, probes
+from hvpspec.krylov.vectors import column_inner, inner
 from hvpspec.krylov.witness import restored, restored_grams
 from hvpspec.options import SpectrumOptions
 from hvpspec.results.codec import encode

@@ -17,8 +17,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from hvpspec.kernels.random_vectors import rademacher
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.vectors import column_inner, inner, rademacher
+from hvpspec.krylov.vectors import column_inner, inner
 
 _BLOCK = 4  # sketch vectors, and probes, that are added together
 

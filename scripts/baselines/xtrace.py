@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from baselines.hutchpp import mean_error, orthonormal, root
+from hvpspec.kernels.random_vectors import gaussian
 from hvpspec.krylov.operator_view import Symmetric
-from hvpspec.krylov.vectors import column_inner, gaussian, inner
+from hvpspec.krylov.vectors import column_inner, inner
 
 _BLOCK = 4  # test vectors that are added together
 

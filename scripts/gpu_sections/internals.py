@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hvpspec
 from gpu_sections.counting import Marked
 from gpu_sections.timing import wait
-from hvpspec.krylov.vectors import column_inner, inner, probes
+from hvpspec.kernels.random_vectors import probes
+from hvpspec.krylov.vectors import column_inner, inner
 from hvpspec.memory import free_memory
 from hvpspec.preflight import examine, inspect_operator
 from hvpspec.system.out_of_memory import is_out_of_memory, release_memory

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hvpspec.distributed.group import shares
+from hvpspec.kernels.random_vectors import CHUNK, gaussian, probes, rademacher
 from hvpspec.krylov.blocks import BlockRows
-from hvpspec.krylov.vectors import CHUNK, gaussian, probes, rademacher
 
 N = 70 * CHUNK + 13  # more than is filled at once
 ROWS = [range(10), range(7, 99), range(CHUNK - 6, CHUNK + 9), range(64 * CHUNK - 5, N), range(N - 1, N)]

@@ -8,7 +8,7 @@ from estimators.spectra import matrix, rotated
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.krylov.vectors import gaussian
+from hvpspec.kernels.random_vectors import gaussian
 
 RING = 2 * np.eye(120) - np.roll(np.eye(120), 1, 0) - np.roll(np.eye(120), -1, 0)
 

@@ -11,9 +11,9 @@ from zoo import explicit_hessian, mlp
 import hvpspec
 from hvpspec.errors import InputError
 from hvpspec.estimators.passes.shared_pass import SharedPass
+from hvpspec.kernels.random_vectors import gaussian, probes
 from hvpspec.krylov.basis import Storage
 from hvpspec.krylov.operator_view import as_symmetric
-from hvpspec.krylov.vectors import gaussian, probes
 from hvpspec.options import PILOT_PROBES
 from hvpspec.validation import Tolerance
 

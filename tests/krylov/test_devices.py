@@ -10,13 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hvpspec
 from hvpspec.kernels import full_precision
+from hvpspec.kernels.random_vectors import gaussian, probes, rademacher
 from hvpspec.krylov import blocks
 from hvpspec.krylov.basis import Basis, orthogonalise
 from hvpspec.krylov.blocks import BlockRows
 from hvpspec.krylov.lanczos import extend, start
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.krylov.probes import Pool
-from hvpspec.krylov.vectors import gaussian, probes, rademacher
 
 CPU, OTHER = torch.device("cpu"), torch.device("meta")
 N, M = 200_000, 9

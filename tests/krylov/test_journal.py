@@ -165,13 +165,13 @@ def test_products_of_other_vectors_are_never_used(tmp_path, monkeypatch):
     """As if the random numbers had changed: the run starts over where the vectors are others."""
     M = matrix()
     interrupted(Operator(M, limit=16), tmp_path, **OPTIONS[3])
-    fill = hvpspec.krylov.vectors._fill_normal
+    fill = hvpspec.kernels.random_vectors._fill_normal
 
     def fill_backwards(vector, *of):
         fill(vector, *of)
         vector.copy_(vector.flip(0))
 
-    monkeypatch.setattr(hvpspec.krylov.vectors, "_fill_normal", fill_backwards)
+    monkeypatch.setattr(hvpspec.kernels.random_vectors, "_fill_normal", fill_backwards)
     expected = figures(hvpspec.spectrum(Operator(M), **OPTIONS[3]))
     with pytest.warns(RuntimeWarning, match=r"\d+ products there do not fit this run, and are made again"):
         assert figures(hvpspec.spectrum(Operator(M), journal=tmp_path, **OPTIONS[3])) == expected

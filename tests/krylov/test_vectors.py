@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from hvpspec.kernels import random_vectors
+from hvpspec.kernels.random_vectors import CHUNK, directions, gaussian, probes, rademacher
 from hvpspec.krylov import vectors
-from hvpspec.krylov.vectors import column_inner, gaussian, inner, probes, rademacher
+from hvpspec.krylov.vectors import column_inner, inner
 
 OPTIONS = {"dtype": torch.float64, "device": torch.device("cpu")}
 
@@ -34,7 +36,7 @@ def test_inner_products_in_float32_are_off_by_roundoffs(mean, roundoffs):
 
 
 def test_probes_are_signs_and_depend_on_seed_and_number_only():
-    n = 2 * vectors.CHUNK + 77
+    n = 2 * CHUNK + 77
     W = rademacher(n, [0, 1, 5], seed=3, **OPTIONS)
     assert W.shape == (n, 3)
     assert set(W.unique().tolist()) == {-1.0, 1.0}
@@ -58,7 +60,7 @@ def test_probes_are_uncorrelated_and_unbiased():
 
 
 def test_normal_probes_are_keyed_by_seed_number_and_position():
-    n = vectors.CHUNK + 100
+    n = CHUNK + 100
     W = probes(n, [0, 1, 5], seed=3, **OPTIONS)
     assert torch.equal(probes(n, [5], seed=3, **OPTIONS)[:, 0], W[:, 2])
     assert torch.equal(probes(100, [1], seed=3, **OPTIONS)[:, 0], W[:100, 1])
@@ -69,7 +71,7 @@ def test_normal_probes_are_keyed_by_seed_number_and_position():
 
 
 def test_gaussians():
-    n = vectors.CHUNK + 1000
+    n = CHUNK + 1000
     g = gaussian(n, 0, seed=1, **OPTIONS)[:, 0].numpy()
     assert abs(g.mean()) < 4 / np.sqrt(n)
     assert abs((g**2).mean() - 1) < 4 * np.sqrt(2 / n)
@@ -89,15 +91,15 @@ def test_neighbouring_seeds_differ(seed):
     assert abs(float((one * other).mean())) < 0.4
 
 
-@pytest.mark.parametrize("n", [1, 7, 64, 65, vectors.CHUNK - 1, vectors.CHUNK, 2 * vectors.CHUNK + 77])
+@pytest.mark.parametrize("n", [1, 7, 64, 65, CHUNK - 1, CHUNK, 2 * CHUNK + 77])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8])
 def test_random_signs_are_the_bits_of_each_chunk_in_order(n, dtype):
     """The meaning of a seed: bit by bit, from one generator for each chunk."""
     for seed, number in ((3, 0), (2**63, 1 << 40)):
         signs = []
-        for chunk in range(-(-n // vectors.CHUNK)):
+        for chunk in range(-(-n // CHUNK)):
             key = np.array([seed, number], dtype=np.uint64)
-            words = np.random.Philox(key=key, counter=[0, 0, chunk, 0]).random_raw(vectors.CHUNK // 64)
+            words = np.random.Philox(key=key, counter=[0, 0, chunk, 0]).random_raw(CHUNK // 64)
             signs += [1 if byte >> (7 - bit) & 1 else -1 for byte in words.tobytes() for bit in range(8)]
         found = rademacher(n, [number, number], seed=seed, dtype=dtype, device=OPTIONS["device"])
         assert found.dtype == dtype
@@ -105,22 +107,46 @@ def test_random_signs_are_the_bits_of_each_chunk_in_order(n, dtype):
         assert found[:, 0].tolist() == found[:, 1].tolist() == signs[:n]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("threads", "chunks_of_a_task"), [(1, 4), (3, 4), (2, 2)])
 @pytest.mark.parametrize(("draw", "kind"), [(probes, 2), (gaussian, 1)])
-def test_normal_numbers_are_those_of_each_chunk_in_order(monkeypatch, draw, kind, threads):
+def test_normal_numbers_are_those_of_each_chunk_in_order(monkeypatch, draw, kind, threads, chunks_of_a_task):
     """However many threads fill however many chunks at once."""
-    monkeypatch.setattr(vectors, "_FILLED_TOGETHER", 2 * vectors.CHUNK)
+    monkeypatch.setattr(random_vectors, "_CHUNKS_OF_A_TASK", chunks_of_a_task)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    n = 5 * vectors.CHUNK + 100
+    n = 5 * CHUNK + 100
     key = np.array([9, 4], dtype=np.uint64)
     chunks = [
-        np.random.Generator(np.random.Philox(key=key, counter=[0, 0, chunk, kind])).standard_normal(vectors.CHUNK)
+        np.random.Generator(np.random.Philox(key=key, counter=[0, 0, chunk, kind])).standard_normal(CHUNK)
         for chunk in range(6)
     ]
     expected = np.concatenate(chunks)[:n]
     for dtype in (torch.float64, torch.float32):
         found = draw(n, 4 if draw is gaussian else [4], seed=9, dtype=dtype, device=OPTIONS["device"])
         assert torch.equal(found[:, 0], torch.from_numpy(expected).to(dtype))
+
+
+@pytest.mark.parametrize("rows", [range(7, 5 * CHUNK + 100), range(CHUNK - 1, CHUNK + 1), range(9, 9)])
+def test_a_vector_on_another_device_is_copied_part_by_part(monkeypatch, rows):
+    """As to a GPU, but to this one: the parts are those of the chunks, not of the vector."""
+    monkeypatch.setattr(random_vectors, "_COPIED_TOGETHER", 2 * CHUNK)
+    found, sizes = torch.empty(len(rows)), []
+
+    def write(part, positions):
+        sizes.append(len(part))
+        part.copy_(probes(positions, [4], seed=9, dtype=part.dtype, device=part.device)[:, 0])
+
+    random_vectors._fill_by_copies(found, rows, write, pinned=False)
+    assert torch.equal(found, probes(rows, [4], seed=9, dtype=found.dtype, device=found.device)[:, 0])
+    assert max(sizes, default=0) <= 2 * CHUNK
+
+
+def test_directions_are_always_the_same_and_no_probes():
+    options = {"dtype": torch.float64, "device": OPTIONS["device"]}
+    one, both = directions(1000, 1, **options), directions(1000, 2, **options)
+    assert torch.equal(one, both[:1])
+    assert abs(float(both.std()) - 1) < 0.1
+    for other in (both[1], probes(1000, [0], seed=0, **options)[:, 0], gaussian(1000, 0, seed=0, **options)[:, 0]):
+        assert abs(float(one[0] @ other)) < 200  # of 1,000 if they were the same
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.krylov.vectors import gaussian, rademacher
+from hvpspec.kernels.random_vectors import gaussian, rademacher
 
 CPU = torch.device("cpu")
 QUANTITIES = ("trace", "frobenius_norm")

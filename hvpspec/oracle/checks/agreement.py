@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from hvpspec.kernels.random_vectors import directions
 from hvpspec.objective.objective import Objective
 from hvpspec.oracle import autograd
 from hvpspec.oracle.central_differences import coarsest_unit
@@ -33,8 +34,7 @@ def disagreement(engine: Product, objective: Objective, reference_engine: Produc
     derivative of a part in another order, so that the digits of that part are what the two have in common.)
     """
     n, dtype, device = objective.space.n, objective.dtype, objective.device
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(n, 1, generator=generator, dtype=torch.float64).to(device, dtype)
+    v = directions(n, 1, dtype=dtype, device=device).T
     reference = autograd.hvp(objective, v) if reference_engine is None else reference_engine(v)
     found = engine(v)
     off = relative_difference(found, reference)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.kernels.random_vectors import directions
 from hvpspec.kernels.torch_kernels import holding_padding_rows
 from hvpspec.objective.cutting import CannotCut, cut, length
 from hvpspec.objective.noise import blaming_changes, is_random
@@ -183,9 +184,8 @@ def _differs(
             if others:
                 raise InputError(_of_another_model(others))
             return False
-        generator = torch.Generator().manual_seed(0)
-        v = torch.randn(objective.space.n, generator=generator, dtype=torch.float64)
-        v = (v / v.norm()).to(objective.device, objective.dtype)
+        v = directions(objective.space.n, 1, dtype=objective.dtype, device=objective.device)[0]
+        v /= v.norm()
         found = through(objective, derivative(gradients, tuple(parameters)), v[None])
         exact = torch.zeros_like(v) if found is None else found[0]
     except InputError:

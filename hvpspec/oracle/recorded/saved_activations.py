@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hvpspec.kernels.deferred import Deferred, same
+from hvpspec.kernels.comparison import same
+from hvpspec.kernels.deferred import Deferred
 from hvpspec.memory import free_memory
 from hvpspec.objective.batches import numbered
 from hvpspec.objective.live_model import versions

@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from hvpspec.kernels.deferred import same
+from hvpspec.kernels.comparison import same
 from hvpspec.objective.batches import Unknown, contents, mapped
 from hvpspec.objective.losses.outputs import Heard, listening
 from hvpspec.objective.objective import Objective

@@ -28,7 +28,7 @@ FIGURES = ("eigenpairs", "trace", "norm", "density")
 RESIDUAL, SHARE = 1e-3, 0.01  # relative, of eigenpairs; half-width of the other figures, at 1.96 times the rms error
 
 Budgets = dict[str, Any]
-_FURTHER_NCV = (32, 48, 64, 96)
+_NCV = (14, 18, 24, 32, 48, 64, 96)  # sizes of the basis that SciPy's eigsh is given
 _STEP = 1e-4  # of the differences that products are compared with, which are extrapolated
 
 
@@ -150,9 +150,8 @@ class Curvlinops:
         plain = operator._matmat
         operator._matmat = lambda X: count.of(plain, X, X[0].shape[-1])  # type: ignore[method-assign]
         scipy_operator = operator.to_scipy()
-        for ncv in (budgets["ncv"], *_FURTHER_NCV):  # rounding on the network may ask for a few more vectors
-            if ncv < budgets["ncv"]:
-                continue
+        # Rounding on the network may ask for a few more vectors.
+        for ncv in (number for number in _NCV if number >= budgets["ncv"]):
             values, vectors = by_scipy(len(truth.values), lambda x: scipy_operator @ x, ncv, seed)
             if truth.accurate(values, vectors):
                 break
@@ -262,7 +261,7 @@ def by_scipy(n: int, product: Callable[[np.ndarray], np.ndarray], ncv: int, seed
 def best_ncv(truth: Truth) -> int:
     """The size of the basis with which SciPy's eigsh makes the fewest products and is accurate from five starts."""
     H, made = truth.problem.dense, {}
-    for ncv in (14, 18, 24, 32, 48, 64):
+    for ncv in _NCV:
         count = Count()
         try:
             found = [

@@ -56,6 +56,8 @@ def _flags(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
 
     Many small tensors are joined, so that a few operations compare them all. (As integers of 8 bytes, tensors are
     compared in half the time that `torch.equal` takes on a CPU.)
+
+    For what is compared once: to make the views of `prepared` for two tensors of a batch takes as long again.
     """
     flags, small = list[Tensor](), list[tuple[Tensor, Tensor]]()
     for one, other in _of_parts(pairs):

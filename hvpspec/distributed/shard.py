@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hvpspec.distributed.group import Group, shares
 from hvpspec.errors import InputError
+from hvpspec.system.scoped import scoped
 
 WHOLE_BYTES = 1 << 30  # of whole vectors that a product begins with; with its results and sums it has several such sets
 
@@ -83,15 +84,13 @@ def sharded(shard: Shard | None) -> Iterator[None]:
 
     An error that leaves this on one rank alone is told to the others.
     """
-    token = _current.set(shard)
-    try:
-        yield
-    except BaseException as error:
-        if shard is not None:
-            shard.group.leave(error)
-        raise
-    finally:
-        _current.reset(token)
+    with scoped(_current, shard):
+        try:
+            yield
+        except BaseException as error:
+            if shard is not None:
+                shard.group.leave(error)
+            raise
 
 
 def over_ranks(estimator: Callable[P, Result]) -> Callable[P, Result]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,19 +38,23 @@ _OF_ONEDNN = "ONEDNN_DEFAULT_FPMATH_MODE"  # an environment variable, which over
 _MODES_OF_ONEDNN = ("bf16", "f16", "tf32", "any")
 
 
+class _Context:
+    """One that is open. Where an alarm keeps it from saying that it ends, it is forgotten all the same."""
+
+
 @dataclass
 class _State:
-    """What the process has once: how many contexts are open, and what the settings were before the first one."""
+    """What the process has once: which contexts are open, and what the settings were before the first one."""
 
-    depth: int = 0
+    open: weakref.WeakSet[_Context] = field(default_factory=weakref.WeakSet)
     all_exact: bool = False  # rather than those of the CPU, which were so already
     old_cudnn: bool | None = None  # what the older setting of cuDNN is, where it can be read
-    inside: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    undo: list[Callable[[], object]] = field(default_factory=list)  # in this order, the last one first
     before: dict[Setting, str] = field(default_factory=dict)  # what they came to
     changed: dict[Setting, str] = field(default_factory=dict)  # those that followed no other one
 
 
-_state, _lock = _State(), threading.Lock()
+_state, _lock = _State(), threading.RLock()  # the end of a context that was forgotten may come at any moment
 
 
 @contextlib.contextmanager
@@ -59,25 +65,27 @@ def exact_float32(device: torch.device, held: Callable[[], bool]) -> Iterator[No
     asks computes a product, so that code which switches TF32 on, such as a model's forward with
     `torch.backends.cudnn.flags`, does nothing of the kind.
     """
-    with _lock:
-        if _state.depth == 0:
-            _hold(held)
-        if not (_state.all_exact or (device.type == "cpu" and _is_exact("mkldnn"))):
-            _make_exact()
-        _state.depth += 1
+    context = _Context()
     try:
+        with _lock:
+            if not _state.open:
+                _restore()  # where an alarm has kept the last one from it
+                _state.open.add(context)
+                _hold(held)
+            _state.open.add(context)
+            if not (_state.all_exact or (device.type == "cpu" and _is_exact("mkldnn"))):
+                _make_exact()
         yield
     finally:
         with _lock:
-            _state.depth -= 1
-            if _state.depth == 0:
-                _state.all_exact, _state.old_cudnn = False, None
-                _state.inside.close()
+            _state.open.discard(context)
+            if not _state.open:
+                _restore()
 
 
 def is_exact_on_cpu() -> bool:
-    """Whether operations on the CPU are exact and stay so: no other thread is about to change that back."""
-    return _state.depth == 0 and _is_exact("mkldnn")
+    """Whether operations on the CPU are exact and stay so: nothing is about to be changed back."""
+    return not _state.open and not _state.undo and _is_exact("mkldnn")
 
 
 def switched_on(device: torch.device) -> dict[str, list[str]]:
@@ -111,35 +119,57 @@ def _mode_of_onednn() -> str | None:
 
 
 def _make_exact() -> None:
-    """Changes the settings, and leaves it to `_state.inside` to change them back."""
-    _state.before, _state.changed, _state.all_exact = {one: _GET(*one) for one in _SETTINGS}, {}, True
-    _state.old_cudnn, stack = _old_cudnn(), _state.inside
-    for one in _SETTINGS:
-        if (value := _GET(*one)) != "ieee":
-            _state.changed[one] = value
-            stack.callback(_PUT, *one, value)
-            _PUT(*one, "ieee")
-    _set_old_matmul(stack)
-    if _mode_of_onednn() is not None and torch._C._get_mkldnn_enabled():
-        stack.callback(torch._C._set_mkldnn_enabled, True)
-        torch._C._set_mkldnn_enabled(False)
+    """Changes the settings, and leaves it to `_state.undo` to change them back."""
+    done = len(_state.undo)
+    try:
+        _state.before, _state.changed = {one: _GET(*one) for one in _SETTINGS}, {}
+        _state.old_cudnn = _old_cudnn()
+        for one in _SETTINGS:
+            if (value := _GET(*one)) != "ieee":
+                _state.changed[one] = value
+                _put(one, "ieee", value)
+        _set_old_matmul()
+        if _mode_of_onednn() is not None and torch._C._get_mkldnn_enabled():
+            _do(partial(torch._C._set_mkldnn_enabled, False), partial(torch._C._set_mkldnn_enabled, True))
+        _state.all_exact = True
+    except BaseException:
+        _restore(done)
+        raise
 
 
-def _set_old_matmul(stack: contextlib.ExitStack) -> None:
+def _restore(done: int = 0) -> None:
+    """Undoes all but so much. What is interrupted here, the next one does."""
+    _state.all_exact, _state.old_cudnn = False, None
+    while len(_state.undo) > done:
+        last = _state.undo[-1]
+        last()
+        if _state.undo[-1:] == [last]:
+            _state.undo.pop()
+
+
+def _do(work: Callable[[], object], undo: Callable[[], object]) -> None:
+    _state.undo.append(undo)
+    work()
+
+
+def _put(one: Setting, value: str, before: str) -> None:
+    _do(partial(_PUT, *one, value), partial(_PUT, *one, before))
+
+
+def _set_old_matmul() -> None:
     """The older setting of matrix products, which sets two newer ones to the same."""
     if (old := torch.get_float32_matmul_precision()) == "highest":
         return
     for backend, kind in _MATMULS:  # what they are is put back after it
         itself = "none" if _follows((backend, "all"), ("generic", "all"), "ieee") else "ieee"
         follows = _follows((backend, kind), (backend, "all"), itself)
-        stack.callback(_PUT, backend, kind, "none" if follows else "ieee")
-    stack.callback(_SET_OLD_MATMUL, old)
-    _SET_OLD_MATMUL("highest")
+        _put((backend, kind), "ieee", "none" if follows else "ieee")
+    _do(partial(_SET_OLD_MATMUL, "highest"), partial(_SET_OLD_MATMUL, old))
 
 
 def _follows(one: Setting, other: Setting, before: str) -> bool:
     """Whether a setting changes with another one. before: what the other one is set to itself."""
-    _PUT(*other, "tf32")
+    _put(other, "tf32", before)
     follows = _GET(*one) == "tf32"
     _PUT(*other, before)
     return follows
@@ -165,18 +195,17 @@ def _hold(held: Callable[[], bool]) -> None:
             return False
         return _READ_OLD_CUDNN() if _state.old_cudnn is None else _state.old_cudnn
 
-    stack, core = _state.inside, torch._C
+    core = torch._C
     of_cudnn = vars(type(torch.backends.cudnn))["allow_tf32"]
     for name in _SETTERS:
-        _replace(stack, core, name, _unless(held, getattr(core, name)))
-    _replace(stack, core, "_get_cudnn_allow_tf32", read)
-    _replace(stack, of_cudnn, "setter", core._set_cudnn_allow_tf32)  # a property, which has the functions themselves
-    _replace(stack, of_cudnn, "getter", read)
+        _replace(core, name, _unless(held, getattr(core, name)))
+    _replace(core, "_get_cudnn_allow_tf32", read)
+    _replace(of_cudnn, "setter", core._set_cudnn_allow_tf32)  # a property, which has the functions themselves
+    _replace(of_cudnn, "getter", read)
 
 
-def _replace(stack: contextlib.ExitStack, of: Any, name: str, function: Callable[..., Any]) -> None:
-    stack.callback(setattr, of, name, getattr(of, name))
-    setattr(of, name, function)
+def _replace(of: Any, name: str, function: Callable[..., Any]) -> None:
+    _do(partial(setattr, of, name, function), partial(setattr, of, name, getattr(of, name)))
 
 
 def _unless(held: Callable[[], bool], set_it: Callable[..., Any]) -> Callable[..., Any]:

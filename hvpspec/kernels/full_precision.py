@@ -16,6 +16,7 @@ import torch
 
 from hvpspec.kernels.float32_precision import is_exact_on_cpu
 from hvpspec.kernels.torch_kernels import exact_arithmetic
+from hvpspec.system.scoped import scoped
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -51,16 +52,11 @@ def _is_inside(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def _entered(device: torch.device) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if device.type != "cpu":
-            stack.enter_context(_exactly(device))
-        if torch.is_autocast_enabled("cpu") or not is_exact_on_cpu():
-            stack.enter_context(_exactly(_CPU))
-        token = _INSIDE.set(device.type)
-        try:
+    nothing = contextlib.nullcontext()
+    with _exactly(device) if device.type != "cpu" else nothing:
+        on_cpu = torch.is_autocast_enabled("cpu") or not is_exact_on_cpu()
+        with _exactly(_CPU) if on_cpu else nothing, scoped(_INSIDE, device.type):
             yield
-        finally:
-            _INSIDE.reset(token)
 
 
 @contextlib.contextmanager

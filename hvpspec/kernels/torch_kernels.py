@@ -25,6 +25,7 @@ from hvpspec.kernels.inner_derivatives import (
 )
 from hvpspec.kernels.second_derivatives.table import SECOND_DERIVATIVES
 from hvpspec.system.out_of_memory import as_torch_error
+from hvpspec.system.scoped import scoped
 
 ATTENTION_BACKEND = "math"
 """The only scaled-dot-product attention kernel that has a second derivative."""
@@ -74,21 +75,22 @@ def prepared_to_differentiate(
 ) -> Iterator[TorchFunctionMode]:
     """The same, but for a mode that has to be entered wherever a loss is evaluated. It makes every call of torch
     slower, and backward functions enter it themselves."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(EXCLUSIVE)
-        stack.enter_context(exact_arithmetic(device))
-        stack.enter_context(autocast_to_float32(_is_evaluating, _note))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_without_fast_path())
-        stack.enter_context(_uncompiled())
-        stack.enter_context(_without_reentrant_checkpoints())
-        inner = inner or InnerDerivatives()
-        replacing = _Replacements(inner)
-        stack.enter_context(_in_backward_too(replacing, inner))
+    inner = inner or InnerDerivatives()
+    replacing = _Replacements(inner)
+    with (
+        EXCLUSIVE,
+        exact_arithmetic(device),
+        autocast_to_float32(_is_evaluating, _note),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        _without_fast_path(),
+        _uncompiled(),
+        _without_reentrant_checkpoints(),
+        _in_backward_too(replacing, inner),
         # TorchScript's optimiser gives some fused programs a wrong derivative (batch norm, tanh and dropout in a row;
         # torch 2.13).
-        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
+        torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
+    ):
         yield replacing
 
 
@@ -96,12 +98,9 @@ def prepared_to_differentiate(
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """No autocast, no TF32 and no bfloat16: what a recorded graph needs, whose operations are fixed but not their
     precision."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.autocast(device.type, torch.float32, enabled=False))
-        if device.type == "cuda":
-            stack.enter_context(EXCLUSIVE)
-        stack.enter_context(exact_float32(device, _is_evaluating))
+    turns = EXCLUSIVE if device.type == "cuda" else contextlib.nullcontext()
+    autocast = torch.autocast(device.type, torch.float32, enabled=False)
+    with turns, torch.inference_mode(False), autocast, exact_float32(device, _is_evaluating):
         yield
 
 
@@ -114,21 +113,15 @@ def noting_replacements() -> Iterator[Replaced]:
     "training_norm" too where a layer with running statistics does that because the forward sets its training mode.
     """
     replaced = Replaced(set())
-    token = _REPLACED.set(replaced)
-    try:
+    with scoped(_REPLACED, replaced):
         yield replaced
-    finally:
-        _REPLACED.reset(token)
 
 
 @contextlib.contextmanager
 def holding_padding_rows() -> Iterator[None]:
     """Padding rows of embeddings, which are constants, stay what they are at their first look-up meanwhile."""
-    token = _PADDING_ROWS.set({})
-    try:
+    with scoped(_PADDING_ROWS, {}):
         yield
-    finally:
-        _PADDING_ROWS.reset(token)
 
 
 def _note(name: str) -> None:
@@ -197,12 +190,11 @@ def _in_backward_too(replacements: _Replacements, inner: InnerDerivatives) -> It
         with contextlib.nullcontext() if replacements in _active_modes() else replacements, as_torch_error():
             return run(outputs, grad_outputs, retain, create, *args, **kw)
 
-    autograd._engine_run_backward = run_with_replacements
-    token = _EVALUATING.set(True)
     try:
-        yield
+        autograd._engine_run_backward = run_with_replacements
+        with scoped(_EVALUATING, True):
+            yield
     finally:
-        _EVALUATING.reset(token)
         autograd._engine_run_backward = run
 
 
@@ -271,8 +263,8 @@ def _embedding(
 def _without_fast_path() -> Iterator[None]:
     """Without the fused kernels of nn.MultiheadAttention and nn.TransformerEncoder in eval mode: not differentiable."""
     enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
@@ -293,8 +285,8 @@ def _without_reentrant_checkpoints() -> Iterator[None]:
     """Replaces torch.utils.checkpoint.CheckpointFunction, whose backward cannot be differentiated."""
     module: Any = torch.utils.checkpoint
     reentrant = module.CheckpointFunction
-    module.CheckpointFunction = _not_reentrant(reentrant)
     try:
+        module.CheckpointFunction = _not_reentrant(reentrant)
         yield
     finally:
         module.CheckpointFunction = reentrant
@@ -317,8 +309,8 @@ def _without_cudnn() -> Iterator[None]:
     """Sets one switch only: torch.backends.cudnn.flags reads TF32's old switch, an error where the new ones are set."""
     cudnn: Any = torch.backends.cudnn
     enabled = cudnn.enabled
-    cudnn.enabled = False
     try:
+        cudnn.enabled = False
         yield
     finally:
         cudnn.enabled = enabled

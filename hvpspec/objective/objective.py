@@ -137,8 +137,7 @@ class Objective:
         values: the function would be another one. deferred: is asked to look whether values that were copied to another
         device for an earlier evaluation are still the model's.
         """
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(EXCLUSIVE)  # first: another thread may be evaluating this objective
+        with EXCLUSIVE, contextlib.ExitStack() as stack:  # first: another thread may be evaluating this objective
             if self._parameters is not None:
                 yield self._parameters
                 return

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
 
+from hvpspec.system.scoped import scoped
+
 PRODUCTS_PER_RECOMPUTED = 4.0  # in time: float64 takes twice as long, and no engine has prepared for it
 _RECOMPUTED = 2  # products that a run computes again, to measure rounding
 _LEAST_SECONDS = 1e-3  # of an alarm: 0 would set none
@@ -46,14 +48,16 @@ def time_limit(seconds: float | None, began: float | None = None, *, alarm: bool
     that have none, and where somebody else waits for one.
     """
     own = math.inf if seconds is None else (clock() if began is None else began) + seconds
-    token = _deadline.set(min(own, _deadline.get()))
-    sets = alarm and math.isfinite(_deadline.get()) and _can_ring()
-    before = _set_alarm(_ring) if sets else None
+    outer = min(own, _deadline.get())
+    sets = alarm and math.isfinite(outer) and _can_ring()
+    before = signal.getsignal(signal.SIGALRM) if sets else None
     try:
-        yield
+        with scoped(_deadline, outer):
+            if sets:
+                _set_alarm(_ring)
+            yield
     finally:
-        _deadline.reset(token)
-        if sets:
+        if sets:  # for what is left of a limit around this one
             _set_alarm(before)
 
 
@@ -73,21 +77,15 @@ def check_time(needed: float = 0.0) -> None:
 def interruptible() -> Iterator[None]:
     """An alarm may be raised meanwhile; where it went off before, OutOfTime is raised now."""
     check_time()
-    token = _interruptible.set(True)
-    try:
+    with scoped(_interruptible, True):
         yield
-    finally:
-        _interruptible.reset(token)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Inside of `interruptible`: no alarm is raised meanwhile; `check_time` says later that it went off."""
-    token = _interruptible.set(False)
-    try:
+    with scoped(_interruptible, False):
         yield
-    finally:
-        _interruptible.reset(token)
 
 
 def _can_ring() -> bool:
@@ -96,12 +94,11 @@ def _can_ring() -> bool:
     return signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, _ring)
 
 
-def _set_alarm(handler: Any) -> Any:
-    """For the end of the time, or none where there is no limit; the handler before."""
-    before = signal.signal(signal.SIGALRM, handler)
+def _set_alarm(handler: Any) -> None:
+    """For the end of the time, or none where there is no limit."""
+    signal.signal(signal.SIGALRM, handler)
     left = time_left()
     signal.setitimer(signal.ITIMER_REAL, max(left, _LEAST_SECONDS) if math.isfinite(left) else 0.0)
-    return before
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
@@ -112,11 +109,8 @@ def _ring(number: int, frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def counting_from(began: float | None) -> Iterator[None]:
     """A command begins: its limit counts from here, or from `began`."""
-    token = _began.set(clock() if began is None else began)
-    try:
+    with scoped(_began, clock() if began is None else began):
         yield
-    finally:
-        _began.reset(token)
 
 
 def command_began() -> float:

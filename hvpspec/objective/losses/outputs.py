@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.cutting import FIRST, CannotCut, cut, length
+from hvpspec.system.scoped import scoped
 
 Samples = tuple[Tensor, Tensor]
 """The mean loss of each sample of a batch, shape (samples,), and the weight of each."""
@@ -44,11 +45,8 @@ _LISTENING: ContextVar[Heard | None] = ContextVar("listening", default=None)
 def listening() -> Iterator[Heard]:
     """Collects what the loss that is evaluated meanwhile announces."""
     heard = Heard()
-    token = _LISTENING.set(heard)
-    try:
+    with scoped(_LISTENING, heard):
         yield heard
-    finally:
-        _LISTENING.reset(token)
 
 
 def announce(outputs: Any) -> None:

@@ -9,6 +9,7 @@ Where what is computed depends on the data, each batch is recorded by itself, at
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import time
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.recorded.tracing import NeedsValues, NotRecordable, Recording, record, shape_of
+from hvpspec.system.scoped import scoped
 
 SECONDS_A_NODE = 0.01
 """That recording takes, of the gradient's graph, as measured (6 to 12 ms); until one has been made here."""
@@ -162,17 +164,9 @@ def _took_too_long(error: BaseException | None) -> bool:
     return error is not None
 
 
-class within:
+def within(seconds: float | None) -> contextlib.AbstractContextManager[None]:
     """While it lasts, the forward pass of a recording may take so many seconds. There most failures show."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        self._token = _LIMIT.set(self._seconds)
-
-    def __exit__(self, *_: object) -> None:
-        _LIMIT.reset(self._token)
+    return scoped(_LIMIT, seconds)
 
 
 class _TimeLimit(TorchFunctionMode):

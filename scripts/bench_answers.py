@@ -13,6 +13,7 @@ fastest engine other than "auto". "Off": how much longer "auto" takes.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import resource
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 import hvpspec
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / ".cache" / "answers.json"
 ENGINES = ("autograd", "linearized", "compiled")
 BUDGETS = (10, 60, 300)
 _PROCESSOR_TIME = " Processor time of one core, that of the C++ compiler included."
@@ -144,9 +146,19 @@ def processor_seconds() -> float:
 
 
 def apart(*arguments: Any) -> tuple[float, str]:
-    """`answer` in a new process, where nothing is recorded, compiled or imported yet but torch and hvpspec."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(answer, *arguments).result()
+    """`answer` in a new process, where nothing is recorded, compiled or imported yet but torch and hvpspec.
+
+    It is kept in .cache until the page is written, so that a run which was interrupted goes on where it was.
+    """
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    key = " | ".join(map(str, arguments))
+    if key not in kept:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            kept[key] = pool.submit(answer, *arguments).result()
+        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.write_text(json.dumps(kept, indent=1))
+    seconds, plan = kept[key]
+    return seconds, plan
 
 
 def row(name: str, budget: int, engines: list[str], limit: float, processor_time: bool) -> str:
@@ -189,6 +201,7 @@ def main() -> None:
         + " ".join((__doc__ or "").split("\n\n")[2].split())
     )
     (ROOT / "results" / "answers.md").write_text("\n\n".join([head, "\n".join(lines)]) + "\n")
+    KEPT.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from hvpspec.oracle.central_differences import (
     noise,
     size,
 )
+from hvpspec.system.device_clock import time_when_done
 from hvpspec.system.out_of_memory import forget_frames
 from hvpspec.validation import all_finite
 from hvpspec.wording import dtype_name
@@ -226,18 +227,32 @@ class FiniteDifference:
         return found, least
 
 
-def compared(objective: Objective) -> tuple[float, float]:
-    """By how much products of the Hessian by autograd and by differences differ for a random vector, and how good the
-    latter are.
+@dataclass(frozen=True)
+class Comparison:
+    """Of a product of the Hessian by autograd with differences of the gradient, for a random vector.
 
-    Both are relative to the longer product, in float64 where that is possible. Costs a product, and 5 gradients where
-    the loss is smooth, up to 60 otherwise.
+    off: by how much they differ. bound: how good the differences are. Both are relative to the longer product.
+    seconds_in_float64: of the product by autograd; None where it was computed in another dtype.
+    """
+
+    off: float
+    bound: float
+    seconds_in_float64: float | None
+
+
+def compared(objective: Objective) -> Comparison:
+    """In float64 where that is possible. Costs a product, and 5 gradients where the loss is smooth, up to 60 otherwise.
+
+    The gradients come first, so that the product is not the first thing that is computed in that dtype.
     """
     working, v, best = _with_best_step(objective.with_(matrix="hessian"), _ENOUGH_TO_COMPARE)
     with working.whole():
+        start = time_when_done(objective.device)
         exact = autograd.hvp(working.objective, v.T).T
+        seconds = time_when_done(objective.device) - start
     longer = max(float(exact.norm()), float(best.products.norm())) or 1.0
-    return float((best.products - exact).norm()) / longer, float(best.errors[0]) / longer
+    in_float64 = seconds if working.objective.dtype == torch.float64 else None
+    return Comparison(float((best.products - exact).norm()) / longer, float(best.errors[0]) / longer, in_float64)
 
 
 def is_gradient(objective: Objective) -> bool:

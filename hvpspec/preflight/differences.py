@@ -23,16 +23,23 @@ _TOO_ROUGH = 0.01  # relative difference that is worth a note although the error
 _MAX_VALIDATED_PARAMETERS = 16  # that finite differences are compared with autograd on, before they are suggested
 
 
-def compare_with_differences(H: HessianOperator, known: Preflight) -> Preflight:
-    """Compares one product on the first batch, in float64 where possible, with finite differences of the gradient."""
+def compare_with_differences(H: HessianOperator, known: Preflight) -> tuple[Preflight, float | None]:
+    """Compares one product on the first batch, in float64 where possible, with finite differences of the gradient.
+
+    Also returns the seconds of that product; None where it was not made in float64.
+    """
     if H.engine == "finite-difference":
-        return _describe_engine(H, known)
+        return _describe_engine(H, known), None
     try:
-        off, bound = compared(H.objective.on_first_batch())
+        found = compared(H.objective.on_first_batch())
     except InputError:  # the first batch has weight 0, say: nothing to compare
-        return known
+        return known, None
     except torch.OutOfMemoryError:
-        return replace(known, findings=(*known.findings, _NOT_COMPARED))
+        return replace(known, findings=(*known.findings, _NOT_COMPARED)), None
+    return _with_comparison(H, known, found.off, found.bound), found.seconds_in_float64
+
+
+def _with_comparison(H: HessianOperator, known: Preflight, off: float, bound: float) -> Preflight:
     known = replace(known, difference=off, difference_bound=bound)
     if agree(off, bound) and off <= _TOO_ROUGH:
         return known

@@ -22,7 +22,7 @@ from hvpspec.estimators.passes.shared_pass import least_basis, share_room
 from hvpspec.krylov.basis import check_storage, peak_vectors
 from hvpspec.krylov.blocks import find_blocks
 from hvpspec.krylov.probes import MAX_LIVE_PROBES
-from hvpspec.krylov.vectors import inner
+from hvpspec.krylov.vectors import column_inner, inner
 from hvpspec.memory import high_water
 from hvpspec.operators.hessian import HessianOperator
 from hvpspec.options import (
@@ -48,8 +48,11 @@ from hvpspec.preflight.of_ranks import rows_of_rank, whole_vectors
 from hvpspec.results.preflight import Finding, Preflight
 from hvpspec.wording import counted
 
-_SECONDS_PER_STEP = 5e-3  # of an estimator besides a product, however short the vectors
-_PASSES_PER_VECTOR = 0.15  # the cost of subtracting one basis vector, in inner products of two vectors with themselves
+_SECONDS_PER_PRODUCT = 3.2e-3  # of estimators and the journal, however short the vectors, as measured on a CPU
+_SECONDS_OF_SAMPLING = 0.07  # of a run with trace or norm besides, the same
+_SHORT = 6000  # entries of vectors whose arithmetic takes hardly longer than calling it
+_PASSES_PER_PRODUCT = 18  # over the vector itself, in inner products of two vectors with themselves
+_PASSES_PER_VECTOR = 0.5  # for each basis vector that is subtracted
 _COMPILER_BYTES = 120 << 20  # what tracing and compiling take besides what they keep, as measured
 _DENSE_BULK_FACTOR = 20  # times the planned steps, for eigenvalues in a dense bulk, at most
 _EDGE_OF_BULK_FACTOR = 2.2  # times the planned steps, for eigenvalues at the edge of a bulk, as measured
@@ -62,7 +65,8 @@ _MOST_BULK = 0.6  # up to this
 _FURTHER_RANK = 1.0  # of what the first steps leave, which has a few smaller outliers
 _QUANTILE = 2.0  # of the intervals, roughly; a little more at worst
 _TRACE_SPREAD = 1.5  # standard errors by which the trace may be smaller than estimated
-_FLOAT64_COST = 2.0  # of a product in float64, compared with float32
+_FLOAT64_COST = 2.0  # of a product in float64, compared with float32, where that was not measured
+_SECOND_COLUMN = 0.6  # of its cost, where two vectors are multiplied at once
 _WORKING_VECTORS = 2  # of a Lanczos step besides the basis and the product: what enters it, and what is next
 
 
@@ -105,9 +109,13 @@ def read_moments(X: Tensor, HX: Tensor, rank: float) -> Moments | None:
     return Moments(abs(trace) / math.sqrt(norm), math.sqrt(2 / X.shape[1]), min(max(rank, 1.0), rows), rows)
 
 
-def norm_rank(Hx: Tensor, Hu: Tensor) -> float:
-    """‖H‖_F⁴ / ‖H²‖_F², about, from a product (n, 1) with a normal vector, and that with u = Hx / |Hx|."""
-    square, again = float(inner(Hx, Hx)[0, 0]), float(inner(Hu, Hu)[0, 0])
+def norm_rank(HX: Tensor, Hu: Tensor) -> float:
+    """‖H‖_F⁴ / ‖H²‖_F², about, from products (n, p) with normal vectors, and one with u = Hx / |Hx| for one of these.
+
+    |Hu|² does not depend on how much of an eigenvector x has by chance, where one dominates; |Hx|² does, and is large
+    for the longest one, so that its mean over all is taken.
+    """
+    square, again = float(column_inner(HX, HX).mean()), float(inner(Hu, Hu)[0, 0])
     return square / again if 0 < again < math.inf else 1.0
 
 
@@ -210,11 +218,17 @@ def _small_basis(capacity: int, steps: int) -> tuple[Finding, ...]:
 
 
 def with_forecast(
-    H: HessianOperator, known: Preflight, moments: Moments | None, held: int | None, options: SpectrumOptions
+    H: HessianOperator,
+    known: Preflight,
+    moments: Moments | None,
+    held: int | None,
+    options: SpectrumOptions,
+    in_float64: float | None = None,
 ) -> Preflight:
     """The preflight with products, seconds and memory of the whole run, with what is done once besides its products.
 
-    held: bytes in use after a product, besides what that itself took. Of ranks, memory is that of each.
+    held: bytes in use after a product, besides what that itself took. in_float64: seconds of a product of the first
+    batch in float64, where it is known. Of ranks, memory is that of each.
     """
     blocks = () if options.blocks is None else find_blocks(H, options.blocks)
     n, rows, itemsize = int(H.shape[0]), rows_of_rank(H), H.torch_dtype.itemsize
@@ -223,8 +237,9 @@ def with_forecast(
     (room, capacity), so_far = check_room(H, options), high_water(H.device)
     pace = _seconds_of_an_inner_product(H)
     weighing = 0 if H.objective.loss.weighs_exactly else WEIGHING_PRODUCTS
-    besides = VERIFICATION_PRODUCTS / H.batch_count() + weighing + _rounding_products(H, options)
-    one = known.seconds or 0.0
+    besides, one = VERIFICATION_PRODUCTS / H.batch_count() + weighing, known.seconds or 0.0
+    again = _FLOAT64_COST * one if in_float64 is None else in_float64 * H.batch_count()
+    rounding = _columns_in_float64(H, options) * again
     # Products have taken longer than the fastest one, by which an operator expects, where others use the machine.
     load = max(one / fastest, 1.0) if (fastest := H.expected_seconds(1)) > 0 else 1.0
     compiler = _COMPILER_BYTES if H.engine == "autograd" and H.device.type == "cpu" else 0
@@ -232,8 +247,9 @@ def with_forecast(
     def seconds(hvps: int, probes: int) -> float:
         steps = hvps - probes
         subtractions = steps**2 / 2 + steps * probes
-        estimator = hvps * _SECONDS_PER_STEP + pace * _PASSES_PER_VECTOR * subtractions
-        return besides * one + load * (H.expected_seconds(hvps) + estimator)
+        estimator = _SECONDS_OF_SAMPLING * bool(options.sampled) + hvps * _SECONDS_PER_PRODUCT
+        estimator += pace * (_PASSES_PER_PRODUCT * hvps + _PASSES_PER_VECTOR * subtractions)
+        return besides * one + rounding + load * (H.expected_seconds(hvps) + estimator)
 
     def memory(hvps: int, probes: int, further: int = 0) -> int | None:
         if held is None or known.memory is None:
@@ -257,19 +273,27 @@ def with_forecast(
     )
 
 
-def _rounding_products(H: HessianOperator, options: SpectrumOptions) -> float:
-    """What the products in float64 take that measure float32's rounding at the end, in products."""
+def _columns_in_float64(H: HessianOperator, options: SpectrumOptions) -> float:
+    """What the products in float64 take that measure float32's rounding at the end, in the time of one of them."""
     if H.torch_dtype == torch.float64 or H.engine == "finite-difference":
         return 0.0
-    return _FLOAT64_COST * (bool(options.pairs or options.density) + bool(options.sampled))
+    columns = bool(options.pairs or options.density) + bool(options.sampled)
+    return 1 + _SECOND_COLUMN if columns == 2 else float(columns)
 
 
 def _seconds_of_an_inner_product(H: HessianOperator) -> float:
-    """Of two long vectors with themselves."""
-    X = torch.ones(rows_of_rank(H), 2, dtype=H.torch_dtype, device=H.device)
-    fastest = math.inf
-    for _ in range(2):
-        start = time.perf_counter()
-        float(inner(X, X)[0, 0])
-        fastest = min(fastest, time.perf_counter() - start)
-    return fastest
+    """Of two long vectors with themselves, without what it takes however short they are; of short ones, 0."""
+    rows = rows_of_rank(H)
+    if rows < 2 * _SHORT:
+        return 0.0
+    X = torch.ones(rows, 2, dtype=H.torch_dtype, device=H.device)
+
+    def seconds(vectors: Tensor) -> float:
+        fastest = math.inf
+        for _ in range(3):
+            start = time.perf_counter()
+            float(inner(vectors, vectors)[0, 0])
+            fastest = min(fastest, time.perf_counter() - start)
+        return fastest
+
+    return max(seconds(X) - seconds(X[:_SHORT]), 0.0) * rows / (rows - _SHORT)

@@ -171,12 +171,14 @@ def _inspected(
         known, moments = _products(part, of, known, options)
     except NotTwiceDifferentiable as error:
         return refuse_once_differentiable(H, known, error)
-    held = _held(H)
+    held, in_float64 = _held(H), None
     if not known.refused:
         so_far.append(for_all_data(H, part, known))
     if not known.refused and _ZERO not in known.findings:  # whose difference would be relative to 0
-        known = compare_with_differences(H, known)
-    return known if known.refused else for_all_data(H, part, with_forecast(part, known, moments, held, options))
+        known, in_float64 = compare_with_differences(H, known)
+    if known.refused:
+        return known
+    return for_all_data(H, part, with_forecast(part, known, moments, held, options, in_float64))
 
 
 def _not_repeatable(objective: Objective, found: str) -> Finding:
@@ -260,7 +262,7 @@ def _products(
         # That with the longest product: where an outlier dominates, it is the one in which that is seen best.
         Hx = HX[:, int(column_inner(HX, HX).argmax()), None]
         Hu, again = _timed(A, Hx / Hx.norm())
-        moments, further = _more(A, options, X, HX, norm_rank(Hx, Hu))
+        moments, further = _more(A, options, X, HX, norm_rank(HX, Hu))
         # Those from now on: the first ones may have made what is kept for all. The mean, and not the fastest: a machine
         # that others use as well will be shared with them later, too.
         known = replace(known, seconds=statistics.fmean([again, *further]))

@@ -21,7 +21,8 @@ from hvpspec.cli import console
 from hvpspec.errors import InputError
 from hvpspec.krylov.operator_view import Symmetric
 from hvpspec.options import SpectrumOptions
-from hvpspec.preflight import Preflight, inspect_operator
+from hvpspec.oracle.finite_difference import Comparison
+from hvpspec.preflight import Preflight, differences, inspect_operator
 from hvpspec.preflight import forecast as forecasts
 from hvpspec.preflight.forecast import Moments, forecast, norm_rank, read_moments, with_forecast
 from hvpspec.preflight.of_ranks import on_ranks
@@ -37,7 +38,7 @@ def moments(multiply, n, seed=7, count=3):
     X = torch.randn(n, count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     HX = multiply(X)
     Hx = HX[:, int((HX**2).sum(0).argmax()), None]
-    return read_moments(X, HX, norm_rank(Hx, multiply(Hx / Hx.norm())))
+    return read_moments(X, HX, norm_rank(HX, multiply(Hx / Hx.norm())))
 
 
 def of_matrix(A, seed=7, count=3):
@@ -99,7 +100,7 @@ def test_products_within_a_factor_of_two(name, options):
     assert made / 2 <= np.median(expected) <= 2 * made
 
 
-def network(kind):
+def network(kind, **options):
     """A small classifier: untrained, or trained for a while."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -109,7 +110,7 @@ def network(kind):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    return hvpspec.HessianOperator(model, "cross_entropy", [(x, y)])
+    return hvpspec.HessianOperator(model, "cross_entropy", [(x, y)], **options)
 
 
 @pytest.mark.parametrize("kind", ["trained", "untrained"])
@@ -206,6 +207,38 @@ def test_seconds_include_what_is_done_once(monkeypatch, loss, weighing):
     assert found.expected_seconds - without.expected_seconds == pytest.approx(once)
     assert found.most_seconds - without.most_seconds == pytest.approx(once)
     assert found.expected_hvps == without.expected_hvps
+
+
+@pytest.mark.parametrize(
+    ("options", "columns"), [({}, 1.6), ({"only": "eigenvalues"}, 1.0), ({"only": "trace"}, 1.0)], ids=str
+)
+def test_seconds_include_the_products_in_float64_that_measure_rounding(options, columns):
+    """As long as one of the first batch has taken, for all batches; one more vector costs less than the first."""
+    H = network("trained")
+    known, chosen = inspect_operator(H), SpectrumOptions(**options)
+    with_it, without = (with_forecast(H, known, None, None, chosen, seconds) for seconds in (1000.0, 0.0))
+    assert with_it.expected_seconds - without.expected_seconds == pytest.approx(
+        1000 * columns * H.batch_count(), rel=0.02
+    )
+    double = network("trained", dtype="float64")
+    known = inspect_operator(double)
+    with_it, without = (with_forecast(double, known, None, None, chosen, seconds) for seconds in (1000.0, 0.0))
+    assert abs(with_it.expected_seconds - without.expected_seconds) < 10
+
+
+def test_seconds_in_float64_are_measured(monkeypatch):
+    usual = inspect_operator(network("trained")).expected_seconds
+    monkeypatch.setattr(differences, "compared", lambda objective: Comparison(0.0, 1e-9, 1000.0))
+    assert inspect_operator(network("trained")).expected_seconds > usual + 1000
+
+
+@pytest.mark.parametrize("outliers", [[50.0], [50.0, 40.0, -30.0], []], ids=["one", "three", "none"])
+def test_the_number_of_eigenvalues_that_make_up_the_norm_is_right_on_average(outliers):
+    """The longest of three products alone would show it twice as large where one eigenvalue dominates."""
+    values = torch.from_numpy(np.r_[outliers, np.linspace(-1, 1, N - len(outliers))])[:, None]
+    exact = float((values**2).sum() ** 2 / (values**4).sum())
+    found = [moments(lambda X: values * X, N, seed).rank for seed in range(60)]
+    assert np.mean(found) == pytest.approx(exact, rel=0.3)
 
 
 def test_seconds_printed_for_each_product_and_for_all_agree():

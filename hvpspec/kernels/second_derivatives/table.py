@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvpspec.kernels.second_derivatives.convolutions import convolution
 from hvpspec.kernels.second_derivatives.ctc import ctc_loss
 from hvpspec.kernels.second_derivatives.distances import cdist, pdist
 from hvpspec.kernels.second_derivatives.embedding_bags import embedding_bag
@@ -51,6 +52,11 @@ def _aten(name: str) -> list[Any]:
     return [packet, *(getattr(packet, overload) for overload in packet.overloads() if overload != "out")]
 
 
+_CONVOLUTIONS: dict[str, tuple[Any, Callable[..., Any]]] = {
+    name: (getattr(torch, name), convolution(getattr(torch, name), dimensions, transposed=transposed))
+    for dimensions in (1, 2, 3)
+    for name, transposed in ((f"conv{dimensions}d", False), (f"conv_transpose{dimensions}d", True))
+}
 _nn: Any = torch._C._nn
 _BELOW_FUNCTIONAL: dict[str, tuple[Any, Callable[..., Any]]] = {
     "hardsigmoid": (_nn.hardsigmoid, _hardsigmoid),
@@ -71,9 +77,9 @@ SECOND_DERIVATIVES: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: ctc_loss,
     torch.sparse.mm: sparse_mm,
 }
-"""What to call with the same arguments instead of a function that has no second derivative, or a wrong one."""
+"""What to call with the same arguments instead of a function that has no second derivative, a wrong or a slow one."""
 
-for name, (function, instead) in _BELOW_FUNCTIONAL.items():
+for name, (function, instead) in (_BELOW_FUNCTIONAL | _CONVOLUTIONS).items():
     SECOND_DERIVATIVES.update(dict.fromkeys((function, *_aten(name)), instead))
 if hasattr(F, "linear_cross_entropy"):
     SECOND_DERIVATIVES[F.linear_cross_entropy] = _linear_cross_entropy

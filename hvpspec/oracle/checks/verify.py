@@ -116,7 +116,7 @@ def _judge(objective: Objective) -> None:
     found = within_memory(lambda: compared(objective))
     if isinstance(found, OutOfMemory):
         return warnings.warn(_NOT_JUDGED, RuntimeWarning, stacklevel=2)
-    off, bound = found
+    off, bound = found.off, found.bound
     if agree(off, bound):
         return
     if is_gradient(objective):

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import hvpspec
@@ -49,3 +50,16 @@ def explicit(model, loss, batches):
         return total / sum(len(x) for x, _ in batches)
 
     return torch.func.jacrev(torch.func.jacrev(whole))(flat).numpy()
+
+
+def network(kind, **options):
+    """A small classifier: untrained, or trained for a while."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    x, y = torch.randn(512, 64), torch.arange(512) % 10
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(300 if kind == "trained" else 0):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return hvpspec.HessianOperator(model, "cross_entropy", [(x, y)], **options)

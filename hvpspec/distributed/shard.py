@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hvpspec.distributed.group import Group, shares
 from hvpspec.errors import InputError
-from hvpspec.system.scoped import scoped
+from hvpspec.system.undoing import scoped
 
 WHOLE_BYTES = 1 << 30  # of whole vectors that a product begins with; with its results and sums it has several such sets
 

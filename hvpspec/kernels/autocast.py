@@ -39,8 +39,8 @@ def autocast_to_float32(held: Callable[[], bool], note: Callable[[str], None]) -
     def cast_inputs(value: Any, device_type: str, dtype: torch.dtype) -> Any:
         return cast(value, device_type, torch.float32 if held() and dtype in _HALF else dtype)
 
-    autocast.__init__, autocast.__enter__, module._cast = made, entered, cast_inputs
     try:
+        autocast.__init__, autocast.__enter__, module._cast = made, entered, cast_inputs
         yield
     finally:
         autocast.__init__, autocast.__enter__, module._cast = init, enter, cast

@@ -16,7 +16,7 @@ import torch
 
 from hvpspec.kernels.float32_precision import is_exact_on_cpu
 from hvpspec.kernels.torch_kernels import exact_arithmetic
-from hvpspec.system.scoped import scoped
+from hvpspec.system.undoing import scoped
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

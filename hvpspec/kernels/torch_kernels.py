@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from hvpspec.kernels.inner_derivatives import (
 )
 from hvpspec.kernels.second_derivatives.table import SECOND_DERIVATIVES
 from hvpspec.system.out_of_memory import as_torch_error
-from hvpspec.system.scoped import scoped
+from hvpspec.system.undoing import run_all, scoped
 
 ATTENTION_BACKEND = "math"
 """The only scaled-dot-product attention kernel that has a second derivative."""
@@ -38,6 +39,7 @@ class Replaced:
     names: set[str]
 
 
+_SDP_KINDS = ("flash", "mem_efficient", "cudnn", "math")
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
 _LOOKED_AT = frozenset(
@@ -79,17 +81,16 @@ def prepared_to_differentiate(
     replacing = _Replacements(inner)
     with (
         EXCLUSIVE,
+        _without_forgotten_modes(),
         exact_arithmetic(device),
         autocast_to_float32(_is_evaluating, _note),
         torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
+        _math_attention(),
         _without_fast_path(),
         _uncompiled(),
         _without_reentrant_checkpoints(),
         _in_backward_too(replacing, inner),
-        # TorchScript's optimiser gives some fused programs a wrong derivative (batch norm, tanh and dropout in a row;
-        # torch 2.13).
-        torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
+        _unoptimised(),
     ):
         yield replacing
 
@@ -163,7 +164,7 @@ class _Replacements(TorchFunctionMode):
         if func in _ATTENTION:
             if func is torch.nn.functional.scaled_dot_product_attention:
                 _note("attention")
-            with sdpa_kernel(SDPBackend.MATH):
+            with _math_attention():
                 return func(*args, **kwargs)
         if func is torch.nn.functional.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             _note("batch_statistics")
@@ -260,6 +261,36 @@ def _embedding(
 
 
 @contextlib.contextmanager
+def _without_forgotten_modes() -> Iterator[None]:
+    """A mode that an alarm keeps from being left is not left to all calls of torch that follow."""
+    if not _EVALUATING.get():  # those of a product that was interrupted
+        _leave_modes(0)
+    before = len(_active_modes())
+    try:
+        yield
+    finally:
+        _leave_modes(before)
+
+
+def _leave_modes(count: int) -> None:
+    """All of ours that were entered last, beyond so many."""
+    while len(modes := _active_modes()) > count and isinstance(modes[-1], _Replacements):
+        torch.overrides._pop_mode()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _math_attention() -> Iterator[None]:
+    """torch's own context leaves its switches half way where an alarm goes off as it ends."""
+    enabled = [getattr(torch._C, f"_get_{kind}_sdp_enabled")() for kind in _SDP_KINDS]
+    undo = map(operator.call, [getattr(torch._C, f"_set_sdp_use_{kind}") for kind in _SDP_KINDS], enabled)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        run_all(undo)
+
+
+@contextlib.contextmanager
 def _without_fast_path() -> Iterator[None]:
     """Without the fused kernels of nn.MultiheadAttention and nn.TransformerEncoder in eval mode: not differentiable."""
     enabled = torch.backends.mha.get_fastpath_enabled()
@@ -267,7 +298,23 @@ def _without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        try:
+            torch.backends.mha.set_fastpath_enabled(enabled)
+        except BaseException:  # an alarm, perhaps before anything was done
+            torch.backends.mha.set_fastpath_enabled(enabled)
+            raise
+
+
+@contextlib.contextmanager
+def _unoptimised() -> Iterator[None]:
+    """Without TorchScript's optimiser, which gives some fused programs a wrong derivative (batch norm, tanh and dropout
+    in a row; torch 2.13)."""
+    undo = map(torch._C._set_graph_executor_optimize, [torch._C._get_graph_executor_optimize()])
+    try:
+        torch._C._set_graph_executor_optimize(False)
+        yield
+    finally:
+        run_all(undo)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from hvpspec.errors import InputError
 from hvpspec.kernels.comparison import Prepared, prepared, same
 from hvpspec.kernels.deferred import Deferred
 from hvpspec.kernels.placed import Placed, in_precision_of
+from hvpspec.system.undoing import run_all, set_data, set_entry
 
 _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
 
@@ -153,16 +154,32 @@ def in_precision(tensors: Sequence[Tensor], dtype: torch.dtype, placed: Placed) 
     The tensors stay the same objects, as after `module.double()`. What a forward pass writes to them (running
     statistics, an embedding's `max_norm`) reaches the copies alone.
     """
-    kept: list[tuple[Tensor, Tensor]] = []
+    own: list[Tensor] = []
+    changed: list[Tensor] = []
+    undo = map(set_data, changed, own)
     try:
-        for tensor in tensors:
+        for tensor in {id(tensor): tensor for tensor in tensors}.values():
             values = placed.copy(tensor, dtype)
-            kept.append((tensor, tensor.data))
+            own.append(tensor.data)
+            changed.append(tensor)
             tensor.data = values
         yield
     finally:
-        for tensor, data in kept:
-            tensor.data = data
+        run_all(undo)
+
+
+@contextlib.contextmanager
+def in_place(
+    model: nn.Module, names: Sequence[str], criterion: nn.Module | None, dtype: torch.dtype, placed: Placed
+) -> Iterator[tuple[nn.Parameter, ...]]:
+    """The chosen parameters, which alone require a gradient, while all values are in that precision and place."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    parameters = list({id(parameter): parameter for parameter in named.values()}.values())
+    chosen = tuple(named[name] for name in names)
+    others = [] if criterion is None else [*criterion.parameters(), *criterion.buffers()]
+    tensors = [*parameters, *model.buffers(), *others]
+    with in_precision(tensors, dtype, placed), differentiated_in(parameters, chosen):
+        yield chosen
 
 
 @contextlib.contextmanager
@@ -206,16 +223,15 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def differentiated_in(parameters: Sequence[Tensor], chosen: Sequence[Tensor]) -> Iterator[None]:
     """Only the chosen ones require a gradient: a model's others are constants, for which no graph is made."""
     mine = {id(tensor) for tensor in chosen}
-    required = [(parameter, parameter.requires_grad) for parameter in parameters]
+    required = [parameter.requires_grad for parameter in parameters]
+    undo = map(Tensor.requires_grad_, parameters, required)
     try:
-        for parameter, requires in required:
+        for parameter, requires in zip(parameters, required, strict=True):
             if requires != (id(parameter) in mine):
                 parameter.requires_grad_(not requires)
         yield
     finally:
-        for parameter, requires in required:
-            if parameter.requires_grad != requires:
-                parameter.requires_grad_(requires)
+        run_all(undo)
 
 
 @contextlib.contextmanager
@@ -228,18 +244,22 @@ def with_values(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None
     for name, tensor in named_tensors(model, every_name=True):
         if name in values:
             stand_ins.setdefault(id(tensor), values[name])
-    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    places: list[dict[str, Any]] = []
+    names: list[str] = []
+    own: list[Tensor] = []
+    undo = map(set_entry, places, names, own)
     try:
         for module in model.modules():
             for slots in (vars(module)["_parameters"], vars(module)["_buffers"]):
                 for name, tensor in slots.items():
                     if id(tensor) in stand_ins:
-                        replaced.append((slots, name, tensor))
+                        own.append(tensor)
+                        names.append(name)
+                        places.append(slots)
                         slots[name] = stand_ins[id(tensor)]
         yield
     finally:
-        for slots, name, tensor in replaced:
-            slots[name] = tensor
+        run_all(undo)
 
 
 @contextlib.contextmanager
@@ -248,7 +268,7 @@ def shaken(parameters: Sequence[Tensor]) -> Iterator[None]:
     kept = [parameter.data for parameter in parameters]
     count = sum(p.numel() for p in parameters)
     size = math.sqrt(sum(float(p.detach().abs().double().square().sum()) for p in parameters) / max(count, 1)) or 1.0
-    generator = torch.Generator().manual_seed(0)
+    generator, undo = torch.Generator().manual_seed(0), map(set_data, parameters, kept)
     try:
         for parameter in parameters:
             kind = torch.complex64 if parameter.is_complex() else torch.float32
@@ -257,5 +277,4 @@ def shaken(parameters: Sequence[Tensor]) -> Iterator[None]:
             parameter.data = parameter.data + _SHIFT * size * noise
         yield
     finally:
-        for parameter, data in zip(parameters, kept, strict=True):
-            parameter.data = data
+        run_all(undo)

@@ -15,6 +15,7 @@ from torch import nn
 
 from hvpspec.objective.live_model import modules_of
 from hvpspec.objective.losses.user_errors import is_of_dtype
+from hvpspec.system.undoing import run_all, set_entry
 
 _CACHE = "use_cache"  # filled in place in eval mode, or missing in layers without attention
 _EXPERTS = "_experts_implementation_internal"  # how the matrices of a mixture of experts are multiplied
@@ -36,11 +37,15 @@ class DefaultDtype:
             yield
             return
         before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
         try:
+            torch.set_default_dtype(dtype)
             yield
         finally:
-            torch.set_default_dtype(before)
+            try:
+                torch.set_default_dtype(before)
+            except BaseException:  # an alarm, perhaps before anything was done
+                torch.set_default_dtype(before)
+                raise
 
     def instead(self, error: BaseException, dtype: torch.dtype, evaluate: Callable[[], Any]) -> Any:
         """What `evaluate` gives with tensors made in float64; None where an error is not due to their dtype."""
@@ -61,20 +66,27 @@ def settled(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     The experts are multiplied one after the other ("eager"), or where they are tiny by copies of their weights
     ("batched_mm"): that can be recorded, but takes 1.7 times as long at 4,000 entries, and five times at 25,000.
     """
-    kept: list[tuple[dict[str, Any], str, Any]] = []
+    places: list[dict[str, Any]] = []
+    names: list[str] = []
+    values: list[Any] = []
+    undo = map(set_entry, places, names, values)
+
+    def change(own: dict[str, Any], name: str, value: Any) -> None:
+        values.append(own[name])
+        names.append(name)
+        places.append(own)
+        own[name] = value
+
     try:
         for module in modules_of(model):
             own = getattr(vars(module).get("config"), "__dict__", {})
             if own.get(_CACHE) is True:
-                kept.append((own, _CACHE, True))
-                own[_CACHE] = False
+                change(own, _CACHE, False)
             if dtype == torch.float64 and own.get(_EXPERTS) not in _IN_FLOAT64:
-                kept.append((own, _EXPERTS, own[_EXPERTS]))
-                own[_EXPERTS] = "batched_mm" if _largest_expert(model) <= _LARGEST_BATCHED else "eager"
+                change(own, _EXPERTS, "batched_mm" if _largest_expert(model) <= _LARGEST_BATCHED else "eager")
         yield
     finally:
-        for own, name, value in reversed(kept):
-            own[name] = value
+        run_all(undo)
 
 
 def _largest_expert(model: nn.Module) -> int:

@@ -23,6 +23,7 @@ from hvpspec.errors import InputError
 from hvpspec.kernels.layouts import parts
 from hvpspec.objective.live_model import modules_of, named_tensors
 from hvpspec.raised import raised
+from hvpspec.system.undoing import run_all, set_entry
 from hvpspec.wording import listed
 
 _DICTS = (dict, OrderedDict, defaultdict)  # hooks are in OrderedDicts
@@ -44,6 +45,14 @@ def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[Callable[[]
     modes = [module.training for module in modules]
     plain = _only_set_an_attribute(modules)
 
+    attributes = map(set_entry, map(vars, modules if plain else []), repeat("training"), modes)
+
+    def as_before() -> None:
+        for module, mode in zip(modules, modes, strict=True):
+            if module.training != mode:  # parents first: what they set in their children is set right after
+                module.train(mode)
+        held.restore()
+
     def afresh() -> None:
         held.restore()
         if plain:
@@ -58,12 +67,12 @@ def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[Callable[[]
         afresh()
         yield afresh
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            if plain:
-                vars(module)["training"] = mode
-            elif module.training != mode:  # parents first: what they set in their children is set right after
-                module.train(mode)
-        held.restore()
+        run_all(attributes)
+        try:
+            as_before()
+        except BaseException:  # an alarm, perhaps before anything was done
+            as_before()
+            raise
 
 
 def _only_set_an_attribute(modules: Sequence[nn.Module]) -> bool:

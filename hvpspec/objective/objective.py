@@ -29,8 +29,7 @@ from hvpspec.objective.batches import OneBatch, check_data, move_numbered, numbe
 from hvpspec.objective.frozen_values import frozen_values
 from hvpspec.objective.live_model import (
     LiveValues,
-    differentiated_in,
-    in_precision,
+    in_place,
     named_tensors,
     ordinary_tensors,
     shaken,
@@ -60,6 +59,7 @@ from hvpspec.options import Matrix, Reduction
 from hvpspec.system.out_of_memory import as_torch_error
 from hvpspec.validation import check_seed
 
+_NOTHING = contextlib.nullcontext()
 REPEATED = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative: sums in another order differ by less
 
 
@@ -116,7 +116,7 @@ class Objective:
         self._counting: Counting | None = Counting() if self.loss.weighs_exactly else None
         self._parameters: tuple[nn.Parameter, ...] | None = None  # while an evaluation goes on
         self._afresh: Callable[[], object] = object  # forgets what an evaluation left in the model's attributes
-        self._replacing: AbstractContextManager[Any] = contextlib.nullcontext()  # entered to evaluate a loss
+        self._replacing: AbstractContextManager[Any] = _NOTHING  # entered to evaluate a loss
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its values at the start of the evaluation
         self._modes_are_safe = False
         self._weight: float | None = None
@@ -137,35 +137,34 @@ class Objective:
         values: the function would be another one. deferred: is asked to look whether values that were copied to another
         device for an earlier evaluation are still the model's.
         """
-        with EXCLUSIVE, contextlib.ExitStack() as stack:  # first: another thread may be evaluating this objective
+        with EXCLUSIVE:  # first: another thread may be evaluating this objective
             if self._parameters is not None:
                 yield self._parameters
                 return
             self.settle()
-            self._replacing = stack.enter_context(prepared_to_differentiate(self.device, self._inner))
-            stack.enter_context(settled(self.model, self.dtype))
-            stack.enter_context(ordinary_tensors(self.model, self.dtype, self._values))
-            if not self._modes_are_safe:
-                check_modes(self.model, dropout=not self.train_mode or self.noise_seed is not None)
-                self._modes_are_safe = True
-            self._afresh = stack.enter_context(in_mode(self.model, training=self.train_mode))
-            self._look(deferred)
-            named, buffers = dict(self.model.named_parameters(remove_duplicate=False)), list(self.model.buffers())
-            parameters = list({id(parameter): parameter for parameter in named.values()}.values())
-            stack.enter_context(in_precision([*parameters, *buffers], self.dtype, self._values))
-            if (criterion := self.loss.criterion) is not None:
-                stack.enter_context(in_mode(criterion, training=self.train_mode))
-                tensors = [*criterion.parameters(), *criterion.buffers()]
-                stack.enter_context(in_precision(tensors, self.dtype, self._values))
-            chosen = tuple(named[name] for name in self.space.names)
-            stack.enter_context(differentiated_in(parameters, chosen))
-            self._parameters = chosen
-            self._buffers = [(buffer, buffer.data) for buffer in buffers]
-            try:
-                yield chosen
-            finally:
-                self._parameters, self._buffers, self._afresh = None, [], object  # which can be pickled
-                self._replacing = contextlib.nullcontext()
+            with (
+                prepared_to_differentiate(self.device, self._inner) as self._replacing,
+                settled(self.model, self.dtype),
+                ordinary_tensors(self.model, self.dtype, self._values),
+                self._in_mode() as self._afresh,
+            ):
+                self._look(deferred)
+                criterion = self.loss.criterion
+                with (
+                    _NOTHING if criterion is None else in_mode(criterion, training=self.train_mode),
+                    in_place(self.model, self.space.names, criterion, self.dtype, self._values) as chosen,
+                ):
+                    try:
+                        self._parameters, self._buffers = chosen, [(each, each.data) for each in self.model.buffers()]
+                        yield chosen
+                    finally:  # to what can be pickled
+                        self._parameters, self._buffers, self._afresh, self._replacing = None, [], object, _NOTHING
+
+    def _in_mode(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        if not self._modes_are_safe:
+            check_modes(self.model, dropout=not self.train_mode or self.noise_seed is not None)
+            self._modes_are_safe = True
+        return in_mode(self.model, training=self.train_mode)
 
     def snapshot(self) -> Snapshot:
         """Copies of the model's current values."""

@@ -29,6 +29,7 @@ from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import as_real, joined
 from hvpspec.oracle.autograd import OnBatch, refused_derivative
 from hvpspec.oracle.graph_memory import graph_nodes
+from hvpspec.system.undoing import run_all, set_data
 from hvpspec.validation import all_finite, not_finite_in
 
 Evaluate = Callable[[], tuple[Tensor, float]]
@@ -213,6 +214,7 @@ def moved(
     Those that no gradient has reached stay where they are: what is used under no_grad is a constant.
     """
     centre = [parameter.data for parameter in parameters]
+    undo = map(set_data, parameters, centre)
     try:
         each = zip(parameters, centre, objective.space.pieces(v), reached, strict=True)
         for parameter, middle, piece, moves in each:
@@ -220,8 +222,7 @@ def moved(
                 parameter.data = middle + step * piece
         yield
     finally:
-        for parameter, middle in zip(parameters, centre, strict=True):
-            parameter.data = middle
+        run_all(undo)
 
 
 def size(parameters: Sequence[Tensor]) -> float:

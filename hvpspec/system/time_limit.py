@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
 
-from hvpspec.system.scoped import scoped
+from hvpspec.system.undoing import scoped
 
 PRODUCTS_PER_RECOMPUTED = 4.0  # in time: float64 takes twice as long, and no engine has prepared for it
 _RECOMPUTED = 2  # products that a run computes again, to measure rounding

@@ -4,16 +4,14 @@ Each setting that torch knows, alone and mixed, with models that change them in 
 """
 
 import ast
-import contextlib
 import os
-import random
-import signal
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from alarms import alarms
 from torch import nn
 
 import hvpspec
@@ -235,37 +233,19 @@ def test_threads_may_be_inside_at_once():
         torch.set_float32_matmul_precision("highest")
 
 
-class Alarm(KeyboardInterrupt):
-    pass
-
-
-@pytest.fixture
-def alarm():
-    """Raises Alarm so many seconds after it is called; called with 0, it does not."""
-
-    def ring(number, frame):
-        raise Alarm
-
-    theirs, timer = signal.signal(signal.SIGALRM, ring), signal.setitimer(signal.ITIMER_REAL, 0)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, theirs)
-    signal.setitimer(signal.ITIMER_REAL, *timer)
-
-
 @pytest.mark.parametrize("inside", [exact_arithmetic, full_precision], ids=lambda one: one.__name__)
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
-def test_whatever_moment_an_alarm_comes_at_the_next_product_is_exact_and_restores_the_settings(alarm, device, inside):
+def test_whatever_moment_an_alarm_comes_at_the_next_product_is_exact_and_restores_the_settings(device, inside):
     """While they are changed, or changed back; likewise Ctrl-C, after which a notebook goes on."""
+
+    def enter():
+        with inside(device):
+            pass
+
     torch.set_float32_matmul_precision("medium")
     try:
         before = effective()
-        for seconds in random.Random(0).choices([n * 1e-6 for n in range(5, 150)], k=400):
-            with contextlib.suppress(Alarm):
-                alarm(seconds)
-                while True:
-                    with inside(device):
-                        pass
+        for _ in alarms(enter, 150e-6, 400):
             assert not torch_kernels._is_evaluating()
             with inside(device):
                 assert GET("mkldnn", "matmul") == "ieee"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hvpspec.errors import InputError
 from hvpspec.objective.cutting import FIRST, CannotCut, cut, length
-from hvpspec.system.scoped import scoped
+from hvpspec.system.undoing import scoped
 
 Samples = tuple[Tensor, Tensor]
 """The mean loss of each sample of a batch, shape (samples,), and the weight of each."""

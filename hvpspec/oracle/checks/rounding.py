@@ -24,6 +24,7 @@ from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import as_real
 from hvpspec.oracle import autograd
 from hvpspec.results.estimate import Recomputed
+from hvpspec.system.undoing import run_all, set_data
 
 _SCALE = 0.7  # of a vector: no power of 2
 _VECTORS_IN_FLOAT64 = 6  # of the model's size, with their margin: its copy, a gradient with its graph, and the product
@@ -53,7 +54,7 @@ def _fits(objective: Objective, columns: Tensor) -> bool:
 @contextlib.contextmanager
 def _nudged(parameters: Sequence[Tensor], unit: float) -> Iterator[None]:
     """Each entry moved up or down by a relative `unit`, at random, and back when it ends."""
-    kept = [parameter.data for parameter in parameters]
+    undo = map(set_data, parameters, [parameter.data for parameter in parameters])
     generator = torch.Generator().manual_seed(0)
     try:
         for parameter in parameters:
@@ -63,5 +64,4 @@ def _nudged(parameters: Sequence[Tensor], unit: float) -> Iterator[None]:
             parameter.data = torch.view_as_complex(moved) if parameter.is_complex() else moved
         yield
     finally:
-        for parameter, data in zip(parameters, kept, strict=True):
-            parameter.data = data
+        run_all(undo)

@@ -47,8 +47,8 @@ def functional_conversions() -> Iterator[None]:
                         slots[name] = converted
         return self
 
-    nn.Module._apply = apply  # type: ignore[method-assign]
     try:
+        nn.Module._apply = apply  # type: ignore[method-assign]
         yield
     finally:
         nn.Module._apply = original  # type: ignore[method-assign]
@@ -61,8 +61,8 @@ def vmapped(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """`torch.func.vmap` without its warnings of operations that it repeats for each row: whether several together are
     faster is measured."""
     warn: Any = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
-    warn(False)
     try:
+        warn(False)
         found: Tensor = torch.func.vmap(function)(rows)
     finally:
         warn(True)  # torch's default; it does not say what is set

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import Snapshot
 from hvpspec.oracle.recorded.tracing import NeedsValues, NotRecordable, Recording, record, shape_of
-from hvpspec.system.scoped import scoped
+from hvpspec.system.undoing import scoped
 
 SECONDS_A_NODE = 0.01
 """That recording takes, of the gradient's graph, as measured (6 to 12 ms); until one has been made here."""

@@ -7,7 +7,7 @@ A ResNet-18 of half width for small images, 2.8 million parameters, trained for 
 digits in four batches. Seconds: of one processor, from making the operator to λ1, everything included. Off: from the
 value of SciPy's `eigsh` with products by double backward as torch's manual has it, in float32 as all the others, to a
 relative tolerance of 1e-7. Each package is given its own tolerance, and then smaller ones until λ1 is right to 0.1 %.
-The time of hvpspec includes a product in float64, which takes as long as four in float32, and one that checks all
+The time of hvpspec includes a product in float64, which takes as long as six in float32, and one that checks all
 others: what the error bar of λ1 says of rounding comes from these.
 """
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hvpspec.kernels.autocast import autocast_to_float32
@@ -39,7 +38,7 @@ class Replaced:
     names: set[str]
 
 
-_SDP_KINDS = ("flash", "mem_efficient", "cudnn", "math")
+_SDP_KINDS = ("flash", "mem_efficient", "cudnn", "math", "overrideable")
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
 _LOOKED_AT = frozenset(
@@ -164,8 +163,7 @@ class _Replacements(TorchFunctionMode):
         if func in _ATTENTION:
             if func is torch.nn.functional.scaled_dot_product_attention:
                 _note("attention")
-            with _math_attention():
-                return func(*args, **kwargs)
+            return _by_math(func, args, kwargs)
         if func is torch.nn.functional.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             _note("batch_statistics")
             if (args[1] if len(args) > 1 else kwargs.get("running_mean")) is not None:
@@ -281,13 +279,32 @@ def _leave_modes(count: int) -> None:
 @contextlib.contextmanager
 def _math_attention() -> Iterator[None]:
     """torch's own context leaves its switches half way where an alarm goes off as it ends."""
-    enabled = [getattr(torch._C, f"_get_{kind}_sdp_enabled")() for kind in _SDP_KINDS]
-    undo = map(operator.call, [getattr(torch._C, f"_set_sdp_use_{kind}") for kind in _SDP_KINDS], enabled)
+    undo = _attention_switches()
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        run_all(_attention_switches(only=ATTENTION_BACKEND))
+        yield
     finally:
         run_all(undo)
+
+
+def _by_math(func: Any, args: Any, kwargs: Any) -> Any:
+    """The same within a model's forward, which may have chosen a kernel itself.
+
+    No context: one that an alarm keeps from being entered ends when it is forgotten, after the one around it.
+    """
+    undo = _attention_switches()
+    try:
+        run_all(_attention_switches(only=ATTENTION_BACKEND))
+        return func(*args, **kwargs)
+    finally:
+        run_all(undo)
+
+
+def _attention_switches(only: str | None = None) -> Iterator[object]:
+    """What sets them as they are, or so that there is only this kind."""
+    setters = [getattr(torch._C, f"_set_sdp_use_{kind}") for kind in _SDP_KINDS]
+    enabled = [kind == only if only else getattr(torch._C, f"_get_{kind}_sdp_enabled")() for kind in _SDP_KINDS]
+    return map(operator.call, setters, enabled)
 
 
 @contextlib.contextmanager

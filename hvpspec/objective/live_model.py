@@ -21,7 +21,7 @@ from hvpspec.errors import InputError
 from hvpspec.kernels.comparison import Prepared, prepared, same
 from hvpspec.kernels.deferred import Deferred
 from hvpspec.kernels.placed import Placed, in_precision_of
-from hvpspec.system.undoing import run_all, set_data, set_entry
+from hvpspec.system.undoing import run_all, set_entry
 
 _SHIFT = 0.1  # of `shaken`, relative to the root mean square of all parameters
 
@@ -58,6 +58,10 @@ def working_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
     """float64 if any parameter is; else float32, as half precision is too coarse to differentiate twice."""
     double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters)
     return torch.float64 if double else torch.float32
+
+
+set_data: Callable[[Tensor, Tensor], None] = Tensor.data.__set__  # type: ignore[attr-defined]
+"""`tensor.data = values` as a function."""
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -25,11 +25,12 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.kernels.deferred import Deferred, not_finite
 from hvpspec.kernels.torch_kernels import holding_padding_rows
+from hvpspec.objective.live_model import set_data
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import as_real, joined
 from hvpspec.oracle.autograd import OnBatch, refused_derivative
 from hvpspec.oracle.graph_memory import graph_nodes
-from hvpspec.system.undoing import run_all, set_data
+from hvpspec.system.undoing import run_all
 from hvpspec.validation import all_finite, not_finite_in
 
 Evaluate = Callable[[], tuple[Tensor, float]]

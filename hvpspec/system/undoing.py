@@ -16,15 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-import torch
-
 T = TypeVar("T")
 
 run_all: Callable[[Iterable[object]], None] = deque[object](maxlen=0).extend
 """Makes all calls of a `map`, and keeps no results."""
-
-set_data: Callable[[torch.Tensor, torch.Tensor], None] = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-"""`tensor.data = values` as a function."""
 
 set_entry: Callable[[Any, str, Any], None] = operator.setitem
 """`entries[name] = value` as a function."""

@@ -20,11 +20,12 @@ from torch import Tensor
 from hvpspec.errors import InputError, ZeroHessianWarning
 from hvpspec.kernels.torch_kernels import EXCLUSIVE
 from hvpspec.memory import free_memory
+from hvpspec.objective.live_model import set_data
 from hvpspec.objective.objective import Objective
 from hvpspec.objective.parameters import as_real
 from hvpspec.oracle import autograd
 from hvpspec.results.estimate import Recomputed
-from hvpspec.system.undoing import run_all, set_data
+from hvpspec.system.undoing import run_all
 
 _SCALE = 0.7  # of a vector: no power of 2
 _VECTORS_IN_FLOAT64 = 6  # of the model's size, with their margin: its copy, a gradient with its graph, and the product

@@ -1,5 +1,6 @@
 """Exceptions at any moment, as Ctrl-C and the alarm of a time limit raise them."""
 
+import gc
 import random
 import signal
 
@@ -37,3 +38,4 @@ def alarms(work, most_seconds, count):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, theirs)
         signal.setitimer(signal.ITIMER_REAL, *timer)
+        gc.collect()  # contexts that were interrupted, and that frames of exceptions hold in circles

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hvpspec.checkpoint.fingerprint import Fingerprint
-from hvpspec.kernels.torch_kernels import ATTENTION_BACKEND
+from hvpspec.kernels.switches import ATTENTION_BACKEND
 from hvpspec.objective.losses.loss import LossValue
 from hvpspec.objective.subsets.sampled_batches import SampledBatches
 from hvpspec.objective.subsets.shares import all_batches

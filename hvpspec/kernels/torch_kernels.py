@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,9 @@ from hvpspec.kernels.inner_derivatives import (
     differentiated_by_torch_func,
 )
 from hvpspec.kernels.second_derivatives.table import SECOND_DERIVATIVES
+from hvpspec.kernels.switches import by_math, math_attention, unoptimised, without_autocast, without_fast_path
 from hvpspec.system.out_of_memory import as_torch_error
-from hvpspec.system.undoing import run_all, scoped
-
-ATTENTION_BACKEND = "math"
-"""The only scaled-dot-product attention kernel that has a second derivative."""
+from hvpspec.system.undoing import scoped
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,6 @@ class Replaced:
     names: set[str]
 
 
-_SDP_KINDS = ("flash", "mem_efficient", "cudnn", "math", "overrideable")
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
 _LOOKED_AT = frozenset(
@@ -84,12 +80,12 @@ def prepared_to_differentiate(
         exact_arithmetic(device),
         autocast_to_float32(_is_evaluating, _note),
         torch.enable_grad(),
-        _math_attention(),
-        _without_fast_path(),
+        math_attention(),
+        without_fast_path(),
         _uncompiled(),
         _without_reentrant_checkpoints(),
         _in_backward_too(replacing, inner),
-        _unoptimised(),
+        unoptimised(),
     ):
         yield replacing
 
@@ -99,8 +95,7 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """No autocast, no TF32 and no bfloat16: what a recorded graph needs, whose operations are fixed but not their
     precision."""
     turns = EXCLUSIVE if device.type == "cuda" else contextlib.nullcontext()
-    autocast = torch.autocast(device.type, torch.float32, enabled=False)
-    with turns, torch.inference_mode(False), autocast, exact_float32(device, _is_evaluating):
+    with turns, torch.inference_mode(False), without_autocast(device.type), exact_float32(device, _is_evaluating):
         yield
 
 
@@ -163,7 +158,7 @@ class _Replacements(TorchFunctionMode):
         if func in _ATTENTION:
             if func is torch.nn.functional.scaled_dot_product_attention:
                 _note("attention")
-            return _by_math(func, args, kwargs)
+            return by_math(func, args, kwargs)
         if func is torch.nn.functional.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             _note("batch_statistics")
             if (args[1] if len(args) > 1 else kwargs.get("running_mean")) is not None:
@@ -274,64 +269,6 @@ def _leave_modes(count: int) -> None:
     """All of ours that were entered last, beyond so many."""
     while len(modes := _active_modes()) > count and isinstance(modes[-1], _Replacements):
         torch.overrides._pop_mode()  # type: ignore[no-untyped-call]
-
-
-@contextlib.contextmanager
-def _math_attention() -> Iterator[None]:
-    """torch's own context leaves its switches half way where an alarm goes off as it ends."""
-    undo = _attention_switches()
-    try:
-        run_all(_attention_switches(only=ATTENTION_BACKEND))
-        yield
-    finally:
-        run_all(undo)
-
-
-def _by_math(func: Any, args: Any, kwargs: Any) -> Any:
-    """The same within a model's forward, which may have chosen a kernel itself.
-
-    No context: one that an alarm keeps from being entered ends when it is forgotten, after the one around it.
-    """
-    undo = _attention_switches()
-    try:
-        run_all(_attention_switches(only=ATTENTION_BACKEND))
-        return func(*args, **kwargs)
-    finally:
-        run_all(undo)
-
-
-def _attention_switches(only: str | None = None) -> Iterator[object]:
-    """What sets them as they are, or so that there is only this kind."""
-    setters = [getattr(torch._C, f"_set_sdp_use_{kind}") for kind in _SDP_KINDS]
-    enabled = [kind == only if only else getattr(torch._C, f"_get_{kind}_sdp_enabled")() for kind in _SDP_KINDS]
-    return map(operator.call, setters, enabled)
-
-
-@contextlib.contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Without the fused kernels of nn.MultiheadAttention and nn.TransformerEncoder in eval mode: not differentiable."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
-    finally:
-        try:
-            torch.backends.mha.set_fastpath_enabled(enabled)
-        except BaseException:  # an alarm, perhaps before anything was done
-            torch.backends.mha.set_fastpath_enabled(enabled)
-            raise
-
-
-@contextlib.contextmanager
-def _unoptimised() -> Iterator[None]:
-    """Without TorchScript's optimiser, which gives some fused programs a wrong derivative (batch norm, tanh and dropout
-    in a row; torch 2.13)."""
-    undo = map(torch._C._set_graph_executor_optimize, [torch._C._get_graph_executor_optimize()])
-    try:
-        torch._C._set_graph_executor_optimize(False)
-        yield
-    finally:
-        run_all(undo)
 
 
 @contextlib.contextmanager

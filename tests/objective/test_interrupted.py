@@ -40,6 +40,7 @@ def switches():
         torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(),
         torch.backends.cuda.math_sdp_enabled(), MHA.get_fastpath_enabled(), torch._C._get_graph_executor_optimize(),
         torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
         torch.autograd._engine_run_backward, torch.utils.checkpoint.CheckpointFunction, torch.amp.autocast.__enter__,
         len(torch.overrides._get_current_function_mode_stack()), torch.get_default_dtype(),
     )  # fmt: skip

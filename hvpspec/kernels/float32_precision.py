@@ -68,11 +68,11 @@ def exact_float32(device: torch.device, held: Callable[[], bool]) -> Iterator[No
     context = _Context()
     try:
         with _lock:
-            if not _state.open:
+            if first := not _state.open:
                 _restore()  # where an alarm has kept the last one from it
-                _state.open.add(context)
-                _hold(held)
             _state.open.add(context)
+            if first:
+                _hold(held)
             # Looked at, as a context that an alarm has kept from ending may be open until Python collects garbage.
             if not (_is_exact_everywhere() or (device.type == "cpu" and _is_exact("mkldnn"))):
                 _make_exact()

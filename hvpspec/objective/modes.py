@@ -48,7 +48,7 @@ def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[Callable[[]
     attributes = map(set_entry, map(vars, modules if plain else []), repeat("training"), modes)
 
     def as_before() -> None:
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in () if plain else zip(modules, modes, strict=True):
             if module.training != mode:  # parents first: what they set in their children is set right after
                 module.train(mode)
         held.restore()

@@ -1,7 +1,7 @@
 """What the whole run will take, from what a few products took: HVPs, seconds and memory, expected and at most.
 
-A few products with normal vectors x show a spectrum roughly: E xᵀHx = tr H, E |Hx|² = ‖H‖_F², and |Hx|⁴ / |H²x|² is
-about r = ‖H‖_F⁴ / ‖H²‖_F², the number of eigenvalues that make up the norm. Where these are few, the k-th eigenpair
+A few products with normal vectors x show a spectrum roughly: E xᵀHx = tr H, E |Hx|² = ‖H‖_F², and ‖H‖_F² |Hx|² / |H²x|²
+is about r = ‖H‖_F⁴ / ‖H²‖_F², the number of eigenvalues that make up the norm. Where these are few, the k-th eigenpair
 takes as many Lanczos steps as the plan says; where they are many, it lies at the edge of a bulk, and takes about twice
 as many. Probes to a relative half-width ε of the trace number N = 2 (2/ε)² ‖B‖_F² / max(tr H, ‖H‖_F)², as the variance
 of one is at most 2 ‖B‖_F², where B is what the basis leaves of H: after m steps about exp(−m/r) of ‖H‖_F², and a bulk.

@@ -1,6 +1,7 @@
 """Estimates do not depend on the precision that the caller has set for their own work."""
 
 import contextlib
+import contextvars
 
 import numpy as np
 import pytest
@@ -171,11 +172,12 @@ def test_settings_come_back_after_an_error(monkeypatch, settings):
 def test_threads_that_overlap_restore_the_setting_when_the_last_one_leaves(monkeypatch):
     with fewer_digits_on_cpu(monkeypatch):
         first, second = (full_precision.full_precision(torch.device("cpu")) for _ in range(2))
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
+        mine, theirs = (contextvars.copy_context() for _ in range(2))  # as each thread has its own
+        mine.run(first.__enter__)
+        theirs.run(second.__enter__)
+        mine.run(first.__exit__, None, None, None)
         assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-        second.__exit__(None, None, None)
+        theirs.run(second.__exit__, None, None, None)
 
 
 def test_under_inference_mode(monkeypatch):

@@ -26,8 +26,6 @@ from torch import Tensor
 from hvpspec.kernels.inner_derivatives import differentiated_by_torch_func
 
 _MAX_KERNEL = 64  # entries of one channel's: with longer ones torch's way is the faster one
-
-
 _LEAST_WORK = 1 << 16  # multiplications for a sample: with fewer, calling Python takes what is gained
 _DTYPES = {"cpu": (torch.float64,)}  # by device, where it was measured to be worthwhile
 _Padding = int | Sequence[int] | str
@@ -109,10 +107,9 @@ def convolution(function: Callable[..., Tensor], dimensions: int, *, transposed:
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> Tensor:
-        places = _padding(padding, weight, _each(dilation, dimensions))
-        if places is None or not _is_worthwhile(input, weight, dimensions):
-            return function(input, weight, bias, stride, padding, dilation, groups)
         step, apart, further = (_each(size, dimensions) for size in (stride, dilation, 0))
+        if not _is_worthwhile(input, weight, dimensions) or (places := _padding(padding, weight, apart)) is None:
+            return function(input, weight, bias, stride, padding, dilation, groups)
         return _convolved(input, weight, bias, _Form(step, places, apart, False, further, groups))
 
     def transpose(
